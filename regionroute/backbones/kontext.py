@@ -1,0 +1,353 @@
+"""Loads a Kontext pipeline of any size, frozen, with the few facts that differ between bases.
+
+Shape legend: B batch, C latent channels, H W pixels, h w latent rows and columns, T text tokens,
+D text width, P pooled width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxTransformer2DModel,
+)
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from regionroute import latents as latent_space
+from regionroute.backbones import nano
+from regionroute.errors import UserError
+from regionroute.io import settings_hash
+
+SETTINGS_FILE = "regionroute.json"
+PIPELINE_CLASS = "FluxKontextPipeline"
+SMALL_PARTS: dict[str, Any] = {
+    "tokenizer": CLIPTokenizer,
+    "tokenizer_2": T5TokenizerFast,
+    "scheduler": FlowMatchEulerDiscreteScheduler,
+}
+NETWORKS: dict[str, Any] = {
+    "transformer": FluxTransformer2DModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": T5EncoderModel,
+}
+MAX_ASPECT = 16  # beyond this the short side is a token or two
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """What a base was made for; ``regionroute.json`` in its folder overrides the defaults.
+
+    Attributes:
+        steps: model calls for one edit.
+        guidance: strength fed to guidance-distilled transformers.
+        max_text_length: T5 tokens a prompt is padded to, the same in training and inference
+            because Flux attends to padding; at most 512.
+        resolution: side of the square whose area a picture is resized to.
+    """
+
+    steps: int = 28
+    guidance: float = 3.5
+    max_text_length: int = 512
+    resolution: int = 1024
+
+
+@dataclass
+class Backbone:
+    """A frozen base and its parts; the names are the pipeline's.
+
+    Attributes:
+        name: what the user asked for.
+        settings: see :class:`BaseSettings`.
+        fingerprint: of the transformer's configuration and size; experts fit only their own.
+    """
+
+    name: str
+    transformer: FluxTransformer2DModel
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    tokenizer_2: T5TokenizerFast
+    text_encoder_2: T5EncoderModel
+    scheduler: FlowMatchEulerDiscreteScheduler
+    settings: BaseSettings
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.transformer.device
+
+    @property
+    def vae_scale(self) -> int:
+        """Pixels a latent cell covers along each side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def to(self, device: str | torch.device) -> Backbone:
+        """Moves all networks, in place."""
+        for network in self.networks():
+            network.to(device)
+        return self
+
+    def networks(self) -> list[nn.Module]:
+        """The four networks: transformer, vae, both text encoders."""
+        return [self.transformer, self.vae, self.text_encoder, self.text_encoder_2]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] in [0,1] to scaled latents [B,C,h,w]; no gradients."""
+        return latent_space.encode_images(self.vae, images.to(self.device))
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents [B,C,h,w] to [B,3,H,W] float32 in [0,1]; no gradients."""
+        return latent_space.decode_latents(self.vae, latents.to(self.device))
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Text states as the stock pipeline computes them; no gradients.
+
+        Args:
+            prompts: B texts. Whether phrases survive truncation is checked by
+                :func:`regionroute.prompts.token_indices`, not here.
+
+        Returns:
+            T5 states [B,T,D] with T = ``settings.max_text_length``, and CLIP's pooled state [B,P].
+        """
+        clip_ids = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        t5_ids = self.tokenizer_2(
+            list(prompts),
+            padding="max_length",
+            max_length=self.settings.max_text_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        pooled = self.text_encoder(clip_ids.to(self.device)).pooler_output
+        states = self.text_encoder_2(t5_ids.to(self.device))[0]
+        return states.to(self.text_encoder_2.dtype), pooled.to(self.text_encoder.dtype)
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which the model sees a picture: same aspect, area near resolution².
+
+        Args:
+            height: H of the picture.
+            width: W of the picture.
+
+        Returns:
+            (H', W'), multiples of 2 · vae scale.
+
+        Raises:
+            UserError: one side is more than 16 times the other.
+        """
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise UserError(
+                f"the picture is {width}x{height}: one side is more than {MAX_ASPECT} times the "
+                "other, crop it first"
+            )
+        multiple = 2 * self.vae_scale
+        scale = self.settings.resolution / math.sqrt(height * width)
+        fitted = [
+            max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)
+        ]
+        return fitted[0], fitted[1]
+
+
+def load_backbone(
+    spec: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Backbone:
+    """Loads a base: every network frozen and in evaluation mode.
+
+    Args:
+        spec: ``nano``, a local folder in diffusers' ``FluxKontextPipeline`` layout, or a hub id
+            such as ``black-forest-labs/FLUX.1-Kontext-dev``. A folder wins over a hub id.
+        dtype: of all networks.
+        device: where they go.
+
+    Raises:
+        UserError: no such base, not a Kontext pipeline, files missing or damaged, hub not
+            reachable or not permitted.
+    """
+    source = resolve(spec)
+    settings = read_settings(source) if isinstance(source, Path) else BaseSettings()
+    with quiet() if isinstance(source, Path) else contextlib.nullcontext():
+        parts = _load_parts(spec, source, dtype)
+    backbone = Backbone(
+        name=spec,
+        settings=settings,
+        fingerprint=fingerprint(parts["transformer"]),
+        **parts,
+    )
+    for network in backbone.networks():
+        network.requires_grad_(False).eval()
+    return backbone.to(device)
+
+
+def resolve(spec: str) -> Path | str:
+    """Where a base's files are: a checked local folder, or the hub id itself.
+
+    Raises:
+        UserError: neither an embedded name, nor a Kontext folder, nor the form of a hub id.
+    """
+    if spec == nano.NAME:
+        return nano.nano_folder()
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return folder
+    if folder.exists():
+        raise UserError(f"base {spec}: this is a file; give the folder that has model_index.json")
+    is_hub_id = spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and spec[-1] != "/"
+    if not is_hub_id:
+        raise UserError(
+            f"base {spec!r}: no such folder; give `nano`, a folder with model_index.json, or a hub "
+            "id such as black-forest-labs/FLUX.1-Kontext-dev"
+        )
+    return spec
+
+
+def read_settings(folder: Path) -> BaseSettings:
+    """``regionroute.json`` of a base's folder over the defaults.
+
+    Raises:
+        UserError: not JSON, unknown key, or a value of the wrong kind.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return BaseSettings()
+    data = _read_object(path)
+    kinds = {
+        field.name: type(getattr(BaseSettings(), field.name)) for field in fields(BaseSettings)
+    }
+    for key, value in data.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1) or sorted(kinds)
+            raise UserError(f"{path}: unknown key {key!r}; did you mean {' or '.join(near)}?")
+        allowed = (int, float) if kinds[key] is float else (int,)
+        if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
+            raise UserError(f"{path}: {key} must be a positive number, not {value!r}")
+    settings = BaseSettings(**(asdict(BaseSettings()) | data))
+    if settings.max_text_length > 512:
+        raise UserError(f"{path}: max_text_length is at most 512, Kontext pipelines take no more")
+    return settings
+
+
+def fingerprint(transformer: FluxTransformer2DModel) -> str:
+    """Hash of a transformer's configuration and parameter count (not of its weights)."""
+    config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
+    return settings_hash({"config": config, "parameters": transformer.num_parameters()})
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); mend or remove the file") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return data
+
+
+def _check_folder(folder: Path) -> None:
+    """Says what a folder lacks before half of it has been loaded."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(
+            f"base {folder}: no model_index.json; give a folder saved by "
+            f"{PIPELINE_CLASS}.save_pretrained"
+        )
+    _check_class(str(folder), _read_object(index))
+    for name in NETWORKS:
+        part = folder / name
+        if not (part / "config.json").is_file():
+            raise UserError(f"base {folder}: {name}/config.json is missing; copy the whole folder")
+        if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
+            raise UserError(f"base {folder}: {name} has no weights; copy the whole folder")
+
+
+def _check_class(spec: str, index: dict[str, Any]) -> None:
+    found = index.get("_class_name")
+    if found != PIPELINE_CLASS:
+        raise UserError(f"base {spec}: this is a {found}, but editing needs a {PIPELINE_CLASS}")
+
+
+def _load_parts(spec: str, source: Path | str, dtype: torch.dtype) -> dict[str, Any]:
+    """All parts by their pipeline names; each failure becomes one sentence."""
+    where = {"local_files_only": isinstance(source, Path)}
+    parts: dict[str, Any] = {}
+    try:
+        if isinstance(source, str):
+            _check_class(spec, FluxKontextPipeline.load_config(source))
+        for name, kind in (SMALL_PARTS | NETWORKS).items():
+            if name in SMALL_PARTS:
+                parts[name] = kind.from_pretrained(source, subfolder=name, **where)
+                continue
+            parts[name], report = kind.from_pretrained(
+                source, subfolder=name, dtype=dtype, output_loading_info=True, **where
+            )
+            # Both libraries fill what a file lacks with random numbers and only print a line.
+            if report["missing_keys"]:
+                first = min(report["missing_keys"])
+                raise UserError(f"base {spec}: the weights of {name} lack {first}; copy them again")
+    except UserError:
+        raise
+    except GatedRepoError:
+        raise UserError(
+            f"base {spec}: its licence has to be accepted on the hub first; do that there, then "
+            "log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"base {spec}: neither a folder here nor a repository on the hub you may read; check "
+            "the name, or log in with `hf auth login`"
+        ) from None
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(source, Path):
+            raise UserError(
+                f"base {spec}: its files are damaged, copy it again: {reason}"
+            ) from None
+        raise UserError(
+            f"base {spec}: no such folder here, and the hub did not answer; check the path or "
+            f"the connection: {reason}"
+        ) from None
+    return parts
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of the two libraries; for local files, which load in moments."""
+    bars = (
+        transformers_logging.is_progress_bar_enabled(),
+        diffusers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars[0]:
+            transformers_logging.enable_progress_bar()
+        if bars[1]:
+            diffusers_logging.enable_progress_bar()
