@@ -17,7 +17,11 @@ from regionroute.backbones.kontext import SETTINGS_FILE, quiet
 from regionroute.backbones.tokenizers import build_clip_tokenizer, build_t5_tokenizer
 from regionroute.io import write_json
 
-WORDS = ["make", "the", "in", "style", "keep", "other", "area", "unchanged", "image", "and", "a", "turn", "into", "picture", "of", "square", "circle", "dog", "cup", "pixel-art", "line-art", "cyberpunk", "expressionist", ",", "."]
+WORDS = (
+    *("make", "the", "in", "style", "keep", "other", "area", "unchanged", "image", "and"),
+    *("a", "turn", "into", "picture", "of", "square", "circle", "dog", "cup"),
+    *("pixel-art", "line-art", "cyberpunk", "expressionist"),
+)
 TEXT_LENGTH = 32  # enough for the template with a few letters-only words
 SETTINGS = {"steps": 2, "guidance": 3.5, "max_text_length": TEXT_LENGTH, "resolution": 32}
 

@@ -120,6 +120,6 @@ def _case_folding_map() -> bytes:
             normalization_rule_tsv=str(table),
             minloglevel=2,
         )
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.ParseFromString(trained.getvalue())
     return model.normalizer_spec.precompiled_charsmap
