@@ -1,0 +1,217 @@
+"""The settings of a training run: every key, its default, its range and what it means.
+
+This file is the only place where defaults stand. `regionroute.config_io` reads and writes these
+models as YAML; ``train/run.py --print-config`` prints them with the descriptions as comments.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from regionroute import config_io
+from regionroute.config_io import add_config_arguments, dump_config, save_config
+from regionroute.io import AnyPath
+
+__all__ = [
+    "BaseConfig",
+    "DataConfig",
+    "ExpertsConfig",
+    "FlowConfig",
+    "OptimConfig",
+    "RunConfig",
+    "Section",
+    "SupervisionConfig",
+    "TrainConfig",
+    "add_config_arguments",
+    "dump_config",
+    "load_config",
+    "save_config",
+]
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Name], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, values stay as they were loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BaseConfig(Section):
+    """The frozen base model."""
+
+    name: Name = Field("nano", description="embedded name, folder of a Kontext model, or hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of the frozen weights; the experts stay in float32"
+    )
+    max_text_length: Count | None = Field(
+        None, description="tokens of the prompt the base sees; null: the base's own"
+    )
+
+
+class DataConfig(Section):
+    """The training pairs."""
+
+    manifest: Name = Field(
+        "data/scenes/manifest.jsonl", description="manifest.jsonl of the pairs, or its folder"
+    )
+    split: Name = Field("train", description="split of the manifest to train on")
+    resolution: Annotated[int, Field(ge=16)] | None = Field(
+        None, description="side in pixels of the square of equal area; null: the base's own"
+    )
+    cache: str | None = Field(
+        None, description="folder of cached latents and embeddings; null: <output>/cache"
+    )
+    workers: CountOrZero = Field(
+        0, description="processes that load pairs; 0: the training process itself"
+    )
+
+
+class ExpertsConfig(Section):
+    """The LoRA experts, one a style."""
+
+    styles: Names | None = Field(
+        None, description="styles to train an expert for; null: all in the manifest"
+    )
+    rank: Count = Field(4, description="rank of each expert's A and B")
+    alpha: Positive = Field(4.0, description="the update is scaled by alpha/rank")
+    targets: Literal["regionroute"] | Names = Field(
+        "regionroute",
+        description="layers that get experts: the paper's preset (to_q, to_k, to_v, to_out.0) or "
+        "a list of module name endings",
+    )
+    dropout: Fraction = Field(0.0, description="dropout on the input of A")
+
+
+class FlowConfig(Section):
+    """Flow matching."""
+
+    timesteps: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="distribution of the training timesteps"
+    )
+    mean: float = Field(0.0, description="logit_normal: mean before the sigmoid")
+    std: Positive = Field(1.0, description="logit_normal: standard deviation before the sigmoid")
+    mask_weight: Positive = Field(
+        1.0,
+        description="weight of pixels inside the mask in the flow loss (outside 1), renormalised "
+        "to mean one",
+    )
+    guidance: NonNegative = Field(
+        1.0, description="guidance told to a guidance-distilled base in training"
+    )
+
+
+class SupervisionConfig(Section):
+    """Attention supervision of the style words: Focus and Cover."""
+
+    focus: NonNegative = Field(0.1, description="weight of Focus; 0: off")
+    cover: NonNegative = Field(0.2, description="weight of Cover; 0: off")
+    layers: Literal["all"] | Names = Field(
+        "all", description='supervised blocks: all, or names such as "double.1", "single.0"'
+    )
+    queries: Literal["target", "context", "both"] = Field(
+        "target", description="image tokens whose attention to the style words is read"
+    )
+    norm: Literal["full", "text", "selected"] = Field(
+        "full",
+        description="keys the attention is normalised over: all, the text's, or the selected "
+        "words' (as in the released code)",
+    )
+    focus_input: Literal["ratio", "prob"] = Field(
+        "ratio",
+        description="what Focus's softmax sees: the log of the map, which at tau 1 gives the map "
+        "over its sum, or the map itself (as published)",
+    )
+    tau: Positive = Field(1.0, description="temperature of Focus's softmax over the pixels")
+    cover_mode: Literal["logratio", "prob"] = Field(
+        "logratio",
+        description="what Cover's sigmoid sees: the log of the map over its mean, or the map "
+        "itself (as published)",
+    )
+    alpha: Positive = Field(1.0, description="scale in front of Cover's sigmoid")
+    aggregate: Literal["layer", "map"] = Field(
+        "layer", description="losses of each layer's map averaged, or the loss of the mean map"
+    )
+
+
+class OptimConfig(Section):
+    """AdamW and the learning rate's way."""
+
+    lr: Positive = Field(1e-4, description="learning rate after the warm-up")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's two betas")
+    weight_decay: NonNegative = Field(0.0, description="AdamW's weight decay")
+    eps: Positive = Field(1e-8, description="AdamW's epsilon")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="decay of the learning rate after the warm-up, to 0 at the end"
+    )
+    warmup: CountOrZero = Field(0, description="steps of linear warm-up")
+    clip: NonNegative = Field(1.0, description="largest norm of the gradient; 0: off")
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: Count = Field(5000, description="optimizer steps")
+    global_batch: Count = Field(
+        8, description="pairs an optimizer step, over all processes and accumulation"
+    )
+    accumulation: Count = Field(
+        1, description="backward passes an optimizer step; divides global_batch"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    log_every: Count = Field(10, description="steps between two rows of the log")
+    save_every: Count = Field(500, description="steps between two checkpoints")
+    keep: Count = Field(2, description="newest checkpoints that are kept")
+    preview_every: CountOrZero = Field(0, description="steps between two previews; 0: none")
+    previews: Count = Field(4, description="pairs shown in a preview")
+    resume: bool = Field(True, description="go on from the newest checkpoint in the output folder")
+    deepspeed: str | None = Field(
+        None, description="DeepSpeed JSON file merged over the settings made from this file"
+    )
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainConfig":
+        if self.global_batch % self.accumulation:
+            raise ValueError(
+                f"have a global_batch ({self.global_batch}) that its accumulation "
+                f"({self.accumulation}) divides"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """A training run."""
+
+    seed: CountOrZero = Field(0, description="seed of everything random in the run")
+    output: Name = Field("runs/nano", description="folder for everything the run writes")
+    base: BaseConfig = Field(BaseConfig(), description="the frozen base model")
+    data: DataConfig = Field(DataConfig(), description="the training pairs")
+    experts: ExpertsConfig = Field(ExpertsConfig(), description="the LoRA experts, one a style")
+    flow: FlowConfig = Field(FlowConfig(), description="flow matching")
+    supervision: SupervisionConfig = Field(
+        SupervisionConfig(), description="attention supervision of the style words"
+    )
+    optim: OptimConfig = Field(OptimConfig(), description="AdamW and the learning rate's way")
+    train: TrainConfig = Field(TrainConfig(), description="the loop")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(
+    path: AnyPath | None,
+    overrides: Sequence[str] = (),
+    model: type[Model] = RunConfig,  # type: ignore[assignment]
+) -> Model:
+    """`config_io.load_config` with `RunConfig` as the default model."""
+    return config_io.load_config(path, overrides, model)

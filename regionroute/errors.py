@@ -1,0 +1,80 @@
+"""Errors a user can mend, and the wrapper that turns them into one sentence and an exit code."""
+
+import difflib
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
+    errno.EACCES: "no permission: change the file's rights or choose another place",
+    errno.EPERM: "no permission: change the file's rights or choose another place",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EISDIR: "this is a folder where a file is needed",
+    errno.ENOTDIR: "a part of this path is a file where a folder is needed",
+    errno.ENAMETOOLONG: "the file name is too long: choose a shorter one",
+}
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence that names the file or key and the remedy."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known name most like `word`, for the sentence that refuses it.
+
+    Dotted names are compared as a whole and by their last part, so that a right key in the wrong
+    group is found as well as a misspelt one.
+
+    Raises:
+        ValueError: nothing is known.
+    """
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio()
+        last = difflib.SequenceMatcher(
+            None, word.lower().rpartition(".")[2], name.lower().rpartition(".")[2]
+        ).ratio()
+        return whole + last
+
+    return max(known, key=likeness)
+
+
+def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
+    """Wraps a command's entry point so that user mistakes end without a traceback.
+
+    Args:
+        main: takes the argument list (None: the process's own) and returns the exit code.
+
+    Returns:
+        A function of the same form. It prints ``error: <sentence>`` on stderr and returns 2 for
+        `UserError` and for system errors a user can mend (disk full, no permission, ...), returns
+        130 after Ctrl-C and 141 when the reader of our output has gone. Anything else is a bug of
+        ours and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            sentence = str(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # The interpreter would flush stdout once more on exit and complain: give it a sink.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except OSError as error:
+            if error.errno not in _REMEDIES:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            sentence = where + _REMEDIES[error.errno]
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
+
+    return run
