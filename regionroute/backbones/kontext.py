@@ -41,6 +41,11 @@ SMALL_PARTS: dict[str, Any] = {
     "tokenizer_2": T5TokenizerFast,
     "scheduler": FlowMatchEulerDiscreteScheduler,
 }
+SMALL_FILES = {  # one of these has to be there
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "tokenizer_2": ("tokenizer.json", "spiece.model"),
+    "scheduler": ("scheduler_config.json",),
+}
 NETWORKS: dict[str, Any] = {
     "transformer": FluxTransformer2DModel,
     "vae": AutoencoderKL,
@@ -284,6 +289,12 @@ def _check_folder(folder: Path) -> None:
             raise UserError(f"base {folder}: {name}/config.json is missing; copy the whole folder")
         if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
             raise UserError(f"base {folder}: {name} has no weights; copy the whole folder")
+    for name, files in SMALL_FILES.items():
+        # transformers makes up an empty tokenizer when there is none.
+        if not any((folder / name / file).is_file() for file in files):
+            raise UserError(
+                f"base {folder}: {name} has no {' or '.join(files)}; copy the whole folder"
+            )
 
 
 def _check_class(spec: str, index: dict[str, Any]) -> None:
