@@ -1,0 +1,84 @@
+"""Target generators: what turns a whole picture into a picture of a style.
+
+A `Stylizer` never composites: pasting the object back is `pseudo_labels.compose`'s job, so that
+"nothing changes outside the mask" is guaranteed in one place.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from pseudo_labels.stylize import filters
+from regionroute.errors import UserError, nearest
+from regionroute.io import file_hash
+from regionroute.manifest import StyleSpec
+
+
+class Stylizer(Protocol):
+    """Restyles whole pictures.
+
+    Attributes:
+        needs: what a `StyleSpec` must bring, a subset of {"text", "images"}; a missing need is a
+            `ValueError` before any work is done.
+        fingerprint: changes whenever the same picture would come out differently; products are
+            cached under it.
+    """
+
+    needs: frozenset[str]
+    fingerprint: str
+
+    def stylize(
+        self,
+        content: Tensor,
+        style: StyleSpec,
+        *,
+        mask: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Restyle pictures.
+
+        Args:
+            content: [3, H, W] or [B, 3, H, W] in [0, 1]; never modified.
+            style: the style asked for.
+            mask: [1, H, W] or [B, 1, H, W], a hint where the object is; may be ignored.
+            generator: the only source of randomness.
+
+        Returns:
+            A new tensor of content's shape in [0, 1].
+        """
+        ...
+
+
+class FunctionalStylizer:
+    """A style as exact arithmetic: no weights, nothing random, targets known to the last bit.
+
+    Args:
+        filter: a name in `pseudo_labels.stylize.filters.FILTERS`.
+
+    Raises:
+        UserError: no filter has this name.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, filter: str) -> None:
+        if filter not in filters.FILTERS:
+            close = nearest(filter, list(filters.FILTERS))
+            raise UserError(f"unknown filter '{filter}', the nearest known one is '{close}'")
+        self._filter = filters.FILTERS[filter]
+        self.fingerprint = f"filter {filter} {file_hash(Path(filters.__file__))}"
+
+    def stylize(
+        self,
+        content: Tensor,
+        style: StyleSpec,
+        *,
+        mask: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """See `Stylizer.stylize`; style, mask and generator are not used."""
+        if content.ndim == 3:
+            return self._filter(content)
+        return torch.stack([self._filter(picture) for picture in content])

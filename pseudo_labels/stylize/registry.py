@@ -1,0 +1,194 @@
+"""Styles files: which styles there are, the words they go by, and how their pictures are made.
+
+    styles:
+      starry-night:
+        phrase: starry night        # words in prompts; the name itself when left out
+        stylizer: painting          # filter | painting
+        settings: {style: 19}       # arguments of the stylizer
+
+A new kind of stylizer is one entry in `STYLIZERS`.
+"""
+
+import importlib.resources
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pseudo_labels.stylize import FunctionalStylizer, Stylizer
+from regionroute.errors import UserError, nearest
+from regionroute.manifest import StyleSpec
+
+
+def _painting(**settings: Any) -> Stylizer:
+    # Imported here: the networks' runtime is slow to load and filters do without it.
+    from pseudo_labels.stylize.painting import PaintingStylizer
+
+    return PaintingStylizer(**settings)
+
+
+def _painting_settings() -> Iterable[str]:
+    from pseudo_labels.stylize.painting import PaintingStylizer
+
+    return inspect.signature(PaintingStylizer).parameters
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a stylizer is built and the names of its settings."""
+
+    build: Callable[..., Stylizer]
+    settings: Callable[[], Iterable[str]]
+
+
+STYLIZERS: dict[str, _Kind] = {
+    "filter": _Kind(FunctionalStylizer, lambda: inspect.signature(FunctionalStylizer).parameters),
+    "painting": _Kind(_painting, _painting_settings),
+}
+
+# Settings that are file names, relative to the styles file.
+_PATHS = ("reference",)
+
+# Style names become parts of file names and folders of experts.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class StyleEntry:
+    """One style of a styles file.
+
+    Attributes:
+        spec: name and phrase.
+        stylizer: a key of `STYLIZERS`.
+        settings: arguments of the stylizer, file names already absolute.
+    """
+
+    spec: StyleSpec
+    stylizer: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Stylizer:
+        """Make the stylizer.
+
+        Raises:
+            UserError: a setting has a wrong value.
+        """
+        try:
+            return STYLIZERS[self.stylizer].build(**self.settings)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"style '{self.spec.name}': {error}") from error
+
+
+def packaged_styles() -> list[str]:
+    """Names of the styles files that come with the package, e.g. "painting"."""
+    folder = importlib.resources.files("pseudo_labels") / "styles"
+    files = (file.name for file in folder.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
+
+
+def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[StyleEntry]:
+    """Read a styles file.
+
+    Args:
+        source: path of a YAML file, or the name of a packaged one (`packaged_styles`).
+        names: only these styles, in this order; None for all in the file's order.
+
+    Returns:
+        The styles, at least one.
+
+    Raises:
+        UserError: no such file, wrong YAML, an unknown key or style (with the nearest known one).
+    """
+    text, label, folder = _read(source)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f":{where.line + 1}" if where else ""
+        raise UserError(f"{label}{line}: this is not YAML, mend the line") from error
+    rows = content.get("styles") if isinstance(content, dict) else None
+    if not isinstance(rows, dict) or not rows:
+        raise UserError(f"{label}: a styles file holds 'styles:' with one entry a style")
+    for key in content:
+        if key != "styles":
+            raise UserError(f"{label}: unknown key '{key}', the only one is 'styles'")
+    entries = {str(name): _entry(str(name), row, label, folder) for name, row in rows.items()}
+    _check_phrases(entries, label)
+    if names is None:
+        return list(entries.values())
+    return [_named(entries, name, label) for name in names]
+
+
+def _read(source: str | Path) -> tuple[str, str, Path]:
+    """Text, name for messages, and the folder that relative file names start from."""
+    path = Path(source)
+    if str(source) in packaged_styles() and not path.is_file():
+        file = importlib.resources.files("pseudo_labels") / "styles" / f"{source}.yaml"
+        return file.read_text(encoding="utf-8"), f"styles '{source}'", Path()
+    try:
+        return path.read_text(encoding="utf-8"), str(path), path.resolve().parent
+    except (FileNotFoundError, IsADirectoryError) as error:
+        packaged = ", ".join(packaged_styles())
+        raise UserError(
+            f"{source}: no such styles file; packaged ones are {packaged} (names of single styles "
+            "go to --only)"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: this is not UTF-8 text, save it as UTF-8") from error
+
+
+def _entry(name: str, row: Any, label: str, folder: Path) -> StyleEntry:
+    where = f"{label}: style '{name}'"
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{where}: use letters, digits, '-' and '_' in names of styles")
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: needs 'stylizer' and 'settings' under it")
+    known = ("phrase", "stylizer", "settings")
+    for key in row:
+        if key not in known:
+            raise UserError(_unknown(where, "key", key, known))
+    phrase = row.get("phrase")
+    if phrase is not None and not (isinstance(phrase, str) and phrase.strip()):
+        raise UserError(f"{where}: 'phrase' must be some words")
+    kind = row.get("stylizer")
+    if kind not in STYLIZERS:
+        raise UserError(_unknown(where, "stylizer", kind, STYLIZERS))
+    settings = _settings(row.get("settings") or {}, kind, where, folder)
+    return StyleEntry(StyleSpec(name, phrase.strip() if phrase else None), kind, settings)
+
+
+def _settings(settings: Any, kind: str, where: str, folder: Path) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: 'settings' must be a mapping of names to values")
+    known = list(STYLIZERS[kind].settings())
+    for key in settings:
+        if key not in known:
+            raise UserError(_unknown(where, "setting", key, known))
+    return {k: str(folder / v) if k in _PATHS else v for k, v in settings.items()}
+
+
+def _check_phrases(entries: Mapping[str, StyleEntry], label: str) -> None:
+    """Two styles of one phrase could never be told apart in a prompt."""
+    seen: dict[str, str] = {}
+    for name, entry in entries.items():
+        other = seen.setdefault(entry.spec.words.lower(), name)
+        if other != name:
+            raise UserError(
+                f"{label}: styles '{other}' and '{name}' share the phrase '{entry.spec.words}', "
+                "give them different ones"
+            )
+
+
+def _named(entries: Mapping[str, StyleEntry], name: str, label: str) -> StyleEntry:
+    if name not in entries:
+        raise UserError(_unknown(label, "style", name, entries))
+    return entries[name]
+
+
+def _unknown(where: str, what: str, name: Any, known: Iterable[str]) -> str:
+    close = nearest(str(name), list(known))
+    return f"{where}: unknown {what} '{name}', the nearest known one is '{close}'"
