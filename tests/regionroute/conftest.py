@@ -10,26 +10,52 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline
 
+from regionroute.adapters import adapter_layers, inject, save_experts
 from regionroute.backbones.kontext import Backbone, load_backbone, quiet
 from regionroute.backbones.tiny import build_tiny
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A guidance-distilled random base in diffusers' layout; read only."""
-    return build_tiny(tmp_path_factory.mktemp("tiny") / "base")
+from regionroute.manifest import StyleSpec
 
 
 @pytest.fixture(scope="session")
 def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without a guidance embedding, as nano is."""
+    """`tiny_base` without a guidance embedding, as nano is; read only."""
     return build_tiny(tmp_path_factory.mktemp("plain") / "base", guidance_embeds=False)
 
 
+@pytest.fixture(scope="session")
+def tiny_experts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two random experts for `tiny_base` whose effect can be seen; read only."""
+    folder = tmp_path_factory.mktemp("experts")
+    return _write_experts(folder, load_backbone(str(tiny_base)))
+
+
+@pytest.fixture(scope="session")
+def write_experts() -> Callable[..., Path]:
+    """Gives ``write(folder, freshly loaded base, **extra)``."""
+    return _write_experts
+
+
+def _write_experts(folder: Path, base: Backbone, **extra: Any) -> Path:
+    """Random experts for two styles, the second with a phrase of its own."""
+    inject(base.transformer, "regionroute", num_experts=2, rank=2, alpha=4.0)
+    generator = torch.Generator().manual_seed(5)
+    for layer in adapter_layers(base.transformer).values():
+        layer.lora_B.data = torch.randn(layer.lora_B.shape, generator=generator) * 0.3
+    save_experts(
+        folder,
+        base.transformer,
+        [StyleSpec("pixel-art"), StyleSpec("lines", "line-art")],
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        extra=extra,
+    )
+    return folder
+
+
 @pytest.fixture
-def tiny_backbone(tiny_folder: Path) -> Backbone:
+def tiny_backbone(tiny_base: Path) -> Backbone:
     """Freshly loaded, so that a test may change it."""
-    return load_backbone(str(tiny_folder))
+    return load_backbone(str(tiny_base))
 
 
 @pytest.fixture
@@ -38,8 +64,8 @@ def tiny_plain(plain_folder: Path) -> Backbone:
 
 
 @pytest.fixture
-def stock(tiny_folder: Path) -> FluxKontextPipeline:
-    return load_stock(tiny_folder)
+def stock(tiny_base: Path) -> FluxKontextPipeline:
+    return load_stock(tiny_base)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_restyle_prompt() -> None:
 
 @pytest.mark.parametrize("pairs", [[], [("", "pixel-art")], [("dog", " \t")]])
 def test_empty_phrases_are_refused(pairs: list[tuple[str, str]]) -> None:
-    with pytest.raises(UserError, match="empty|at least one"):
+    with pytest.raises(UserError, match=r"empty|at least one"):
         build_prompt(pairs)
 
 

@@ -1,0 +1,129 @@
+"""What an edit is asked to do, and how its words become a prompt, an expert and token positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from regionroute.errors import UserError
+from regionroute.manifest import StyleSpec
+from regionroute.prompts import Prompt, Span, build_prompt, find_spans, parse_marked, token_indices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from regionroute.adapters import ExpertRegistry
+
+NO_EXPERT = -1
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What to do with one picture.
+
+    Attributes:
+        object: word or phrase for the object; may be empty if ``prompt`` marks it.
+        style: name or phrase of the style; may be empty if ``prompt`` marks it.
+        prompt: None for the template; else own words, with the phrases marked ("turn the [dog]
+            into {pixel-art}") or standing in it once, or a prompt with its spans.
+        seed: of the noise.
+    """
+
+    object: str
+    style: str
+    prompt: str | Prompt | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """A request that has been checked.
+
+    Attributes:
+        object: the object's phrase.
+        style: the style's name.
+        prompt: what is encoded, with the spans of this pair first.
+        seed: of the noise.
+        expert: index in the registry, -1 for the bare base.
+        tokens: positions of the style phrase among the encoded tokens.
+    """
+
+    object: str
+    style: str
+    prompt: Prompt
+    seed: int
+    expert: int
+    tokens: list[int]
+
+
+def plan_edit(
+    request: EditRequest,
+    registry: ExpertRegistry | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> EditPlan:
+    """Checks a request and looks everything up.
+
+    Args:
+        request: what is asked for.
+        registry: the loaded experts; None edits zero-shot, where any style word will do.
+        tokenizer: of the token states (T5).
+        max_length: tokens the base reads.
+
+    Raises:
+        UserError: unknown style, empty, missing, ambiguous or cut-off phrase, bad seed.
+    """
+    if not 0 <= request.seed < 2**63:
+        raise UserError(f"seed {request.seed}: must be between 0 and 2^63 - 1")
+    object_phrase, style = _phrases(request)
+    expert, spec = NO_EXPERT, StyleSpec(style)
+    if registry and style.strip():
+        expert = registry.index(style)
+        spec = registry.styles[expert]
+    prompt = _prompt(request, object_phrase, spec)
+    token_indices(tokenizer, prompt.text, prompt.object_spans[0], max_length)
+    tokens = token_indices(tokenizer, prompt.text, prompt.style_spans[0], max_length)
+    return EditPlan(object_phrase, spec.name, prompt, request.seed, expert, tokens)
+
+
+def _is_marked(text: str) -> bool:
+    return any(mark in text for mark in "[]{}")
+
+
+def _phrases(request: EditRequest) -> tuple[str, str]:
+    """Object and style: as given, or from the marks of the prompt where they are not."""
+    object_phrase, style = request.object, request.style
+    complete = object_phrase.strip() and style.strip()
+    if isinstance(request.prompt, str) and _is_marked(request.prompt) and not complete:
+        marked = parse_marked(request.prompt)
+        object_phrase = object_phrase.strip() or marked.text[slice(*marked.object_spans[0])]
+        style = style.strip() or marked.text[slice(*marked.style_spans[0])]
+    return object_phrase, style
+
+
+def _prompt(request: EditRequest, object_phrase: str, style: StyleSpec) -> Prompt:
+    """The prompt with the spans of exactly the requested pair."""
+    if request.prompt is None:
+        return build_prompt([(object_phrase, style.words)])
+    if isinstance(request.prompt, Prompt):
+        return request.prompt
+    if not _is_marked(request.prompt):
+        spans = find_spans(request.prompt, object_phrase, style.words)
+        return Prompt(request.prompt, spans[:1], spans[1:])
+    marked = parse_marked(request.prompt)
+    pairs = list(zip(marked.object_spans, marked.style_spans, strict=True))
+    for object_span, style_span in pairs:
+        if _same(marked.text, object_span, object_phrase) and (
+            _same(marked.text, style_span, style.words)
+            or _same(marked.text, style_span, style.name)
+        ):
+            return Prompt(marked.text, (object_span,), (style_span,))
+    found = ", ".join(f"[{marked.text[slice(*o)]}] {{{marked.text[slice(*s)]}}}" for o, s in pairs)
+    raise UserError(
+        f"prompt {request.prompt!r}: marks {found}, but object {object_phrase!r} in style "
+        f"{style.words!r} is asked for; mark that pair"
+    )
+
+
+def _same(text: str, span: Span, phrase: str) -> bool:
+    return text[slice(*span)].casefold().split() == phrase.casefold().split()
