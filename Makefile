@@ -1,0 +1,54 @@
+# Every target sets the environment up first, once; a second call sets up nothing.
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTHON ?=
+# The environment's bin folder on PATH: deepspeed, torchrun and ninja live there.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: setup demo test test-slow lint bench
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) regionroute demo
+
+test: $(STAMP)
+	$(RUN) pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(RUN) pytest -m slow
+
+lint: $(STAMP)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: $(STAMP)
+	@set -e; for script in bench/*.py; do \
+	  [ -e "$$script" ] || { echo "no benchmarks in bench/"; continue; }; \
+	  echo "== $$script"; $(RUN) python "$$script"; \
+	done
+
+# uv installs in seconds what pip takes minutes for; pip, however old, only has to bring uv.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	new_enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if ! $(BIN)/python -c "$$new_enough" 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  found=""; \
+	  for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+	    if "$$candidate" -c "$$new_enough" 2>/dev/null; then found="$$candidate"; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "error: Python 3.11 or newer is needed, found $$($(or $(PYTHON),python3) --version 2>&1 | head -n 1);" \
+	      "install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+	  fi; \
+	  "$$found" -m venv --clear .venv || { \
+	    echo "error: $$found cannot make a virtual environment;" \
+	      "on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	fi; \
+	echo "setting up .venv with $$($(BIN)/python --version)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	touch $@

@@ -1,0 +1,88 @@
+"""User mistakes end in one sentence and an exit code; our own bugs keep their traceback."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from regionroute.errors import UserError, command, nearest
+
+
+def _raising(error):
+    @command
+    def main(argv):
+        raise error
+
+    return main
+
+
+def test_the_exit_code_and_the_arguments_pass_through():
+    seen = []
+
+    @command
+    def main(argv):
+        seen.append(argv)
+        return 3
+
+    assert main(["a"]) == 3
+    assert main() == 3
+    assert seen == [["a"], None]
+    assert main.__name__ == "main"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("photo.png: no such picture"), "error: photo.png: no such picture\n"),
+        (OSError(errno.ENOSPC, "No space", "runs/x"), "error: runs/x: the disk is full"),
+        (OSError(errno.ENOSPC, "No space"), "error: the disk is full"),
+        (PermissionError(errno.EACCES, "Denied", "a.png"), "error: a.png: no permission"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), "error: out: this is a folder"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(error, told, capsys):
+    assert _raising(error)() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(told)
+    assert err.count("\n") == 1
+
+
+def test_control_c_is_no_crash(capsys):
+    assert _raising(KeyboardInterrupt())() == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EIO, "I/O error")])
+def test_bugs_and_unknown_system_errors_are_not_hidden(error):
+    with pytest.raises(type(error)):
+        _raising(error)()
+
+
+def test_a_reader_that_left_gets_no_traceback():
+    program = (
+        "from regionroute.errors import command\n"
+        "def main(argv):\n    for i in range(10**6): print(i)\n    return 0\n"
+        "raise SystemExit(command(main)())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("word", "closest"),
+    [
+        ("train.step", "train.steps"),
+        ("train.lr", "optim.lr"),  # right name, wrong group
+        ("lr", "optim.lr"),
+        ("Output", "output"),
+    ],
+)
+def test_nearest(word, closest):
+    assert nearest(word, ["output", "train.steps", "train.keep", "optim.lr", "seed"]) == closest
