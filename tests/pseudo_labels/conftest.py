@@ -1,0 +1,49 @@
+"""A small folder of "photos" (scenes saved as pictures) with labels in both forms."""
+
+import json
+
+import pytest
+
+from pseudo_labels.scenes import render_scene
+from regionroute.io import write_image
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Folder with four photos of 96 px and labels.jsonl: two rows in each form."""
+    folder = tmp_path / "photos"
+    rows = []
+    for index in range(4):
+        scene = render_scene(100 + index, 96, count=2 if index < 2 else 1)
+        write_image(folder / f"p{index}.png", scene.image)
+        objects = []
+        for word in scene.words():
+            write_image(folder / f"p{index}.{word}.png", scene.mask(word))
+            objects.append({"word": word, "mask": f"p{index}.{word}.png"})
+        if index < 2:
+            rows.append({"image": f"p{index}.png", "objects": objects, "licence": "CC0"})
+        else:
+            rows += [{"file": f"p{index}.png", "mask_source": "hand", **item} for item in objects]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "labels.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """A function: every file under a folder with its bytes and time of change."""
+
+    def take(folder):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {
+            path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in files
+        }
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def contents(snapshot):
+    """A function: every file under a folder with its bytes."""
+    return lambda folder: {name: data for name, (data, _) in snapshot(folder).items()}
