@@ -97,11 +97,12 @@ def _problems(manifest: Manifest, sample: EditSample) -> Iterator[str]:
     masks = []
     for region in sample.regions:
         try:
-            masks.append(read_mask(manifest.path(region.mask), size))
+            mask = read_mask(manifest.path(region.mask), size)
         except UserError as error:
             yield str(error)
-        else:
-            yield from _region_problems(region, masks[-1])
+            continue
+        yield from _region_problems(region, mask)
+        masks += [mask] if mask.any() else []
     try:
         target = manifest.target(sample)
     except UserError as error:
