@@ -29,7 +29,9 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"routing", "request"},
     {"backbones"},
     {"pipeline"},
-    {"check", "doctor", "demo"},
+    {"outputs"},
+    {"batch"},
+    {"edit_command", "check", "doctor", "demo"},
     {"cli"},
 )
 LEVEL = {name: height for height, names in enumerate(LEVELS) for name in names}
