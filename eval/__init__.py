@@ -1,0 +1,1 @@
+"""The Regional Style Editing Score: metrics, statistics and the report."""

@@ -1,0 +1,148 @@
+"""What a metric gets and what it is: the batch, the description, the per-sample accumulator.
+
+Shape legend: B batch, S regions of a sample, H W pixels, h w cells of an attention map's grid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Pictures of one size and everything the metrics may ask about them.
+
+    Attributes:
+        ids: B sample ids.
+        content: the unedited pictures [B,3,H,W] in [0,1].
+        output: the edited pictures [B,3,H,W] in [0,1].
+        target: the exact or pseudo targets [B,3,H,W] in [0,1].
+        mask: union of each sample's regions [B,1,H,W] in {0,1}.
+        region_masks: for each sample its regions one by one, [S,1,H,W] in {0,1}.
+        styles: for each sample S style phrases, aligned with `region_masks`.
+        labels: for each sample S object words, aligned with `region_masks`.
+        region_maps: for each sample its attention map [h,w] in [0,1], None if there is none.
+    """
+
+    ids: list[str]
+    content: Tensor
+    output: Tensor
+    target: Tensor
+    mask: Tensor
+    region_masks: list[Tensor]
+    styles: list[tuple[str, ...]]
+    labels: list[tuple[str, ...]]
+    region_maps: list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """A metric in words.
+
+    Attributes:
+        name: key in every output file.
+        label: short heading.
+        better: which way is better.
+        unit: "share" is in [0,1] and shown in percent, "fraction" in [0,1] and shown as it is,
+            "value" is any number.
+        short: one sentence for somebody who meets the metric for the first time.
+        definition: exact formula with value range, thresholds and padding.
+    """
+
+    name: str
+    label: str
+    better: Literal["higher", "lower"]
+    unit: Literal["share", "fraction", "value"]
+    short: str
+    definition: str
+
+    @property
+    def arrow(self) -> str:
+        """Up or down: the better direction."""
+        return "↑" if self.better == "higher" else "↓"
+
+
+class Metric(Protocol):
+    """What the command asks of a metric; set metrics (of no single sample) return None."""
+
+    @property
+    def name(self) -> str:
+        """The key in every output file."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether larger values are better."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be there beside the pictures."""
+        ...
+
+    def update(self, batch: EvalBatch) -> Tensor | None:
+        """Takes a batch in; its values [B], or None for a set metric."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Mean, std, n and n_invalid of all that was taken in."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets all values."""
+        ...
+
+
+@dataclass
+class SampleMetric:
+    """A metric with one value a sample, computed by a pure function.
+
+    Attributes:
+        info: the description.
+        function: batch to values [B]; NaN where the metric is undefined.
+        needs: what must be there, among {"lpips", "clip", "map"}.
+        encoder: name and weight hash of the network used, empty if none.
+    """
+
+    info: MetricInfo
+    function: Callable[[EvalBatch], Tensor]
+    needs: frozenset[str] = frozenset()
+    encoder: dict[str, str] = field(default_factory=dict)
+    values: list[float] = field(default_factory=list, init=False)
+
+    @property
+    def name(self) -> str:
+        """The key in every output file."""
+        return self.info.name
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether larger values are better."""
+        return self.info.better == "higher"
+
+    @torch.no_grad()
+    def update(self, batch: EvalBatch) -> Tensor:
+        """Values [B] of the batch, remembered for :meth:`compute`."""
+        values = self.function(batch).float().cpu()
+        self.values.extend(values.tolist())
+        return values
+
+    def compute(self) -> dict[str, float]:
+        """Mean and standard deviation over the valid values, their number and that of NaNs."""
+        values = np.asarray(self.values, dtype=np.float64)
+        valid = values[np.isfinite(values)]
+        some = len(valid) > 0
+        return {
+            "mean": float(valid.mean()) if some else float("nan"),
+            "std": float(valid.std()) if some else float("nan"),
+            "n": len(valid),
+            "n_invalid": len(values) - len(valid),
+        }
+
+    def reset(self) -> None:
+        """Forgets all values."""
+        self.values.clear()

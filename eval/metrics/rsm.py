@@ -1,0 +1,55 @@
+"""Regional style match: does the object look like the style's name to an image-text encoder?"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eval.features import ImageTextEncoder
+from regionroute.manifest import mask_box
+
+CROP_PADDING = 0.05  # of the longer side of the mask's box
+CROP_MIN_PADDING = 8  # pixels
+STYLE_TEXT = "{style} style"
+
+
+def crop_box(mask: Tensor) -> tuple[int, int, int, int]:
+    """The padded box (y0, x0, y1, x1), half-open, around a mask [1,H,W], clipped to the picture.
+
+    Padding is 5 % of the longer side of the box, at least 8 pixels, on each side.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    y0, x0, y1, x1 = mask_box(mask)
+    pad = max(CROP_MIN_PADDING, round(CROP_PADDING * max(y1 - y0, x1 - x0)))
+    height, width = mask.shape[1:]
+    return max(0, y0 - pad), max(0, x0 - pad), min(height, y1 + pad), min(width, x1 + pad)
+
+
+def rsm(output: Tensor, mask: Tensor, styles: Sequence[str], encoder: ImageTextEncoder) -> Tensor:
+    """(1 + cos(image(crop), text("{style} style"))) / 2 (RegionRoute §9): [B].
+
+    Args:
+        output: edited pictures [B,3,H,W] in [0,1].
+        mask: one region each, [B,1,H,W] in {0,1}, none empty.
+        styles: B style phrases.
+        encoder: see :class:`eval.features.ImageTextEncoder`.
+
+    Returns:
+        [B] in [0,1].
+
+    Raises:
+        ValueError: B differs among the arguments, or a mask is empty.
+    """
+    if not len(output) == len(mask) == len(styles):
+        raise ValueError(f"{len(output)} pictures, {len(mask)} masks, {len(styles)} styles")
+    boxes = [crop_box(one) for one in mask]
+    pairs = zip(output, boxes, strict=True)
+    crops = [picture[:, y0:y1, x0:x1] for picture, (y0, x0, y1, x1) in pairs]
+    images = encoder.encode_image(crops).float()
+    words = sorted(set(styles))
+    texts = encoder.encode_text([STYLE_TEXT.format(style=word) for word in words]).float()
+    chosen = texts[torch.tensor([words.index(style) for style in styles], device=texts.device)]
+    return (1 + F.cosine_similarity(images, chosen, dim=1)) / 2
