@@ -5,7 +5,7 @@ models as YAML; ``train/run.py --print-config`` prints them with the description
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -208,10 +208,18 @@ class RunConfig(Section):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+@overload
+def load_config(path: AnyPath | None, overrides: Sequence[str] = ...) -> RunConfig: ...
+@overload
+def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Model]) -> Model: ...
+
+
 def load_config(
-    path: AnyPath | None,
-    overrides: Sequence[str] = (),
-    model: type[Model] = RunConfig,  # type: ignore[assignment]
-) -> Model:
-    """`config_io.load_config` with `RunConfig` as the default model."""
+    path: AnyPath | None, overrides: Sequence[str] = (), model: type[BaseModel] = RunConfig
+) -> BaseModel:
+    """Reads settings as `config_io.load_config` does, those of a training run by default.
+
+    Raises:
+        UserError: a missing or unreadable file, an unknown key, a wrong value.
+    """
     return config_io.load_config(path, overrides, model)
