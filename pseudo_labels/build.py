@@ -14,6 +14,7 @@ missing, and a changed setting redoes only what it touches. Products of other se
 import dataclasses
 import functools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,16 +83,9 @@ def build(
     rejected += doubles
     _prepare(out)
     built = [Look(entry, entry.build()) for entry in styles]
-    if workers is None:
-        workers = default_workers(len(jobs) * len(built), jobs_per_worker=64)
-    work = functools.partial(_photo_samples, out=out, styles=built, settings=settings)
-    samples: list[EditSample] = []
-    with tqdm(total=len(jobs), desc="label", unit="photo") as progress:
-        for result in map_in_order(work, jobs, workers):
-            samples += result.samples
-            rejected += result.rejected
-            progress.update()
-            progress.set_postfix(samples=len(samples), rejected=len(rejected))
+    results = _run(jobs, out, built, settings, workers)
+    samples = [sample for result in results for sample in result.samples]
+    rejected += [item for result in results for item in result.rejected]
     write_jsonl(out / "rejected.jsonl", [_rejection_row(item) for item in rejected])
     if not samples:
         reason = f"; the first reason: {rejected[0].reason}" if rejected else ""
@@ -156,21 +150,47 @@ def _prepare(out: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def _run(
+    jobs: Sequence[PhotoJob],
+    out: Path,
+    styles: Sequence[Look],
+    settings: BuildSettings,
+    workers: int | None,
+) -> list[PhotoResult]:
+    """Each photo's result: from the record of an earlier run, or made now; in the jobs' order."""
+    results = {job.hash: _load_record(_record(job, out, styles, settings), out) for job in jobs}
+    missing = [job for job in jobs if results[job.hash] is None]
+    if workers is None:
+        workers = default_workers(len(missing) * len(styles), jobs_per_worker=64)
+    work = functools.partial(_photo_samples, out=out, styles=styles, settings=settings)
+    done = [result for result in results.values() if result is not None]
+    counts = Counter(samples=sum(len(result.samples) for result in done))
+    counts["rejected"] = sum(len(result.rejected) for result in done)
+    with tqdm(total=len(jobs), initial=len(done), desc="label", unit="photo") as progress:
+        for job, result in zip(missing, map_in_order(work, missing, workers), strict=True):
+            results[job.hash] = result
+            counts.update(samples=len(result.samples), rejected=len(result.rejected))
+            progress.set_postfix(counts, refresh=False)
+            progress.update()
+    return [result for result in results.values() if result is not None]
+
+
 def _photo_samples(
     job: PhotoJob, out: Path, styles: Sequence[Look], settings: BuildSettings
 ) -> PhotoResult:
-    """All samples of one photo, from the record of an earlier run where nothing has changed."""
-    record = out / ".cache" / f"{job.slug}-{_record_key(job, styles, settings)}.json"
-    known = _load_record(record, out)
-    if known is not None:
-        return known
+    """Make all samples of one photo and record them."""
     try:
         with one_thread():
             result = make_samples(job, out, styles, settings)
     except UserError as error:
         result = PhotoResult([], [Rejection(str(error), job.photo.name, line=job.photo.line)])
-    write_json(record, dataclasses.asdict(result))
+    write_json(_record(job, out, styles, settings), dataclasses.asdict(result))
     return result
+
+
+def _record(job: PhotoJob, out: Path, styles: Sequence[Look], settings: BuildSettings) -> Path:
+    """Where the result is recorded, under a name that hashes all it depends on."""
+    return out / ".cache" / f"{job.slug}-{_record_key(job, styles, settings)}.json"
 
 
 def _record_key(job: PhotoJob, styles: Sequence[Look], settings: BuildSettings) -> str:
