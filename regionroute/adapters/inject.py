@@ -1,0 +1,97 @@
+"""Puts LoRA experts into a transformer."""
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from regionroute.adapters.lora_moe import AdapterGroup, LoRAMoELinear
+from regionroute.errors import UserError
+
+# Module suffixes by preset. "regionroute" is the paper's choice: the image stream's attention
+# projections of double blocks and the joint ones of single blocks (which have no to_out); 4,669,440
+# parameters an expert at rank 4 on FLUX.1-Kontext.
+PRESETS: dict[str, tuple[str, ...]] = {"regionroute": ("to_q", "to_k", "to_v", "to_out.0")}
+
+
+def inject(
+    transformer: nn.Module,
+    targets: str | Sequence[str],
+    num_experts: int,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    *,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """Freezes `transformer` and replaces its target linear layers by `LoRAMoELinear`.
+
+    Args:
+        transformer: the diffusers model itself, not a wrapper: the names end up in files.
+        targets: a preset's name or module suffixes, each of whole name parts ("to_q",
+            "attn.to_out.0", or a full module name).
+        num_experts: experts a layer.
+        rank: LoRA rank.
+        alpha: scale numerator.
+        dropout: input dropout of the adapters while training.
+        generator: CPU generator that draws A, None: the global one.
+
+    Returns:
+        The names of the replaced modules.
+
+    Raises:
+        UserError: an unknown preset, or a suffix without a linear layer.
+        ValueError: the transformer already has experts.
+    """
+    if any(isinstance(module, LoRAMoELinear) for module in transformer.modules()):
+        raise ValueError("the transformer already has experts")
+    names = target_names(transformer, targets)
+    transformer.requires_grad_(False)
+    group = AdapterGroup(targets if isinstance(targets, str) else list(targets))
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        base = transformer.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        layer = LoRAMoELinear(
+            base, num_experts, rank, alpha,
+            dropout=dropout, name=name, group=group, generator=generator,
+        )  # fmt: skip
+        setattr(transformer.get_submodule(parent), child, layer)
+    return names
+
+
+def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the linear layers that `targets` means, in the model's order.
+
+    Raises:
+        UserError: an unknown preset, or a suffix without a linear layer.
+    """
+    if isinstance(targets, str):
+        if targets not in PRESETS:
+            raise UserError(
+                f'experts.targets: there is no preset "{targets}", known: {", ".join(PRESETS)}; '
+                "or give a list of module suffixes"
+            )
+        suffixes: Sequence[str] = PRESETS[targets]
+    else:
+        suffixes = targets
+    if not suffixes:
+        raise UserError("experts.targets: the list is empty, name at least one module suffix")
+    linears = [name for name, m in transformer.named_modules() if isinstance(m, nn.Linear)]
+    for suffix in suffixes:
+        if not any(_matches(name, suffix) for name in linears):
+            raise UserError(_no_such_target(suffix, linears))
+    return [name for name in linears if any(_matches(name, suffix) for suffix in suffixes)]
+
+
+def _matches(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def _no_such_target(suffix: str, linears: Sequence[str]) -> str:
+    parts = suffix.count(".") + 1
+    known = {".".join(name.split(".")[-parts:]) for name in linears}
+    near = difflib.get_close_matches(suffix, sorted(known), n=1, cutoff=0.0)
+    hint = f', the nearest is "{near[0]}"' if near else ""
+    return f'experts.targets: no linear layer is named "{suffix}"{hint}'

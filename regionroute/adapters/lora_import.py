@@ -1,0 +1,154 @@
+"""Takes an ordinary LoRA file, trained elsewhere, as an expert."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from regionroute.adapters.export import PREFIX, read_lora_file
+from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
+from regionroute.errors import UserError
+from regionroute.io import read_json
+
+PEFT_WEIGHT_NAME = "adapter_model.safetensors"
+PEFT_CONFIG_NAME = "adapter_config.json"
+
+# PEFT writes "base_model.model.", a diffusers pipeline "transformer.", a diffusers model nothing.
+_PREFIXES = re.compile(r"^(base_model\.model\.)?(transformer\.)?")
+_WEIGHT = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+_ALPHA = re.compile(r"^(?P<module>.+)\.alpha$")
+
+
+@dataclass
+class _Adapter:
+    """One layer of the file: A [r',in], B [out,r'] and its scale, alpha/r'."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+def import_lora(path: str | PathLike[str], model: nn.Module, expert_index: int) -> list[str]:
+    """Loads a PEFT or diffusers LoRA into one expert, to compute exactly the same.
+
+    A lower rank leaves the rest of the expert's rank unused (B zero), another scale is folded
+    into B, and layers that the file does not adapt get B = 0.
+
+    Args:
+        path: a safetensors file, or a folder with ``pytorch_lora_weights.safetensors`` or
+            ``adapter_model.safetensors``.
+        model: a transformer with experts, or anything that contains it.
+        expert_index: the expert to overwrite.
+
+    Returns:
+        The modules that the file adapts.
+
+    Raises:
+        UserError: no such file, a weight that would have to be ignored, or a rank above ours.
+        ValueError: no adapted layers, or no such expert.
+    """
+    file = _weights_file(Path(path))
+    tensors, metadata = read_lora_file(file)
+    adapters = _parse(tensors, _settings(file, metadata), file)
+    layers = adapter_layers(model)
+    for name, adapter in adapters.items():
+        _check_fit(name, adapter, layers, file)
+    for name, layer in layers.items():
+        if not 0 <= expert_index < layer.num_experts:
+            raise ValueError(
+                f"there is no expert {expert_index}, the model has {layer.num_experts}"
+            )
+        # Unused ranks keep their A, or they could never be trained: with A = B = 0 neither moves.
+        a, b = layer.lora_A[expert_index].detach().clone(), torch.zeros_like(layer.lora_B[0])
+        if name in adapters:
+            adapter = adapters[name]
+            rank = adapter.a.shape[0]
+            a[:rank] = adapter.a
+            b[:, :rank] = adapter.b.float() * (adapter.scale * layer.rank / layer.alpha)
+        layer.load_expert(expert_index, a, b)
+    return list(adapters)
+
+
+def _weights_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in (LORA_WEIGHT_NAME_SAFE, PEFT_WEIGHT_NAME):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(
+        f"{path}: neither {LORA_WEIGHT_NAME_SAFE} nor {PEFT_WEIGHT_NAME} is here, name the file"
+    )
+
+
+def _settings(file: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's LoraConfig values, from the file's header or the JSON file beside it; may be empty."""
+    if metadata:
+        return {key.removeprefix(PREFIX): value for key, value in metadata.items()}
+    beside = file.with_name(PEFT_CONFIG_NAME)
+    if file.name == PEFT_WEIGHT_NAME and beside.is_file():
+        return dict(read_json(beside))
+    return {}
+
+
+def _parse(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], file: Path
+) -> dict[str, _Adapter]:
+    sides: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    for key, tensor in tensors.items():
+        name = _PREFIXES.sub("", key)
+        if match := _WEIGHT.match(name):
+            sides.setdefault(match["module"], {})[match["side"]] = tensor
+        elif match := _ALPHA.match(name):
+            alphas[match["module"]] = float(tensor)
+        else:
+            raise UserError(f'{file}: "{key}" is not a weight of a PEFT or diffusers LoRA')
+    orphans = alphas.keys() - sides.keys()
+    for module in orphans | {m for m, pair in sides.items() if pair.keys() != {"A", "B"}}:
+        raise UserError(f'{file}: "{module}" lacks its lora_A or lora_B weight')
+    if not sides:
+        raise UserError(f"{file}: there are no LoRA weights in this file")
+    return {
+        module: _Adapter(
+            pair["A"], pair["B"], _scale(module, pair["A"].shape[0], settings, alphas.get(module))
+        )
+        for module, pair in sides.items()
+    }
+
+
+def _scale(module: str, rank: int, settings: Mapping[str, Any], alpha: float | None) -> float:
+    """alpha/r as PEFT takes it; a file that names no alpha means 1, as in diffusers."""
+    if alpha is None:
+        patterns: dict[str, float] = settings.get("alpha_pattern") or {}
+        default: float = settings.get("lora_alpha", rank)
+        alpha = patterns.get(get_pattern_key(list(patterns), module), default)
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _check_fit(
+    name: str, adapter: _Adapter, layers: Mapping[str, LoRAMoELinear], file: Path
+) -> None:
+    if name not in layers:
+        raise UserError(
+            f'{file}: it adapts "{name}", which has no experts here: '
+            "add it to the injected targets or the weight would be ignored"
+        )
+    layer = layers[name]
+    rank = adapter.a.shape[0]
+    if rank > layer.rank:
+        raise UserError(f"{file}: its rank is {rank}, the experts' only {layer.rank}: raise theirs")
+    if adapter.a.shape != (rank, layer.in_features) or adapter.b.shape != (
+        layer.out_features, rank,
+    ):  # fmt: skip
+        raise UserError(
+            f'{file}: "{name}" is for a layer of another size '
+            f"({[*adapter.a.shape]} and {[*adapter.b.shape]}): this LoRA belongs to another base"
+        )
