@@ -1,0 +1,62 @@
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from regionroute.adapters import adapter_parameters, inject, target_names
+from regionroute.errors import UserError
+
+
+def test_expert_size_on_the_real_flux_configuration():
+    with torch.device("meta"):  # the defaults of the class are FLUX.1-Kontext's sizes
+        flux = FluxTransformer2DModel(guidance_embeds=True)
+    names = inject(flux, "regionroute", num_experts=1, rank=4, alpha=4)
+    assert len(names) == 19 * 4 + 38 * 3
+    parameters = adapter_parameters(flux)
+    assert all(p.is_meta for p in parameters)
+    assert sum(p.numel() for p in parameters) == 4_669_440
+
+
+def test_suffixes_mean_whole_name_parts(flux):
+    assert target_names(flux, ["proj_out"]) == [
+        "single_transformer_blocks.0.proj_out",
+        "single_transformer_blocks.1.proj_out",
+        "proj_out",
+    ]
+    assert target_names(flux, ["ff.net.2"]) == [
+        "transformer_blocks.0.ff.net.2",
+        "transformer_blocks.1.ff.net.2",
+    ]
+    exact = "transformer_blocks.1.attn.to_q"  # not also single_transformer_blocks.1.attn.to_q
+    assert target_names(flux, [exact]) == [exact]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("regionroutes", 'no preset "regionroutes", known: regionroute'),
+        ([], "the list is empty"),
+        (["to_q", "to_w"], 'no linear layer is named "to_w", the nearest is "to_'),
+        (["attn.to_out"], 'the nearest is "attn.to_'),
+        (["norm_q"], 'no linear layer is named "norm_q"'),
+    ],
+)
+def test_bad_targets_leave_the_model_alone(flux, targets, message):
+    with pytest.raises(UserError, match=message):
+        inject(flux, targets, 1, 4, 4)
+    assert all(p.requires_grad for p in flux.parameters())
+
+
+def test_injecting_twice_is_a_mistake(adapted):
+    with pytest.raises(ValueError, match="already has experts"):
+        inject(adapted, "regionroute", 1, 4, 4)
+
+
+def test_the_generator_decides_the_draw(make_flux):
+    draws = []
+    for seed in (0, 0, 1):
+        flux = make_flux()
+        inject(flux, ["to_q"], 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+        draws.append(adapter_parameters(flux)[0])
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0][0], draws[0][1])
