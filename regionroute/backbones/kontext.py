@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from regionroute import latents as latent_space
 from regionroute.backbones import nano
+from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.errors import UserError
 from regionroute.io import settings_hash
 
@@ -52,6 +53,8 @@ NETWORKS: dict[str, Any] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": T5EncoderModel,
 }
+# The one part of which there are two kinds; model_index.json names the class, as for any pipeline.
+AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
 MAX_ASPECT = 16  # beyond this the short side is a token or two
 
 
@@ -85,7 +88,7 @@ class Backbone:
 
     name: str
     transformer: FluxTransformer2DModel
-    vae: AutoencoderKL
+    vae: AutoencoderKL | PatchCodec
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     tokenizer_2: T5TokenizerFast
@@ -303,14 +306,25 @@ def _check_class(spec: str, index: dict[str, Any]) -> None:
         raise UserError(f"base {spec}: this is a {found}, but editing needs a {PIPELINE_CLASS}")
 
 
+def _autoencoder(spec: str, index: dict[str, Any]) -> Any:
+    """The autoencoder's class by its name in model_index.json."""
+    name = index["vae"][1]
+    if name not in AUTOENCODERS:
+        raise UserError(
+            f"base {spec}: its vae is a {name}, known are {' and '.join(sorted(AUTOENCODERS))}"
+        )
+    return AUTOENCODERS[name]
+
+
 def _load_parts(spec: str, source: Path | str, dtype: torch.dtype) -> dict[str, Any]:
     """All parts by their pipeline names; each failure becomes one sentence."""
     where = {"local_files_only": isinstance(source, Path)}
     parts: dict[str, Any] = {}
     try:
-        if isinstance(source, str):
-            _check_class(spec, FluxKontextPipeline.load_config(source))
-        for name, kind in (SMALL_PARTS | NETWORKS).items():
+        index = FluxKontextPipeline.load_config(source)
+        _check_class(spec, index)
+        kinds = SMALL_PARTS | NETWORKS | {"vae": _autoencoder(spec, index)}
+        for name, kind in kinds.items():
             if name in SMALL_PARTS:
                 parts[name] = kind.from_pretrained(source, subfolder=name, **where)
                 continue

@@ -1,0 +1,89 @@
+"""The pre-training corpus of an embedded base, as a manifest on disk.
+
+Scenes with the tasks of `pseudo_labels.tasks`; optionally photographs with object words and masks
+go through the same tasks. Every row is an `EditSample` without regions; `provenance["task"]` tells
+what it teaches. Rows of one picture share its context file.
+"""
+
+import functools
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pseudo_labels.scenes import HELD_OUT_SEEDS, render_scene
+from pseudo_labels.tasks import pretraining_tasks
+from regionroute.errors import UserError
+from regionroute.io import write_image
+from regionroute.manifest import EditSample, write_manifest
+
+SCENES_PER_FOLDER = 500
+
+
+def build_corpus(out: Path, scenes: int, size: int, first_seed: int = 0, workers: int = 2) -> Path:
+    """Render scenes and all their pre-training tasks into `out` and write its manifest.
+
+    Scenes already on disk are kept, so an interrupted run goes on where it stopped.
+
+    Args:
+        out: folder of the corpus.
+        scenes: number of scenes; seeds are `first_seed` onwards.
+        size: side of the pictures in pixels.
+        first_seed: first scene seed.
+        workers: processes.
+
+    Returns:
+        Path of `manifest.jsonl`.
+
+    Raises:
+        UserError: the seeds would reach into the held-out range.
+    """
+    if first_seed + scenes > HELD_OUT_SEEDS.start:
+        raise UserError(
+            f"--seed {first_seed} with {scenes} scenes reaches the held-out seeds "
+            f"({HELD_OUT_SEEDS.start} and above): use a smaller seed"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = range(first_seed, first_seed + scenes)
+    render = functools.partial(_render_rows, out=out, size=size)
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        chunks = tqdm(
+            pool.map(render, seeds, chunksize=16), total=scenes, desc="corpus", unit="scene"
+        )
+        samples = [sample for rows in chunks for sample in rows]
+    manifest = out / "manifest.jsonl"
+    write_manifest(manifest, samples)
+    return manifest
+
+
+def _render_rows(seed: int, out: Path, size: int) -> list[EditSample]:
+    scene = render_scene(seed, size)
+    rng = np.random.default_rng([seed, 1])
+    folder = f"{seed // SCENES_PER_FOLDER:05d}"
+    (out / folder).mkdir(exist_ok=True)
+    context = f"{folder}/{seed}.png"
+    _write_once(out / context, scene.image)
+    samples = []
+    for index, task in enumerate(pretraining_tasks(scene, rng)):
+        target = context
+        if task.target is not None:
+            target = f"{folder}/{seed}-{index}.png"
+            _write_once(out / target, task.target)
+        samples.append(
+            EditSample(
+                id=f"{seed}-{index}-{task.name}",
+                context=context,
+                target=target,
+                regions=(),
+                prompt=task.prompt,
+                provenance={"task": task.name, "scene_seed": seed},
+            )
+        )
+    return samples
+
+
+def _write_once(path: Path, image: torch.Tensor) -> None:
+    if not path.exists():
+        write_image(path, image)

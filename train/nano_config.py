@@ -1,0 +1,95 @@
+"""Typed configuration of the embedded base's pre-training (`train/pretrain_nano.py`)."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CorpusConfig(_Section):
+    """Where the pre-training pairs come from."""
+
+    manifest: str = Field(
+        "data/corpus/manifest.jsonl",
+        description="corpus manifest, from `regionroute scenes --pretrain`",
+    )
+    resolution: int = Field(64, description="side of the pictures in pixels", ge=32)
+    held_out: int = Field(256, description="last scenes of the corpus kept for validation", ge=1)
+
+
+class CodecConfig(_Section):
+    """The patch codec, fitted in closed form."""
+
+    latent_channels: int = Field(
+        24,
+        description="latent channels; packed 2x2 a token has 4x as many of its 192 numbers",
+        ge=1,
+        le=48,
+    )
+    pictures: int = Field(12000, description="pictures of the corpus it is fitted to", ge=1)
+
+
+class ModelConfig(_Section):
+    """Sizes of the transformer and of the two text encoders."""
+
+    num_layers: int = Field(3, description="double-stream blocks", ge=1)
+    num_single_layers: int = Field(2, description="single-stream blocks", ge=1)
+    num_attention_heads: int = Field(6, description="heads", ge=1)
+    attention_head_dim: int = Field(32, description="head width", ge=8)
+    axes_dims_rope: list[int] = Field(
+        [8, 12, 12], description="rotary widths of frame, row, column; sum = head width"
+    )
+    text_dim: int = Field(96, description="width of both text encoders", ge=16)
+    text_layers: int = Field(1, description="layers of both text encoders", ge=1)
+    text_length: int = Field(32, description="text tokens, in training and at inference", ge=8)
+    words: str | None = Field(
+        None, description="file with further words (one a line) that get a token of their own"
+    )
+
+
+class BaseTrainingConfig(_Section):
+    """Flow-matching pre-training of the transformer, text encoders included."""
+
+    steps: int = Field(20000, description="training steps", ge=1)
+    batch: int = Field(16, description="pairs a step", ge=1)
+    lr: float = Field(1e-3, description="peak learning rate", gt=0)
+    betas: list[float] = Field([0.9, 0.98], description="AdamW betas")
+    weight_decay: float = Field(0.0, description="AdamW weight decay", ge=0)
+    warmup: int = Field(200, description="linear warm-up steps", ge=0)
+    decay: float = Field(
+        0.4,
+        description="last share of the steps over which the rate falls linearly to 1 %",
+        gt=0,
+        le=1,
+    )
+    clip: float = Field(1.0, description="gradient-norm clip", gt=0)
+    tasks: dict[str, float] = Field(
+        {"copy": 0.1, "style": 0.45, "recolour": 0.4, "tint": 0.05},
+        description="share of each task in a batch",
+    )
+    timestep_mean: float = Field(
+        1.5, description="mean of the normal whose sigmoid is the noise level"
+    )
+    timestep_std: float = Field(1.2, description="its standard deviation", gt=0)
+    bfloat16: bool = Field(True, description="autocast to bf16 (faster where the processor has it)")
+    log_every: int = Field(50, description="steps between log rows", ge=1)
+    save_every: int = Field(500, description="steps between checkpoints", ge=1)
+    validate_every: int = Field(2000, description="steps between validations", ge=1)
+
+
+class PretrainConfig(_Section):
+    """Everything `train/pretrain_nano.py` reads."""
+
+    seed: int = Field(0, description="seed of initialisation, order and noise")
+    output: str = Field(
+        "runs/nano_base", description="folder for checkpoints and the finished base"
+    )
+    threads: int | None = Field(None, description="CPU threads (None: torch's own choice)")
+    corpus: CorpusConfig = CorpusConfig()
+    codec: CodecConfig = CodecConfig()
+    model: ModelConfig = ModelConfig()
+    base: BaseTrainingConfig = BaseTrainingConfig()
+    edit_steps: int = Field(
+        4, description="sampling steps written into the base's regionroute.json", ge=1
+    )

@@ -1,0 +1,166 @@
+"""Nano's parts: the same classes as FLUX.1-Kontext at small sizes, and how they are saved."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from regionroute.backbones.patch_codec import PatchCodec
+from regionroute.backbones.tokenizers import build_clip_tokenizer, build_t5_tokenizer
+from regionroute.io import write_json
+from train.nano_config import ModelConfig
+
+
+class NanoModel(nn.Module):
+    """Transformer and text encoders, trained together; tokenizers ride along.
+
+    Args:
+        cfg: sizes.
+        latent_channels: of the codec; the transformer sees four times as many a token.
+        words: words that get a token of their own.
+    """
+
+    def __init__(self, cfg: ModelConfig, latent_channels: int, words: Sequence[str]) -> None:
+        super().__init__()
+        self.length = cfg.text_length
+        self.tokenizer: CLIPTokenizer = build_clip_tokenizer(words, cfg.text_length)
+        self.tokenizer_2: T5TokenizerFast = build_t5_tokenizer(words, cfg.text_length)
+        self.text_encoder = CLIPTextModel(_clip_config(cfg, self.tokenizer))
+        self.text_encoder_2 = T5EncoderModel(_t5_config(cfg, len(self.tokenizer_2)))
+        self.transformer = FluxTransformer2DModel(
+            in_channels=4 * latent_channels,
+            num_layers=cfg.num_layers,
+            num_single_layers=cfg.num_single_layers,
+            attention_head_dim=cfg.attention_head_dim,
+            num_attention_heads=cfg.num_attention_heads,
+            joint_attention_dim=cfg.text_dim,
+            pooled_projection_dim=cfg.text_dim,
+            axes_dims_rope=tuple(cfg.axes_dims_rope),
+            guidance_embeds=False,
+        )
+        _initialise(self.transformer)
+
+    def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """CLIP and T5 token ids, [P,T] each, padded as the Kontext pipeline pads."""
+        ids = [
+            tokenizer(
+                prompts,
+                padding="max_length",
+                max_length=self.length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer in (self.tokenizer, self.tokenizer_2)
+        ]
+        return ids[0], ids[1]
+
+    def encode_text(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """T5 states [B,T,D] and CLIP's pooled state [B,D], as the Kontext pipeline takes them."""
+        states = self.text_encoder_2(t5_ids)[0]
+        pooled = self.text_encoder(clip_ids).pooler_output
+        return states, pooled
+
+
+def vocabulary(prompts: Sequence[str], words_file: str | None) -> list[str]:
+    """Words of the prompts (hyphenated ones whole) and of a word file, sorted, each once."""
+    words = {
+        word for prompt in prompts for word in re.findall(r"[a-z]+(?:-[a-z]+)*", prompt.lower())
+    }
+    if words_file is not None:
+        words |= set(Path(words_file).read_text(encoding="utf-8").split())
+    return sorted(words)
+
+
+def save_base(
+    model: NanoModel, codec: PatchCodec, folder: Path, resolution: int, edit_steps: int, card: str
+) -> None:
+    """Write a diffusers Kontext folder in half precision, with the base's own settings.
+
+    Args:
+        model: trained parts.
+        codec: the fitted autoencoder.
+        folder: target folder; existing files of the same names are replaced.
+        resolution: side of the pictures it was trained at.
+        edit_steps: default number of sampling steps.
+        card: text of the README beside the weights.
+    """
+    pipeline = FluxKontextPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=False),
+        vae=codec,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer_2=model.tokenizer_2,
+        transformer=model.transformer,
+    )
+    # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipeline.to(torch.float32)
+    settings = {
+        "steps": edit_steps,
+        "guidance": 1.0,
+        "max_text_length": model.length,
+        "resolution": resolution,
+    }
+    write_json(folder / "regionroute.json", settings)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _initialise(transformer: FluxTransformer2DModel) -> None:
+    """Start near a working residual network: open gates, small modulation, small output.
+
+    With the library's defaults a model this small learns to copy late; gates open at .5 and small
+    modulation weights let information through from the first step.
+    """
+    width = transformer.inner_dim
+    for block in transformer.transformer_blocks:
+        for norm in (block.norm1, block.norm1_context):
+            nn.init.normal_(norm.linear.weight, std=0.01)
+            nn.init.zeros_(norm.linear.bias)
+            for gate in (2, 5):  # order: shift, scale, gate of attention, then of the MLP
+                norm.linear.bias.data[gate * width : (gate + 1) * width] = 0.5
+    for block in transformer.single_transformer_blocks:
+        nn.init.normal_(block.norm.linear.weight, std=0.01)
+        nn.init.zeros_(block.norm.linear.bias)
+        block.norm.linear.bias.data[2 * width :] = 0.5
+    nn.init.normal_(transformer.norm_out.linear.weight, std=0.01)
+    nn.init.zeros_(transformer.norm_out.linear.bias)
+
+
+def _clip_config(cfg: ModelConfig, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=cfg.text_dim,
+        intermediate_size=2 * cfg.text_dim,
+        num_hidden_layers=cfg.text_layers,
+        num_attention_heads=4,
+        max_position_embeddings=cfg.text_length,
+        projection_dim=cfg.text_dim,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _t5_config(cfg: ModelConfig, vocab_size: int) -> T5Config:
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=cfg.text_dim,
+        d_kv=cfg.text_dim // 4,
+        d_ff=2 * cfg.text_dim,
+        num_layers=cfg.text_layers,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+    )
