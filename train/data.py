@@ -1,0 +1,338 @@
+"""Manifest rows to batches: selection, style tokens, cached latents, and a reproducible order.
+
+Order, noise and noise levels depend on the seed, the step and the place in the global batch
+alone, never on how many processes or micro-batches share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from regionroute.attention import AttentionPlan
+from regionroute.errors import UserError, nearest
+from regionroute.flow import draw_sigmas
+from regionroute.manifest import EditSample, Manifest, StyleSpec, manifest_file
+from regionroute.prompts import find_spans, token_indices
+from train.cache import Cache
+from train.step import Batch
+
+if TYPE_CHECKING:
+    from regionroute.backbones.kontext import Backbone
+    from regionroute.config import FlowConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a run trains on.
+
+    Attributes:
+        samples: those of the split whose regions all have one trained style.
+        styles: one an expert, in the order of the experts.
+        skipped: how many samples of the split were left out, by reason.
+    """
+
+    samples: list[EditSample]
+    styles: list[StyleSpec]
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample ready for training: its expert, its style tokens and the keys of its tensors.
+
+    Attributes:
+        id: the sample's.
+        expert: index of its style's expert.
+        token_index: for each region, the positions of its style phrase among the T5 tokens.
+        context, target, text: cache keys.
+        masks: cache keys, one a region.
+    """
+
+    id: str
+    expert: int
+    token_index: tuple[tuple[int, ...], ...]
+    context: str
+    target: str
+    text: str
+    masks: tuple[str, ...]
+
+
+def select(manifest: Manifest, config: RunConfig) -> Selection:
+    """Chooses the samples of the run.
+
+    One expert edits a picture at a time, so a sample whose regions have several styles cannot
+    teach any of them and is left out, as are whole-picture tasks and styles not trained.
+
+    Raises:
+        UserError: nothing to train on, or a style that the split does not have.
+    """
+    where = f"{manifest_file(config.data.manifest)}: split {config.data.split!r}"
+    by_style, skipped = _by_style(manifest, config.data.split)
+    if not by_style:
+        splits = Counter(sample.split for sample in manifest.samples)
+        found = ", ".join(f"{split} ({count})" for split, count in splits.items()) or "nothing"
+        raise UserError(
+            f"{where} has no sample with regions of one style; the manifest has {found}, choose "
+            "data.split among them"
+        )
+    names = config.experts.styles or sorted(by_style)
+    for name in names:
+        if name not in by_style:
+            raise UserError(
+                f"experts.styles: {where} has no style {name!r}, the nearest is "
+                f"{nearest(name, by_style)!r}"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"experts.styles: {', '.join(names)} names a style twice")
+    wanted = {id(sample) for name in names for sample in by_style[name]}
+    samples = [sample for sample in manifest.samples if id(sample) in wanted]
+    skipped["style not trained"] = sum(map(len, by_style.values())) - len(samples)
+    styles = [StyleSpec(name, _phrase(name, by_style[name])) for name in names]
+    return Selection(samples, styles, {reason: n for reason, n in skipped.items() if n})
+
+
+def _by_style(manifest: Manifest, split: str) -> tuple[dict[str, list[EditSample]], Counter[str]]:
+    """The split's samples with regions of one style, by style; and how many are unlike that."""
+    by_style: dict[str, list[EditSample]] = {}
+    others = Counter[str]()
+    for sample in manifest.samples:
+        if sample.split != split:
+            continue
+        styles = {region.style for region in sample.regions}
+        if len(styles) == 1:
+            by_style.setdefault(styles.pop(), []).append(sample)
+        else:
+            others["several styles" if styles else "no region"] += 1
+    return by_style, others
+
+
+def _phrase(style: str, samples: Sequence[EditSample]) -> str | None:
+    """The words that stand for a style in all prompts, None if they are its name or differ."""
+    words = {
+        sample.prompt[slice(*region.style_span)].casefold()
+        for sample in samples
+        for region in sample.regions
+        if region.style == style and region.style_span
+    }
+    return words.pop() if len(words) == 1 and words != {style.casefold()} else None
+
+
+class StyleTokens:
+    """Finds the tokens of the style phrases of a manifest's prompts.
+
+    Args:
+        backbone: its T5 tokenizer and text length are used.
+        manifest: names the file in errors.
+    """
+
+    def __init__(self, backbone: Backbone, manifest: Manifest) -> None:
+        self._where = manifest_file(manifest.root)
+        length = backbone.settings.max_text_length
+
+        @cache  # a manifest has few different prompts
+        def indices(prompt: str, span: tuple[int, int]) -> tuple[int, ...]:
+            return tuple(token_indices(backbone.tokenizer_2, prompt, span, length))
+
+        self._indices = indices
+
+    def of(self, sample: EditSample) -> tuple[tuple[int, ...], ...]:
+        """For each region the positions of its style phrase.
+
+        Raises:
+            UserError: a phrase is missing, ambiguous or cut off.
+        """
+        try:
+            return tuple(
+                self._indices(
+                    sample.prompt,
+                    region.style_span or find_spans(sample.prompt, region.object, region.style)[1],
+                )
+                for region in sample.regions
+            )
+        except UserError as error:
+            raise UserError(f"{self._where}: sample {sample.id!r}: {error}") from error
+
+
+def seeded(*parts: int | str) -> torch.Generator:
+    """A generator whose stream depends on nothing but `parts`."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Order:
+    """An endless sequence of sample numbers: one permutation after another.
+
+    Global batch s is the slice [s·G, (s+1)·G) of it, so an epoch may end inside a batch.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._permutation = lru_cache(maxsize=2)(self._draw)  # a batch spans two epochs at most
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        return self._permutation(epoch)[place]
+
+    def _draw(self, epoch: int) -> list[int]:
+        generator = seeded("order", self.seed, epoch)
+        return torch.randperm(self.count, generator=generator).tolist()
+
+
+class TrainingData:
+    """Batches of examples whose tensors are in the cache.
+
+    Args:
+        examples: at least one.
+        cache: holds every key of `examples`.
+        seed: of order, noise and noise levels.
+        global_batch: samples an optimizer step.
+        flow: distribution of the noise levels.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        cache: Cache,
+        *,
+        seed: int,
+        global_batch: int,
+        flow: FlowConfig,
+    ) -> None:
+        self.examples, self.cache = list(examples), cache
+        self.seed, self.global_batch, self.flow = seed, global_batch, flow
+        self.order = Order(len(self.examples), seed)
+
+    def ids(self, step: int) -> list[str]:
+        """Sample ids of the global batch of a step (counted from 0)."""
+        first = step * self.global_batch
+        return [self.examples[self.order[first + i]].id for i in range(self.global_batch)]
+
+    def batch(self, step: int, members: Sequence[int]) -> Batch:
+        """A part of a step's global batch, on the CPU.
+
+        Args:
+            step: counted from 0.
+            members: places in the global batch, each below `global_batch`.
+
+        Raises:
+            UserError: a cache file was damaged during the run.
+        """
+        first = step * self.global_batch
+        examples = [self.examples[self.order[first + member]] for member in members]
+        images = [self._latents(example) for example in examples]
+        texts = [self.cache.load("texts", example.text) for example in examples]
+        draws = [self._draw(step, member, images[0][0]) for member in members]
+        prompt_embeds = torch.stack([text["prompt_embeds"] for text in texts])
+        plan, inside = self._supervision(examples, prompt_embeds.shape[1])
+        return Batch(
+            ids=tuple(example.id for example in examples),
+            target=torch.stack([target for _, target in images]),
+            context=torch.stack([context for context, _ in images]),
+            noise=torch.stack([noise for _, noise in draws]),
+            sigma=torch.stack([sigma for sigma, _ in draws]),
+            prompt_embeds=prompt_embeds,
+            pooled=torch.stack([text["pooled"] for text in texts]),
+            expert_ids=torch.tensor([example.expert for example in examples]),
+            plan=plan,
+            inside=inside,
+        )
+
+    def _latents(self, example: Example) -> tuple[Tensor, Tensor]:
+        """(context, target), each [C,h,w] fp32."""
+        context, target = (
+            self.cache.load("images", key)["latents"].float()
+            for key in (example.context, example.target)
+        )
+        return context, target
+
+    def _draw(self, step: int, member: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(noise level [], noise [C,h,w]) of one sample."""
+        generator = seeded("noise", self.seed, step, member)
+        flow = self.flow
+        sigma = draw_sigmas(1, flow.timesteps, flow.mean, flow.std, generator)[0]
+        return sigma, torch.randn(like.shape, generator=generator)
+
+    def _supervision(
+        self, examples: Sequence[Example], text_len: int
+    ) -> tuple[AttentionPlan, Tensor]:
+        """The plan, and the union of the masks on the latent grid [B,1,h,w]."""
+        masks = [[self.cache.load("masks", key) for key in example.masks] for example in examples]
+        on_tokens = [torch.stack([mask["tokens"] for mask in group]) for group in masks]
+        inside = [torch.stack([mask["latents"] for mask in group]).amax(0) for group in masks]
+        objects = [torch.ones(len(group), dtype=torch.bool) for group in masks]
+        padded = pad_sequence(on_tokens, batch_first=True)  # [B,S,h,w], zero where there is none
+        plan = AttentionPlan(
+            token_index=pad_token_index([example.token_index for example in examples]),
+            masks=padded,
+            valid=pad_sequence(objects, batch_first=True) & padded.sum((-2, -1)).gt(0),
+            text_len=text_len,
+            image_len=padded.shape[-2] * padded.shape[-1],
+        )
+        return plan, torch.stack(inside)[:, None]
+
+
+def pad_token_index(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Token positions of a batch as one tensor.
+
+    Args:
+        rows: sample -> region -> positions.
+
+    Returns:
+        Long [B,S,K], -1 where a sample has fewer regions or a phrase fewer tokens.
+    """
+    regions = max(len(row) for row in rows)
+    tokens = max(len(positions) for row in rows for positions in row)
+    index = torch.full((len(rows), regions, tokens), -1, dtype=torch.long)
+    for i, row in enumerate(rows):
+        for j, positions in enumerate(row):
+            index[i, j, : len(positions)] = torch.tensor(positions)
+    return index
+
+
+def members_of(rank: int, world: int, micro: int, accumulation: int, global_batch: int) -> range:
+    """Places in the global batch that one process handles in one micro-batch.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly.
+    """
+    size, rest = divmod(global_batch, world * accumulation)
+    if rest:
+        raise ValueError(f"{global_batch} samples for {world} processes x {accumulation} passes")
+    first = (micro * world + rank) * size
+    return range(first, first + size)
+
+
+def stream(
+    data: TrainingData, schedule: Iterable[tuple[int, Sequence[int]]], workers: int
+) -> Iterator[Batch]:
+    """Batches in the order of `schedule`, read ahead by `workers` threads.
+
+    Args:
+        data: where they come from.
+        schedule: (step, members) of each batch.
+        workers: 0 reads each batch when it is asked for.
+    """
+    if workers == 0:
+        for step, members in schedule:
+            yield data.batch(step, members)
+        return
+    pool, waiting = ThreadPoolExecutor(workers), deque[Future[Batch]]()
+    try:
+        for step, members in schedule:
+            waiting.append(pool.submit(data.batch, step, members))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

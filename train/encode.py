@@ -1,0 +1,177 @@
+"""Pictures, masks and prompts of a manifest to tensors in the cache, keyed by their contents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from regionroute.io import file_hash, image_size, read_image, read_mask, settings_hash, text_hash
+from regionroute.latents import mask_to_grid
+from regionroute.pipeline import resize
+from train.cache import Entry, Tensors
+from train.data import Example, StyleTokens
+
+if TYPE_CHECKING:
+    from regionroute.backbones.kontext import Backbone
+    from regionroute.manifest import EditSample, Manifest
+
+VALUES_PER_WEIGHT = 256  # looked at to tell two encoders apart
+
+
+def model_size(backbone: Backbone, sizes: set[tuple[int, int]]) -> tuple[tuple[int, int], bool]:
+    """The one size (H,W) at which the model sees all pictures of a run.
+
+    Args:
+        backbone: its `fit_size` and resolution decide.
+        sizes: (height, width) of the pictures.
+
+    Returns:
+        The size, and whether it distorts: pictures of one aspect keep it, of several they all
+        become squares, because the samples of a batch need one shape.
+    """
+    fitted = {backbone.fit_size(*size) for size in sizes}
+    if len(fitted) == 1:
+        return fitted.pop(), False
+    return backbone.fit_size(1, 1), True
+
+
+@dataclass
+class Encoder:
+    """Names and computes what training needs of each sample.
+
+    Attributes:
+        backbone: encodes pictures and prompts.
+        manifest: where the files are.
+        size: (H,W) at which the model sees pictures.
+        entries: what the samples seen so far need, for `Cache.fill`.
+    """
+
+    backbone: Backbone
+    manifest: Manifest
+    size: tuple[int, int]
+    entries: list[Entry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._tokens = StyleTokens(self.backbone, self.manifest)
+        self._hash = cache(file_hash)  # many samples share a context or a mask
+
+    def example(self, sample: EditSample, expert: int) -> Example:
+        """Hashes the sample's files and finds its style tokens; nothing is encoded yet.
+
+        Raises:
+            UserError: a file is missing or damaged, or the style phrase cannot be found.
+        """
+        context = self.manifest.path(sample.context)
+        height_width = image_size(context)
+        return Example(
+            id=sample.id,
+            expert=expert,
+            token_index=self._tokens.of(sample),
+            context=self._picture(context),
+            target=self._target(sample, height_width),
+            text=self.prompt(sample.prompt),
+            masks=tuple(
+                self._mask(self.manifest.path(region.mask), height_width)
+                for region in sample.regions
+            ),
+        )
+
+    def prompt(self, text: str) -> str:
+        """Cache key of a prompt's states, which are added to `entries`."""
+        length = self.backbone.settings.max_text_length
+        key = settings_hash([text_hash(text), self._text_identity, length])
+
+        def make() -> Tensors:
+            states, pooled = self.backbone.encode_prompts([text])
+            return {"prompt_embeds": states[0], "pooled": pooled[0]}
+
+        return self._add("texts", key, make)
+
+    def _picture(self, path: Path) -> str:
+        image_size(path)  # a missing or damaged file is named before it is hashed
+        key = settings_hash([self._hash(path), self._image_identity, self.size])
+
+        def make() -> Tensors:
+            image = resize(read_image(path)[None], self.size)
+            return {"latents": self.backbone.encode_images(image)[0]}
+
+        return self._add("images", key, make)
+
+    def _target(self, sample: EditSample, context_size: tuple[int, int]) -> str:
+        path = self.manifest.path(sample.target)
+        if image_size(path) != context_size:
+            self.manifest.target(sample)  # says what is wrong
+        return self._picture(path)
+
+    def _mask(self, path: Path, context_size: tuple[int, int]) -> str:
+        """A mask on both grids: of tokens, and of latents with twice the rows and columns."""
+        image_size(path)
+        cells = 2 * self.backbone.vae_scale
+        height, width = self.size[0] // cells, self.size[1] // cells
+        # The size a mask must have is part of what it is: with another picture it may be wrong.
+        key = settings_hash([self._hash(path), context_size, height, width])
+
+        def make() -> Tensors:
+            mask = read_mask(path, context_size)
+            return {
+                "tokens": mask_to_grid(mask, height, width),
+                "latents": mask_to_grid(mask, 2 * height, 2 * width),
+            }
+
+        return self._add("masks", key, make)
+
+    def _add(self, kind: str, key: str, make: Callable[[], Tensors]) -> str:
+        self.entries.append(Entry(kind, key, make))
+        return key
+
+    @cached_property
+    def _image_identity(self) -> str:
+        return identity(self.backbone.vae)
+
+    @cached_property
+    def _text_identity(self) -> list[str]:
+        words = [self.backbone.tokenizer.get_vocab(), self.backbone.tokenizer_2.get_vocab()]
+        networks = [self.backbone.text_encoder, self.backbone.text_encoder_2]
+        return [text_hash(json.dumps(words, sort_keys=True)), *map(identity, networks)]
+
+
+@torch.no_grad()
+def identity(network: nn.Module) -> str:
+    """Hash of a network's weights: names, types, shapes and a regular sample of the values.
+
+    A base's fingerprint says which experts fit; two bases trained apart share it, but their
+    encoders give different latents.
+    """
+    digest = hashlib.sha256(_settings(network).encode())
+    for name, weight in network.state_dict().items():
+        stride = max(1, weight.numel() // VALUES_PER_WEIGHT)
+        values = weight.reshape(-1)[::stride].to("cpu", torch.float32)
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _settings(network: Any) -> str:
+    """A diffusers or transformers configuration without where and by what it was saved."""
+    config = network.config
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    kept = {k: v for k, v in values.items() if k[0] != "_" and k != "transformers_version"}
+    return json.dumps(kept, default=str, sort_keys=True)
+
+
+def release_encoders(backbone: Backbone, *, keep_vae: bool) -> None:
+    """Lets go of the text encoders, and of the autoencoder unless previews decode with it."""
+    empty = nn.Module()
+    backbone.text_encoder = backbone.text_encoder_2 = empty
+    if not keep_vae:
+        backbone.vae = empty
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
