@@ -1,0 +1,193 @@
+"""One batch to its losses: flow matching, Focus and Cover, one value a sample.
+
+Shape legend: B batch, C latent channels, h w latent rows and columns (tokens: h/2 x w/2), T text
+tokens, D text width, P pooled width, S supervised (object, style) pairs of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regionroute.adapters import RouteContext, routed
+from regionroute.attention import (
+    AttentionPlan,
+    AttentionRecorder,
+    attention_loss,
+    mean_map,
+    region_map,
+)
+from regionroute.flow import add_noise, predict_velocity, velocity_target
+
+if TYPE_CHECKING:
+    from regionroute.config import RunConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Everything one training step reads.
+
+    Attributes:
+        ids: sample ids, B of them.
+        target: latents of the styled picture, [B,C,h,w] fp32.
+        context: latents of the source picture, [B,C,h,w] fp32.
+        noise: standard normal, [B,C,h,w] fp32.
+        sigma: noise level in (0,1], [B] fp32.
+        prompt_embeds: T5 states, [B,T,D] in the base's dtype.
+        pooled: CLIP's pooled state, [B,P].
+        expert_ids: long [B].
+        plan: style tokens [B,S,K] and soft object masks [B,S,h/2,w/2].
+        inside: soft union of the object masks on the latent grid, [B,1,h,w] in [0,1].
+    """
+
+    ids: tuple[str, ...]
+    target: Tensor
+    context: Tensor
+    noise: Tensor
+    sigma: Tensor
+    prompt_embeds: Tensor
+    pooled: Tensor
+    expert_ids: Tensor
+    plan: AttentionPlan
+    inside: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | AttentionPlan)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class StepLosses:
+    """Losses and map scores of a batch, one value a sample.
+
+    Attributes:
+        flow: weighted mean squared error of the velocity, [B] fp32.
+        focus: unweighted, [B] fp32; 0 when supervision is off.
+        cover: unweighted, [B] fp32; 0 when supervision is off.
+        total: flow + λ_f·focus + λ_c·cover, [B] fp32, with the graph.
+        iou: of the region map at its boundary .5 with the mask, [B]; NaN when not measured.
+        share: of the attention that lies inside the mask, [B]; NaN when not measured.
+    """
+
+    flow: Tensor
+    focus: Tensor
+    cover: Tensor
+    total: Tensor
+    iou: Tensor
+    share: Tensor
+
+    NAMES = ("flow", "focus", "cover", "total", "iou", "share")
+
+    def rows(self) -> Tensor:
+        """[B,6] detached, columns in the order of `NAMES`."""
+        return torch.stack([getattr(self, name).detach() for name in self.NAMES], dim=1)
+
+
+@contextmanager
+def training_step(
+    transformer: Any, batch: Batch, config: RunConfig, *, measure: bool = False
+) -> Iterator[StepLosses]:
+    """Runs one batch forward; the caller runs backward inside the ``with`` block.
+
+    Gradient checkpointing runs the blocks again during backward, and needs the routing and the
+    recording processors to be still in place::
+
+        with training_step(model, batch, config) as losses:
+            losses.total.mean().backward()
+
+    Args:
+        transformer: adapted ``FluxTransformer2DModel``, or the engine around it.
+        batch: on the model's device.
+        config: its flow and supervision parts are read. Without supervision (both weights 0)
+            nothing is recorded and nothing it costs is paid, unless `measure` asks for it.
+        measure: also score the attention maps; changes no loss and no gradient.
+
+    Yields:
+        Losses with their graph.
+    """
+    supervised = config.supervision.focus > 0 or config.supervision.cover > 0
+    recorder = recorder_of(config) if supervised or measure else None
+    with ExitStack() as contexts:
+        contexts.enter_context(routed(transformer, RouteContext(batch.expert_ids)))
+        if recorder is not None:
+            contexts.enter_context(recorder.recording(transformer, batch.plan))
+        flow = _flow_loss(transformer, batch, config)
+        focus = cover = torch.zeros_like(flow)
+        iou = share = torch.full_like(flow, torch.nan)
+        total = flow
+        if recorder is not None and supervised:
+            losses = attention_loss(recorder.maps(), batch.plan, config.supervision)
+            focus, cover = losses["focus"], losses["cover"]
+            total = flow + config.supervision.focus * focus + config.supervision.cover * cover
+        if recorder is not None and measure:
+            iou, share = map_scores(recorder.maps(), batch.plan)
+        yield StepLosses(flow, focus, cover, total, iou, share)
+
+
+def recorder_of(config: RunConfig) -> AttentionRecorder:
+    """A recorder of the layers and queries that the run supervises."""
+    wanted = config.supervision
+    return AttentionRecorder(layers=wanted.layers, queries=wanted.queries, norm=wanted.norm)
+
+
+def _flow_loss(transformer: Any, batch: Batch, config: RunConfig) -> Tensor:
+    """Mean squared error of the velocity, [B] fp32 (spec §3)."""
+    velocity = predict_velocity(
+        transformer,
+        add_noise(batch.target, batch.noise, batch.sigma),
+        batch.context,
+        batch.prompt_embeds,
+        batch.pooled,
+        batch.sigma,
+        config.flow.guidance,
+    )
+    error = (velocity.float() - velocity_target(batch.target, batch.noise)).square()
+    return (error * pixel_weights(batch.inside, config.flow.mask_weight)).mean((1, 2, 3))
+
+
+def pixel_weights(inside: Tensor, mask_weight: float) -> Tensor:
+    """Weights of the flow loss: `mask_weight` on the object, 1 elsewhere, mean 1 in each sample.
+
+    Args:
+        inside: [B,1,h,w] in [0,1].
+        mask_weight: > 0; 1 leaves the plain mean.
+
+    Returns:
+        [B,1,h,w].
+    """
+    weights = 1 + (mask_weight - 1) * inside
+    return weights / weights.mean((1, 2, 3), keepdim=True)
+
+
+@torch.no_grad()
+def map_scores(maps: dict[str, Tensor], plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+    """How well the layers' mean map agrees with the masks.
+
+    Args:
+        maps: layer -> [B,S,h,w].
+        plan: the masks and valid flags.
+
+    Returns:
+        IoU of ``region_map > .5`` with ``mask >= .5``, and the share of attention inside the
+        mask, both [B]: the mean over a sample's valid objects, NaN if it has none.
+    """
+    attention, masks = mean_map(maps), plan.masks
+    found, wanted = region_map(attention) > 0.5, masks >= 0.5
+    union = (found | wanted).sum((-2, -1))
+    iou = (found & wanted).sum((-2, -1)) / union.clamp(min=1)
+    share = (attention * masks).sum((-2, -1)) / attention.sum((-2, -1)).clamp(min=1e-12)
+    hidden = ~plan.valid
+    return (
+        iou.masked_fill(hidden, torch.nan).nanmean(-1),
+        share.masked_fill(hidden, torch.nan).nanmean(-1),
+    )
