@@ -1,0 +1,228 @@
+"""Checkpoints: experts, DeepSpeed's state and the trainer's, complete or not there at all.
+
+``<output>/checkpoints/step-000400/`` holds ``experts/`` (loadable by `edit` and by diffusers),
+``engine/`` (optimizer and schedule) and ``trainer.json``. The folder is written under a hidden
+name and renamed when all of it is on disk, so an interrupted save leaves the one before.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regionroute.adapters import adapter_parameters, expert_state_dict, read_registry
+from regionroute.adapters.export import read_lora_file
+from regionroute.errors import UserError
+from regionroute.io import read_json, write_json
+from train import distributed
+from train.distributed import Ranks
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+FOLDER = "checkpoints"
+STATE_FILE = "trainer.json"
+ENGINE_TAG = "engine"
+# Facts that a resumed run must share, and what each is called in the configuration.
+EXACT = {
+    "base_weights": "base.name",
+    "styles": "experts.styles",
+    "rank": "experts.rank",
+    "alpha": "experts.alpha",
+    "targets": "experts.targets",
+    "zero_stage": "train.zero_stage",
+}
+# Facts whose change alters which samples come next, but breaks nothing.
+ORDER = {"seed": "seed", "global_batch": "train.global_batch", "samples": "data.manifest"}
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        seconds: spent on them, over all starts of the run.
+        facts: what the run depends on; see `check_facts`.
+    """
+
+    step: int
+    seconds: float
+    facts: dict[str, Any]
+
+
+def find(output: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the complete checkpoints of a run, oldest first."""
+    found = []
+    for folder in (output / FOLDER).glob("step-*"):
+        number = re.fullmatch(r"step-(\d+)", folder.name)
+        if number and (folder / STATE_FILE).is_file():
+            found.append((int(number[1]), folder))
+    return sorted(found)
+
+
+def save(
+    engine: DeepSpeedEngine,
+    output: Path,
+    state: TrainerState,
+    write_experts: Callable[[Path], object],
+    ranks: Ranks,
+    keep: int,
+) -> Path:
+    """Writes a checkpoint and removes all but the newest `keep`; all processes must call it.
+
+    Args:
+        engine: its optimizer and schedule are saved, the frozen base is not.
+        output: the run's folder.
+        state: the trainer's.
+        write_experts: writes the experts into the folder it is given; called by process 0.
+        ranks: this process's place.
+        keep: how many complete checkpoints stay.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = output / FOLDER / f"step-{state.step:06d}"
+    partial = final.with_name(f".{final.name}.partial")
+    if ranks.main:
+        for leftover in final.parent.glob(".*"):
+            shutil.rmtree(leftover)
+    distributed.barrier()
+    engine.save_checkpoint(
+        str(partial), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=True
+    )
+    export(engine, partial / "experts", write_experts, ranks)
+    if ranks.main:
+        write_json(partial / STATE_FILE, asdict(state))
+        _replace(partial, final)
+        for _, folder in find(output)[:-keep]:
+            _remove(folder)
+    distributed.barrier()
+    return final
+
+
+def export(
+    engine: DeepSpeedEngine, folder: Path, write_experts: Callable[[Path], object], ranks: Ranks
+) -> None:
+    """Writes the experts as one folder that replaces an older one; all processes must call it."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    with distributed.gathered(adapter_parameters(engine.module)):
+        if ranks.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            write_experts(partial)
+            _replace(partial, folder)
+    distributed.barrier()
+
+
+def check_facts(folder: Path, facts: dict[str, Any], world: int) -> list[str]:
+    """Compares a run with the checkpoint it is about to continue.
+
+    Args:
+        folder: of the checkpoint.
+        facts: of this run.
+        world: number of processes.
+
+    Returns:
+        Remarks on changes that are allowed but alter what comes next.
+
+    Raises:
+        UserError: the checkpoint cannot be continued by this run.
+    """
+    saved = read_json(folder / STATE_FILE)["facts"]
+    for fact, key in EXACT.items():
+        if saved[fact] != facts[fact]:
+            values = "other weights than now" if fact == "base_weights" else (
+                f"{saved[fact]}, now it is {facts[fact]}"
+            )  # fmt: skip
+            raise UserError(
+                f"{folder}: this checkpoint was trained with {key} = {values}; set it back, choose "
+                "another output, or start over with train.resume=false"
+            )
+    if saved["world"] != world and saved["zero_stage"] > 0:
+        raise UserError(
+            f"{folder}: this checkpoint was written by {saved['world']} processes at ZeRO stage "
+            f"{saved['zero_stage']}, which shares the optimizer among them: continue with "
+            f"{saved['world']} processes instead of {world}, or start over with train.resume=false"
+        )
+    return [
+        f"{key} has changed since the checkpoint: the samples come in another order from here on"
+        for fact, key in ORDER.items()
+        if saved[fact] != facts[fact]
+    ]
+
+
+def load(engine: DeepSpeedEngine, folder: Path) -> TrainerState:
+    """Restores experts, optimizer and schedule; all processes must call it.
+
+    Raises:
+        UserError: the checkpoint is damaged, or an adapter weight did not arrive.
+    """
+    # DeepSpeed and torch.load raise nearly any class on damaged files.
+    try:
+        with distributed.quiet():
+            path, _ = engine.load_checkpoint(
+                str(folder), tag=ENGINE_TAG, load_module_strict=False
+            )  # not strict: the frozen base is not in it
+    except Exception as error:
+        path = None
+        reason = f" ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+    else:
+        reason = ""
+    if path is None:
+        raise UserError(
+            f"{folder}: this checkpoint is damaged{reason}: delete the folder, and the same "
+            "command continues from the one before"
+        )
+    _verify(engine, folder)
+    values = read_json(folder / STATE_FILE)
+    return TrainerState(values["step"], values["seconds"], values["facts"])
+
+
+def _verify(engine: DeepSpeedEngine, folder: Path) -> None:
+    """Compares the restored adapters with the expert files that were written beside them.
+
+    DeepSpeed's lenient loading, needed because the base is left out, would also accept a
+    checkpoint that lacks adapters.
+    """
+    registry = read_registry(folder / "experts")
+    with distributed.gathered(adapter_parameters(engine.module)):
+        for index, entry in enumerate(registry.experts):
+            expected, _ = read_lora_file(folder / "experts" / entry.file)
+            for key, value in expert_state_dict(engine.module, index).items():
+                if key not in expected or not torch.equal(value, expected[key]):
+                    raise UserError(
+                        f"{folder}: weight {key!r} of expert {entry.style!r} was not restored: "
+                        "delete the folder, and the same command continues from the one before"
+                    )
+
+
+def set_aside(output: Path) -> Path | None:
+    """Moves the checkpoints of an earlier run out of the way; None if there are none."""
+    folder = output / FOLDER
+    if not find(output):
+        return None
+    aside = folder.with_name(f"{FOLDER}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder.rename(aside)
+    return aside
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Renames a folder over another; between the two renames neither is lost."""
+    if old.exists():
+        _remove(old)
+    new.rename(old)
+
+
+def _remove(folder: Path) -> None:
+    """Hides a folder, then deletes it: half of a deleted checkpoint must not look complete."""
+    hidden = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)

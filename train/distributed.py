@@ -1,0 +1,211 @@
+"""Processes of one training run: how they start, meet, and agree.
+
+The same entry point serves plain ``python`` (one process), ``deepspeed`` and ``torchrun``, on
+GPUs (NCCL) and on CPUs (gloo).
+"""
+
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from regionroute.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: its number, their count, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """True for the process that writes files and talks to the terminal."""
+        return self.rank == 0
+
+
+def start(local_rank: int | None = None) -> Ranks:
+    """Joins the process group; call once, before anything else of this module.
+
+    Args:
+        local_rank: the number the ``deepspeed`` launcher hands over on the command line; the
+            environment variable LOCAL_RANK (torchrun) is used when it is None.
+
+    Returns:
+        This process's place in the group.
+    """
+    _default_environment(local_rank)
+    import deepspeed  # reads the environment when imported
+
+    on_gpu = torch.cuda.is_available()
+    local = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        _share_cores()
+        _skip_shared_memory_op(deepspeed)
+    with quiet():
+        # Without auto_mpi_discovery=False a start by plain python wants mpi4py.
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _default_environment(local_rank: int | None) -> None:
+    """What a launcher would have set, for a start by plain ``python``."""
+    if local_rank is not None and local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    alone = "RANK" not in os.environ
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, value)
+    if alone:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ["MASTER_PORT"] = str(free_port())
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if sys.platform == "linux" and os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
+            # gloo would look the host name up, which fails on machines without a network.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _share_cores() -> None:
+    """Gives each process of this machine its part of the cores, unless the user decided."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(max(1, (cores or 1) // int(here)))
+
+
+def _skip_shared_memory_op(deepspeed: object) -> None:
+    """Keeps DeepSpeed from compiling its CPU collective for a minute; gloo does without it.
+
+    The table is private, so a version without it is left alone.
+    """
+    table = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)
+    if isinstance(table, dict):
+        table["deepspeed_shm_comm"] = False
+
+
+def log_library_to(path: Path, ranks: Ranks) -> None:
+    """Sends DeepSpeed's log to a file, so that the terminal keeps one readable progress bar."""
+    logger = logging.getLogger("DeepSpeed")
+    if not ranks.main:
+        logger.setLevel(logging.ERROR)
+        return
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences library warnings the user can do nothing about while DeepSpeed builds things."""
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR) if _logs_to_terminal(logger) else level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _logs_to_terminal(logger: logging.Logger) -> bool:
+    return any(not isinstance(handler, logging.FileHandler) for handler in logger.handlers)
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    dist.barrier()
+
+
+def agree(action: Callable[[], T]) -> T:
+    """Runs `action` on every process; a user's mistake met by one ends it for all.
+
+    Without this a process that stops leaves the others waiting in their next collective.
+
+    Args:
+        action: must not use collectives itself.
+
+    Returns:
+        What `action` returned on this process.
+
+    Raises:
+        UserError: the first process's sentence, the same on all processes.
+    """
+    result: list[T] = []
+    mistake: str | None = None
+    try:
+        result.append(action())
+    except UserError as error:
+        mistake = str(error)
+    mistakes: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(mistakes, mistake)
+    for sentence in mistakes:
+        if sentence is not None:
+            raise UserError(sentence)
+    return result[0]
+
+
+def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """Collects equal-shaped rows of all processes.
+
+    Args:
+        rows: [n,k] of any device.
+        ranks: this process's place.
+
+    Returns:
+        [world,n,k] float64 on the CPU, the same on all processes.
+    """
+    mine = rows.detach().to(ranks.device, torch.float64).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(ranks.world)]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts).cpu()
+
+
+@contextmanager
+def gathered(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Makes parameters whole that ZeRO-3 keeps in pieces; all processes must enter.
+
+    Read only: changes are not handed back. A no-op for parameters that are whole.
+    """
+    pieces = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not pieces:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(pieces, modifier_rank=None):
+        yield

@@ -1,0 +1,268 @@
+"""Everything between a configuration and the first step: checks, caching, experts, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from regionroute.adapters import adapter_parameters, inject, save_experts
+from regionroute.attention import AttentionPlan
+from regionroute.backbones.kontext import Backbone, load_backbone
+from regionroute.config import save_config
+from regionroute.errors import UserError
+from regionroute.io import image_size, settings_hash, text_hash
+from regionroute.manifest import Manifest, manifest_file, read_manifest
+from train import checkpoint, distributed
+from train.cache import Cache, Entry
+from train.checkpoint import TrainerState
+from train.data import Example, Selection, TrainingData, seeded, select
+from train.distributed import Ranks
+from train.encode import Encoder, identity, model_size, release_encoders
+from train.engine import apply_optimizer_settings, build_engine, engine_settings, zero_stage
+from train.logs import Reporter
+from train.previews import Previews, choose
+from train.step import recorder_of
+from train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from regionroute.config import RunConfig
+    from regionroute.manifest import EditSample
+
+
+@dataclass
+class Inputs:
+    """A run's base and data, checked; nothing is encoded yet."""
+
+    backbone: Backbone
+    manifest: Manifest
+    selection: Selection
+    examples: list[Example]
+    shown: list[EditSample]
+    shown_examples: list[Example]
+    entries: list[Entry]
+    remarks: list[str]
+
+
+def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
+    """Loads, checks and caches all a run needs and continues from its newest checkpoint.
+
+    Raises:
+        UserError: anything the user can mend, the same on all processes.
+    """
+    output = Path(config.output)
+    inputs = distributed.agree(lambda: load_inputs(config, ranks))
+    cache = Cache(Path(config.data.cache) if config.data.cache else output / "cache")
+    inputs.backbone.to(ranks.device)
+    distributed.agree(lambda: cache.fill(inputs.entries, rank=ranks.rank, world=ranks.world))
+    release_encoders(inputs.backbone, keep_vae=bool(config.train.preview_every) and ranks.main)
+
+    facts = run_facts(config, inputs, ranks)
+    engine = _engine(config, inputs, ranks)
+    state, remarks = _resume(config, engine, facts, ranks)
+    data = _data(inputs.examples, cache, config)
+    if ranks.main:
+        save_config(config, output)
+    reporter = Reporter(
+        output,
+        start=state.step,
+        steps=config.train.steps,
+        samples=config.train.global_batch,
+        log_every=config.train.log_every,
+        main=ranks.main,
+    )
+    for remark in [*inputs.remarks, *remarks]:
+        reporter.note(remark)
+    return Trainer(
+        config, ranks, engine, data, state, reporter,
+        write_experts=_experts_writer(config, inputs, engine),
+        previews=_previews(config, inputs, cache),
+    )  # fmt: skip
+
+
+def load_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
+    """Reads manifest and base and finds every mistake that needs no computing.
+
+    Raises:
+        UserError: see `build_trainer`.
+    """
+    if config.base.dtype == "float16":
+        raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
+    engine_settings(config, ranks.world, 1)
+    manifest = read_manifest(config.data.manifest)
+    selection = select(manifest, config)
+    backbone = load_backbone(config.base.name, getattr(torch, config.base.dtype))
+    backbone.settings = _settings(backbone, config)
+    _check_layers(backbone, config)
+    shown = []
+    if config.train.preview_every:
+        shown = choose(manifest, selection.styles, config.train.previews)
+    used = {sample.id: sample for sample in [*selection.samples, *shown]}.values()
+    sizes = {image_size(manifest.path(sample.context)) for sample in used}
+    size, distorted = model_size(backbone, sizes)
+    encoder = Encoder(backbone, manifest, size)
+    expert = {style.name: index for index, style in enumerate(selection.styles)}
+    examples = {
+        sample.id: encoder.example(sample, expert[sample.regions[0].style])
+        for sample in tqdm(used, "reading pairs", unit="pair", disable=not ranks.main, leave=False)
+    }
+    return Inputs(
+        backbone,
+        manifest,
+        selection,
+        [examples[sample.id] for sample in selection.samples],
+        shown,
+        [examples[sample.id] for sample in shown],
+        encoder.entries,
+        _remarks(config, selection, size, distorted),
+    )
+
+
+def _settings(backbone: Backbone, config: RunConfig) -> Any:
+    """The base's settings under the run's resolution and text length."""
+    settings = backbone.settings
+    length = config.base.max_text_length or settings.max_text_length
+    if length > 512:
+        raise UserError(f"base.max_text_length={length}: Kontext pipelines read at most 512 tokens")
+    resolution = config.data.resolution or settings.resolution
+    return replace(settings, max_text_length=length, resolution=resolution)
+
+
+def _check_layers(backbone: Backbone, config: RunConfig) -> None:
+    """Refuses layer names the base does not have before anything is encoded."""
+    one = torch.ones(1, 1, dtype=torch.bool)
+    plan = AttentionPlan(one.long()[..., None] - 1, torch.ones(1, 1, 1, 1), one, 1, 1)
+    with recorder_of(config).recording(backbone.transformer, plan):
+        pass
+
+
+def _remarks(
+    config: RunConfig, selection: Selection, size: tuple[int, int], distorted: bool
+) -> list[str]:
+    names = ", ".join(style.name for style in selection.styles)
+    remarks = [
+        f"{len(selection.samples)} samples of split {config.data.split!r}, experts for {names}, "
+        f"pictures at {size[1]}x{size[0]}"
+    ]
+    if distorted:
+        remarks.append(
+            "the pictures have several aspects: all are resized to that square, because the "
+            "samples of a batch need one shape"
+        )
+    for reason, count in selection.skipped.items():
+        remarks.append(f"{count} samples are left out: {reason}")
+    return remarks
+
+
+def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint must match to be continued; call it before experts are injected."""
+    rows = [[e.id, e.context, e.target, e.text, *e.masks] for e in inputs.examples]
+    return {
+        "base_fingerprint": inputs.backbone.fingerprint,
+        "base_weights": identity(inputs.backbone.transformer),
+        "styles": [style.name for style in inputs.selection.styles],
+        "rank": config.experts.rank,
+        "alpha": config.experts.alpha,
+        "targets": config.experts.targets,
+        "zero_stage": zero_stage(config),
+        "world": ranks.world,
+        "seed": config.seed,
+        "global_batch": config.train.global_batch,
+        "samples": text_hash(settings_hash(rows)),
+    }
+
+
+def _engine(config: RunConfig, inputs: Inputs, ranks: Ranks) -> DeepSpeedEngine:
+    transformer, experts = inputs.backbone.transformer, config.experts
+    inject(
+        transformer,
+        experts.targets,
+        len(inputs.selection.styles),
+        experts.rank,
+        experts.alpha,
+        experts.dropout,
+        generator=seeded("experts", config.seed),
+    )
+    if config.train.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return build_engine(transformer.train(), config, ranks)
+
+
+def _resume(
+    config: RunConfig, engine: DeepSpeedEngine, facts: dict[str, Any], ranks: Ranks
+) -> tuple[TrainerState, list[str]]:
+    """The state to start from, and what there is to say about it."""
+    output = Path(config.output)
+    found = checkpoint.find(output)
+    distributed.barrier()  # nobody moves a checkpoint before all have looked
+    if found and config.train.resume:
+        folder = found[-1][1]
+        remarks = distributed.agree(lambda: checkpoint.check_facts(folder, facts, ranks.world))
+        state = checkpoint.load(engine, folder)
+        apply_optimizer_settings(engine, config)
+        return replace(state, facts=facts), [f"continuing from {folder}", *remarks]
+    fresh = TrainerState(0, 0.0, facts)
+    if not found:
+        return fresh, []
+    aside = checkpoint.set_aside(output) if ranks.main else None
+    distributed.barrier()
+    return fresh, [f"starting over: the earlier checkpoints are now in {aside}"]
+
+
+def _data(examples: list[Example], cache: Cache, config: RunConfig) -> TrainingData:
+    return TrainingData(
+        examples,
+        cache,
+        seed=config.seed,
+        global_batch=config.train.global_batch,
+        flow=config.flow,
+    )
+
+
+def _experts_writer(
+    config: RunConfig, inputs: Inputs, engine: DeepSpeedEngine
+) -> Callable[[Path], object]:
+    """Writes experts with what `edit` has to know: text length and where the maps are read."""
+    extra = {
+        "max_text_length": inputs.backbone.settings.max_text_length,
+        "map_layers": config.supervision.layers,
+        "map_queries": config.supervision.queries,
+        "manifest": manifest_file(config.data.manifest).name,
+        "config": config.model_dump(mode="json"),
+    }
+
+    def write(folder: Path) -> object:
+        return save_experts(
+            folder,
+            engine.module,
+            inputs.selection.styles,
+            base_name=inputs.backbone.name,
+            base_fingerprint=inputs.backbone.fingerprint,
+            extra=extra,
+        )
+
+    return write
+
+
+def _previews(config: RunConfig, inputs: Inputs, cache: Cache) -> Previews | None:
+    if not inputs.shown:
+        return None
+    count = len(inputs.shown)
+    data = TrainingData(
+        inputs.shown_examples, cache, seed=config.seed, global_batch=count, flow=config.flow
+    )
+    samples = {sample.id: sample for sample in inputs.shown}
+    batch = data.batch(0, range(count))
+    return Previews(config, inputs.backbone, inputs.manifest, samples, batch)
+
+
+def trainable_parameters(trainer: Trainer) -> int:
+    """How many values the run trains, also where ZeRO-3 holds them in pieces."""
+    parameters = adapter_parameters(trainer.engine.module)
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)

@@ -1,0 +1,158 @@
+"""Edits a few held-out samples while training runs: source | target | edit | map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from regionroute.adapters import RouteContext, routed
+from regionroute.attention import mean_map, region_map
+from regionroute.flow import sample as sample_latents
+from regionroute.io import from_pil, to_pil, write_image
+from regionroute.pipeline import resize
+from train.step import Batch, recorder_of
+
+if TYPE_CHECKING:
+    from regionroute.backbones.kontext import Backbone
+    from regionroute.config import RunConfig
+    from regionroute.manifest import EditSample, Manifest, StyleSpec
+    from train.logs import Reporter
+
+FOLDER = "previews"
+SPLITS = ("val", "test", "train")
+TITLES = ("source", "target", "edit", "map")
+CELL, GAP, LINE = 192, 8, 18  # pixels
+
+
+def choose(manifest: Manifest, styles: Sequence[StyleSpec], count: int) -> list[EditSample]:
+    """The samples to show: of the first of `SPLITS` that has any, the styles taking turns."""
+    names = [style.name for style in styles]
+    for split in SPLITS:
+        queues: list[list[EditSample]] = [[] for _ in names]
+        for sample in manifest.samples:
+            found = {region.style for region in sample.regions}
+            if sample.split == split and len(found) == 1 and found <= set(names):
+                queues[names.index(found.pop())].append(sample)
+        longest = max(map(len, queues))
+        turns = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+        if turns:
+            return turns[:count]
+    return []
+
+
+@dataclass
+class Previews:
+    """The same samples and the same noise each time, so that previews can be compared.
+
+    Attributes:
+        config: the run's.
+        backbone: its scheduler and settings, and on the first process its autoencoder.
+        manifest: where the pictures are.
+        samples: by id.
+        batch: of these samples, on the CPU; its noise is where sampling starts.
+    """
+
+    config: RunConfig
+    backbone: Backbone
+    manifest: Manifest
+    samples: dict[str, EditSample]
+    batch: Batch
+
+    def write(self, model: Any, step: int, reporter: Reporter) -> Path | None:
+        """Edits the samples with the experts as they are and writes the sheet.
+
+        All processes must call it: under ZeRO-3 each holds a part of every weight. The first
+        one writes.
+
+        Returns:
+            The file on the first process, None on the others.
+        """
+        model.eval()
+        edits, maps = self._edit(model)
+        model.train()
+        if not reporter.main:
+            return None
+        image = self._sheet(self.backbone.decode_latents(edits).cpu(), maps.cpu(), step)
+        path = Path(self.config.output) / FOLDER / f"step-{step:06d}.png"
+        write_image(path, image)
+        reporter.picture("preview", image, step)
+        return path
+
+    def _edit(self, model: Any) -> tuple[Tensor, Tensor]:
+        """Latents [B,C,h,w] of the edits and region maps [B,S,h/2,w/2]."""
+        batch = self.batch.to(next(model.parameters()).device)
+        recorder, seen = recorder_of(self.config), []
+
+        @contextmanager
+        def observe(step: int) -> Iterator[None]:
+            with recorder.recording(model, batch.plan):
+                yield
+            seen.append(mean_map(recorder.maps()))
+
+        with routed(model, RouteContext(batch.expert_ids)):
+            latents = sample_latents(
+                model,
+                self.backbone.scheduler,
+                batch.context,
+                batch.prompt_embeds,
+                batch.pooled,
+                steps=self.backbone.settings.steps,
+                guidance=self.backbone.settings.guidance,
+                noise=batch.noise,
+                observe=observe,
+            )
+        return latents, region_map(torch.stack(seen).mean(0))
+
+    def _sheet(self, edits: Tensor, maps: Tensor, step: int) -> Tensor:
+        """One row a sample under the column titles, [3,H,W] in [0,1]."""
+        rows = []
+        for number, name in enumerate(self.batch.ids):
+            sample, size = self.samples[name], (edits.shape[2], edits.shape[3])
+            source = resize(self.manifest.context(sample)[None], size)[0]
+            target = resize(self.manifest.target(sample)[None], size)[0]
+            shown = maps[number][self.batch.plan.valid[number]].amax(0)  # several objects in one
+            heat = F.interpolate(shown[None, None], size)[0].expand(3, -1, -1)
+            objects = ", ".join(region.object for region in sample.regions)
+            label = f"{name}: {objects}, {sample.regions[0].style}"
+            rows.append((label, [source, target, edits[number], heat]))
+        return draw_sheet(f"step {step}", rows)
+
+
+def draw_sheet(title: str, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Tensor:
+    """Pictures in rows of `TITLES`.
+
+    Args:
+        title: in the corner.
+        rows: label and pictures [3,H,W] in [0,1] of each row.
+
+    Returns:
+        [3,H',W'] in [0,1].
+    """
+    width = GAP + len(TITLES) * (CELL + GAP)
+    sheet = Image.new("RGB", (width, LINE + len(rows) * (CELL + LINE + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, name in enumerate(TITLES):
+        draw.text((GAP + column * (CELL + GAP), 2), name, "black", font)
+    draw.text((width - GAP, 2), title, "black", font, anchor="ra")
+    for number, (label, pictures) in enumerate(rows):
+        top = LINE + number * (CELL + LINE + GAP)
+        for column, picture in enumerate(pictures):
+            cell = to_pil(picture)
+            cells_visible = TITLES[column] == "map"
+            kind = Image.Resampling.NEAREST if cells_visible else Image.Resampling.LANCZOS
+            sheet.paste(cell.resize(_fit(cell.size), kind), (GAP + column * (CELL + GAP), top))
+        draw.text((GAP, top + CELL + 2), label, "black", font)
+    return from_pil(sheet)
+
+
+def _fit(size: tuple[int, int]) -> tuple[int, int]:
+    scale = CELL / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -1,0 +1,121 @@
+"""Trains style experts on a Kontext base.
+
+Examples:
+    python train/run.py --config configs/nano.yaml train.steps=400
+    deepspeed --num_gpus 2 train/run.py --config configs/nano.yaml
+    torchrun --nproc-per-node 2 train/run.py --config configs/nano.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Started as a file: the repository, not this folder with its `data` and `step`, is where
+    # imports begin.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from regionroute.config import RunConfig, add_config_arguments, dump_config, load_config
+from regionroute.errors import UserError, command
+from train import distributed
+
+if TYPE_CHECKING:
+    from train.distributed import Ranks
+    from train.trainer import Trainer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; the launchers add their own --local_rank."""
+    parser = argparse.ArgumentParser(
+        prog="train/run.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS
+    )
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Returns:
+        0; 2 after a mistake in what the user gave; 130 or 143 when stopped, a checkpoint written.
+    """
+    arguments = parser().parse_intermixed_args(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return 0
+    ranks = distributed.start(arguments.local_rank)
+    try:
+        return train(config, ranks)
+    except UserError:
+        if ranks.main:
+            raise
+        return 2  # all processes met the same mistake, one sentence is enough
+    finally:
+        distributed.stop()
+
+
+def train(config: RunConfig, ranks: Ranks) -> int:
+    """Trains to the end, or until it is stopped; returns the exit code.
+
+    Raises:
+        UserError: the same on all processes.
+    """
+    from train.prepare import build_trainer  # heavy, and DeepSpeed reads the environment first
+
+    output = Path(config.output)
+    distributed.agree(lambda: _make_folder(output))
+    distributed.log_library_to(output / "deepspeed.log", ranks)
+    trainer = build_trainer(config, ranks)
+    try:
+        _write_facts(trainer, finished=False)
+        code = trainer.run()
+        if code == 0:
+            folder = trainer.export()
+            trainer.reporter.note(f"experts: {folder}")
+        _write_facts(trainer, finished=code == 0)
+    finally:
+        trainer.reporter.close()
+    return code
+
+
+def _make_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={output}: this is a file, give a folder")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _write_facts(trainer: Trainer, *, finished: bool) -> None:
+    from train.logs import write_facts
+    from train.prepare import trainable_parameters
+
+    state, train = trainer.state, trainer.config.train
+    parameters = trainable_parameters(trainer)
+    if not trainer.ranks.main:
+        return
+    speed = state.step / state.seconds if state.seconds else None
+    facts = {
+        "finished": finished,
+        "steps": state.step,
+        "seconds": state.seconds,
+        "steps_per_second": speed,
+        "samples_per_second": speed and speed * train.global_batch,
+        "trainable_parameters": parameters,
+        "samples_in_split": len(trainer.data.examples),
+        "base": trainer.config.base.name,
+        **state.facts,
+    }
+    write_facts(trainer.output, facts, trainer.ranks.device)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,226 @@
+"""The training loop: micro-batches through the engine, agreement on losses, saving, stopping."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regionroute.errors import UserError
+from regionroute.io import write_json
+from train import checkpoint, distributed
+from train.checkpoint import TrainerState
+from train.data import TrainingData, members_of, seeded, stream
+from train.distributed import Ranks
+from train.engine import EngineModel, gradient_norm
+from train.logs import Reporter
+from train.step import Batch, StepLosses, training_step
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from regionroute.config import RunConfig
+    from train.previews import Previews
+
+BAD_BATCH_FILE = "bad_batch.json"
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a wish that the loop reads; a second Ctrl-C ends at once.
+
+    Attributes:
+        code: exit code to end with (130 or 143), 0 while nobody has asked.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.code and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.code = self.code or 128 + number
+
+
+@dataclass
+class Trainer:
+    """One run, from its first step or from a checkpoint to its last.
+
+    Attributes:
+        config: the run's.
+        ranks: this process's place.
+        engine: around the adapted transformer.
+        data: the batches.
+        state: where the run stands; replaced after every step.
+        reporter: bar and logs.
+        write_experts: writes the experts and their registry into a folder.
+        previews: None if there are to be none.
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    engine: DeepSpeedEngine
+    data: TrainingData
+    state: TrainerState
+    reporter: Reporter
+    write_experts: Callable[[Path], object]
+    previews: Previews | None = None
+
+    def __post_init__(self) -> None:
+        self.output = Path(self.config.output)
+        self.model = EngineModel(self.engine)
+        self._saved = self.state.step
+
+    def run(self) -> int:
+        """Trains to the end.
+
+        Returns:
+            0, or 130 / 143 after Ctrl-C / SIGTERM, when a checkpoint was written first.
+
+        Raises:
+            UserError: a loss or gradient that is not finite.
+        """
+        batches = stream(self.data, self._schedule(), self.config.data.workers)
+        earlier, started = self.state.seconds, time.perf_counter()
+        self.reporter.begin()
+        with StopRequest() as request:
+            for step in range(self.state.step, self.config.train.steps):
+                row, code = self._step(step, batches, request)
+                seconds = earlier + time.perf_counter() - started
+                self.state = replace(self.state, step=step + 1, seconds=seconds)
+                self.reporter.step(step + 1, row)
+                self._after_step(step + 1, stopping=code != 0)
+                if code:
+                    return code
+        return 0
+
+    def _schedule(self) -> Iterator[tuple[int, range]]:
+        """(step, members) of every micro-batch of this process."""
+        train = self.config.train
+        for step in range(self.state.step, train.steps):
+            for micro in range(train.accumulation):
+                yield step, self._members(self.ranks.rank, micro)
+
+    def _members(self, rank: int, micro: int) -> range:
+        train = self.config.train
+        return members_of(rank, self.ranks.world, micro, train.accumulation, train.global_batch)
+
+    def _step(
+        self, step: int, batches: Iterator[Batch], request: StopRequest
+    ) -> tuple[dict[str, float], int]:
+        """One optimizer step (counted from 0): its row of numbers, and the agreed exit code."""
+        accumulation = self.config.train.accumulation
+        rows = []
+        for micro in range(accumulation):
+            batch = next(batches).to(self.ranks.device)
+            # Dropout must not depend on how the run got here.
+            torch.manual_seed(
+                seeded("dropout", self.config.seed, step, micro, self.ranks.rank).initial_seed()
+            )
+            with training_step(
+                self.model, batch, self.config, measure=self._measures(step)
+            ) as losses:
+                self.engine.backward(losses.total.mean())
+            rows.append(losses.rows())
+            if micro < accumulation - 1:
+                self.engine.step()
+        scores, code = self._gather(torch.cat(rows), request.code)
+        self._check_losses(step, scores)
+        lr, norm = self.engine.get_lr()[0], gradient_norm(self.engine)
+        self.engine.step()
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm())
+        self._check_gradient(step, norm, scores)
+        means = dict(zip(StepLosses.NAMES, scores.nanmean(0).tolist(), strict=True))
+        row = {name: value for name, value in means.items() if not math.isnan(value)}
+        return row | {"lr": lr, "grad_norm": norm}, code
+
+    def _measures(self, step: int) -> bool:
+        return step == 0 or (step + 1) % self.config.train.log_every == 0
+
+    def _gather(self, rows: Tensor, code: int) -> tuple[Tensor, int]:
+        """Losses of the global batch [G,6] in its own order, and any process's wish to stop.
+
+        The order makes sums the same however the batch was shared.
+        """
+        wish = torch.full_like(rows[:1], code)
+        parts = distributed.gather_rows(torch.cat([rows, wish]), self.ranks)
+        scores = torch.empty(self.config.train.global_batch, rows.shape[1], dtype=parts.dtype)
+        for rank, part in enumerate(parts):
+            members = [
+                member
+                for micro in range(self.config.train.accumulation)
+                for member in self._members(rank, micro)
+            ]
+            scores[members] = part[:-1]
+        return scores, int(parts[:, -1].max())
+
+    def _check_losses(self, step: int, scores: Tensor) -> None:
+        if scores[:, : StepLosses.NAMES.index("iou")].isfinite().all():
+            return
+        bad = ~scores[:, : StepLosses.NAMES.index("iou")].isfinite().all(1)
+        self._refuse(step, scores, bad.tolist(), "the loss is not finite")
+
+    def _check_gradient(self, step: int, norm: float, scores: Tensor) -> None:
+        if not math.isfinite(norm):
+            self._refuse(step, scores, [True] * len(scores), "the gradient is not finite")
+
+    def _refuse(self, step: int, scores: Tensor, bad: list[bool], what: str) -> None:
+        """Writes the batch down and ends the run; nothing of this step is saved."""
+        ids = self.data.ids(step)
+        path = self.output / BAD_BATCH_FILE
+        if self.ranks.main:
+            samples = [
+                {"id": name, "bad": flag} | dict(zip(StepLosses.NAMES, map(str, row), strict=True))
+                for name, flag, row in zip(ids, bad, scores.tolist(), strict=True)
+            ]
+            write_json(path, {"step": step + 1, "reason": what, "samples": samples})
+        named = [name for name, flag in zip(ids, bad, strict=True) if flag]
+        listed = ", ".join(named[:4]) + (", ..." if len(named) > 4 else "")
+        saved = checkpoint.find(self.output)
+        intact = f"; {saved[-1][1]} is intact" if saved else ""
+        raise UserError(
+            f"{what} at step {step + 1} (samples {listed}), the batch is listed in {path}{intact}: "
+            "check these pictures or lower optim.lr"
+        )
+
+    def _after_step(self, step: int, *, stopping: bool) -> None:
+        train = self.config.train
+        if train.preview_every and step % train.preview_every == 0 and self.previews:
+            self.previews.write(self.model, step, self.reporter)
+        if stopping or step == train.steps or step % train.save_every == 0:
+            folder = self.save()
+            if stopping:
+                self.reporter.note(
+                    f"stopped at step {step}: {folder} is written, the same command continues it"
+                )
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the present state; all processes must call it."""
+        return checkpoint.save(
+            self.engine, self.output, self.state, self.write_experts, self.ranks,
+            self.config.train.keep,
+        )  # fmt: skip
+
+    def export(self) -> Path:
+        """Writes the experts to <output>/experts; all processes must call it."""
+        folder = self.output / "experts"
+        checkpoint.export(self.engine, folder, self.write_experts, self.ranks)
+        return folder
