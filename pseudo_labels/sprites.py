@@ -54,7 +54,8 @@ def draw_sprite(
         kind: a key of `SPRITES`.
         rng: source of the colour jitter, markings and rotation.
         size: side of the picture in pixels.
-        cx, cy: centre in picture sides.
+        cx: column of the centre, in picture sides.
+        cy: row of the centre, in picture sides.
         radius: half of the object's extent in picture sides.
 
     Returns:
@@ -65,8 +66,8 @@ def draw_sprite(
     SPRITES[kind](pen, rng)
     sprite = _shade(pen.image).rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC)
     canvas = Image.new("RGBA", (size * SUPERSAMPLING,) * 2, (0, 0, 0, 0))
-    corner = tuple(round(c * size * SUPERSAMPLING - side / 2) for c in (cx, cy))
-    canvas.paste(sprite, corner)
+    left, top = (round(c * size * SUPERSAMPLING - side / 2) for c in (cx, cy))
+    canvas.paste(sprite, (left, top))
     pixels = np.asarray(canvas, dtype=np.float64) / 255
     alpha = _mean_down(pixels[..., 3], size)
     # Colour is averaged with its coverage, or transparent black would darken the rim.
@@ -97,6 +98,11 @@ def _pick(rng: np.random.Generator, *colours: Colour) -> Colour:
     return _jitter(rng, colours[rng.integers(len(colours))])
 
 
+def _darker(colour: Colour, percent: int) -> Colour:
+    r, g, b = (c * percent // 100 for c in colour)
+    return (r, g, b)
+
+
 def _apple(pen: Pen, rng: np.random.Generator) -> None:
     skin = _pick(rng, (205, 30, 40), (120, 175, 40))
     pen.ellipse(-0.3, 0.12, 0.6, 0.78, skin)
@@ -108,7 +114,7 @@ def _apple(pen: Pen, rng: np.random.Generator) -> None:
 
 def _crate(pen: Pen, rng: np.random.Generator) -> None:
     wood = _pick(rng, (165, 110, 60), (140, 90, 50))
-    dark = (wood[0] * 55 // 100, wood[1] * 55 // 100, wood[2] * 55 // 100)
+    dark = _darker(wood, 55)
     pen.polygon([(-0.72, -0.72), (0.72, -0.72), (0.72, 0.72), (-0.72, 0.72)], dark)
     for top in (-0.62, -0.18, 0.26):
         pen.polygon([(-0.62, top), (0.62, top), (0.62, top + 0.34), (-0.62, top + 0.34)], wood)
@@ -117,13 +123,13 @@ def _crate(pen: Pen, rng: np.random.Generator) -> None:
 
 def _gem(pen: Pen, rng: np.random.Generator) -> None:
     base = _pick(rng, (30, 170, 200), (150, 60, 190))
-    light = tuple(min(255, c + 75) for c in base)
-    dark = tuple(c * 60 // 100 for c in base)
+    light = (min(255, base[0] + 75), min(255, base[1] + 75), min(255, base[2] + 75))
+    dark = _darker(base, 60)
     crown = [(-0.55, -0.7), (0.55, -0.7), (0.95, -0.15), (-0.95, -0.15)]
-    pen.polygon(crown, light)  # type: ignore[arg-type]
-    pen.polygon([(-0.95, -0.15), (-0.32, -0.15), (0, 0.92)], dark)  # type: ignore[arg-type]
+    pen.polygon(crown, light)
+    pen.polygon([(-0.95, -0.15), (-0.32, -0.15), (0, 0.92)], dark)
     pen.polygon([(-0.32, -0.15), (0.32, -0.15), (0, 0.92)], base)
-    pen.polygon([(0.32, -0.15), (0.95, -0.15), (0, 0.92)], dark)  # type: ignore[arg-type]
+    pen.polygon([(0.32, -0.15), (0.95, -0.15), (0, 0.92)], dark)
     pen.polygon([(-0.32, -0.15), (0, -0.7), (0.32, -0.15)], base)
 
 
@@ -150,20 +156,20 @@ def _donut(pen: Pen, rng: np.random.Generator) -> None:
 
 def _leaf(pen: Pen, rng: np.random.Generator) -> None:
     green = _pick(rng, (60, 150, 60), (90, 165, 45))
-    vein = tuple(c * 55 // 100 for c in green)
+    vein = _darker(green, 55)
     t = np.linspace(-1, 1, 24)
     width = 0.52 * (1 - t**2)
     outline = [*zip(t * 0.92, width, strict=True), *zip(t[::-1] * 0.92, -width[::-1], strict=True)]
     pen.polygon([((x - y) * 0.7071, (x + y) * 0.7071) for x, y in outline], green)
-    pen.line([(-0.66, -0.66), (0.72, 0.72)], vein, 0.09)  # type: ignore[arg-type]
+    pen.line([(-0.66, -0.66), (0.72, 0.72)], vein, 0.09)
     for s in (-0.28, 0.05, 0.36):
-        pen.line([(s, s), (s + 0.32, s - 0.02)], vein, 0.06)  # type: ignore[arg-type]
-        pen.line([(s, s), (s - 0.02, s + 0.32)], vein, 0.06)  # type: ignore[arg-type]
+        pen.line([(s, s), (s + 0.32, s - 0.02)], vein, 0.06)
+        pen.line([(s, s), (s - 0.02, s + 0.32)], vein, 0.06)
 
 
 def _fish(pen: Pen, rng: np.random.Generator) -> None:
     scales = _pick(rng, (240, 125, 35), (60, 110, 215))
-    pen.polygon([(0.4, 0), (0.97, -0.5), (0.97, 0.5)], tuple(c * 75 // 100 for c in scales))  # type: ignore[arg-type]
+    pen.polygon([(0.4, 0), (0.97, -0.5), (0.97, 0.5)], _darker(scales, 75))
     pen.ellipse(-0.18, 0, 0.76, 0.5, scales)
     for x in (-0.15, 0.2):
         pen.line([(x, -0.42), (x - 0.08, 0), (x, 0.42)], (250, 245, 235), 0.13)

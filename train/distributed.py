@@ -23,6 +23,8 @@ from regionroute.errors import UserError
 
 T = TypeVar("T")
 
+_own_settings: list[str] = []  # environment variables that `start` set for a single process
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -66,26 +68,36 @@ def start(local_rank: int | None = None) -> Ranks:
 
 
 def stop() -> None:
-    """Leaves the process group."""
+    """Leaves the process group, so that the same Python process may train again."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
+    while _own_settings:
+        os.environ.pop(_own_settings.pop(), None)
 
 
 def _default_environment(local_rank: int | None) -> None:
     """What a launcher would have set, for a start by plain ``python``."""
+    on_gpu = torch.cuda.is_available()
     if local_rank is not None and local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    alone = "RANK" not in os.environ
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-        os.environ.setdefault(name, value)
-    if alone:
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
-        os.environ["MASTER_PORT"] = str(free_port())
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        if sys.platform == "linux" and os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
-            # gloo would look the host name up, which fails on machines without a network.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if "RANK" not in os.environ:
+        _set(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    if "LOCAL_RANK" not in os.environ:
+        _set(LOCAL_RANK="0")
+    if not on_gpu and "DS_ACCELERATOR" not in os.environ:
+        _set(DS_ACCELERATOR="cpu")
+    here_alone = os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost")
+    if not on_gpu and here_alone and sys.platform == "linux":
+        # gloo would look the host name up, which fails on machines without a network.
+        if "GLOO_SOCKET_IFNAME" not in os.environ:
+            _set(GLOO_SOCKET_IFNAME="lo")
+
+
+def _set(**values: str) -> None:
+    os.environ.update(values)
+    _own_settings.extend(values)
 
 
 def free_port() -> int:

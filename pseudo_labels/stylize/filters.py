@@ -159,9 +159,11 @@ def _kuwahara(image: Tensor, radius: int) -> Tensor:
     height, width = image.shape[-2:]
     corners = [(top, left) for top in (0, radius) for left in (0, radius)]
     means = torch.cat(
-        [mean[:, :, t : t + height, l : l + width] for t, l in corners]
+        [mean[:, :, top : top + height, left : left + width] for top, left in corners]
     )  # (4, 3, H, W)
-    spreads = torch.cat([spread[:, :, t : t + height, l : l + width] for t, l in corners])
+    spreads = torch.cat(
+        [spread[:, :, top : top + height, left : left + width] for top, left in corners]
+    )
     # A soft choice instead of arg-min: ties between corners then cannot flip on rounding noise.
     weights = torch.softmax(-spreads / 2e-3, dim=0)
     return (means * weights).sum(0)
