@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import lpips
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -82,6 +81,8 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, features: dict[str, Tensor], source: str = "") -> None:
         super().__init__()
+        import lpips  # brings torchvision and scipy along: seconds that only this metric needs
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the package calls torchvision by its old arguments
             self.net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)

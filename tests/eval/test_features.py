@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import lpips
 import pytest
@@ -31,7 +32,8 @@ def distance(assets):
 def package(assets):
     """The lpips package filled by hand, in its own layout, with the same weights."""
     features = load_file(assets / "weights" / "lpips" / "alexnet_features.safetensors")
-    with pytest.warns(UserWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's old way to call torchvision
         net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     layers = {"slice1.0": 0, "slice2.3": 3, "slice3.6": 6, "slice4.8": 8, "slice5.10": 10}
     for name, index in layers.items():
@@ -66,7 +68,9 @@ def test_background_is_the_mean_of_the_packages_spatial_map(distance, package, p
     package.spatial = True
     spatial = package(pasted * 2 - 1, photos * 2 - 1)
     package.spatial = False
-    expected = torch.stack([values[0][m[0] == 0].mean() for values, m in zip(spatial, mask)])
+    expected = torch.stack(
+        [values[0][m[0] == 0].mean() for values, m in zip(spatial, mask, strict=True)]
+    )
     torch.testing.assert_close(
         lpips_bg(edited, photos, mask, distance), expected, rtol=1e-5, atol=0
     )
@@ -107,7 +111,7 @@ def test_weights_are_found_where_they_may_be(tmp_path, monkeypatch):
     monkeypatch.setenv(LPIPS_VARIABLE, str(tmp_path))
     assert find_lpips_weights(None) == tmp_path / "mine_alexnet.pth"
     assert find_lpips_weights(str(cached)) == cached
-    with pytest.raises(UserError, match="--lpips-weights .*no such file"):
+    with pytest.raises(UserError, match=r"--lpips-weights .*no such file"):
         find_lpips_weights(str(tmp_path / "nowhere"))
     monkeypatch.setenv(LPIPS_VARIABLE, str(tmp_path / "hub"))
     with pytest.raises(UserError, match=f"{LPIPS_VARIABLE} .*in this folder"):
