@@ -1,0 +1,82 @@
+"""Pictures of the report: small enough to embed, large enough to see, as data addresses."""
+
+import base64
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from regionroute.io import to_pil
+
+MAX_SIDE = 320  # larger pictures are reduced to this for the report; the numbers are not
+PIXEL_ART_SIDE = 128  # up to this the report shows single pixels, as lossless PNG
+OVERLAY_SIDE = 224  # overlays are drawn at least this large, so that the heat looks smooth
+HEAT_OPACITY = 0.72
+JPEG_QUALITY = 88
+
+# Dark violet to yellow, equally spaced; readable for the colour-blind and in print.
+_HEAT = torch.tensor(
+    [[11, 7, 36], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]]
+).float() / 255  # fmt: skip
+
+
+def data_address(image: Tensor) -> str:
+    """A picture [3,H,W] in [0,1] as text for an ``src`` attribute.
+
+    Up to 128 pixels it is a PNG with the very pixels; above, a JPEG of at most 320 pixels.
+    """
+    picture = to_pil(image)
+    buffer = io.BytesIO()
+    if max(picture.size) <= PIXEL_ART_SIDE:
+        picture.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def heat_colours(values: Tensor) -> Tensor:
+    """Colours [3,H,W] of values [H,W] in [0,1], linear between the table's entries."""
+    place = values.clamp(0, 1) * (len(_HEAT) - 1)
+    lower = place.floor().long().clamp(max=len(_HEAT) - 2)
+    weight = (place - lower).unsqueeze(-1)
+    return (_HEAT[lower] * (1 - weight) + _HEAT[lower + 1] * weight).permute(2, 0, 1)
+
+
+def mask_outline(mask: Tensor, width: int = 1) -> Tensor:
+    """The inner rim of a mask [1,H,W], `width` pixels wide: [1,H,W] in {0,1}."""
+    outside = F.pad(1 - mask[None], (width,) * 4, value=0.0)
+    near_outside = F.max_pool2d(outside, 2 * width + 1, stride=1)[0]
+    return mask * near_outside
+
+
+def overlay(source: Tensor, region_map: Tensor, mask: Tensor) -> Tensor:
+    """The map as heat over the greyed source, with the mask's rim in white.
+
+    Args:
+        source: [3,H,W] in [0,1].
+        region_map: [h,w] in [0,1], drawn bilinearly.
+        mask: [1,H,W] in {0,1}.
+
+    Returns:
+        [3,H',W'], at least 224 and at most 320 pixels on the longer side.
+    """
+    size = _overlay_size(source.shape[1], source.shape[2])
+    grey = source.mean(0, keepdim=True).expand(3, -1, -1)
+    grey = F.interpolate(grey[None], size, mode="nearest-exact")[0]
+    heat = F.interpolate(region_map[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    picture = (1 - HEAT_OPACITY) * grey + HEAT_OPACITY * heat_colours(heat)
+    rim = mask_outline(F.interpolate(mask[None], size, mode="nearest-exact")[0])
+    return torch.where(rim > 0, torch.ones(()), picture).clamp(0, 1)
+
+
+def _overlay_size(height: int, width: int) -> tuple[int, int]:
+    longer = max(height, width)
+    scale = min(MAX_SIDE, max(OVERLAY_SIDE, longer)) / longer
+    sides = np.maximum(1, np.round(np.array([height, width]) * scale)).astype(int)
+    return int(sides[0]), int(sides[1])
