@@ -1,0 +1,199 @@
+"""What a base's autoencoder alone does to the pictures: the best that editing with it can reach.
+
+    python eval/codec.py --base nano --manifest data/scenes --split test --out codec.json
+
+Contexts go through the autoencoder and back: PSNR and background error of an edit that changes
+nothing. Targets do too: the error left on the object by an edit that is right. The numbers have
+the names and definitions of eval/rses.py; give the file to `eval/report.py --codec`.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.features import usable_device
+from eval.metrics.region import in_mask_error, in_mask_ratio, leak, mse_bg
+from eval.scoring import Source, load_source, select_split
+from eval.stats import describe, ratio_of_means
+from eval.summary import ALL, RELATIVE, bootstrap_settings
+from regionroute.backbones.kontext import load_backbone
+from regionroute.errors import UserError, command
+from regionroute.io import write_json
+from regionroute.manifest import Manifest, read_manifest
+from regionroute.pipeline import resize
+
+SCHEMA_VERSION = 1
+MAX_PSNR = 100.0  # dB, for a picture that comes back exactly
+DEFINITIONS = {
+    "psnr_context": f"10 log10(1 / MSE) of contexts, pictures in [0,1], at most {MAX_PSNR:.0f} dB",
+    "psnr_target": "the same of targets",
+    "mse_bg": "background error of the context's round trip, pictures in [-1,1]",
+    "leak": "leak of the context's round trip",
+    "in_mask_error": "object error of the target's round trip, pictures in [-1,1]",
+    "in_mask_ratio": "that over the object error of the unedited picture, mean over samples",
+    RELATIVE: "mean in_mask_error over the mean object error of the unedited picture",
+}
+
+
+class Codec(Protocol):
+    """What is asked of a base (see :class:`regionroute.backbones.kontext.Backbone`)."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] in [0,1] to latents [B,C,h,w]."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """The way back."""
+        ...
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (H',W') at which the base works on pictures of (H,W)."""
+        ...
+
+
+@torch.no_grad()
+def round_trip(codec: Codec, images: Tensor) -> Tensor:
+    """Pictures [B,3,H,W] in [0,1] through the autoencoder and back, at their own size.
+
+    Where the base works at another size, resizing there and back is part of the trip, as it is
+    part of an edit.
+    """
+    size = (images.shape[2], images.shape[3])
+    fitted = codec.fit_size(*size)
+    decoded = codec.decode_latents(codec.encode_images(resize(images, fitted)))
+    return resize(decoded.float().cpu(), size)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures [B,3,H,W] in [0,1]: [B], at most 100."""
+    error = (a.float() - b.float()).square().mean((1, 2, 3))
+    return (-10 * error.log10()).clamp(max=MAX_PSNR)
+
+
+def measure(codec: Codec, sources: Iterable[Source], batch_size: int = 8) -> list[dict[str, Any]]:
+    """One row for each source: its styles, its numbers, and the unedited picture's object error.
+
+    Args:
+        codec: the base.
+        sources: samples with their pictures.
+        batch_size: pictures at once; a batch also ends where the size changes.
+    """
+    rows = []
+    batch: list[Source] = []
+    for source in sources:
+        if batch and (len(batch) == batch_size or source.size != batch[0].size):
+            rows += _measure_batch(codec, batch)
+            batch = []
+        batch.append(source)
+    return rows + (_measure_batch(codec, batch) if batch else [])
+
+
+def _measure_batch(codec: Codec, sources: list[Source]) -> list[dict[str, Any]]:
+    content = torch.stack([source.content for source in sources])
+    target = torch.stack([source.target for source in sources])
+    mask = torch.stack([source.mask for source in sources])
+    context_back, target_back = round_trip(codec, content), round_trip(codec, target)
+    columns = {
+        "psnr_context": psnr(context_back, content),
+        "psnr_target": psnr(target_back, target),
+        "mse_bg": mse_bg(context_back, content, mask),
+        "leak": leak(context_back, content, mask),
+        "in_mask_error": in_mask_error(target_back, target, mask),
+        "in_mask_ratio": in_mask_ratio(target_back, content, target, mask),
+        "unedited": in_mask_error(content, target, mask),
+    }
+    return [
+        {
+            "id": source.sample.id,
+            "styles": list(dict.fromkeys(region.style for region in source.sample.regions)),
+            **{name: float(values[number]) for name, values in columns.items()},
+        }
+        for number, source in enumerate(sources)
+    ]
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means with intervals over all rows and over each style: {slice: {metric: estimate}}."""
+    parts = {ALL: rows}
+    for style in sorted({style for row in rows for style in row["styles"]}):
+        parts[f"style:{style}"] = [row for row in rows if style in row["styles"]]
+    return {name: _estimates(part) for name, part in parts.items()}
+
+
+def _estimates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    names = [name for name in DEFINITIONS if name != RELATIVE]
+    estimates = {name: asdict(describe([row[name] for row in rows])) for name in names}
+    errors = [row["in_mask_error"] for row in rows]
+    relative = ratio_of_means(errors, [row["unedited"] for row in rows])
+    return {**estimates, RELATIVE: asdict(relative)}
+
+
+def readable(manifest: Manifest, split: str) -> Iterable[Source]:
+    """The split's samples with their pictures; one that cannot be read is named and left out."""
+    samples = select_split(manifest, split)
+    for index, sample in enumerate(tqdm(samples, desc="round trips", unit="sample")):
+        try:
+            yield load_source(manifest, index, sample)
+        except UserError as error:
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python eval/codec.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--base", default="nano", help="embedded name, folder or hub id")
+    parser.add_argument("--manifest", required=True, help="manifest.jsonl or its folder")
+    parser.add_argument("--split", default="test", help='split, or "all" (default: test)')
+    parser.add_argument("--out", required=True, help="the JSON file to write")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures at once (default: 8)")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+    manifest = read_manifest(args.manifest)
+    select_split(manifest, args.split)
+    backbone = load_backbone(args.base, device=usable_device(args.device))
+    rows = measure(backbone, readable(manifest, args.split), args.batch_size)
+    if not rows:
+        raise UserError(f"{args.manifest}: no sample of split {args.split} could be read")
+    write_json(
+        Path(args.out),
+        {
+            "schema": SCHEMA_VERSION,
+            "base": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "samples": len(rows),
+            "definitions": DEFINITIONS,
+            "bootstrap": bootstrap_settings(0),
+            "slices": summarise(rows),
+        },
+    )
+    _print(rows, args.out)
+    return 0
+
+
+def _print(rows: list[dict[str, Any]], out: str) -> None:
+    for name, estimates in summarise(rows).items():
+        numbers = ", ".join(
+            f"{key} {estimates[key]['mean']:.4f}"
+            for key in ("psnr_context", "mse_bg", "in_mask_ratio")
+            if estimates[key]["mean"] is not None
+        )
+        print(f"{name}: {numbers}")
+    print(f"codec: {out}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
