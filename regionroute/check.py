@@ -1,6 +1,7 @@
 """`regionroute check`: opens everything a manifest names and tells what is wrong with it."""
 
 import argparse
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from regionroute.manifest import (
 from regionroute.prompts import find_spans
 
 MAX_PRINTED = 100
-ROW, LABEL, GAP = 160, 20, 6  # contact sheet: cell side, line of text, space between, in pixels
+CELL, LINE, GAP = 160, 16, 6  # contact sheet: cell side, line of text, space between, in pixels
 TINTS = ((1.0, 0.35, 0.1), (0.1, 0.65, 1.0), (0.3, 0.9, 0.3), (0.9, 0.3, 0.9))
 
 
@@ -148,7 +149,7 @@ def _prompt_problems(sample: EditSample) -> Iterator[str]:
 
 
 def contact_sheet(manifest: Manifest, out_png: AnyPath, limit: int = 24) -> None:
-    """Draws context | masks | target of samples spread evenly over the manifest.
+    """Draws context | masks | target of samples drawn by lot, the same lot each time.
 
     Above each row stand the sample's id, object words and styles. Pictures that cannot be read
     are left grey.
@@ -164,10 +165,11 @@ def contact_sheet(manifest: Manifest, out_png: AnyPath, limit: int = 24) -> None
     samples = manifest.samples
     if not samples:
         raise UserError(f"{manifest.root}: the manifest holds no samples to draw")
-    shown = [samples[i * len(samples) // limit] for i in range(limit)]
-    shown = list({sample.id: sample for sample in shown}.values())
+    # Not every n-th: rows often repeat styles or words in a fixed period.
+    lot = random.Random(0).sample(range(len(samples)), min(limit, len(samples)))
+    shown = [samples[index] for index in sorted(lot)]
     columns = 1 if len(shown) <= 6 else 2
-    width, height = 3 * (ROW + GAP) + GAP, LABEL + ROW + GAP
+    width, height = 3 * (CELL + GAP) + GAP, 2 * LINE + CELL + GAP
     sheet = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height + GAP), "white")
     for index, sample in enumerate(shown):
         corner = (index % columns * width + GAP, index // columns * height + GAP)
@@ -180,23 +182,23 @@ def _draw_sample(
 ) -> None:
     left, top = corner
     words = ", ".join(f"{region.object}: {region.style}" for region in sample.regions)
-    label = " ".join(f"{sample.id} | {words or sample.prompt}".split())  # one line
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    widest = 3 * (ROW + GAP) - GAP
-    while draw.textlength(label, font) > widest:
-        label = label[:-2] + "…"
-    draw.text((left, top), label, "black", font)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for line, text in enumerate((sample.id, words or sample.prompt)):
+        text = " ".join(text.split())
+        while draw.textlength(text, font) > 3 * CELL + 2 * GAP:
+            text = text[:-2] + "…"
+        draw.text((left, top + line * LINE), text, "black", font)
     for column, image in enumerate(_cells(manifest, sample)):
-        cell = Image.new("RGB", (ROW, ROW), (225, 225, 225))
+        cell = Image.new("RGB", (CELL, CELL), (225, 225, 225))
         if image is not None:
             picture = to_pil(image)
-            picture.thumbnail((ROW, ROW), Image.Resampling.LANCZOS)
-            scale = max(1, ROW // max(picture.size))  # small pictures: whole multiples, sharp
+            picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+            scale = max(1, CELL // max(picture.size))  # small pictures: whole multiples, sharp
             picture = picture.resize(
                 (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
             )
-            cell.paste(picture, ((ROW - picture.width) // 2, (ROW - picture.height) // 2))
-        sheet.paste(cell, (left + column * (ROW + GAP), top + LABEL))
+            cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
+        sheet.paste(cell, (left + column * (CELL + GAP), top + 2 * LINE))
 
 
 def _cells(manifest: Manifest, sample: EditSample) -> list[Tensor | None]:

@@ -197,10 +197,13 @@ def test_the_sheet_shows_context_masks_and_target(tiny_manifest, capsys):
     sheet = tiny_manifest / "sheet.png"
     assert main([str(tiny_manifest), "--sheet", str(sheet)]) == 0
     assert f"sheet:     {sheet}" in capsys.readouterr().out
-    image, side = read_image(sheet), check.ROW
-    assert image.shape[1:] == (4 * (side + check.LABEL + check.GAP) + check.GAP, 3 * (side + 6) + 6)
+    image, side = read_image(sheet), check.CELL
+    assert image.shape[1:] == (
+        4 * (side + 2 * check.LINE + check.GAP) + check.GAP,
+        3 * (side + 6) + 6,
+    )
     # Row 1: 64 px pictures doubled and centred in cells of 160; the object is a circle at (32, 26).
-    top = check.GAP + (side + check.LABEL + check.GAP) + check.LABEL + (side - 128) // 2
+    top = check.GAP + (side + 2 * check.LINE + check.GAP) + 2 * check.LINE + (side - 128) // 2
     lefts = [check.GAP + column * (side + check.GAP) + (side - 128) // 2 for column in range(3)]
     middles = [image[:, top + 64, left + 52] for left in lefts]
     corners = [image[:, top + 2, left + 2] for left in lefts]
@@ -212,12 +215,12 @@ def test_the_sheet_shows_context_masks_and_target(tiny_manifest, capsys):
     assert torch.equal(corners[0], corners[2])
 
 
-def test_the_sheet_spreads_over_the_manifest_and_survives_damage(tiny_manifest):
+def test_the_sheet_is_limited_and_survives_damage(tiny_manifest):
     _missing_context(tiny_manifest)
     manifest = read_manifest(tiny_manifest)
     contact_sheet(manifest, tiny_manifest / "sheet.png", limit=2)
     two = read_image(tiny_manifest / "sheet.png")
-    assert two.shape[1] == 2 * (check.ROW + check.LABEL + check.GAP) + check.GAP
+    assert two.shape[1] == 2 * (check.CELL + 2 * check.LINE + check.GAP) + check.GAP
     contact_sheet(manifest, tiny_manifest / "sheet.png")
     with pytest.raises(UserError, match="no samples"):
         contact_sheet(Manifest(tiny_manifest, []), tiny_manifest / "none.png")
