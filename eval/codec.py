@@ -22,7 +22,7 @@ from eval.features import usable_device
 from eval.metrics.region import in_mask_error, in_mask_ratio, leak, mse_bg
 from eval.scoring import Source, load_source, select_split
 from eval.stats import describe, ratio_of_means
-from eval.summary import ALL, RELATIVE, bootstrap_settings
+from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
 from regionroute.backbones.kontext import load_backbone
 from regionroute.errors import UserError, command
 from regionroute.io import write_json
@@ -78,7 +78,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def measure(codec: Codec, sources: Iterable[Source], batch_size: int = 8) -> list[dict[str, Any]]:
-    """One row for each source: its styles, its numbers, and the unedited picture's object error.
+    """One row for each source: numbers, the unedited object error, styles and flags for slicing.
 
     Args:
         codec: the base.
@@ -112,7 +112,8 @@ def _measure_batch(codec: Codec, sources: list[Source]) -> list[dict[str, Any]]:
     return [
         {
             "id": source.sample.id,
-            "styles": list(dict.fromkeys(region.style for region in source.sample.regions)),
+            "styles": [region.style for region in source.sample.regions],
+            "flags": list(source.sample.flags),
             **{name: float(values[number]) for name, values in columns.items()},
         }
         for number, source in enumerate(sources)
@@ -120,11 +121,8 @@ def _measure_batch(codec: Codec, sources: list[Source]) -> list[dict[str, Any]]:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means with intervals over all rows and over each style: {slice: {metric: estimate}}."""
-    parts = {ALL: rows}
-    for style in sorted({style for row in rows for style in row["styles"]}):
-        parts[f"style:{style}"] = [row for row in rows if style in row["styles"]]
-    return {name: _estimates(part) for name, part in parts.items()}
+    """Means with intervals: {slice: {metric: estimate}}, slices as in summary.json."""
+    return {name: _estimates(part) for name, part in group_by_slice(rows).items()}
 
 
 def _estimates(rows: list[dict[str, Any]]) -> dict[str, Any]:

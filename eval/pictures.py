@@ -55,6 +55,12 @@ def mask_outline(mask: Tensor, width: int = 1) -> Tensor:
     return mask * near_outside
 
 
+def spotlight(source: Tensor, mask: Tensor) -> Tensor:
+    """The source [3,H,W] with everything outside the mask [1,H,W] grey and dim."""
+    grey = source.mean(0, keepdim=True) * 0.3 + 0.1
+    return torch.where(mask > 0, source, grey)
+
+
 def overlay(source: Tensor, region_map: Tensor, mask: Tensor) -> Tensor:
     """The map as heat over the greyed source, with the mask's rim in white.
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 from tqdm import tqdm
 
 from eval.edits import load_map
 from eval.metrics import CATALOGUE
-from eval.pictures import PIXEL_ART_SIDE, data_address, overlay
+from eval.pictures import PIXEL_ART_SIDE, data_address, overlay, spotlight
 from eval.report_view import COLOURS, View, numbers_view
 from eval.summary import SCHEMA_VERSION, edit_methods
 from eval.tables import format_value
@@ -142,21 +143,20 @@ def sample_view(scores: Path, group: Sequence[View], metrics: Sequence[str], pla
     first = group[0]
     edits = [row for row in group if row["method"] in edit_methods([row["method"]])]
     files = first["files"]
-    figures = [
-        _figure("source", None, lambda: read_image(scores / files["source"])),
-        _figure("target", None, lambda: read_image(scores / files["target"])),
+    columns = [
+        [
+            _figure("source", None, lambda: read_image(scores / files["source"])),
+            _figure("object", None, lambda: spotlight(*_source(scores, files))),
+        ],
+        [_figure("target", None, lambda: read_image(scores / files["target"]))],
+        *(_edit_column(scores, row, number % COLOURS) for number, row in enumerate(edits)),
     ]
-    for number, row in enumerate(edits):
-        figures.append(_edit_figure(scores, row, number % COLOURS))
-    for number, row in enumerate(edits):
-        if "map" in row["files"] and not row["error"] and not row["map_problem"]:
-            figures.append(_map_figure(scores, row, number % COLOURS))
     return {
         "id": first["id"],
         "prompt": first["prompt"],
         "styles": list(dict.fromkeys(first["styles"])),
         "flags": first["flags"],
-        "figures": figures,
+        "columns": columns,
         "numbers": [
             {
                 "info": CATALOGUE[name],
@@ -181,22 +181,27 @@ def _number(row: View, metric: str) -> str:
     return format_value(CATALOGUE[metric], value)
 
 
-def _edit_figure(scores: Path, row: View, colour: int) -> View:
+def _edit_column(scores: Path, row: View, colour: int) -> list[View]:
+    """A method's edit and, where it has one, its map below."""
+    name, files = row["method"], row["files"]
     if row["error"]:
-        return {"caption": row["method"], "colour": colour, "src": None, "problem": row["error"]}
-    return _figure(row["method"], colour, lambda: read_image(scores / row["files"]["edit"]))
+        return [{"caption": name, "colour": colour, "src": None, "problem": row["error"]}]
+    column = [_figure(name, colour, lambda: read_image(scores / files["edit"]))]
+    if "map" in files and not row["map_problem"]:
+        column.append(_figure(f"{name}: map", colour, lambda: _map_overlay(scores, row)))
+    return column
 
 
-def _map_figure(scores: Path, row: View, colour: int) -> View:
-    def draw() -> Tensor:
-        files = row["files"]
-        source = read_image(scores / files["source"])
-        masks = [read_mask(scores / name) for name in files["masks"]]
-        mask = sum(masks[1:], masks[0]).clamp(max=1)
-        folder = (scores / files["map"]).parent
-        return overlay(source, load_map(folder, row["id"]), mask)
+def _map_overlay(scores: Path, row: View) -> Tensor:
+    source, mask = _source(scores, row["files"])
+    folder = (scores / row["files"]["map"]).parent
+    return overlay(source, load_map(folder, row["id"]), mask)
 
-    return _figure(f"{row['method']}: map", colour, draw)
+
+def _source(scores: Path, files: View) -> tuple[Tensor, Tensor]:
+    """The unedited picture [3,H,W] and the union of the masks [1,H,W]."""
+    masks = [read_mask(scores / name) for name in files["masks"]]
+    return read_image(scores / files["source"]), torch.stack(masks).amax(0)
 
 
 def _figure(caption: str, colour: int | None, read: Callable[[], Tensor]) -> View:

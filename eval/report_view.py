@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from eval.edits import CEILING, FLOOR
 from eval.metrics import CATALOGUE, MetricInfo
-from eval.summary import ALL, edit_methods
+from eval.summary import ALL, RELATIVE, edit_methods
 from eval.tables import format_difference, format_interval, format_value
 
 View = dict[str, Any]
@@ -177,12 +177,12 @@ def _rows(
                 "colour": methods.index(name) % COLOURS if name in methods else None,
                 "note": REFERENCES.get(name),
                 "scored": f"{entry['n_scored']} / {entry['n_samples']}",
-                "cells": [_cell(info, entry["slices"][ALL][info.name]) for info in shown],
+                "cells": [_main_cell(info, entry["slices"][ALL]) for info in shown],
             }
         )
     if codec:
         estimates = codec["slices"][ALL]
-        cells = [_cell(info, estimates.get(info.name)) for info in shown]
+        cells = [_main_cell(info, estimates) for info in shown]
         count = f"{codec['samples']} / {codec['samples']}"
         row = {"name": CODEC, "colour": None, "note": REFERENCES[CODEC], "scored": count}
         rows.insert(len(rows) - 1, {**row, "cells": cells})
@@ -190,6 +190,15 @@ def _rows(
         for column, info in enumerate(shown):
             _mark_best([row["cells"][column] for row in rows if row["colour"] is not None], info)
     return rows
+
+
+def _main_cell(info: MetricInfo, estimates: View) -> View:
+    """A cell; beside the mean of ratios stands the steadier ratio of means."""
+    cell = {**_cell(info, estimates.get(info.name)), "note": ""}
+    relative = estimates.get(RELATIVE)
+    if info.name == "in_mask_ratio" and relative and relative["n"]:
+        cell["note"] = f"ratio of means {format_value(info, relative['mean'])}"
+    return cell
 
 
 def _cell(info: MetricInfo, estimate: View | None) -> View:

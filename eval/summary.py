@@ -26,6 +26,17 @@ def slices_of(row: Row) -> list[str]:
     return [ALL, *flags, *(f"style:{style}" for style in dict.fromkeys(row["styles"]))]
 
 
+def group_by_slice(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """{slice: its rows}: ``all`` first, then flags, then styles, each in alphabetical order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        for name in slices_of(row):
+            groups.setdefault(name, []).append(row)
+    rank = {ALL: 0, "flag": 1, "style": 2}
+    names = sorted(groups, key=lambda name: (rank[name.split(":", 1)[0]], name))
+    return {name: groups[name] for name in names}
+
+
 def summarise(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """The numbers of the summary, from rows alone.
 
@@ -85,18 +96,18 @@ class _Table:
             for metric in metrics
         }
         self.scored = {method: np.zeros(len(ids), dtype=bool) for method in self.methods}
-        members: dict[str, set[int]] = {}
         for row in rows:
-            number = place[row["id"]]
-            for name in slices_of(row):
-                members.setdefault(name, set()).add(number)
             if row["error"]:
                 continue
+            number = place[row["id"]]
             self.scored[row["method"]][number] = True
             for metric in metrics:
                 value = row["metrics"].get(metric)
                 self.values[row["method"], metric][number] = np.nan if value is None else value
-        self.slices = {name: np.array(sorted(members[name])) for name in _ordered(members)}
+        self.slices = {
+            name: np.array(sorted({place[row["id"]] for row in group}))
+            for name, group in group_by_slice(rows).items()
+        }
 
     def estimates(self, method: str, name: str, seed: int) -> dict[str, Any]:
         chosen = self.slices[name]
@@ -123,9 +134,3 @@ class _Table:
             )
             for metric in self.metrics
         }
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    """``all``, then flags, then styles, each in alphabetical order."""
-    rank = {"all": 0, "flag": 1, "style": 2}
-    return sorted(names, key=lambda name: (rank[name.split(":", 1)[0]], name))

@@ -59,8 +59,11 @@ def test_an_exact_codec_has_nothing_left(sources):
 
 
 def test_slices_are_all_and_each_style(sources):
-    summary = codec.summarise(codec.measure(Blur(), sources))
-    assert list(summary) == ["all", "style:line-art", "style:pixel-art"]
+    rows = codec.measure(Blur(), sources)
+    rows[0]["flags"] = ["single"]
+    summary = codec.summarise(rows)
+    assert list(summary) == ["all", "flag:single", "style:line-art", "style:pixel-art"]
+    assert summary["flag:single"]["mse_bg"]["n"] == 1
     assert summary["all"]["mse_bg"]["n"] == 4
     assert summary["style:pixel-art"]["psnr_target"]["n"] == 2
     assert set(summary["all"]) == set(codec.DEFINITIONS)

@@ -41,8 +41,8 @@ def test_one_file_with_everything_in_it(scores, tmp_path, tiny_manifest):
     assert "@import" not in html
     assert "url(" not in html
     pictures = re.findall(r'src="(data:image/[^"]+)"', html)
-    # Four samples: source, target, two edits (one missing), one map.
-    assert len(pictures) == 4 * 5 - 1
+    # Four samples: source, object, target, two edits (one missing), one map.
+    assert len(pictures) == 4 * 6 - 1
     assert html.count('class="missing"') == 1
     assert decode(pictures[0]).size == (64, 64)
     expected = np.asarray(Image.open(tiny_manifest / "0.context.png"))
