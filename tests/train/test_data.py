@@ -1,0 +1,254 @@
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from regionroute.backbones.kontext import load_backbone
+from regionroute.backbones.tiny import build_tiny
+from regionroute.config import FlowConfig, load_config
+from regionroute.errors import UserError
+from regionroute.io import read_image
+from regionroute.latents import mask_to_grid
+from regionroute.manifest import read_manifest, write_manifest
+from regionroute.pipeline import resize
+from train.cache import Cache
+from train.data import Order, TrainingData, members_of, pad_token_index, select, stream
+from train.encode import Encoder, identity, model_size
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_base):
+    return load_backbone(str(tiny_base))
+
+
+@pytest.fixture
+def manifest(tiny_manifest):
+    return read_manifest(tiny_manifest)
+
+
+def config_for(manifest, *overrides):
+    return load_config(None, [f"data.manifest={manifest.root}", *overrides])
+
+
+def prepared(backbone, manifest, folder, samples=None):
+    """Training data of all samples, its cache filled."""
+    encoder = Encoder(backbone, manifest, SIZE)
+    styles = ["line-art", "pixel-art"]
+    examples = [
+        encoder.example(sample, styles.index(sample.regions[0].style))
+        for sample in samples or manifest.samples
+    ]
+    cache = Cache(folder / "cache")
+    cache.fill(encoder.entries)
+    return TrainingData(examples, cache, seed=0, global_batch=3, flow=FlowConfig())
+
+
+def rewrite(manifest, change):
+    """The manifest with some samples changed."""
+    write_manifest(manifest.root, [change(sample) for sample in manifest.samples])
+    return read_manifest(manifest.root)
+
+
+def test_two_shuffled_epochs_give_each_id_its_own_tensors(backbone, manifest, tmp_path):
+    data = prepared(backbone, manifest, tmp_path)
+    by_id = {sample.id: sample for sample in manifest.samples}
+    seen, orders = {name: 0 for name in by_id}, []
+    for step in range(8):  # 24 samples: six epochs of four
+        batch = data.batch(step, range(3))
+        assert list(batch.ids) == data.ids(step)
+        orders += batch.ids
+        for row, name in enumerate(batch.ids):
+            seen[name] += 1
+            sample = by_id[name]
+            for kind in ("context", "target"):
+                image = resize(read_image(manifest.root / getattr(sample, kind))[None], SIZE)
+                assert torch.equal(getattr(batch, kind)[row], backbone.encode_images(image)[0]), (
+                    kind
+                )
+            states, pooled = backbone.encode_prompts([sample.prompt])
+            assert torch.equal(batch.prompt_embeds[row], states[0])
+            assert torch.equal(batch.pooled[row], pooled[0])
+            mask = manifest.masks(sample)
+            assert torch.equal(batch.plan.masks[row], mask_to_grid(mask, 8, 8))
+            assert torch.equal(batch.inside[row], mask_to_grid(mask, 16, 16))
+            style = sample.regions[0].style
+            assert batch.expert_ids[row] == ["line-art", "pixel-art"].index(style)
+            ids = backbone.tokenizer_2(sample.prompt)["input_ids"]
+            positions = batch.plan.token_index[row, 0]
+            words = backbone.tokenizer_2.decode([ids[i] for i in positions if i >= 0])
+            assert words == style
+    assert set(seen.values()) == {6}
+    epochs = [orders[i : i + 4] for i in range(0, 24, 4)]
+    assert all(sorted(epoch) == sorted(by_id) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_batches_do_not_depend_on_how_they_are_cut(backbone, manifest, tmp_path):
+    data = prepared(backbone, manifest, tmp_path)
+    whole = data.batch(5, range(3))
+    for member in range(3):
+        part = data.batch(5, [member])
+        assert part.ids[0] == whole.ids[member]
+        for name in ("target", "noise", "sigma", "prompt_embeds"):
+            assert torch.equal(getattr(part, name)[0], getattr(whole, name)[member])
+    again = data.batch(6, range(3))
+    assert not torch.equal(again.noise, whole.noise)
+    assert not torch.equal(again.sigma, whole.sigma)
+    assert whole.noise.std() == pytest.approx(1, abs=0.1)
+
+
+def test_reading_ahead_changes_nothing(backbone, manifest, tmp_path):
+    data = prepared(backbone, manifest, tmp_path)
+    schedule = [(step, range(3)) for step in range(5)]
+    for one, other in zip(stream(data, schedule, 0), stream(data, schedule, 3), strict=True):
+        assert one.ids == other.ids
+        assert torch.equal(one.noise, other.noise)
+
+
+def test_a_file_renamed_keeps_its_key_and_a_file_changed_does_not(backbone, manifest):
+    first = manifest.samples[0]
+    key = Encoder(backbone, manifest, SIZE).example(first, 0).context
+    (manifest.root / first.context).rename(manifest.root / "renamed.png")
+    renamed = dataclasses.replace(first, context="renamed.png")
+    assert Encoder(backbone, manifest, SIZE).example(renamed, 0).context == key
+    assert Encoder(backbone, manifest, (48, 48)).example(renamed, 0).context != key
+    other = (manifest.root / manifest.samples[1].context).read_bytes()
+    (manifest.root / "renamed.png").write_bytes(other)
+    assert Encoder(backbone, manifest, SIZE).example(renamed, 0).context != key
+
+
+def test_bases_of_one_shape_and_other_weights_do_not_share_entries(backbone, manifest, tmp_path):
+    other = load_backbone(str(build_tiny(tmp_path / "other", seed=1)))
+    assert other.fingerprint == backbone.fingerprint
+    assert identity(other.vae) != identity(backbone.vae)
+    ours = Encoder(backbone, manifest, SIZE).example(manifest.samples[0], 0)
+    theirs = Encoder(other, manifest, SIZE).example(manifest.samples[0], 0)
+    assert ours.context != theirs.context
+    assert ours.text != theirs.text
+    assert ours.masks == theirs.masks
+
+
+def test_one_aspect_is_kept_and_several_become_a_square(backbone):
+    assert model_size(backbone, {(64, 64), (128, 128)}) == ((32, 32), False)
+    (height, width), distorted = model_size(backbone, {(64, 128)})
+    assert (height, width, distorted) == (24, 44, False)  # 2:1 as near as multiples of 4 allow
+    assert model_size(backbone, {(64, 64), (64, 128)}) == ((32, 32), True)
+
+
+def test_selection_keeps_the_split_and_the_wanted_styles(manifest):
+    chosen = select(manifest, config_for(manifest))
+    assert [sample.id for sample in chosen.samples] == ["pair-0", "pair-1", "pair-2"]
+    assert [style.name for style in chosen.styles] == ["line-art", "pixel-art"]
+    chosen = select(manifest, config_for(manifest, "experts.styles=[pixel-art]"))
+    assert [sample.id for sample in chosen.samples] == ["pair-0", "pair-1"]
+    assert chosen.skipped == {"style not trained": 1}
+
+
+def test_samples_of_several_styles_or_none_are_left_out(manifest):
+    line = manifest.samples[2].regions[0]
+
+    def change(sample):
+        if sample.id == "pair-0":
+            return dataclasses.replace(sample, regions=(*sample.regions, line))
+        if sample.id == "pair-1":
+            return dataclasses.replace(sample, regions=())
+        return sample
+
+    changed = rewrite(manifest, change)
+    chosen = select(changed, config_for(changed))
+    assert [sample.id for sample in chosen.samples] == ["pair-2"]
+    assert chosen.skipped == {"several styles": 1, "no region": 1}
+
+
+def test_a_phrase_unlike_the_name_is_remembered(manifest):
+    def change(sample):
+        region = dataclasses.replace(sample.regions[0], style="s1", style_span=(16, 25))
+        return dataclasses.replace(sample, regions=(region,), prompt="make the dog in pixel-art it")
+
+    changed = rewrite(manifest, change)
+    (style,) = select(changed, config_for(changed)).styles
+    assert (style.name, style.phrase) == ("s1", "pixel-art")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("experts.styles=[pixel-arts]", "no style 'pixel-arts', the nearest is 'pixel-art'"),
+        ("experts.styles=[pixel-art, pixel-art]", "names a style twice"),
+        ("data.split=tests", r"split 'tests' .* the manifest has train \(3\), val \(1\)"),
+    ],
+)
+def test_an_impossible_selection_is_refused(manifest, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        select(manifest, config_for(manifest, override))
+
+
+def test_a_phrase_that_is_cut_off_or_missing_names_its_sample(tiny_base, manifest):
+    short = load_backbone(str(tiny_base))
+    short.settings = dataclasses.replace(short.settings, max_text_length=5)
+    with pytest.raises(UserError, match=r"manifest\.jsonl: sample 'pair-0': .*beyond the 5 tokens"):
+        Encoder(short, manifest, SIZE).example(manifest.samples[0], 0)
+    lost = dataclasses.replace(manifest.samples[0], prompt="make the square nice")
+    with pytest.raises(UserError, match="sample 'pair-0': .*style 'pixel-art' is not in it"):
+        Encoder(short, manifest, SIZE).example(lost, 0)
+
+
+def test_a_missing_picture_or_a_mask_of_another_size_is_named(backbone, manifest, tmp_path):
+    small, big = manifest.samples[0], manifest.samples[1]
+    with pytest.raises(UserError, match=r"nowhere\.png: no such picture"):
+        Encoder(backbone, manifest, SIZE).example(
+            dataclasses.replace(small, target="nowhere.png"), 0
+        )
+    Image.new("L", (8, 8), 255).save(manifest.root / big.regions[0].mask)
+    encoder = Encoder(backbone, manifest, SIZE)
+    encoder.example(big, 0)
+    with pytest.raises(UserError, match=r"1\.mask\.png: the mask is 8x8 pixels"):
+        Cache(tmp_path / "cache").fill(encoder.entries)
+
+
+def test_several_regions_are_padded_not_pooled(backbone, manifest, tmp_path):
+    one, two = manifest.samples[0], manifest.samples[1]
+    prompt = (
+        "make the square in pixel-art style and the circle in pixel-art style, keep other area "
+        "unchanged"
+    )
+    regions = tuple(
+        dataclasses.replace(region, style_span=(start, start + 9))
+        for region, start in ((one.regions[0], 19), (two.regions[0], 53))
+    )
+    pair = dataclasses.replace(one, id="both", prompt=prompt, regions=regions)
+    data = prepared(backbone, manifest, tmp_path, [pair, two])
+    batch = data.batch(0, range(3))
+    rows = {name: row for row, name in enumerate(batch.ids)}
+    both, single = rows["both"], rows["pair-1"]
+    assert batch.plan.valid[both].tolist() == [True, True]
+    assert batch.plan.valid[single].tolist() == [True, False]
+    assert batch.plan.token_index[both, 0, 0] < batch.plan.token_index[both, 1, 0]
+    assert batch.plan.token_index[single, 1].eq(-1).all()
+    union = batch.inside[both, 0]
+    assert union.sum() > batch.inside[single, 0].sum()
+    assert union.max() <= 1
+
+
+def test_shares_of_the_global_batch_are_disjoint_and_complete():
+    shares = [list(members_of(r, 2, m, 2, 8)) for m in range(2) for r in range(2)]
+    assert sum(shares, []) == list(range(8))
+    with pytest.raises(ValueError, match="8 samples for 3 processes"):
+        members_of(0, 3, 0, 1, 8)
+
+
+def test_order_is_a_permutation_an_epoch_and_depends_on_the_seed():
+    order, other = Order(50, 0), Order(50, 1)
+    first, second = [order[i] for i in range(50)], [order[i] for i in range(50, 100)]
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert first != [other[i] for i in range(50)]
+    assert first == [Order(50, 0)[i] for i in range(50)]
+
+
+def test_token_positions_are_padded_with_minus_one():
+    index = pad_token_index([[(3, 4)], [(5,), (6, 7)]])
+    assert index.tolist() == [[[3, 4], [-1, -1]], [[5, -1], [6, 7]]]
