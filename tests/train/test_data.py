@@ -192,7 +192,7 @@ def test_a_phrase_that_is_cut_off_or_missing_names_its_sample(tiny_base, manifes
     with pytest.raises(UserError, match=r"manifest\.jsonl: sample 'pair-0': .*beyond the 5 tokens"):
         Encoder(short, manifest, SIZE).example(manifest.samples[0], 0)
     lost = dataclasses.replace(manifest.samples[0], prompt="make the square nice")
-    with pytest.raises(UserError, match="sample 'pair-0': .*style 'pixel-art' is not in it"):
+    with pytest.raises(UserError, match=r"sample 'pair-0': .*style 'pixel-art' is not in it"):
         Encoder(short, manifest, SIZE).example(lost, 0)
 
 
@@ -235,7 +235,7 @@ def test_several_regions_are_padded_not_pooled(backbone, manifest, tmp_path):
 
 def test_shares_of_the_global_batch_are_disjoint_and_complete():
     shares = [list(members_of(r, 2, m, 2, 8)) for m in range(2) for r in range(2)]
-    assert sum(shares, []) == list(range(8))
+    assert [member for share in shares for member in share] == list(range(8))
     with pytest.raises(ValueError, match="8 samples for 3 processes"):
         members_of(0, 3, 0, 1, 8)
 

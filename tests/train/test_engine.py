@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_linear_and_cosine_fall_to_zero():
     assert cosine[0] == 1
     assert cosine[5] == pytest.approx(0.5)
     assert cosine[-1] == pytest.approx(0)
-    assert all(a > b for a, b in zip(cosine, cosine[1:], strict=False))
+    assert all(a > b for a, b in pairwise(cosine))
 
 
 def test_a_warm_up_longer_than_the_run_is_no_error():
@@ -40,7 +41,7 @@ def test_settings_share_the_global_batch():
     assert settings["train_micro_batch_size_per_gpu"] == 2
     assert settings["gradient_accumulation_steps"] == 2
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
-    with pytest.raises(UserError, match="cannot be shared by 4 processes .* multiple of 8"):
+    with pytest.raises(UserError, match=r"cannot be shared by 4 processes .* multiple of 8"):
         engine_settings(config, 4, 1000)
 
 
