@@ -7,45 +7,35 @@ D text width, P pooled width.
 from __future__ import annotations
 
 import contextlib
-import difflib
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    FluxKontextPipeline,
-    FluxTransformer2DModel,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from regionroute import latents as latent_space
-from regionroute.backbones import nano
 from regionroute.backbones.patch_codec import PatchCodec
+from regionroute.backbones.source import (
+    BaseSettings,
+    explained,
+    read_index,
+    read_settings,
+    resolve,
+)
 from regionroute.errors import UserError
 from regionroute.io import settings_hash
 
-SETTINGS_FILE = "regionroute.json"
-PIPELINE_CLASS = "FluxKontextPipeline"
 SMALL_PARTS: dict[str, Any] = {
     "tokenizer": CLIPTokenizer,
     "tokenizer_2": T5TokenizerFast,
     "scheduler": FlowMatchEulerDiscreteScheduler,
-}
-SMALL_FILES = {  # one of these has to be there
-    "tokenizer": ("tokenizer.json", "vocab.json"),
-    "tokenizer_2": ("tokenizer.json", "spiece.model"),
-    "scheduler": ("scheduler_config.json",),
 }
 NETWORKS: dict[str, Any] = {
     "transformer": FluxTransformer2DModel,
@@ -56,24 +46,6 @@ NETWORKS: dict[str, Any] = {
 # The one part of which there are two kinds; model_index.json names the class, as for any pipeline.
 AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
 MAX_ASPECT = 16  # beyond this the short side is a token or two
-
-
-@dataclass(frozen=True)
-class BaseSettings:
-    """What a base was made for; ``regionroute.json`` in its folder overrides the defaults.
-
-    Attributes:
-        steps: model calls for one edit.
-        guidance: strength fed to guidance-distilled transformers.
-        max_text_length: T5 tokens a prompt is padded to, the same in training and inference
-            because Flux attends to padding; at most 512.
-        resolution: side of the square whose area a picture is resized to.
-    """
-
-    steps: int = 28
-    guidance: float = 3.5
-    max_text_length: int = 512
-    resolution: int = 1024
 
 
 @dataclass
@@ -212,98 +184,10 @@ def load_backbone(
     return backbone.to(device)
 
 
-def resolve(spec: str) -> Path | str:
-    """Where a base's files are: a checked local folder, or the hub id itself.
-
-    Raises:
-        UserError: neither an embedded name, nor a Kontext folder, nor the form of a hub id.
-    """
-    if spec == nano.NAME:
-        return nano.nano_folder()
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
-        return folder
-    if folder.exists():
-        raise UserError(f"base {spec}: this is a file; give the folder that has model_index.json")
-    is_hub_id = spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and spec[-1] != "/"
-    if not is_hub_id:
-        raise UserError(
-            f"base {spec!r}: no such folder; give `nano`, a folder with model_index.json, or a hub "
-            "id such as black-forest-labs/FLUX.1-Kontext-dev"
-        )
-    return spec
-
-
-def read_settings(folder: Path) -> BaseSettings:
-    """``regionroute.json`` of a base's folder over the defaults.
-
-    Raises:
-        UserError: not JSON, unknown key, or a value of the wrong kind.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        return BaseSettings()
-    data = _read_object(path)
-    kinds = {
-        field.name: type(getattr(BaseSettings(), field.name)) for field in fields(BaseSettings)
-    }
-    for key, value in data.items():
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1) or sorted(kinds)
-            raise UserError(f"{path}: unknown key {key!r}; did you mean {' or '.join(near)}?")
-        allowed = (int, float) if kinds[key] is float else (int,)
-        if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
-            raise UserError(f"{path}: {key} must be a positive number, not {value!r}")
-    settings = BaseSettings(**(asdict(BaseSettings()) | data))
-    if settings.max_text_length > 512:
-        raise UserError(f"{path}: max_text_length is at most 512, Kontext pipelines take no more")
-    return settings
-
-
 def fingerprint(transformer: FluxTransformer2DModel) -> str:
     """Hash of a transformer's configuration and parameter count (not of its weights)."""
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
     return settings_hash({"config": config, "parameters": transformer.num_parameters()})
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); mend or remove the file") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold a JSON object")
-    return data
-
-
-def _check_folder(folder: Path) -> None:
-    """Says what a folder lacks before half of it has been loaded."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(
-            f"base {folder}: no model_index.json; give a folder saved by "
-            f"{PIPELINE_CLASS}.save_pretrained"
-        )
-    _check_class(str(folder), _read_object(index))
-    for name in NETWORKS:
-        part = folder / name
-        if not (part / "config.json").is_file():
-            raise UserError(f"base {folder}: {name}/config.json is missing; copy the whole folder")
-        if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
-            raise UserError(f"base {folder}: {name} has no weights; copy the whole folder")
-    for name, files in SMALL_FILES.items():
-        # transformers makes up an empty tokenizer when there is none.
-        if not any((folder / name / file).is_file() for file in files):
-            raise UserError(
-                f"base {folder}: {name} has no {' or '.join(files)}; copy the whole folder"
-            )
-
-
-def _check_class(spec: str, index: dict[str, Any]) -> None:
-    found = index.get("_class_name")
-    if found != PIPELINE_CLASS:
-        raise UserError(f"base {spec}: this is a {found}, but editing needs a {PIPELINE_CLASS}")
 
 
 def _autoencoder(spec: str, index: dict[str, Any]) -> Any:
@@ -317,17 +201,14 @@ def _autoencoder(spec: str, index: dict[str, Any]) -> Any:
 
 
 def _load_parts(spec: str, source: Path | str, dtype: torch.dtype) -> dict[str, Any]:
-    """All parts by their pipeline names; each failure becomes one sentence."""
+    """All parts by their pipeline names."""
     where = {"local_files_only": isinstance(source, Path)}
     parts: dict[str, Any] = {}
-    try:
-        index = FluxKontextPipeline.load_config(source)
-        _check_class(spec, index)
-        kinds = SMALL_PARTS | NETWORKS | {"vae": _autoencoder(spec, index)}
-        for name, kind in kinds.items():
-            if name in SMALL_PARTS:
-                parts[name] = kind.from_pretrained(source, subfolder=name, **where)
-                continue
+    with explained(spec, source):
+        index = read_index(spec, source)
+        for name, kind in SMALL_PARTS.items():
+            parts[name] = kind.from_pretrained(source, subfolder=name, **where)
+        for name, kind in (NETWORKS | {"vae": _autoencoder(spec, index)}).items():
             parts[name], report = kind.from_pretrained(
                 source, subfolder=name, dtype=dtype, output_loading_info=True, **where
             )
@@ -335,28 +216,6 @@ def _load_parts(spec: str, source: Path | str, dtype: torch.dtype) -> dict[str, 
             if report["missing_keys"]:
                 first = min(report["missing_keys"])
                 raise UserError(f"base {spec}: the weights of {name} lack {first}; copy them again")
-    except UserError:
-        raise
-    except GatedRepoError:
-        raise UserError(
-            f"base {spec}: its licence has to be accepted on the hub first; do that there, then "
-            "log in with `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"base {spec}: neither a folder here nor a repository on the hub you may read; check "
-            "the name, or log in with `hf auth login`"
-        ) from None
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        if isinstance(source, Path):
-            raise UserError(
-                f"base {spec}: its files are damaged, copy it again: {reason}"
-            ) from None
-        raise UserError(
-            f"base {spec}: no such folder here, and the hub did not answer; check the path or "
-            f"the connection: {reason}"
-        ) from None
     return parts
 
 

@@ -13,7 +13,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from regionroute.backbones.kontext import SETTINGS_FILE, quiet
+from regionroute.backbones.kontext import quiet
+from regionroute.backbones.source import SETTINGS_FILE
 from regionroute.backbones.tokenizers import build_clip_tokenizer, build_t5_tokenizer
 from regionroute.io import write_json
 

@@ -11,11 +11,17 @@ import httpx2
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
-from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
-from regionroute.backbones import kontext, nano
-from regionroute.backbones.kontext import Backbone, BaseSettings, load_backbone
+from regionroute.backbones import nano, source
+from regionroute.backbones.kontext import Backbone, load_backbone
+from regionroute.backbones.source import BaseSettings
 from regionroute.backbones.tiny import build_tiny
 from regionroute.errors import UserError
 
@@ -193,27 +199,35 @@ def hub_error(kind: type[Exception]) -> Exception:
     [
         (hub_error(GatedRepoError), "licence has to be accepted"),
         (hub_error(RepositoryNotFoundError), "neither a folder here nor a repository"),
-        (OfflineModeIsEnabled("offline mode is enabled"), "the hub did not answer"),
-        (OSError("We couldn't connect to the hub\nsecond line"), "the hub did not answer"),
+        (hub_error(RemoteEntryNotFoundError), "lacks files of a FluxKontextPipeline"),
+        (LocalEntryNotFoundError("offline"), "the hub cannot be reached"),
+        (OSError("something else\nsecond line"), "could not be fetched.*: something else"),
     ],
 )
 def test_hub_failures_are_explained(
     failure: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: str) -> None:
+    def fail(repository: str, file: str) -> None:
         raise failure
 
-    monkeypatch.setattr(kontext.FluxKontextPipeline, "load_config", fail)
+    monkeypatch.setattr(source, "hf_hub_download", fail)
     with pytest.raises(UserError, match=sentence) as error:
         load_backbone("someone/kontext")
     assert "someone/kontext" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_base_of_another_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        kontext.FluxKontextPipeline, "load_config", lambda source: {"_class_name": "FluxPipeline"}
-    )
+def test_offline_means_one_sentence_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        load_backbone("someone/kontext")
+
+
+def test_a_hub_base_of_another_class_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_index(tmp_path, '{"_class_name": "FluxPipeline"}')
+    monkeypatch.setattr(source, "hf_hub_download", lambda repository, file: str(tmp_path / file))
     with pytest.raises(UserError, match="FluxPipeline"):
         load_backbone("someone/flux")
 
