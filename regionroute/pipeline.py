@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,9 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.adapters import ExpertRegistry, RouteContext, load_experts, routed
+from regionroute.adapters import (
+    ExpertRegistry,
+    RouteContext,
+    load_experts,
+    read_registry,
+    routed,
+)
 from regionroute.attention import AttentionPlan, AttentionRecorder, mean_map, region_map
-from regionroute.backbones.kontext import Backbone, load_backbone, resolve
+from regionroute.backbones.kontext import Backbone, load_backbone
+from regionroute.backbones.source import resolve
 from regionroute.errors import UserError
 from regionroute.flow import draw_noise, sample
 from regionroute.prompts import Prompt
@@ -111,6 +118,7 @@ class Editor:
         steps: int | None = None,
         guidance: float | None = None,
         want_map: bool = False,
+        callback: Callable[[int, float, Tensor], None] | None = None,
     ) -> list[EditResult]:
         """Edits pictures of one size together; a picture does not depend on its neighbours.
 
@@ -120,6 +128,7 @@ class Editor:
             steps: model calls, None: the base's own number.
             guidance: None: the base's own.
             want_map: record the region maps; costs a little time and changes no picture.
+            callback: called after each step, see `flow.sample`; for progress.
 
         Returns:
             B results.
@@ -151,6 +160,7 @@ class Editor:
                 steps=steps,
                 guidance=guidance,
                 noise=noise,
+                callback=callback,
                 observe=recorder.observe if recorder else None,
             )
         edited = resize(self.backbone.decode_latents(latents), size).cpu()
@@ -258,6 +268,8 @@ def load_editor(
     """
     if experts == "auto":
         experts = bundled_experts(base)
+    if experts is not None:
+        read_registry(experts)  # a wrong folder shows before a large base is loaded
     return Editor(load_backbone(base, dtype, device), experts)
 
 

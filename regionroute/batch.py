@@ -1,0 +1,279 @@
+"""Many edits with one model: rows or a manifest, grouped by size, each bad row set apart."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from regionroute.errors import UserError
+from regionroute.io import image_size, numbered_lines, parse_json_line, read_image, text_hash
+from regionroute.manifest import EditSample, Manifest, manifest_file, parse_rows
+from regionroute.outputs import Destination, check_destination, write_edit
+from regionroute.pipeline import Editor
+from regionroute.prompts import Prompt
+from regionroute.request import EditRequest
+
+ROW_KEYS = {
+    "image": str,
+    "object": str,
+    "style": str,
+    "out": str,
+    "seed": int,
+    "map": str,
+    "prompt": str,
+    "id": str,
+}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit of a batch.
+
+    Attributes:
+        name: how its problems are introduced, for example "rows.jsonl:3".
+        image: the picture to edit.
+        destination: where the results go.
+        request: what to do.
+        facts: what the settings file says besides, such as the id.
+    """
+
+    name: str
+    image: Path
+    destination: Destination
+    request: EditRequest
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What all edits of a batch share; None: the base's own value."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    batch_size: int = 8
+
+
+class Jobs:
+    """The edits to do and, by name, the problems of those that cannot be done.
+
+    Attributes:
+        jobs: in the order of the file.
+        problems: one sentence each, in the order they were met.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.problems: list[str] = []
+        self._written: dict[Path, str] = {}
+
+    def add(self, job: Job) -> None:
+        """Takes a job whose results can be written.
+
+        Raises:
+            UserError: they cannot, or another job writes the same file.
+        """
+        check_destination(job.destination, job.image)
+        for file in job.destination.files:
+            if other := self._written.get(file.resolve()):
+                raise UserError(f"{file}: {other} writes this file already")
+        self._written |= dict.fromkeys((f.resolve() for f in job.destination.files), job.name)
+        self.jobs.append(job)
+
+    def fail(self, name: str, error: UserError | OSError) -> None:
+        """Notes why one job cannot be done.
+
+        Raises:
+            OSError: the disk is full, so that no other job can be done either.
+        """
+        if isinstance(error, OSError):
+            if error.errno in FULL_DISK:
+                raise error
+            self.problems.append(f"{name}: {error.filename}: {error.strerror}")
+        else:
+            text = str(error)
+            self.problems.append(text if text.startswith(name) else f"{name}: {text}")
+
+    def drop_existing(self) -> int:
+        """Leaves out the jobs whose picture is there; says how many those were."""
+        before = len(self.jobs)
+        self.jobs = [job for job in self.jobs if not job.destination.picture.is_file()]
+        return before - len(self.jobs)
+
+
+def read_rows(path: Path, seed: int = 0) -> Jobs:
+    """The rows of a batch file: JSON objects with image, object, style, out and, optionally, seed.
+
+    Further optional keys: ``map`` (PNG), ``prompt`` (with marked phrases object and style may be
+    left out), ``id``. Paths are relative to the file's folder.
+
+    Args:
+        path: the file.
+        seed: for rows without one.
+
+    Raises:
+        UserError: the file is missing, not text, or has no rows.
+    """
+    jobs = Jobs()
+    lines = numbered_lines(path)
+    if not lines:
+        raise UserError(
+            f"{path}: no rows; write one JSON object a line with image, object, style, out"
+        )
+    for number, line in lines:
+        name = f"{path}:{number}"
+        try:
+            jobs.add(
+                _row_job(name, path.parent, {"seed": seed} | parse_json_line(path, number, line))
+            )
+        except (UserError, OSError) as error:
+            jobs.fail(name, error)
+    return jobs
+
+
+def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
+    """One edit for each sample of a manifest: its first region, with the map recorded.
+
+    Args:
+        path: ``manifest.jsonl`` or its folder.
+        split: which samples.
+        out_dir: gets ``<id>.png``, ``<id>.json`` and ``<id>.map.png``.
+        seed: each sample's noise depends on it and on the sample's id.
+
+    Raises:
+        UserError: no manifest there, or no sample of this split.
+    """
+    jobs = Jobs()
+    file = manifest_file(path)
+    manifest = Manifest(file.parent, [])
+    splits: set[str] = set()
+    for row in parse_rows(file):
+        if isinstance(row, UserError):
+            jobs.fail(str(file), row)
+            continue
+        splits.add(row.split)
+        if row.split != split:
+            continue
+        name = f"{file}: sample {row.id}"
+        try:
+            jobs.add(_sample_job(name, manifest, row, out_dir, seed))
+        except (UserError, OSError) as error:
+            jobs.fail(name, error)
+    if not jobs.jobs and not jobs.problems:
+        known = ", ".join(sorted(splits)) or "none"
+        raise UserError(f"{file}: no sample of split {split!r} (there are: {known})")
+    return jobs
+
+
+def run_jobs(editor: Editor, jobs: Jobs, settings: BatchSettings) -> int:
+    """Does all jobs; what fails is noted in ``jobs.problems`` and the rest goes on.
+
+    Args:
+        editor: the loaded model.
+        jobs: see :func:`read_rows`; gains problems.
+        settings: shared by all.
+
+    Returns:
+        How many pictures were written.
+
+    Raises:
+        UserError: settings no edit can be made with.
+        OSError: the disk is full.
+    """
+    written = 0
+    with tqdm(total=len(jobs.jobs), desc="edit", unit="picture", disable=None) as bar:
+        for chunk in _chunks(jobs, settings.batch_size):
+            written += _run_chunk(editor, jobs, chunk, settings)
+            bar.update(len(chunk))
+        bar.update(len(jobs.jobs) - bar.n)  # those whose picture could not be opened
+    return written
+
+
+def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], settings: BatchSettings) -> int:
+    ready: list[tuple[Job, Tensor]] = []
+    for job in chunk:
+        try:
+            editor.check(job.request)
+            image = read_image(job.image)
+            editor.backbone.fit_size(image.shape[-2], image.shape[-1])
+            ready.append((job, image))
+        except (UserError, OSError) as error:
+            jobs.fail(job.name, error)
+    if not ready:
+        return 0
+    results = editor.edit_batch(
+        [image for _, image in ready],
+        [job.request for job, _ in ready],
+        steps=settings.steps,
+        guidance=settings.guidance,
+        want_map=any(job.destination.wants_map for job, _ in ready),
+    )
+    written = 0
+    for (job, image), result in zip(ready, results, strict=True):
+        try:
+            write_edit(job.destination, image, result, job.facts)
+            written += 1
+        except (UserError, OSError) as error:
+            jobs.fail(job.name, error)
+    return written
+
+
+def _chunks(jobs: Jobs, batch_size: int) -> Iterator[list[Job]]:
+    """Jobs of one picture size, at most ``batch_size`` at a time; sizes by first appearance."""
+    by_size: dict[tuple[int, int], list[Job]] = {}
+    for job in jobs.jobs:
+        try:
+            by_size.setdefault(image_size(job.image), []).append(job)
+        except (UserError, OSError) as error:
+            jobs.fail(job.name, error)
+    for group in by_size.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
+    for key, value in row.items():
+        if key not in ROW_KEYS:
+            near = difflib.get_close_matches(key, ROW_KEYS, n=1, cutoff=0.0)[0]
+            raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {near!r}")
+        if not isinstance(value, ROW_KEYS[key]) or isinstance(value, bool):
+            kind = "a whole number" if ROW_KEYS[key] is int else "a text"
+            raise UserError(f"{name}: {key} must be {kind}, not {value!r}")
+    needed = ("image", "out") if "prompt" in row else ("image", "object", "style", "out")
+    for key in needed:
+        if not row.get(key, "").strip():
+            raise UserError(f"{name}: {key} is missing or empty")
+    request = EditRequest(
+        row.get("object", ""), row.get("style", ""), row.get("prompt"), row["seed"]
+    )
+    image = folder / row["image"]
+    destination = Destination(folder / row["out"], folder / row["map"] if "map" in row else None)
+    facts = {"id": row["id"]} if "id" in row else {}
+    return Job(name, image, destination, request, facts | {"image": str(image)})
+
+
+def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path, seed: int) -> Job:
+    if not sample.regions:
+        raise UserError(f"{name}: it has no region to edit")
+    region = sample.regions[0]
+    prompt: str | Prompt | None = None  # several regions: the first one's own prompt
+    if len(sample.regions) == 1:
+        prompt = sample.prompt
+        if region.object_span and region.style_span:
+            prompt = Prompt(sample.prompt, (region.object_span,), (region.style_span,))
+    # By id, not by position: the same sample gets the same noise in any subset.
+    own_seed = (seed + int(text_hash(sample.id)[:8], 16)) % 2**32
+    return Job(
+        name=name,
+        image=manifest.path(sample.context),
+        destination=Destination(out_dir / f"{sample.id}.png", out_dir / f"{sample.id}.map.png"),
+        request=EditRequest(region.object, region.style, prompt, own_seed),
+        facts={"id": sample.id, "image": sample.context},
+    )

@@ -1,0 +1,89 @@
+"""The ``regionroute`` command: names its sub-commands and starts one; imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+from typing import NamedTuple
+
+from regionroute.errors import UserError, command, nearest
+
+
+class Command(NamedTuple):
+    """A sub-command: the module whose ``main(argv)`` runs it, and what it is for."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "edit": Command(
+        "regionroute.edit_command", "restyle the named object of a picture, or of many"
+    ),
+    "demo": Command("regionroute.demo", "scenes, training, edits and scores in minutes: a report"),
+    "scenes": Command("pseudo_labels.scenes_cli", "draw training scenes with exact targets"),
+    "label": Command("pseudo_labels.label", "turn photos, words and masks into training pairs"),
+    "check": Command("regionroute.check", "open every picture of a manifest, list what is wrong"),
+    "doctor": Command("regionroute.doctor", "tell what this machine can do and what is missing"),
+}
+
+EXAMPLES = """\
+examples:
+  regionroute edit photo.png --object dog --style pixel-art --out out.png --map map.png
+  regionroute edit --batch rows.jsonl --batch-size 8
+  regionroute scenes --train 64 --test 32 --out data/scenes
+  regionroute check data/scenes --sheet sheet.png
+  python train/run.py --config configs/nano.yaml
+  python eval/rses.py --help
+
+`regionroute COMMAND --help` explains one command."""
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Runs ``regionroute COMMAND …``.
+
+    Args:
+        argv: arguments, None for the process's own.
+
+    Returns:
+        The sub-command's exit code; 0 for help.
+
+    Raises:
+        UserError: an unknown command; names the nearest.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"regionroute {version('regionroute')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        near = nearest(argv[0], COMMANDS)
+        raise UserError(
+            f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
+        )
+    return int(importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:]))
+
+
+def usage() -> str:
+    """The text of ``regionroute --help``."""
+    lines = [f"  {name:8} {entry.summary}" for name, entry in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: regionroute COMMAND [arguments]",
+            "",
+            "Regional style transfer: restyle the named object, keep the rest of the picture.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            EXAMPLES,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

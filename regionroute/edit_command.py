@@ -1,0 +1,261 @@
+"""``regionroute edit``: one picture, a file of rows, or a split of a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from regionroute.errors import UserError, command
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from regionroute.batch import Jobs
+    from regionroute.pipeline import Editor
+
+EPILOG = """\
+one picture:
+  regionroute edit photo.png --object dog --style pixel-art --out out.png
+  regionroute edit photo.png --object dog --style pixel-art --out out.png \\
+      --map map.png --side-by-side compare.png --seed 3
+  regionroute edit photo.png --prompt "turn the [dog] into a {pixel-art} picture" --out out.png
+
+many pictures, the model loaded once; one JSON object a line, paths relative to the file:
+  {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
+  regionroute edit --batch rows.jsonl --batch-size 8 --skip-existing
+
+every test sample of a manifest, as eval/rses.py reads them:
+  regionroute edit --manifest data/scenes --split test --out-dir runs/nano/edits \\
+      --experts runs/nano/experts
+
+a real Kontext base:
+  regionroute edit photo.png --object dog --style pixel-art --out out.png \\
+      --base black-forest-labs/FLUX.1-Kontext-dev --experts EXPERTS --device cuda --dtype bfloat16
+
+Beside out.png goes out.json with every setting; the PNG carries the same text."""
+
+ONE = ("object", "style", "prompt", "out", "map", "side_by_side")  # options of a single picture
+SEVERAL = ("batch_size", "skip_existing")
+OF_MANIFEST = ("split", "out_dir")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the message as a `UserError`, for one form of all mistakes."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    """The arguments; building it imports nothing heavy."""
+    parser = Parser(
+        prog="regionroute edit",
+        description="Restyle the named object of a picture and keep the rest. The output has the "
+        "size of the input.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("image", nargs="?", type=Path, help="the picture to edit")
+    one = parser.add_argument_group("one picture")
+    one.add_argument("--object", help="word for the object, for example dog")
+    one.add_argument("--style", help="style by name, for example pixel-art")
+    one.add_argument("--prompt", help="own wording: object in [brackets], style in {braces}")
+    one.add_argument("--out", type=Path, metavar="PNG", help="the edited picture")
+    one.add_argument("--map", type=Path, metavar="PNG", help="where the style went; 128 = border")
+    one.add_argument("--side-by-side", type=Path, metavar="PNG", help="source, edit and map")
+    many = parser.add_argument_group("many pictures")
+    many.add_argument("--batch", type=Path, metavar="JSONL", help="rows to edit")
+    many.add_argument("--manifest", type=Path, metavar="DIR", help="manifest whose samples to edit")
+    many.add_argument("--split", help="of the manifest (test)")
+    many.add_argument("--out-dir", type=Path, metavar="DIR", help="of the manifest's edits")
+    many.add_argument("--batch-size", type=int, help="pictures of one size at a time (8)")
+    many.add_argument(
+        "--skip-existing", action="store_true", default=None, help="leave out what is there"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
+    model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
+    model.add_argument("--zero-shot", action="store_true", help="the base alone, any style word")
+    model.add_argument("--steps", type=int, help="model calls for one edit (the base's own)")
+    model.add_argument("--guidance", type=float, help="guidance strength (the base's own)")
+    model.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, … (cuda where there is one)")
+    model.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
+    )  # fmt: skip
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: arguments, None for the process's own.
+
+    Returns:
+        0, or 1 when some rows failed; they are listed on stderr.
+
+    Raises:
+        UserError: anything the user has to mend before an edit can be made.
+    """
+    args = parser().parse_args(argv)
+    check_arguments(args)
+    _quiet_libraries()
+    try:
+        return _edit_one(args) if args.image else _edit_many(args)
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "not enough memory: lower --batch-size, or use --dtype bfloat16, another --device or "
+            "a smaller --base"
+        ) from None
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses senseless arguments before anything is loaded.
+
+    Raises:
+        UserError: none or several of picture, batch and manifest; options of another of these;
+            numbers out of range.
+    """
+    modes = [name for name in ("image", "batch", "manifest") if getattr(args, name)]
+    if len(modes) != 1:
+        raise UserError(
+            "give one of a picture, --batch ROWS or --manifest DIR"
+            + (f", not {' and '.join(modes)} together" if modes else "; see --help for examples")
+        )
+    foreign = {
+        "image": SEVERAL + OF_MANIFEST,
+        "batch": ONE + OF_MANIFEST,
+        "manifest": ONE,
+    }[modes[0]]
+    for name in foreign:
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            where = {"image": "a single picture", "batch": "--batch (write it in the rows)"}
+            raise UserError(f"{option} does not go with {where.get(modes[0], '--manifest')}")
+    if args.zero_shot and args.experts:
+        raise UserError("--zero-shot uses the base alone: leave out --experts")
+    if args.steps is not None and args.steps < 1:
+        raise UserError(f"--steps {args.steps}: must be at least 1")
+    if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
+        raise UserError(f"--guidance {args.guidance}: must be 0 or more")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: must be between 0 and 2^63 - 1")
+    _check_mode(args, modes[0])
+
+
+def _check_mode(args: argparse.Namespace, mode: str) -> None:
+    if mode == "image":
+        if not args.out:
+            raise UserError("--out is missing: name the PNG to write")
+        if not args.prompt:
+            for name in ("object", "style"):
+                if not (getattr(args, name) or "").strip():
+                    raise UserError(
+                        f"--{name} is missing or empty: give a word, or mark a --prompt"
+                    )
+    if mode == "manifest" and not args.out_dir:
+        raise UserError("--out-dir is missing: name the folder for the manifest's edits")
+
+
+def _edit_one(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from regionroute.io import read_image
+    from regionroute.outputs import Destination, check_destination, write_edit
+    from regionroute.request import EditRequest
+
+    image = read_image(args.image)
+    destination = Destination(args.out, args.map, args.side_by_side)
+    check_destination(destination, args.image)
+    request = EditRequest(args.object or "", args.style or "", args.prompt, args.seed)
+    editor = _load(args)
+    editor.check(request)
+    steps = args.steps or editor.backbone.settings.steps
+    with tqdm(total=steps, desc="edit", unit="step", disable=None) as bar:
+
+        def advance(step: int, sigma: float, latents: Tensor) -> None:
+            bar.update()
+
+        [result] = editor.edit_batch(
+            [image],
+            [request],
+            steps=args.steps,
+            guidance=args.guidance,
+            want_map=destination.wants_map,
+            callback=advance,
+        )
+    write_edit(destination, image, result, {"image": str(args.image)})
+    print(f"{args.out}: {result.prompt}")
+    return 0
+
+
+def _edit_many(args: argparse.Namespace) -> int:
+    from regionroute.batch import BatchSettings, manifest_rows, read_rows, run_jobs
+
+    jobs: Jobs
+    if args.batch:
+        jobs = read_rows(args.batch, args.seed)
+    else:
+        jobs = manifest_rows(args.manifest, args.split or "test", args.out_dir, args.seed)
+    skipped = jobs.drop_existing() if args.skip_existing else 0
+    written = 0
+    if jobs.jobs:
+        settings = BatchSettings(args.steps, args.guidance, args.batch_size or 8)
+        written = run_jobs(_load(args), jobs, settings)
+    print(f"edited {written}, skipped {skipped}, failed {len(jobs.problems)}")
+    for problem in jobs.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if jobs.problems else 0
+
+
+def _load(args: argparse.Namespace) -> Editor:
+    import torch
+
+    from regionroute.pipeline import load_editor
+
+    experts = None if args.zero_shot else args.experts or "auto"
+    return load_editor(args.base, experts, getattr(torch, args.dtype), _device(args.device))
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    # What an absent accelerator raises depends on how torch was built.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not usable here ({reason}); try cpu") from None
+    return device
+
+
+def _quiet_libraries() -> None:
+    """Keeps libraries from printing beside the one sentence a user needs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        # DeepSpeed, imported by diffusers' LoRA code, reports on stderr that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
