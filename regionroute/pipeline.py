@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from regionroute.adapters import (
 )
 from regionroute.attention import AttentionPlan, AttentionRecorder, mean_map, region_map
 from regionroute.backbones.kontext import Backbone, load_backbone
-from regionroute.backbones.source import resolve
+from regionroute.backbones.source import BaseSettings, resolve
 from regionroute.errors import UserError
 from regionroute.flow import draw_noise, sample
 from regionroute.prompts import Prompt
@@ -75,13 +75,7 @@ class Editor:
         if experts_dir is not None:
             self.registry = load_experts(experts_dir, backbone)
             self.backbone.transformer.to(backbone.device)
-            # Flux attends to padding: experts read prompts of the length they were trained with.
-            length = self.registry.extra.get("max_text_length", backbone.settings.max_text_length)
-            if not isinstance(length, int) or not 1 <= length <= 512:
-                raise UserError(
-                    f"{experts_dir}/experts.json: max_text_length {length!r} is no length"
-                )
-            backbone.settings = dataclasses.replace(backbone.settings, max_text_length=length)
+            backbone.settings = _as_trained(backbone.settings, self.registry.extra, experts_dir)
 
     def check(self, request: EditRequest) -> None:
         """Refuses a request that cannot be carried out, without doing it.
@@ -180,7 +174,9 @@ class Editor:
         """A recorder of the blocks and queries that the experts were supervised on."""
         extra = self.registry.extra if self.registry else {}
         return AttentionRecorder(
-            layers=extra.get("map_layers", "all"), queries=extra.get("map_queries", "target")
+            layers=extra.get("map_layers", "all"),
+            queries=extra.get("map_queries", "target"),
+            norm=extra.get("map_norm", "full"),
         )
 
     def _plan(self, request: EditRequest) -> EditPlan:
@@ -212,6 +208,22 @@ class Editor:
             "seed": plan.seed,
             "versions": {name: version(name) for name in ("regionroute", "torch", "diffusers")},
         }
+
+
+def _as_trained(
+    settings: BaseSettings, extra: Mapping[str, Any], folder: str | PathLike[str]
+) -> BaseSettings:
+    """The base's settings with the text length and picture size the experts were trained at.
+
+    Flux attends to padding and to absolute positions, so both belong to what an expert learned.
+    """
+    changes = {}
+    for key, limit in (("max_text_length", 512), ("resolution", 8192)):
+        value = extra.get(key, getattr(settings, key))
+        if type(value) is not int or not 1 <= value <= limit:
+            raise UserError(f"{folder}/experts.json: {key} must be 1 to {limit}, not {value!r}")
+        changes[key] = value
+    return dataclasses.replace(settings, **changes)
 
 
 class _MapRecorder:

@@ -162,20 +162,29 @@ def test_the_registry_says_which_layers_make_the_map(
     assert not torch.allclose(maps[0], maps[1])
 
 
-def test_experts_bring_their_text_length(
+def test_experts_bring_the_sizes_they_were_trained_at(
     tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write
 ) -> None:
-    write_experts(tmp_path, load_backbone(str(tiny_base)), max_text_length=20)
+    write_experts(tmp_path, load_backbone(str(tiny_base)), max_text_length=20, resolution=64)
     editor = Editor(tiny_backbone, tmp_path)
     assert editor.backbone.encode_prompts(["dog"])[0].shape[1] == 20
+    assert editor.backbone.fit_size(100, 100) == (64, 64)
 
 
-@pytest.mark.parametrize("length", [0, 600, "20"])
-def test_a_senseless_text_length_is_refused(
-    tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write, length: object
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_text_length", 0), ("max_text_length", 600), ("resolution", "64"), ("resolution", True)],
+)
+def test_senseless_sizes_are_refused(
+    tiny_backbone: Backbone,
+    tiny_base: Path,
+    tmp_path: Path,
+    write_experts: Write,
+    key: str,
+    value: object,
 ) -> None:
-    write_experts(tmp_path, load_backbone(str(tiny_base)), max_text_length=length)
-    with pytest.raises(UserError, match=r"experts\.json: max_text_length"):
+    write_experts(tmp_path, load_backbone(str(tiny_base)), **{key: value})
+    with pytest.raises(UserError, match=rf"experts\.json: {key} must be"):
         Editor(tiny_backbone, tmp_path)
 
 
