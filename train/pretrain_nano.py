@@ -21,6 +21,7 @@ from train.nano_corpus import Corpus, load_corpus, to_model_range
 from train.nano_model import NanoModel, save_base, vocabulary
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -66,4 +67,4 @@ def _card(cfg: PretrainConfig) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(command(main)())
+    raise SystemExit(main())
