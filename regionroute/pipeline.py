@@ -140,9 +140,7 @@ class Editor:
         size = images[0].shape[-2], images[0].shape[-1]
         model_size = self.backbone.fit_size(*size)
 
-        context = self.backbone.encode_images(resize(torch.stack(list(images)), model_size))
-        embeds, pooled = self.backbone.encode_prompts([plan.prompt.text for plan in plans])
-        noise = torch.cat([draw_noise((1, *context.shape[1:]), p.seed) for p in plans])
+        context, embeds, pooled, noise = self._encode(images, plans, model_size)
         recorder = _MapRecorder(self, plans, context, embeds) if want_map else None
         with self._routed(plans):
             latents = sample(
@@ -159,12 +157,8 @@ class Editor:
             )
         edited = resize(self.backbone.decode_latents(latents), size).cpu()
         maps = recorder.region_maps() if recorder else [None] * len(plans)
-        shared = {
-            "steps": steps,
-            "guidance": guidance,
-            "size": list(size),
-            "model_size": list(model_size),
-        }
+        shared: dict[str, Any] = {"steps": steps, "guidance": guidance}
+        shared |= {"size": list(size), "model_size": list(model_size)}
         return [
             EditResult(image, grid, plan.prompt.text, self._describe(plan) | shared)
             for image, grid, plan in zip(edited, maps, plans, strict=True)
@@ -182,6 +176,15 @@ class Editor:
     def _plan(self, request: EditRequest) -> EditPlan:
         length = self.backbone.settings.max_text_length
         return plan_edit(request, self.registry, self.backbone.tokenizer_2, length)
+
+    def _encode(
+        self, images: Sequence[Tensor], plans: list[EditPlan], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Context latents [B,C,h,w], T5 states [B,T,D], pooled state [B,P], noise [B,C,h,w]."""
+        context = self.backbone.encode_images(resize(torch.stack(list(images)), size))
+        embeds, pooled = self.backbone.encode_prompts([plan.prompt.text for plan in plans])
+        noise = torch.cat([draw_noise((1, *context.shape[1:]), plan.seed) for plan in plans])
+        return context, embeds, pooled, noise
 
     def _checked_settings(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
         steps = self.backbone.settings.steps if steps is None else steps
