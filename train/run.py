@@ -9,9 +9,14 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Idle CPU threads sleep instead of spinning: beside another busy program spinning made a step
+# twenty times slower. Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if __package__ in (None, ""):
     # Started as a file: the repository, not this folder with its `data` and `step`, is where
