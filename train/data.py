@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -314,7 +314,7 @@ def members_of(rank: int, world: int, micro: int, accumulation: int, global_batc
 
 def stream(
     data: TrainingData, schedule: Iterable[tuple[int, Sequence[int]]], workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches in the order of `schedule`, read ahead by `workers` threads.
 
     Args:

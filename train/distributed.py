@@ -26,6 +26,10 @@ T = TypeVar("T")
 _own_settings: list[str] = []  # environment variables that `start` set for a single process
 
 
+class SharedMistake(UserError):
+    """A user's mistake that all processes know of, so that one of them can say it."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among all: its number, their count, and the device it computes on."""
@@ -175,7 +179,7 @@ def agree(action: Callable[[], T]) -> T:
         What `action` returned on this process.
 
     Raises:
-        UserError: the first process's sentence, the same on all processes.
+        SharedMistake: the first process's sentence, the same on all processes.
     """
     result: list[T] = []
     mistake: str | None = None
@@ -187,7 +191,7 @@ def agree(action: Callable[[], T]) -> T:
     dist.all_gather_object(mistakes, mistake)
     for sentence in mistakes:
         if sentence is not None:
-            raise UserError(sentence)
+            raise SharedMistake(sentence)
     return result[0]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,10 @@ CELL, GAP, LINE = 192, 8, 18  # pixels
 
 
 def choose(manifest: Manifest, styles: Sequence[StyleSpec], count: int) -> list[EditSample]:
-    """The samples to show: of the first of `SPLITS` that has any, the styles taking turns."""
+    """The samples to show: of the first of `SPLITS` that has any, the styles taking turns.
+
+    Each picture is shown once as long as there are others.
+    """
     names = [style.name for style in styles]
     for split in SPLITS:
         queues: list[list[EditSample]] = [[] for _ in names]
@@ -41,11 +46,24 @@ def choose(manifest: Manifest, styles: Sequence[StyleSpec], count: int) -> list[
             found = {region.style for region in sample.regions}
             if sample.split == split and len(found) == 1 and found <= set(names):
                 queues[names.index(found.pop())].append(sample)
-        longest = max(map(len, queues))
-        turns = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
-        if turns:
-            return turns[:count]
+        if any(queues):
+            return _in_turns(queues, count)
     return []
+
+
+def _in_turns(queues: list[list[EditSample]], count: int) -> list[EditSample]:
+    """One sample of each queue after another, those of new pictures first."""
+    seen = Counter[str]()
+    chosen: list[EditSample] = []
+    for queue in cycle(queues):
+        if len(chosen) == count or not any(queues):
+            return chosen
+        if queue:
+            sample = min(queue, key=lambda one: seen[one.context])
+            queue.remove(sample)
+            seen[sample.context] += 1
+            chosen.append(sample)
+    return chosen
 
 
 @dataclass

@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     ranks = distributed.start(arguments.local_rank)
     try:
         return train(config, ranks)
-    except UserError:
+    except distributed.SharedMistake:
         if ranks.main:
             raise
-        return 2  # all processes met the same mistake, one sentence is enough
+        return 2
     finally:
         distributed.stop()
 

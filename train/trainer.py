@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -14,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from regionroute.errors import UserError
 from regionroute.io import write_json
 from train import checkpoint, distributed
 from train.checkpoint import TrainerState
 from train.data import TrainingData, members_of, seeded, stream
-from train.distributed import Ranks
+from train.distributed import Ranks, SharedMistake
 from train.engine import EngineModel, gradient_norm
 from train.logs import Reporter
 from train.step import Batch, StepLosses, training_step
@@ -86,7 +86,6 @@ class Trainer:
     def __post_init__(self) -> None:
         self.output = Path(self.config.output)
         self.model = EngineModel(self.engine)
-        self._saved = self.state.step
 
     def run(self) -> int:
         """Trains to the end.
@@ -95,12 +94,12 @@ class Trainer:
             0, or 130 / 143 after Ctrl-C / SIGTERM, when a checkpoint was written first.
 
         Raises:
-            UserError: a loss or gradient that is not finite.
+            SharedMistake: a loss or gradient that is not finite.
         """
         batches = stream(self.data, self._schedule(), self.config.data.workers)
         earlier, started = self.state.seconds, time.perf_counter()
         self.reporter.begin()
-        with StopRequest() as request:
+        with closing(batches), StopRequest() as request:
             for step in range(self.state.step, self.config.train.steps):
                 row, code = self._step(step, batches, request)
                 seconds = earlier + time.perf_counter() - started
@@ -196,7 +195,7 @@ class Trainer:
         listed = ", ".join(named[:4]) + (", ..." if len(named) > 4 else "")
         saved = checkpoint.find(self.output)
         intact = f"; {saved[-1][1]} is intact" if saved else ""
-        raise UserError(
+        raise SharedMistake(
             f"{what} at step {step + 1} (samples {listed}), the batch is listed in {path}{intact}: "
             "check these pictures or lower optim.lr"
         )
