@@ -228,11 +228,13 @@ def _data(examples: list[Example], cache: Cache, config: RunConfig) -> TrainingD
 def _experts_writer(
     config: RunConfig, inputs: Inputs, engine: DeepSpeedEngine
 ) -> Callable[[Path], object]:
-    """Writes experts with what `edit` has to know: text length and where the maps are read."""
+    """Writes experts with what `edit` has to know: sizes, and where and how the maps are read."""
     extra = {
         "max_text_length": inputs.backbone.settings.max_text_length,
+        "resolution": inputs.backbone.settings.resolution,
         "map_layers": config.supervision.layers,
         "map_queries": config.supervision.queries,
+        "map_norm": config.supervision.norm,
         "manifest": manifest_file(config.data.manifest).name,
         "config": config.model_dump(mode="json"),
     }
