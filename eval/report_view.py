@@ -8,7 +8,12 @@ from markupsafe import Markup
 from eval.edits import CEILING, FLOOR
 from eval.metrics import CATALOGUE, MetricInfo
 from eval.summary import ALL, RELATIVE, edit_methods
-from eval.tables import format_difference, format_interval, format_value
+from eval.tables import (
+    format_difference,
+    format_difference_interval,
+    format_interval,
+    format_value,
+)
 
 View = dict[str, Any]
 
@@ -25,6 +30,7 @@ VERDICTS = {
     "better": "clearly better in",
     "worse": "clearly worse in",
     "unclear": "not clearly different in",
+    "equal": "equal in",
 }
 METHOD = Markup('<span class="m" style="--c:var(--m{})">{}</span>')
 
@@ -46,7 +52,10 @@ def numbers_view(summary: View, codec: View | None) -> View:
         "sentences": _sentences(summary, methods, shown),
         "cards": [_card(summary, methods, info) for info in _card_metrics(shown)],
         "rows": _rows(summary, methods, shown, codec),
-        "pairs": [_pair(pair, shown) for pair in summary["pairs"]],
+        "pairs": [_pair(pair, shown) for pair in summary["pairs"] if pair["a"] == methods[-1]],
+        "other_pairs": [
+            _pair(pair, shown) for pair in summary["pairs"] if pair["a"] != methods[-1]
+        ],
         "slices": _slices(summary, methods, shown),
         "failures": [
             {"method": name, **failure}
@@ -104,7 +113,7 @@ def _sentences(summary: View, methods: Sequence[str], shown: Sequence[MetricInfo
 
 
 def _comparison(pair: View, shown: Sequence[MetricInfo], methods: Sequence[str]) -> Markup:
-    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
+    verdicts: dict[str, list[str]] = {key: [] for key in VERDICTS}
     for info in shown:
         entry = pair["slices"][ALL][info.name]
         if entry["n"]:
@@ -127,8 +136,10 @@ def _chip(methods: Sequence[str], name: str) -> Markup:
 
 
 def verdict(info: MetricInfo, entry: View) -> str:
-    """How a beats b: better, worse, or unclear when the difference's interval holds zero."""
+    """How a beats b: better, worse, equal, or unclear when the interval holds zero."""
     low, high = entry["low"], entry["high"]
+    if low == high == 0:
+        return "equal"
     if low is None or low <= 0 <= high:
         return "unclear"
     return "better" if (low > 0) == (info.better == "higher") else "worse"
@@ -228,12 +239,11 @@ def _pair(pair: View, shown: Sequence[MetricInfo]) -> View:
         entry = pair["slices"][ALL][info.name]
         if not entry["n"]:
             continue
-        low, high = (format_difference(info, entry[key]) for key in ("low", "high"))
         rows.append(
             {
                 "info": info,
                 "difference": format_difference(info, entry["difference"]),
-                "interval": f"{low} … {high}" if entry["low"] is not None else "–",
+                "interval": format_difference_interval(info, entry),
                 "wins": f"{100 * entry['win_rate']:.0f} %",
                 "n": entry["n"],
                 "verdict": verdict(info, entry),

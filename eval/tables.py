@@ -28,6 +28,14 @@ def format_difference(info: MetricInfo, value: float | None) -> str:
     return sign + format_value(info, abs(value))
 
 
+def format_difference_interval(info: MetricInfo, entry: dict[str, Any]) -> str:
+    """The interval of a difference, its unit named once; empty where there is none."""
+    if entry["low"] is None:
+        return ""
+    low, high = (format_difference(info, entry[key]) for key in ("low", "high"))
+    return f"{low.removesuffix(' pts')} … {high}"
+
+
 def format_interval(info: MetricInfo, estimate: dict[str, Any]) -> str:
     """The interval of an estimate, empty where there is none or both ends read the same."""
     low, high = (format_value(info, estimate[key]) for key in ("low", "high"))
@@ -72,12 +80,11 @@ def _pair_table(pair: dict[str, Any], metrics: Sequence[MetricInfo]) -> str:
         entry = pair["slices"][ALL][info.name]
         if not entry["n"]:
             continue
-        low, high = (format_difference(info, entry[key]) for key in ("low", "high"))
         rows.append(
             [
                 f"{info.label} {info.arrow}",
                 format_difference(info, entry["difference"]),
-                f"{low} … {high}",
+                format_difference_interval(info, entry),
                 f"{100 * entry['win_rate']:.0f} %",
                 str(entry["n"]),
             ]

@@ -53,7 +53,8 @@ _INFOS = [
         "lpips_bg", "Background LPIPS", "lower", "value",
         "Change of the background as a vision network perceives it; 0 is no change.",
         "spatial LPIPS map (lpips package 0.1, AlexNet) between the source and the edit with the "
-        "source pasted inside M, averaged over 1-M; NaN without background or below 32 pixels",
+        "source pasted inside M, averaged over 1-M; NaN without background, and for changed "
+        "pictures below 32 pixels",
     ),
     MetricInfo(
         "leak", "Leak", "lower", "share",

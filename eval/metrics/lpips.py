@@ -20,7 +20,11 @@ def lpips_bg(output: Tensor, content: Tensor, mask: Tensor, distance: Perceptual
         distance: gives the spatial map.
 
     Returns:
-        [B]; NaN without background, and for pictures below the network's smallest size.
+        [B]; NaN without background, and for changed pictures too small for the network.
     """
     pasted = torch.where(mask > 0.5, content, output)
-    return masked_mean(distance.spatial_map(pasted, content), 1 - mask)
+    spatial = torch.zeros_like(content[:, :1])
+    # Equal pictures have distance zero: floor, ceiling and pasted results need no network.
+    changed = (pasted != content).flatten(1).any(1)
+    spatial[changed] = distance.spatial_map(pasted[changed], content[changed])
+    return masked_mean(spatial, 1 - mask)

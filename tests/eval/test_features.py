@@ -80,6 +80,10 @@ def test_no_change_outside_the_mask_is_exactly_zero(distance, photos):
     mask = torch.zeros(2, 1, 160, 192)
     mask[:, :, 40:100, 50:120] = 1
     assert (lpips_bg(photos, photos, mask, distance) == 0).all()
+    assert (distance.spatial_map(photos, photos) == 0).all()  # with the network as well
+    mixed = lpips_bg(torch.stack([photos[0], 1 - photos[1]]), photos, mask, distance)
+    assert mixed[0] == 0
+    assert mixed[1] > 0.1
     assert (lpips_bg(torch.where(mask > 0, 1 - photos, photos), photos, mask, distance) == 0).all()
     assert lpips_bg(1 - photos, photos, torch.ones_like(mask), distance).isnan().all()
 
@@ -95,6 +99,7 @@ def test_the_batch_does_not_matter_for_lpips(distance, photos):
 def test_too_small_pictures_are_nan(distance):
     small = torch.rand(1, 3, 31, 40)
     assert math.isnan(lpips_bg(small, 1 - small, torch.zeros(1, 1, 31, 40), distance))
+    assert lpips_bg(small, small, torch.zeros(1, 1, 31, 40), distance) == 0
     enough = torch.rand(1, 3, 32, 32)
     assert lpips_bg(enough, 1 - enough, torch.zeros(1, 1, 32, 32), distance) > 0
 
