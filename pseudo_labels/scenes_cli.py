@@ -34,7 +34,7 @@ PRETRAIN_SEEDS = range(0, HELD_OUT_SEEDS.start // 2)
 TRAIN_SEEDS = range(HELD_OUT_SEEDS.start // 2, HELD_OUT_SEEDS.start)
 BLOCK = 1_000_000  # seeds apart that two values of --seed are, and the most scenes of one run
 
-_REVISION = 1  # raise when this module would choose other words or make other targets
+_REVISION = 2  # raise when this module would choose other words or make other targets
 _PRODUCT = re.compile(r"\d+(-.+)?\.png")
 _FOLDERS = ("images", "masks", "targets")
 _EXAMPLE = """examples:
@@ -128,7 +128,8 @@ def build_scenes(
 def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[EditSample]:
     """Render one scene and its targets into `out`.
 
-    One word of the scene is named, drawn by the scene's seed; every object of that word is
+    One word of the scene is named, drawn by the scene's seed, among the half-hidden ones if it has
+    any (they are rare, and known to be hard); every object of that word is
     restyled and under the mask.
 
     Args:
@@ -141,7 +142,8 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
     """
     with one_thread():
         scene = render_scene(job.seed, settings.size)
-        words = scene.words()
+        hidden = [word for word in scene.words() if "occluded" in scene.flags(word)]
+        words = hidden or scene.words()
         # A stream of its own: the scene's drawing must not depend on the choice of the word.
         word = words[np.random.default_rng([job.seed, 2]).integers(len(words))]
         mask = scene.mask(word)
