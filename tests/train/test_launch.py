@@ -1,7 +1,6 @@
 """The launchers themselves: two processes on CPU give the losses of one."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from train.distributed import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-DEADLINE = 200  # below pytest's own limit, so that ours cleans up
+DEADLINE = 280  # below pytest's own limit, so that ours cleans up
 
 
 def start(command, log):
@@ -64,6 +63,13 @@ class Launch:
     def python(self, arguments):
         return start([sys.executable, "train/run.py", *arguments], self.log)
 
+    def wait_until(self, condition):
+        """Waits for something the launched processes do."""
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() - began < DEADLINE, self.log.read_text()[-3000:]
+            time.sleep(0.02)
+
     def finish(self, process):
         return finish(process, self.log)
 
@@ -84,6 +90,7 @@ def test_two_deepspeed_processes_give_the_losses_of_one(launch, runs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_torchrun_processes_with_accumulation(launch, runs):
     code, output = launch.finish(launch.torchrun(2, runs.arguments("two", "train.accumulation=2")))
     assert code == 0, output[-3000:]
@@ -92,6 +99,7 @@ def test_two_torchrun_processes_with_accumulation(launch, runs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_one_deepspeed_process_is_the_same_as_plain_python(launch, runs):
     code, output = launch.finish(launch.deepspeed(1, runs.arguments("launched")))
     assert code == 0, output[-3000:]
@@ -101,29 +109,31 @@ def test_one_deepspeed_process_is_the_same_as_plain_python(launch, runs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_processes_stopped_by_sigterm_continue_bit_for_bit(launch, runs, stage):
-    rest = [f"train.zero_stage={stage}", "train.gradient_checkpointing=true", "train.steps=200"]
+    rest = [f"train.zero_stage={stage}", "train.gradient_checkpointing=true", "train.steps=120"]
     rest += ["train.preview_every=50", "train.save_every=1000"]
     code, output = launch.finish(launch.deepspeed(2, runs.arguments("whole", *rest)))
     assert code == 0, output[-3000:]
     process = launch.deepspeed(2, runs.arguments("halves", *rest))
     losses = runs.output("halves") / "losses.jsonl"
-    began = time.monotonic()
-    while not (losses.exists() and losses.read_text().count("\n") >= 3):
-        assert time.monotonic() - began < DEADLINE
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    launch.wait_until(lambda: losses.exists() and losses.read_text().count("\n") >= 3)
+    # The `deepspeed` command itself passes no signal on; what it starts does.
+    (launcher,) = psutil.Process(process.pid).children()
+    launcher.terminate()
     code, output = launch.finish(process)
     assert code != 0
+    assert "stopped at step" in output
     (stopped,) = runs.checkpoints("halves")
-    assert 3 <= int(stopped.removeprefix("step-")) < 200, output[-3000:]
+    assert 3 <= int(stopped.removeprefix("step-")) < 120, output[-3000:]
     code, output = launch.finish(launch.deepspeed(2, runs.arguments("halves", *rest)))
     assert code == 0, output[-3000:]
     assert runs.difference("whole", "halves") == 0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_mistake_met_by_all_processes_is_said_once(launch, runs, tiny_manifest):
     (tiny_manifest / "1.target.png").write_bytes(b"no picture")
     code, output = launch.finish(launch.torchrun(2, runs.arguments("two")))
@@ -132,18 +142,13 @@ def test_a_mistake_met_by_all_processes_is_said_once(launch, runs, tiny_manifest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killing_a_process_leaves_the_last_checkpoint(launch, runs):
     rest = ["train.steps=400", "train.save_every=1", "train.keep=2"]
     process = launch.torchrun(2, runs.arguments("run", *rest))
     folder = runs.output("run") / "checkpoints"
-    began = time.monotonic()
-    while not (folder / "step-000003").exists():
-        assert time.monotonic() - began < DEADLINE
-        time.sleep(0.02)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    launch.wait_until((folder / "step-000003").exists)
+    psutil.Process(process.pid).children()[-1].kill()
     code, _ = launch.finish(process)
     assert code != 0
     reached = len(runs.losses("run"))

@@ -95,6 +95,7 @@ def test_interrupting_exits_with_130_and_the_learning_rate_may_change(runs, monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_stage_resumes_bit_for_bit(runs, monkeypatch, stage, dtype):

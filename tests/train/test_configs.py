@@ -1,0 +1,44 @@
+"""The configurations that come with the repository."""
+
+from pathlib import Path
+
+import pytest
+
+from regionroute.config import RunConfig, load_config
+from regionroute.config_io import known_keys
+from train.engine import engine_settings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RUNS = ["nano", "kontext", "kontext_released"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_a_configuration_loads_and_fits_the_usual_numbers_of_gpus(name, processes):
+    config = load_config(str(CONFIGS / f"{name}.yaml"))
+    assert engine_settings(config, processes, 1000)["train_batch_size"] >= 8
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_the_deepspeed_files_name_their_stage(name):
+    config = load_config(None, [f"train.deepspeed={CONFIGS / name}.json"])
+    settings = engine_settings(config, 1, 1000)
+    assert settings["zero_optimization"]["stage"] == int(name[-1])
+
+
+def test_the_embedded_bases_configuration_shows_every_key():
+    text = (CONFIGS / "nano.yaml").read_text()
+    for key in known_keys(RunConfig):
+        assert f"{key.split('.')[-1]}:" in text, key
+
+
+def test_the_paper_and_the_release_differ_where_they_should():
+    paper, released = (load_config(str(CONFIGS / f"{name}.yaml")) for name in RUNS[1:])
+    assert (paper.optim.lr, paper.train.steps) == (1e-4, 5000)
+    assert (paper.supervision.focus, paper.supervision.cover) == (0.1, 0.2)
+    assert (released.optim.lr, released.train.steps) == (1e-5, 10000)
+    assert (released.supervision.focus, released.supervision.cover) == (0.1, 5e-5)
+    assert (released.supervision.norm, released.supervision.tau) == ("selected", 0.1)
+    for config in (paper, released):
+        assert (config.experts.rank, config.train.global_batch) == (4, 8)
+        assert config.base.dtype == "bfloat16"
