@@ -1,0 +1,64 @@
+"""The demo's headline numbers by slice, for the README.
+
+    python bench/demo.py            # runs `regionroute demo` unless out/demo holds one
+
+Rivals in the same run: the base without experts (zero-shot), training without supervision, and the
+codec's own round trip. One seed; for claims about supervision see bench/supervision.py.
+The result goes to bench/results/demo.json.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from regionroute.io import read_json, write_json
+
+METRICS = ("in_mask_relative", "success", "mse_bg", "leak", "coverage", "attention_iou")
+RESULT = Path(__file__).parent / "results" / "demo.json"
+
+
+def main() -> int:
+    """Runs or reuses a demo and writes its numbers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="out/demo", help="the demo's folder")
+    out = Path(parser.parse_args().out)
+    if not (out / "report.html").exists():
+        command = [sys.executable, "-m", "regionroute.cli", "demo", "--out", str(out)]
+        subprocess.run(command, check=True)
+    summary = read_json(out / "scores" / "summary.json")
+    codec = read_json(out / "scores" / "codec.json")["slices"]
+    result = {
+        "command": "python bench/demo.py",
+        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "device": "cpu"},
+        "versions": {name: version(name) for name in ("torch", "diffusers", "deepspeed")},
+        "seconds": {n["label"]: n["value"] for n in read_json(out / "scores" / "notes.json")},
+        "samples": summary["slices"],
+        "codec_mse_bg": {name: part["mse_bg"]["mean"] for name, part in codec.items()},
+        "methods": {name: table(m["slices"]) for name, m in summary["methods"].items()},
+    }
+    write_json(RESULT, result)
+    print(f"{RESULT} written")
+    return 0
+
+
+def table(slices: dict[str, Any]) -> dict[str, dict[str, list[float | None]]]:
+    """Slice -> metric -> [mean, low, high] of the 95 % interval."""
+    return {
+        name: {
+            metric: [part[metric][key] for key in ("mean", "low", "high")]
+            for metric in METRICS
+            if metric in part
+        }
+        for name, part in slices.items()
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
