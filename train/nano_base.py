@@ -81,10 +81,7 @@ def train_base(
                 raise UserError(
                     f"the loss of step {step} is {loss.item()}: lower base.lr and resume"
                 )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            _update(loss, model, optimizer, cfg.clip)
             value = loss.item()
             average = value if math.isnan(average) else 0.99 * average + 0.01 * value
             if (step + 1) % cfg.log_every == 0:
@@ -106,6 +103,13 @@ def train_base(
                 bar.write(
                     f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
                 )
+
+
+def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _loss(
