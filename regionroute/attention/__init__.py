@@ -1,6 +1,6 @@
 """Exact style-token attention: columns of the attention matrix, their recording, their losses."""
 
-from regionroute.attention.columns import attend
+from regionroute.attention.columns import attend, attend_among
 from regionroute.attention.losses import attention_loss, cover_loss, focus_loss
 from regionroute.attention.recorder import (
     AttentionPlan,
@@ -14,6 +14,7 @@ __all__ = [
     "AttentionPlan",
     "AttentionRecorder",
     "attend",
+    "attend_among",
     "attention_loss",
     "cover_loss",
     "focus_loss",

@@ -15,7 +15,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor, nn
 
-from regionroute.attention.columns import Norm, attend
+from regionroute.attention.columns import NORMS, Norm, attend, attend_among
 from regionroute.errors import UserError
 
 Queries = Literal["target", "context", "both"]
@@ -87,11 +87,11 @@ class AttentionRecorder:
         layers: "all" or block names as `layer_names` gives them ("double.0", "single.3").
         queries: whose attention is read: the noisy "target" tokens, the clean "context" tokens, or
             "both", which gives two maps a block, "double.0.target" and "double.0.context".
-        norm: which keys share the softmax, see `columns.attend`.
-        query_chunk: query rows handled at a time, None: by memory.
+        norm: which keys share the softmax, see `columns.attend` and
+            `columns.attend_among`.
 
     Raises:
-        ValueError: unknown `queries`.
+        ValueError: unknown `queries` or `norm`.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class AttentionRecorder:
         layers: Sequence[str] | Literal["all"] = "all",
         queries: Queries = "target",
         norm: Norm = "full",
-        query_chunk: int | None = None,
     ) -> None:
         if queries not in ("target", "context", "both"):
             raise ValueError(f'queries must be "target", "context" or "both", got {queries!r}')
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         self.layers = layers
         self.queries = queries
         self.norm: Norm = norm
-        self.query_chunk = query_chunk
         self._plan: AttentionPlan | None = None
         self._maps: dict[str, Tensor] = {}
         self._armed = False  # inside the transformer's forward, not in a recomputation
@@ -169,11 +169,14 @@ class AttentionRecorder:
         """
         plan = self._plan
         assert plan is not None, "the recording processors outlived their context"
-        out, probs = attend(
-            query, key, value, plan.token_index,
-            rows=self._rows(plan, query.shape[2]), norm=self.norm, text_len=plan.text_len,
-            query_chunk=self.query_chunk,
-        )  # fmt: skip
+        rows = self._rows(plan, query.shape[2])
+        if self.norm == "full":
+            out, probs = attend(query, key, value, plan.token_index, rows=rows)
+        else:
+            text_len = plan.text_len if self.norm == "text" else None
+            out, probs = attend_among(
+                query, key, value, plan.token_index, text_len=text_len, rows=rows
+            )
         # Reduced even in a recomputation, which must save the same tensors as the first run.
         count = plan.token_index.ge(0).sum(-1).clamp(min=1)  # [B,S]
         means = probs.mean(1).sum(-1).mT / count[..., None]  # [B,S,R]
