@@ -26,7 +26,7 @@ lint: $(STAMP)
 	$(RUN) mypy
 
 bench: $(STAMP)
-	@set -e; for script in bench/*.py; do \
+	@set -e; for script in bench/[!_]*.py; do \
 	  [ -e "$$script" ] || { echo "no benchmarks in bench/"; continue; }; \
 	  echo "== $$script"; $(RUN) python "$$script"; \
 	done

@@ -8,18 +8,16 @@ The result goes to bench/results/demo.json.
 """
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from _shared import add_result_argument, provenance
 
 from regionroute.io import read_json, write_json
 
 METRICS = ("in_mask_relative", "success", "mse_bg", "leak", "coverage", "attention_iou")
-RESULT = Path(__file__).parent / "results" / "demo.json"
 
 
 def main() -> int:
@@ -28,23 +26,23 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", default="out/demo", help="the demo's folder")
-    out = Path(parser.parse_args().out)
+    add_result_argument(parser, "demo")
+    args = parser.parse_args()
+    out = Path(args.out)
     if not (out / "report.html").exists():
         command = [sys.executable, "-m", "regionroute.cli", "demo", "--out", str(out)]
         subprocess.run(command, check=True)
     summary = read_json(out / "scores" / "summary.json")
     codec = read_json(out / "scores" / "codec.json")["slices"]
     result = {
-        "command": "python bench/demo.py",
-        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "device": "cpu"},
-        "versions": {name: version(name) for name in ("torch", "diffusers", "deepspeed")},
+        **provenance(),
         "seconds": {n["label"]: n["value"] for n in read_json(out / "scores" / "notes.json")},
         "samples": summary["slices"],
         "codec_mse_bg": {name: part["mse_bg"]["mean"] for name, part in codec.items()},
         "methods": {name: table(m["slices"]) for name, m in summary["methods"].items()},
     }
-    write_json(RESULT, result)
-    print(f"{RESULT} written")
+    write_json(args.result, result)
+    print(f"{args.result} written")
     return 0
 
 

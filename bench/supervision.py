@@ -11,20 +11,17 @@ mean of each seed stands beside it. The result goes to bench/results/supervision
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from _shared import add_result_argument, provenance
 
 from eval.stats import describe
 from regionroute.io import read_jsonl, write_json
 
 METRICS = ("in_mask_ratio", "success", "mse_bg", "leak", "attention_iou")
-PACKAGES = ("torch", "diffusers", "deepspeed")
-RESULT = Path(__file__).parent / "results" / "supervision.json"
 
 
 def main() -> int:
@@ -35,6 +32,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="training steps (default: configs/nano.yaml)")
     parser.add_argument("--out", default="out/supervision", help="folder of the runs")
+    add_result_argument(parser, "supervision")
     args = parser.parse_args()
     tables = []
     for seed in args.seeds:
@@ -45,14 +43,12 @@ def main() -> int:
             subprocess.run([sys.executable, *demo], check=True)
         tables.append(read_table(folder / "scores" / "samples.jsonl"))
     result = {
-        "command": "python bench/supervision.py " + " ".join(sys.argv[1:]),
-        "machine": {"processor": platform.processor() or platform.machine(), "device": "cpu"},
-        "versions": {name: version(name) for name in PACKAGES},
+        **provenance(),
         "seeds": args.seeds,
         "single": compare(tables, "single"),
         "multi": compare(tables, "multi"),
     }
-    write_json(RESULT, result)
+    write_json(args.result, result)
     print(json.dumps(result, indent=2))
     return 0
 

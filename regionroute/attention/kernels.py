@@ -113,13 +113,18 @@ class _FusedAttention(torch.autograd.Function):
         if grad_out is None:
             grad_out = torch.zeros_like(out)
         width = query.shape[-1]
-        if grad_lse is not None and out.dtype == torch.float16:
+        if grad_lse is not None and needs_padding(out.dtype):
             grad_out, query, key, value, out = _pad(grad_out, query, key, value, out, grad_lse)
         elif grad_lse is not None:
             grad_out, out = _fold(grad_out, out, grad_lse)
         inputs = Inputs(query, key, value, bias, ctx.scale)
         grads = KERNELS[ctx.backend].backward(inputs, grad_out, out, lse, tuple(saved))
         return *(grad[..., :width] for grad in grads), None, None, None
+
+
+def needs_padding(dtype: torch.dtype) -> bool:
+    """Whether `_pad` repairs the backward pass in this precision, and not `_fold`."""
+    return dtype == torch.float16
 
 
 def _fold(grad_out: Tensor, out: Tensor, grad_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +184,7 @@ def _same_width(query: Tensor, value: Tensor) -> str | None:
 
 def _width(query: Tensor) -> int:
     """Head width, with what `_pad` will add."""
-    return query.shape[-1] + (_PAD if query.dtype == torch.float16 else 0)
+    return query.shape[-1] + (_PAD if needs_padding(query.dtype) else 0)
 
 
 def _refuse_cpu(query: Tensor, value: Tensor, mask: Tensor | None) -> str | None:

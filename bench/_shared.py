@@ -1,0 +1,119 @@
+"""What the benchmarks share: paired timing, peak memory, and where a number was measured."""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def provenance(packages: Sequence[str] = ("torch", "diffusers", "deepspeed")) -> dict[str, Any]:
+    """Command, machine and versions, to stand beside every result."""
+    cuda = torch.cuda.is_available()
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": {
+            "architecture": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+        },
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def add_result_argument(parser: argparse.ArgumentParser, name: str, device: str = "cpu") -> None:
+    """Adds ``--result FILE``; results of a GPU go to a file of their own."""
+    usual = RESULTS / (f"{name}.json" if device == "cpu" else f"{name}_{device}.json")
+    parser.add_argument("--result", type=Path, default=usual, help="file for the result")
+
+
+def paired_seconds(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Times all methods once in every round, so that what else the machine does hits them alike.
+
+    Args:
+        methods: name -> what to time; each is called once before, unmeasured.
+        rounds: measured calls of each.
+
+    Returns:
+        name -> seconds, one a round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    names = list(methods)
+    for run in methods.values():
+        run()
+    for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # each comes first
+            _synchronize()
+            start = time.perf_counter()
+            methods[name]()
+            _synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(seconds: dict[str, list[float]], name: str, rival: str) -> float:
+    """Median over the rounds of a method's time over its rival's in the same round."""
+    pairs = zip(seconds[name], seconds[rival], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """First quartile, median and third quartile."""
+    return list(statistics.quantiles(values, n=4))
+
+
+def peak_bytes(run: Callable[[], object]) -> int | None:
+    """Memory that one call adds at its peak: of the GPU, else of a forked process.
+
+    None where neither can be read (not Linux).
+    """
+    if torch.cuda.is_available():
+        run()
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    if not _RESET.exists():
+        return None
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_peak_in_this_process, args=(run, send))
+    process.start()
+    process.join()
+    return receive.recv() if receive.poll() else None
+
+
+def _peak_in_this_process(run: Callable[[], object], send: Any) -> None:
+    torch.set_num_threads(1)  # the parent's thread pool does not survive the fork
+    gc.collect()
+    before = _status("VmRSS")
+    _RESET.write_text("5")  # forget the peak so far
+    run()
+    send.send(_status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

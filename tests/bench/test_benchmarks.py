@@ -1,0 +1,42 @@
+"""The benchmarks run, and say where their numbers come from; nothing here is timed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(tmp_path, script, *arguments):
+    result = tmp_path / "result.json"
+    command = [sys.executable, f"bench/{script}.py", "--result", result, *arguments]
+    subprocess.run([*map(str, command)], cwd=REPOSITORY, check=True, capture_output=True)
+    values = json.loads(result.read_text())
+    assert values["command"].startswith(f"python bench/{script}.py")
+    assert values["machine"]["cores"] >= 1
+    assert values["versions"]["torch"]
+    return values
+
+
+def test_attention(tmp_path):
+    table = run(tmp_path, "attention", "--shapes", "nano", "--rounds", "2")["shapes"]["nano"]
+    assert table["scaled_dot_product_attention"]["over plain"] == 1
+    assert table["attend"]["over dense"] > 0
+    assert table["dense softmax"]["bytes"] > table["attend"]["bytes"] > 0
+
+
+@pytest.mark.slow
+def test_train_step(tmp_path):
+    steps = run(tmp_path, "train_step", "--rounds", "2", "--batch", "2")["steps"]
+    assert steps["unsupervised"]["over unsupervised"] == 1
+    assert len(steps) == 4
+
+
+@pytest.mark.parametrize("script", ["demo", "supervision"])
+def test_help_teaches(script):
+    command = [sys.executable, f"bench/{script}.py", "--help"]
+    shown = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    assert f"python bench/{script}.py" in shown.stdout
