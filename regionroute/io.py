@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -156,6 +157,37 @@ def write_image(path: AnyPath, image: Tensor, metadata: Mapping[str, str] | None
     picture = to_pil(image)
     with atomic_write(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
+
+
+def check_output_file(path: AnyPath) -> None:
+    """Refuses, before any work is done, a file that could not be written.
+
+    Raises:
+        UserError: a folder is there, a part of the path is a file, or there is no permission.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"{path}: this is a folder, give a file name")
+    _check_parent(path, Path(path))
+
+
+def check_output_folder(path: AnyPath) -> None:
+    """Refuses, before any work is done, a folder that could not be made or written in.
+
+    Raises:
+        UserError: it or a part of its path is a file, or there is no permission.
+    """
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UserError(f"{path}: this is a file, give a folder")
+    _check_parent(path, Path(path) / "file")
+
+
+def _check_parent(shown: AnyPath, file: Path) -> None:
+    """Whether `file` can be made, judged by the nearest folder above it that is there."""
+    parent = next(folder for folder in file.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"{shown}: {parent} is a file, not a folder; choose another place")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{shown}: no permission to write in {parent}; choose another place")
 
 
 @contextmanager

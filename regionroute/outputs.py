@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from regionroute.errors import UserError
-from regionroute.io import from_pil, to_pil, write_image, write_json
+from regionroute.io import check_output_file, from_pil, to_pil, write_image, write_json
 from regionroute.pipeline import EditResult
 
 PANEL = 256  # small pictures are enlarged to about this for the side-by-side
@@ -67,11 +66,7 @@ def check_destination(destination: Destination, source: Path) -> None:
             raise UserError(f"{path}: this is a folder, give a file name such as {path}/out.png")
         if path.resolve() == source.resolve():
             raise UserError(f"{path}: this is the picture to edit, choose another name")
-        parent = next(folder for folder in path.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise UserError(f"{path}: {parent} is a file, not a folder; choose another place")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise UserError(f"{path}: no permission to write in {parent}; choose another place")
+        check_output_file(path)
     if len(set(destination.files)) < len(destination.files):
         raise UserError(f"{destination.picture}: two results would have one name, change one")
 
