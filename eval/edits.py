@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eval.metrics.attention import MAP_LEVELS
 from regionroute.errors import UserError
 from regionroute.io import read_image, read_json
 
 FLOOR, CEILING = "floor", "ceiling"
-MAP_LEVELS = 256  # value / 256 puts the boundary 128 exactly at .5
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from eval.metrics.attention import MAP_BOUNDARY
 from regionroute.io import to_pil
 
 MAX_SIDE = 320  # larger pictures are reduced to this for the report; the numbers are not
 PIXEL_ART_SIDE = 128  # up to this the report shows single pixels, as lossless PNG
 OVERLAY_SIDE = 224  # overlays are drawn at least this large, so that the heat looks smooth
 HEAT_OPACITY = 0.72
+CONTOUR_WIDTH = 2
+CONTOUR_COLOUR = torch.tensor([0.36, 0.87, 1.0])  # no heat has this hue
 JPEG_QUALITY = 88
 
 # Dark violet to yellow, equally spaced; readable for the colour-blind and in print.
@@ -48,6 +51,12 @@ def heat_colours(values: Tensor) -> Tensor:
     return (_HEAT[lower] * (1 - weight) + _HEAT[lower + 1] * weight).permute(2, 0, 1)
 
 
+def heat_gradient(steps: int = 24) -> list[str]:
+    """The heat's colours from 0 to 1 as CSS, for a legend."""
+    colours = (heat_colours(torch.linspace(0, 1, steps)[None]) * 255).round().int()
+    return [f"rgb({red} {green} {blue})" for red, green, blue in colours[:, 0].T.tolist()]
+
+
 def mask_outline(mask: Tensor, width: int = 1) -> Tensor:
     """The inner rim of a mask [1,H,W], `width` pixels wide: [1,H,W] in {0,1}."""
     outside = F.pad(1 - mask[None], (width,) * 4, value=0.0)
@@ -61,13 +70,21 @@ def spotlight(source: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > 0, source, grey)
 
 
-def overlay(source: Tensor, region_map: Tensor, mask: Tensor) -> Tensor:
+def outlined(source: Tensor, mask: Tensor) -> Tensor:
+    """The source [3,H,W] with the rim of the mask [1,H,W] in white: at the size of overlays."""
+    size = _overlay_size(source.shape[1], source.shape[2])
+    large = F.interpolate(source[None], size, mode="nearest-exact")[0]
+    return _with_rim(large, mask)
+
+
+def overlay(source: Tensor, region_map: Tensor, mask: Tensor, *, contour: bool = False) -> Tensor:
     """The map as heat over the greyed source, with the mask's rim in white.
 
     Args:
         source: [3,H,W] in [0,1].
         region_map: [h,w] in [0,1], drawn bilinearly.
         mask: [1,H,W] in {0,1}.
+        contour: also draw, in light blue, where the map crosses its boundary.
 
     Returns:
         [3,H',W'], at least 224 and at most 320 pixels on the longer side.
@@ -77,8 +94,20 @@ def overlay(source: Tensor, region_map: Tensor, mask: Tensor) -> Tensor:
     grey = F.interpolate(grey[None], size, mode="nearest-exact")[0]
     heat = F.interpolate(region_map[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     picture = (1 - HEAT_OPACITY) * grey + HEAT_OPACITY * heat_colours(heat)
-    rim = mask_outline(F.interpolate(mask[None], size, mode="nearest-exact")[0])
-    return torch.where(rim > 0, torch.ones(()), picture).clamp(0, 1)
+    picture = _with_rim(picture.clamp(0, 1), mask)
+    if not contour:
+        return picture
+    line = mask_outline((heat > MAP_BOUNDARY).float()[None], CONTOUR_WIDTH)
+    return torch.where(line > 0, CONTOUR_COLOUR[:, None, None], picture)
+
+
+def _with_rim(picture: Tensor, mask: Tensor) -> Tensor:
+    """The picture [3,H',W'] with the rim of the mask [1,H,W] in white, edged in black outside."""
+    size = (picture.shape[1], picture.shape[2])
+    large = F.interpolate(mask[None], size, mode="nearest-exact")[0]
+    edge = F.max_pool2d(large[None], 3, stride=1, padding=1)[0] - large
+    edged = torch.where(edge > 0, torch.zeros(()), picture)  # seen on light pictures too
+    return torch.where(mask_outline(large) > 0, torch.ones(()), edged)
 
 
 def _overlay_size(height: int, width: int) -> tuple[int, int]:

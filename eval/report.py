@@ -7,23 +7,20 @@ Notes are a JSON list of {"label": ..., "value": ...}, shown as facts at the top
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch import Tensor
 from tqdm import tqdm
 
-from eval.edits import load_map
 from eval.metrics import CATALOGUE
-from eval.pictures import PIXEL_ART_SIDE, data_address, overlay, spotlight
+from eval.page import check_page, figure, map_overlay, missing, read_source, write_page
+from eval.pictures import spotlight
 from eval.report_view import COLOURS, View, numbers_view
 from eval.summary import SCHEMA_VERSION, edit_methods
 from eval.tables import format_value
 from regionroute.errors import UserError, command
-from regionroute.io import atomic_write, read_image, read_json, read_jsonl, read_mask
+from regionroute.io import read_image, read_json, read_jsonl
 
 TITLE = "Regional style editing"
 LIMIT = 120  # samples with pictures in the report; numbers are always over all
@@ -58,24 +55,20 @@ def write_report(
     view = numbers_view(summary, codec)
     samples, choice = choose_samples(rows, limit)
     names = [info.name for info in view["metrics"]]
-    html = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            **view,
-            title=title or TITLE,
-            facts=facts,
-            summary=summary,
-            catalogue=[CATALOGUE[name] for name in summary["metrics"]],
-            gallery=[
-                sample_view(scores, group, names, place)
-                for place, group in enumerate(tqdm(samples, desc="report", unit="sample"))
-            ],
-            choice=choice,
-        )
+    write_page(
+        "report.html.j2",
+        out,
+        **view,
+        title=title or TITLE,
+        facts=facts,
+        summary=summary,
+        catalogue=[CATALOGUE[name] for name in summary["metrics"]],
+        gallery=[
+            sample_view(scores, group, names, place)
+            for place, group in enumerate(tqdm(samples, desc="report", unit="sample"))
+        ],
+        choice=choice,
     )
-    with atomic_write(out) as temporary:
-        temporary.write_text(html, encoding="utf-8")
 
 
 def split_notes(notes: Any) -> tuple[list[View], View | None]:
@@ -145,10 +138,10 @@ def sample_view(scores: Path, group: Sequence[View], metrics: Sequence[str], pla
     files = first["files"]
     columns = [
         [
-            _figure("source", None, lambda: read_image(scores / files["source"])),
-            _figure("object", None, lambda: spotlight(*_source(scores, files))),
+            figure("source", None, lambda: read_image(scores / files["source"])),
+            figure("object", None, lambda: spotlight(*read_source(scores, files))),
         ],
-        [_figure("target", None, lambda: read_image(scores / files["target"]))],
+        [figure("target", None, lambda: read_image(scores / files["target"]))],
         *(_edit_column(scores, row, number % COLOURS) for number, row in enumerate(edits)),
     ]
     return {
@@ -185,50 +178,11 @@ def _edit_column(scores: Path, row: View, colour: int) -> list[View]:
     """A method's edit and, where it has one, its map below."""
     name, files = row["method"], row["files"]
     if row["error"]:
-        return [{"caption": name, "colour": colour, "src": None, "problem": row["error"]}]
-    column = [_figure(name, colour, lambda: read_image(scores / files["edit"]))]
+        return [missing(name, colour, row["error"])]
+    column = [figure(name, colour, lambda: read_image(scores / files["edit"]))]
     if "map" in files and not row["map_problem"]:
-        column.append(_figure(f"{name}: map", colour, lambda: _map_overlay(scores, row)))
+        column.append(figure(f"{name}: map", colour, lambda: map_overlay(scores, row)))
     return column
-
-
-def _map_overlay(scores: Path, row: View) -> Tensor:
-    source, mask = _source(scores, row["files"])
-    folder = (scores / row["files"]["map"]).parent
-    return overlay(source, load_map(folder, row["id"]), mask)
-
-
-def _source(scores: Path, files: View) -> tuple[Tensor, Tensor]:
-    """The unedited picture [3,H,W] and the union of the masks [1,H,W]."""
-    masks = [read_mask(scores / name) for name in files["masks"]]
-    return read_image(scores / files["source"]), torch.stack(masks).amax(0)
-
-
-def _figure(caption: str, colour: int | None, read: Callable[[], Tensor]) -> View:
-    """A picture, or the reason why there is none."""
-    try:
-        image = read()
-    except UserError as error:
-        return {"caption": caption, "colour": colour, "src": None, "problem": str(error)}
-    small = max(image.shape[1:]) <= PIXEL_ART_SIDE
-    return {
-        "caption": caption,
-        "colour": colour,
-        "src": data_address(image),
-        "pixelated": small,
-        "problem": None,
-    }
-
-
-def _environment() -> Environment:
-    """Everything that comes from data is escaped; a name missing in the template is an error."""
-    return Environment(
-        loader=PackageLoader("eval"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 @command
@@ -250,8 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.limit < 0:
         raise UserError(f"--limit {args.limit}: must not be negative")
-    if Path(args.out).is_dir():
-        raise UserError(f"--out {args.out}: this is a folder, give a file name")
+    check_page("--out", args.out)
     notes = read_json(args.notes) if args.notes else []
     if args.codec:
         notes = [*split_notes(notes)[0], {"codec": read_json(args.codec)}]

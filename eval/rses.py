@@ -29,6 +29,7 @@ from eval.features import (
     usable_device,
 )
 from eval.metrics import CATALOGUE, SampleMetric, build_metrics
+from eval.page import check_page
 from eval.report import write_report
 from eval.scoring import Row, Scorer, select_split
 from eval.summary import RELATIVE_DEFINITION, bootstrap_settings, edit_methods, summarise
@@ -105,8 +106,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise UserError(f"--out {args.out}: this is a file, give a folder")
-    if args.report and Path(args.report).is_dir():
-        raise UserError(f"--report {args.report}: this is a folder, give a file name")
+    if args.report:
+        check_page("--report", args.report)
 
 
 def load_metrics(

@@ -199,7 +199,8 @@ class Scorer:
         return files
 
     def _relative(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self.out)).as_posix()
+        # Resolved, because ".." after a link leads elsewhere than the text of the path says.
+        return Path(os.path.relpath(path.resolve(), self.out.resolve())).as_posix()
 
 
 def make_batch(

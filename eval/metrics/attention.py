@@ -1,9 +1,10 @@
-"""Does the style word look at the object? Overlap of the region map with the mask."""
+"""Does the style word look at the object? The region map against the mask."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MAP_LEVELS = 256  # a map file's value / 256 puts the boundary 128 exactly at .5
 MAP_BOUNDARY = 0.5  # the Cover loss decides here: attention equal to its mean over the picture
 
 
@@ -46,3 +47,31 @@ def attention_iou(region_map: Tensor, mask: Tensor, boundary: float = MAP_BOUNDA
     both = (inside & cells).sum((1, 2, 3)).float()
     either = (inside | cells).sum((1, 2, 3)).float()
     return torch.where(cells.any(3).any(2).any(1), both / either, torch.nan)
+
+
+def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:
+    """Share of the picture's attention that falls on the object: [B].
+
+    The region map is r = M / (M + mean M), so M / mean M = r / (1 - r); the attention M itself is
+    not kept. A cell counts by the part of it that is object. Even attention gives the object's
+    share of the picture.
+
+    Args:
+        region_map: [B,1,h,w] in [0,1] as read from a map file, level / 256 of the level r x 255.
+        mask: [B,1,H,W] in {0,1}.
+
+    Returns:
+        [B] in [0,1], NaN for an empty mask or a map of zeros.
+
+    Raises:
+        ValueError: the batch sizes differ.
+    """
+    if region_map.ndim != 4 or region_map.shape[:2] != (mask.shape[0], 1):
+        raise ValueError(f"map {list(region_map.shape)} does not fit mask {list(mask.shape)}")
+    height, width = region_map.shape[2:]
+    ratio = (region_map.double() * MAP_LEVELS / (MAP_LEVELS - 1)).clamp(0, 1)
+    # No cell has more than all attention, which is as many times the mean as there are cells.
+    attention = (ratio / (1 - ratio)).clamp(max=height * width)
+    part = F.adaptive_avg_pool2d(mask.double(), (height, width))
+    share = (attention * part).sum((1, 2, 3)) / attention.sum((1, 2, 3))
+    return torch.where(part.sum((1, 2, 3)) > 0, share, torch.nan).float()

@@ -1,10 +1,12 @@
 """Every metric in words, and the way from a batch to its pure function."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from eval.features import ImageTextEncoder, PerceptualDistance
-from eval.metrics.attention import MAP_BOUNDARY, attention_iou
+from eval.metrics.attention import MAP_BOUNDARY, attention_iou, attention_share
 from eval.metrics.base import EvalBatch, MetricInfo, SampleMetric
 from eval.metrics.lpips import lpips_bg
 from eval.metrics.region import (
@@ -71,6 +73,14 @@ _INFOS = [
         "grid named in the edit's sidecar",
     ),
     MetricInfo(
+        "attention_share", "Attention on the object", "higher", "share",
+        "How much of the style word's attention falls on the object; attention spread evenly "
+        "would give the object's share of the picture.",
+        "sum(m A) / sum(A) over the map's grid, A = r / (1 - r) the attention relative to its "
+        "mean, at most the number of cells, r = the map file's level / 255, m = the part of the "
+        "cell that is object",
+    ),
+    MetricInfo(
         "rsm", "Style match (RSM)", "higher", "value",
         "How well the object fits the name of the style, judged by an image-text network. Its "
         "useful range is narrow: read it beside the floor and the ceiling.",
@@ -79,6 +89,7 @@ _INFOS = [
     ),
 ]  # fmt: skip
 CATALOGUE: dict[str, MetricInfo] = {info.name: info for info in _INFOS}
+MAP_METRICS = ("attention_iou", "attention_share")
 
 
 def build_metrics(
@@ -97,10 +108,12 @@ def build_metrics(
         "coverage": lambda b: coverage(b.output, b.content, b.mask),
         "mse_bg": lambda b: mse_bg(b.output, b.content, b.mask),
         "leak": lambda b: leak(b.output, b.content, b.mask),
-        "attention_iou": _attention_iou,
+        "attention_iou": lambda b: _from_map(b, attention_iou),
+        "attention_share": lambda b: _from_map(b, attention_share),
     }
     metrics = {name: SampleMetric(CATALOGUE[name], run) for name, run in functions.items()}
-    metrics["attention_iou"].needs = frozenset({"map"})
+    for name in MAP_METRICS:
+        metrics[name].needs = frozenset({"map"})
     if distance is not None:
         metrics["lpips_bg"] = SampleMetric(
             CATALOGUE["lpips_bg"],
@@ -118,14 +131,14 @@ def build_metrics(
     return [metrics[name] for name in CATALOGUE if name in metrics]
 
 
-def _attention_iou(batch: EvalBatch) -> Tensor:
+def _from_map(batch: EvalBatch, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """[B]; one sample at a time because grids may differ, NaN where there is no map."""
     values = []
     for region_map, mask in zip(batch.region_maps, batch.mask, strict=True):
         if region_map is None:
             values.append(torch.tensor(torch.nan))
         else:
-            values.append(attention_iou(region_map[None, None], mask[None])[0].cpu())
+            values.append(measure(region_map[None, None], mask[None])[0].cpu())
     return torch.stack(values)
 
 

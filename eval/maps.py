@@ -1,0 +1,169 @@
+r"""A page of attention maps: where the style word looks, over pictures and in numbers.
+
+    python eval/maps.py --manifest data/scenes/manifest.jsonl \
+        --edits without=out/a --edits with=out/b --out maps.html
+
+Maps are found as DIR/<id>.map.png beside the edits DIR/<id>.png, as `regionroute edit --manifest …
+--out-dir DIR` writes them. The means are over all samples of the split; a dozen of them, spread
+over styles and flags, are shown with their pictures.
+"""
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eval.edits import map_path, parse_edits
+from eval.maps_view import maps_view
+from eval.metrics import MAP_METRICS, build_metrics
+from eval.page import check_page, write_page
+from eval.scoring import Row, Scorer, select_split
+from eval.summary import edit_methods, summarise
+from regionroute.errors import UserError, command
+from regionroute.manifest import EditSample, read_manifest
+
+TITLE = "Where the style word looks"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python eval/maps.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--manifest", required=True, help="manifest.jsonl or its folder")
+    add("--split", default="test", help='split to show, "all" for every sample (default: test)')
+    add(
+        "--edits",
+        action="append",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="a folder of edits with maps; repeat it for every method to compare",
+    )
+    add("--out", required=True, help="the HTML file to write")
+    add("--count", type=int, default=12, help="samples shown with pictures (default: 12)")
+    add("--seed", type=int, default=0, help="of the choice and the intervals (default: 0)")
+    add("--title", default=TITLE, help=f"heading (default: {TITLE})")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; prints the means and the page's path."""
+    args = make_parser().parse_args(argv)
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: must be at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must not be negative")
+    check_page("--out", args.out)
+    out = Path(args.out)
+    methods = parse_edits(args.edits)
+    manifest = read_manifest(args.manifest)
+    samples = select_split(manifest, args.split)
+    require_maps(methods, samples)
+    metrics = [metric for metric in build_metrics() if metric.name in MAP_METRICS]
+    # The page holds its pictures, so the rows may name them from where we stand.
+    scorer = Scorer(manifest, methods, metrics, Path(), on_problem=_say)
+    rows = scorer.score(samples)
+    require_readable(rows)
+    view = maps_view(
+        summarise(rows, MAP_METRICS, args.seed),
+        rows,
+        choose(rows, args.count, args.seed),
+        Path(),
+    )
+    source = {"path": str(args.manifest), "split": args.split, "samples": len(samples)}
+    write_page("maps.html.j2", out, title=args.title, manifest=source, **view)
+    for line in view["lines"]:
+        print(line)
+    print(f"maps: {out}")
+    return 0
+
+
+def require_maps(methods: dict[str, Path], samples: Sequence[EditSample]) -> None:
+    """Refuses a folder without a single map of these samples.
+
+    Raises:
+        UserError: naming the folder and the command that makes maps.
+    """
+    for folder in methods.values():
+        if not any(map_path(folder, sample.id).exists() for sample in samples):
+            raise UserError(
+                f"--edits {folder}: no attention map of the {len(samples)} samples there "
+                f"({samples[0].id}.map.png and so on), make them with "
+                "`regionroute edit --manifest … --out-dir …`"
+            )
+
+
+def require_readable(rows: Sequence[Row]) -> None:
+    """Refuses a method of which no map could be measured.
+
+    Raises:
+        UserError: naming the method and what was wrong with its first sample.
+    """
+    for method in edit_methods(dict.fromkeys(row["method"] for row in rows)):
+        own = [row for row in rows if row["method"] == method]
+        if not any(has_map(row) for row in own):
+            problems = (row["error"] or row["map_problem"] for row in own)
+            first = next((problem for problem in problems if problem), "maps are missing")
+            raise UserError(f"{method}: no map could be read, the first problem is: {first}")
+
+
+def has_map(row: Row) -> bool:
+    """Whether a row has numbers of a map."""
+    return not row["error"] and row["metrics"][MAP_METRICS[0]] is not None
+
+
+def choose(rows: Sequence[Row], count: int, seed: int) -> list[list[Row]]:
+    """The samples to show, as the rows of their edits in the samples' order.
+
+    One after another the sample is taken that adds most: a picture not shown yet, then the style
+    shown least, then the flag shown least. Equal ones are drawn at random. Samples with a map of
+    every method come before those that lack one; those without any map are not shown.
+
+    Args:
+        rows: of every sample and method.
+        count: the most samples.
+        seed: of the draw.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if edit_methods([row["method"]]):
+            groups.setdefault(row["id"], []).append(row)
+    places = {sample_id: place for place, sample_id in enumerate(groups)}
+    waiting = [group for group in groups.values() if any(map(has_map, group))]
+    random.Random(seed).shuffle(waiting)
+    shown: Counter[tuple[str, str]] = Counter()
+
+    def rank(group: list[Row]) -> tuple[float, ...]:
+        lacking = sum(not has_map(row) for row in group)
+        row = group[0]
+        picture = shown["picture", row["files"]["source"]]
+        style = sum(shown["style", style] for style in row["styles"])
+        flags = [shown["flag", flag] for flag in row["flags"] or [""]]
+        return lacking, picture, style, min(flags), sum(flags)
+
+    chosen: list[list[Row]] = []
+    while waiting and len(chosen) < count:
+        best = min(waiting, key=rank)
+        waiting.remove(best)
+        chosen.append(best)
+        row = best[0]
+        shown.update(("style", style) for style in row["styles"])
+        shown.update(("flag", flag) for flag in row["flags"] or [""])
+        shown["picture", row["files"]["source"]] += 1
+    return sorted(chosen, key=lambda group: places[group[0]["id"]])
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
