@@ -1,12 +1,12 @@
-"""Does attention supervision help? The demo's two arms at equal steps, over several seeds.
+"""Do attention supervision and routing help? The demo's arms at equal steps, over several seeds.
 
     python bench/supervision.py                  # three seeds, about half an hour on two cores
     python bench/supervision.py --seeds 0 --steps 100
 
 Each seed draws its own training scenes, experts and noise; the held-out scenes are always the same.
-Rival: the same training without Focus and Cover. Differences are taken sample by sample (with minus
-without), averaged over the seeds, and their 95 % interval is bootstrapped over the samples; the
-mean of each seed stands beside it. The result goes to bench/results/supervision.json.
+Rivals: the same training without Focus and Cover, and the same experts edited plainly. Differences
+are taken sample by sample, averaged over the seeds, and their 95 % interval is bootstrapped over
+the samples; the mean of each seed stands beside it. The result goes to bench/results/supervision.json.
 """
 
 import argparse
@@ -21,6 +21,12 @@ from _shared import add_result_argument, provenance
 from eval.stats import describe
 from regionroute.io import read_jsonl, write_json
 
+# What is asked, and the two methods of the demo whose difference answers it.
+QUESTIONS = {
+    "supervision, plain": ("with-plain", "without-plain"),
+    "supervision, routed": ("with", "without"),
+    "routing, with supervision": ("with", "with-plain"),
+}
 METRICS = ("in_mask_ratio", "success", "mse_bg", "leak", "attention_iou")
 
 
@@ -45,8 +51,13 @@ def main() -> int:
     result = {
         **provenance(),
         "seeds": args.seeds,
-        "single": compare(tables, "single"),
-        "multi": compare(tables, "multi"),
+        **{
+            question: {
+                flag: compare(tables, flag, better, worse)
+                for flag in ("single", "multi", "touching", "occluded", "small")
+            }
+            for question, (better, worse) in QUESTIONS.items()
+        },
     }
     write_json(args.result, result)
     print(json.dumps(result, indent=2))
@@ -61,17 +72,19 @@ def read_table(path: Path) -> dict[str, dict[str, dict]]:
     return table
 
 
-def compare(tables: list[dict[str, dict[str, dict]]], flag: str) -> dict[str, dict]:
-    """Both arms and their paired difference on the samples with a flag, metric by metric."""
-    ids = [name for name, row in tables[0]["with"].items() if flag in row["flags"]]
+def compare(
+    tables: list[dict[str, dict[str, dict]]], flag: str, arm: str, rival: str
+) -> dict[str, dict]:
+    """Two methods and their paired difference on the samples with a flag, metric by metric."""
+    ids = [name for name, row in tables[0][arm].items() if flag in row["flags"]]
     result = {}
     for metric in METRICS:
-        values = {arm: column(tables, arm, ids, metric) for arm in ("without", "with")}
-        difference = values["with"] - values["without"]  # (seeds, samples)
+        values = {name: column(tables, name, ids, metric) for name in (arm, rival)}
+        difference = values[arm] - values[rival]  # (seeds, samples)
         interval = describe(difference.mean(0))
         result[metric] = {
-            "without": float(np.nanmean(values["without"])),
-            "with": float(np.nanmean(values["with"])),
+            arm: float(np.nanmean(values[arm])),
+            rival: float(np.nanmean(values[rival])),
             "difference": interval.mean,
             "low": interval.low,
             "high": interval.high,

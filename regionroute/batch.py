@@ -18,7 +18,7 @@ from regionroute.manifest import EditSample, Manifest, manifest_file, parse_rows
 from regionroute.outputs import Destination, check_destination, write_edit
 from regionroute.pipeline import Editor
 from regionroute.prompts import Prompt
-from regionroute.request import EditRequest
+from regionroute.request import EditOptions, EditRequest
 
 ROW_KEYS = {
     "image": str,
@@ -29,7 +29,9 @@ ROW_KEYS = {
     "map": str,
     "prompt": str,
     "id": str,
+    "also": list,
 }
+KINDS = {str: "a text", int: "a whole number", list: "a list"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -50,15 +52,6 @@ class Job:
     destination: Destination
     request: EditRequest
     facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """What all edits of a batch share; None: the base's own value."""
-
-    steps: int | None = None
-    guidance: float | None = None
-    batch_size: int = 8
 
 
 class Jobs:
@@ -112,7 +105,8 @@ def read_rows(path: Path, seed: int = 0) -> Jobs:
     """The rows of a batch file: JSON objects with image, object, style, out and, optionally, seed.
 
     Further optional keys: ``map`` (PNG), ``prompt`` (with marked phrases object and style may be
-    left out), ``id``. Paths are relative to the file's folder.
+    left out), ``id``, ``also`` (further [object, style] pairs). Paths are relative to the file's
+    folder.
 
     Args:
         path: the file.
@@ -139,7 +133,7 @@ def read_rows(path: Path, seed: int = 0) -> Jobs:
 
 
 def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
-    """One edit for each sample of a manifest: its first region, with the map recorded.
+    """One edit for each sample of a manifest: all its regions, with the map recorded.
 
     Args:
         path: ``manifest.jsonl`` or its folder.
@@ -172,13 +166,14 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
     return jobs
 
 
-def run_jobs(editor: Editor, jobs: Jobs, settings: BatchSettings) -> int:
+def run_jobs(editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int = 8) -> int:
     """Does all jobs; what fails is noted in ``jobs.problems`` and the rest goes on.
 
     Args:
         editor: the loaded model.
         jobs: see :func:`read_rows`; gains problems.
-        settings: shared by all.
+        options: shared by all.
+        batch_size: pictures of one size at a time.
 
     Returns:
         How many pictures were written.
@@ -189,18 +184,18 @@ def run_jobs(editor: Editor, jobs: Jobs, settings: BatchSettings) -> int:
     """
     written = 0
     with tqdm(total=len(jobs.jobs), desc="edit", unit="picture", disable=None) as bar:
-        for chunk in _chunks(jobs, settings.batch_size):
-            written += _run_chunk(editor, jobs, chunk, settings)
+        for chunk in _chunks(jobs, batch_size):
+            written += _run_chunk(editor, jobs, chunk, options)
             bar.update(len(chunk))
         bar.update(len(jobs.jobs) - bar.n)  # those whose picture could not be opened
     return written
 
 
-def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], settings: BatchSettings) -> int:
+def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOptions) -> int:
     ready: list[tuple[Job, Tensor]] = []
     for job in chunk:
         try:
-            editor.check(job.request)
+            editor.check(job.request, options)
             image = read_image(job.image)
             editor.backbone.fit_size(image.shape[-2], image.shape[-1])
             ready.append((job, image))
@@ -211,8 +206,7 @@ def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], settings: Batch
     results = editor.edit_batch(
         [image for _, image in ready],
         [job.request for job, _ in ready],
-        steps=settings.steps,
-        guidance=settings.guidance,
+        options,
         want_map=any(job.destination.wants_map for job, _ in ready),
     )
     written = 0
@@ -226,14 +220,15 @@ def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], settings: Batch
 
 
 def _chunks(jobs: Jobs, batch_size: int) -> Iterator[list[Job]]:
-    """Jobs of one picture size, at most ``batch_size`` at a time; sizes by first appearance."""
-    by_size: dict[tuple[int, int], list[Job]] = {}
+    """At most ``batch_size`` jobs at a time, of one picture size and number of objects."""
+    alike: dict[tuple[int, int, int], list[Job]] = {}
     for job in jobs.jobs:
         try:
-            by_size.setdefault(image_size(job.image), []).append(job)
+            key = (*image_size(job.image), len(job.request.pairs))
+            alike.setdefault(key, []).append(job)
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)
-    for group in by_size.values():
+    for group in alike.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
 
@@ -244,26 +239,34 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
             near = difflib.get_close_matches(key, ROW_KEYS, n=1, cutoff=0.0)[0]
             raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {near!r}")
         if not isinstance(value, ROW_KEYS[key]) or isinstance(value, bool):
-            kind = "a whole number" if ROW_KEYS[key] is int else "a text"
-            raise UserError(f"{name}: {key} must be {kind}, not {value!r}")
+            raise UserError(f"{name}: {key} must be {KINDS[ROW_KEYS[key]]}, not {value!r}")
     needed = ("image", "out") if "prompt" in row else ("image", "object", "style", "out")
     for key in needed:
         if not row.get(key, "").strip():
             raise UserError(f"{name}: {key} is missing or empty")
+    also = row.get("also", [])
+    for pair in also:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(_is_phrase(x) for x in pair)):
+            raise UserError(f'{name}: also must list pairs ["object", "style"], not {pair!r}')
     request = EditRequest(
-        row.get("object", ""), row.get("style", ""), row.get("prompt"), row["seed"]
-    )
+        row.get("object", ""), row.get("style", ""), row.get("prompt"), row["seed"],
+        tuple((words, style) for words, style in also),
+    )  # fmt: skip
     image = folder / row["image"]
     destination = Destination(folder / row["out"], folder / row["map"] if "map" in row else None)
     facts = {"id": row["id"]} if "id" in row else {}
     return Job(name, image, destination, request, facts | {"image": str(image)})
 
 
+def _is_phrase(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path, seed: int) -> Job:
     if not sample.regions:
         raise UserError(f"{name}: it has no region to edit")
     region = sample.regions[0]
-    prompt: str | Prompt | None = None  # several regions: the first one's own prompt
+    prompt: str | Prompt | None = None  # several regions: each gets its own
     if len(sample.regions) == 1:
         prompt = sample.prompt
         if region.object_span and region.style_span:
@@ -274,6 +277,12 @@ def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path
         name=name,
         image=manifest.path(sample.context),
         destination=Destination(out_dir / f"{sample.id}.png", out_dir / f"{sample.id}.map.png"),
-        request=EditRequest(region.object, region.style, prompt, own_seed),
+        request=EditRequest(
+            region.object,
+            region.style,
+            prompt,
+            own_seed,
+            also=tuple((other.object, other.style) for other in sample.regions[1:]),
+        ),
         facts={"id": sample.id, "image": sample.context},
     )

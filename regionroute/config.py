@@ -141,6 +141,37 @@ class SupervisionConfig(Section):
     )
 
 
+class RoutingConfig(Section):
+    """How maps become gates when an edit is routed; kept with the experts."""
+
+    branch: Literal["expert", "base"] = Field(
+        "expert",
+        description="what restyles inside the gates, told to restyle the whole image: the style's "
+        "expert, or the base alone where it knows the style better",
+    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="attention at which a gate is half open, relative to that on the object"
+    )
+    sharpness: Positive = Field(
+        2.0, description="of the way from closed to open, as a power of the attention"
+    )
+    radius: NonNegative = Field(
+        0.75,
+        description="window in which gates are fitted to the picture's edges, in tokens; 0: off",
+    )
+    edge: Positive = Field(
+        1e-4, description="variance of the colours, in [0,1], below which there is no edge to fit"
+    )
+    contrast: Annotated[float, Field(ge=1)] = Field(
+        4.0, description="steepness of the fitted gates at an edge"
+    )
+    confidence: NonNegative = Field(
+        3.0,
+        description="attention on the region, in multiples of what each token would get if all "
+        "got the same, below which an edit warns that the object was hardly found",
+    )
+
+
 class OptimConfig(Section):
     """AdamW and the learning rate's way."""
 
@@ -200,6 +231,9 @@ class RunConfig(Section):
     flow: FlowConfig = Field(FlowConfig(), description="flow matching")
     supervision: SupervisionConfig = Field(
         SupervisionConfig(), description="attention supervision of the style words"
+    )
+    routing: RoutingConfig = Field(
+        RoutingConfig(), description="how maps become gates when an edit is routed"
     )
     optim: OptimConfig = Field(OptimConfig(), description="AdamW and the learning rate's way")
     train: TrainConfig = Field(TrainConfig(), description="the loop")

@@ -1,8 +1,9 @@
 """``regionroute demo``: the whole chain on the embedded base, from nothing to a report.
 
 Every stage is a command a user could type, and is printed as such: scenes with exact targets,
-experts trained without and with attention supervision at equal steps, edits of held-out scenes,
-scores, and one self-contained page. This module only starts them and keeps the time.
+experts trained without and with attention supervision at equal steps, edits of held-out scenes
+(plainly, as in the paper, and routed by the map), scores, and one self-contained page. This module
+only starts them and keeps the time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "nano.yaml"
 # The two arms of the comparison, and the base as it comes; equal but for the supervision.
 ARMS = {"without": ("supervision.focus=0", "supervision.cover=0"), "with": ()}
-ZERO_SHOT = "zero-shot"
+# How the held-out scenes are edited: by which arm's experts (None: the base alone), and how.
+METHODS = {
+    "zero-shot": (None, "plain"),
+    "without-plain": ("without", "plain"),
+    "with-plain": ("with", "plain"),
+    "without": ("without", "routed"),
+    "with": ("with", "routed"),
+}
 
 EXAMPLES = """\
 examples:
@@ -99,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     _make_scenes(watch, args, out)
     for arm, overrides in ARMS.items():
         _train(watch, args, out, arm, overrides)
-    for method in (ZERO_SHOT, *ARMS):
+    for method in METHODS:
         _edit(watch, args, out, method)
     _score(watch, out)
     _headline(out, time.perf_counter() - began)
@@ -125,10 +133,9 @@ def _train(
 
 
 def _edit(watch: Stopwatch, args: argparse.Namespace, out: Path, method: str) -> None:
-    chosen = (
-        ["--zero-shot"] if method == ZERO_SHOT else ["--experts", str(out / method / "experts")]
-    )
-    arguments = ["--manifest", str(out / "scenes"), "--split", "test", *chosen]
+    arm, mode = METHODS[method]
+    chosen = ["--experts", str(out / arm / "experts")] if arm else ["--zero-shot"]
+    arguments = ["--manifest", str(out / "scenes"), "--split", "test", *chosen, "--mode", mode]
     arguments += ["--out-dir", str(out / "edits" / method), "--seed", str(args.seed)]
     watch.run(
         f"edits, {method}", ["-m", "regionroute.cli", "edit", *arguments, "--batch-size", "16"]
@@ -140,11 +147,7 @@ def _score(watch: Stopwatch, out: Path) -> None:
     codec.parent.mkdir(parents=True, exist_ok=True)
     manifest = ["--manifest", str(out / "scenes"), "--split", "test"]
     watch.run("codec round trip", [str(ROOT / "eval" / "codec.py"), *manifest, "--out", str(codec)])
-    edits = [
-        part
-        for name in (ZERO_SHOT, *ARMS)
-        for part in ("--edits", f"{name}={out / 'edits' / name}")
-    ]
+    edits = [part for name in METHODS for part in ("--edits", f"{name}={out / 'edits' / name}")]
     scores = ["--out", str(out / "scores")]
     watch.run("scores", [str(ROOT / "eval" / "rses.py"), *manifest, *edits, *scores])
     notes = [{"label": stage, "value": f"{took:.0f} s"} for stage, took in watch.seconds.items()]
@@ -160,15 +163,17 @@ def _headline(out: Path, seconds: float) -> None:
     methods: dict[str, Any] = read_json(out / "scores" / "summary.json")["methods"]
     codec = read_json(out / "scores" / "codec.json")["slices"]["flag:single"]
     print("\nsingle-object scenes, held out:")
-    for name in (ZERO_SHOT, *ARMS):
+    for name in METHODS:
         part = methods[name]["slices"]["flag:single"]
         value = {key: part[key]["mean"] for key in part}
         print(
-            f"  {name:10} in-mask error {value['in_mask_relative']:.0%} of unedited"
+            f"  {name:13} in-mask error {value['in_mask_relative']:.0%} of unedited"
             f" | success {value['success']:.0%} | background error {value['mse_bg']:.4f}"
             f" | leak {value['leak']:.1%} | attention IoU {value['attention_iou']:.2f}"
         )
-    print(f"  codec      background error {codec['mse_bg']['mean']:.4f} from the round trip alone")
+    print(
+        f"  codec         background error {codec['mse_bg']['mean']:.4f} from the round trip alone"
+    )
     print(f"report: {out / 'report.html'}   ({seconds / 60:.1f} minutes)")
 
 

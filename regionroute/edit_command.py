@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from regionroute.batch import Jobs
     from regionroute.pipeline import Editor
+    from regionroute.request import EditOptions
 
 EPILOG = """\
 one picture:
@@ -25,6 +26,10 @@ one picture:
   regionroute edit photo.png --object dog --style pixel-art --out out.png \\
       --map map.png --side-by-side compare.png --seed 3
   regionroute edit photo.png --prompt "turn the [dog] into a {pixel-art} picture" --out out.png
+
+several objects, each in its own style:
+  regionroute edit photo.png --object dog --style pixel-art --object cup --style line-art \\
+      --out out.png
 
 many pictures, the model loaded once; one JSON object a line, paths relative to the file:
   {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
@@ -40,7 +45,16 @@ a real Kontext base:
 
 Beside out.png goes out.json with every setting; the PNG carries the same text."""
 
-ONE = ("object", "style", "prompt", "out", "map", "side_by_side")  # options of a single picture
+MODES = ("routed", "plain")
+ONE = (
+    "object",
+    "style",
+    "prompt",
+    "out",
+    "map",
+    "side_by_side",
+    "region_map",
+)  # options of a single picture
 SEVERAL = ("batch_size", "skip_existing")
 OF_MANIFEST = ("split", "out_dir")
 
@@ -65,12 +79,16 @@ def parser() -> Parser:
     )
     parser.add_argument("image", nargs="?", type=Path, help="the picture to edit")
     one = parser.add_argument_group("one picture")
-    one.add_argument("--object", help="word for the object, for example dog")
-    one.add_argument("--style", help="style by name, for example pixel-art")
+    one.add_argument("--object", action="append", help="word for the object, for example dog")
+    one.add_argument("--style", action="append", help="style by name, for example pixel-art")
     one.add_argument("--prompt", help="own wording: object in [brackets], style in {braces}")
     one.add_argument("--out", type=Path, metavar="PNG", help="the edited picture")
     one.add_argument("--map", type=Path, metavar="PNG", help="where the style went; 128 = border")
     one.add_argument("--side-by-side", type=Path, metavar="PNG", help="source, edit and map")
+    one.add_argument(
+        "--region-map", type=Path, metavar="PNG", action="append",
+        help="where to restyle (white), in place of the model's own map; one for each object",
+    )  # fmt: skip
     many = parser.add_argument_group("many pictures")
     many.add_argument("--batch", type=Path, metavar="JSONL", help="rows to edit")
     many.add_argument("--manifest", type=Path, metavar="DIR", help="manifest whose samples to edit")
@@ -79,6 +97,19 @@ def parser() -> Parser:
     many.add_argument("--batch-size", type=int, help="pictures of one size at a time (8)")
     many.add_argument(
         "--skip-existing", action="store_true", default=None, help="leave out what is there"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--mode", choices=MODES,
+        help="routed: the attention map decides where the style acts, the default for experts "
+        "that were trained for it; plain: the prompt alone, as in the paper",
+    )  # fmt: skip
+    how.add_argument(
+        "--lock-background", action=argparse.BooleanOptionalAction,
+        help="keep every pixel outside the region exactly as it is (on when routed)",
+    )  # fmt: skip
+    how.add_argument(
+        "--strength", type=float, default=1.0, help="of the style, 0 to 1, when routed (1)"
     )
     model = parser.add_argument_group("model")
     model.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
@@ -153,6 +184,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--guidance {args.guidance}: must be 0 or more")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+    if not 0 <= args.strength <= 1:
+        raise UserError(f"--strength {args.strength}: must be between 0 and 1")
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed}: must be between 0 and 2^63 - 1")
     _check_mode(args, modes[0])
@@ -164,10 +197,12 @@ def _check_mode(args: argparse.Namespace, mode: str) -> None:
             raise UserError("--out is missing: name the PNG to write")
         if not args.prompt:
             for name in ("object", "style"):
-                if not (getattr(args, name) or "").strip():
+                if not all(words.strip() for words in getattr(args, name) or [""]):
                     raise UserError(
                         f"--{name} is missing or empty: give a word, or mark a --prompt"
                     )
+        if len(args.object or [""]) != len(args.style or [""]):
+            raise UserError("give as many --style as --object, in the same order")
     if mode == "manifest" and not args.out_dir:
         raise UserError("--out-dir is missing: name the folder for the manifest's edits")
 
@@ -175,17 +210,21 @@ def _check_mode(args: argparse.Namespace, mode: str) -> None:
 def _edit_one(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from regionroute.io import read_image
+    from regionroute.io import read_image, read_soft_mask
     from regionroute.outputs import Destination, check_destination, write_edit
     from regionroute.request import EditRequest
 
     image = read_image(args.image)
+    size = image.shape[-2], image.shape[-1]
+    regions = tuple(read_soft_mask(path, size)[0] for path in args.region_map or ())
     destination = Destination(args.out, args.map, args.side_by_side)
     check_destination(destination, args.image)
-    request = EditRequest(args.object or "", args.style or "", args.prompt, args.seed)
+    (words, style), *also = zip(args.object or [""], args.style or [""], strict=True)
+    request = EditRequest(words, style, args.prompt, args.seed, tuple(also), regions)
     editor = _load(args)
-    editor.check(request)
-    steps = args.steps or editor.backbone.settings.steps
+    options = editor.resolved(_options(args))
+    editor.check(request, options)
+    steps = options.steps
     with tqdm(total=steps, desc="edit", unit="step", disable=None) as bar:
 
         def advance(step: int, sigma: float, latents: Tensor) -> None:
@@ -194,18 +233,19 @@ def _edit_one(args: argparse.Namespace) -> int:
         [result] = editor.edit_batch(
             [image],
             [request],
-            steps=args.steps,
-            guidance=args.guidance,
+            options,
             want_map=destination.wants_map,
             callback=advance,
         )
     write_edit(destination, image, result, {"image": str(args.image)})
+    for warning in result.settings.get("warnings", []):
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{args.out}: {result.prompt}")
     return 0
 
 
 def _edit_many(args: argparse.Namespace) -> int:
-    from regionroute.batch import BatchSettings, manifest_rows, read_rows, run_jobs
+    from regionroute.batch import manifest_rows, read_rows, run_jobs
 
     jobs: Jobs
     if args.batch:
@@ -215,12 +255,17 @@ def _edit_many(args: argparse.Namespace) -> int:
     skipped = jobs.drop_existing() if args.skip_existing else 0
     written = 0
     if jobs.jobs:
-        settings = BatchSettings(args.steps, args.guidance, args.batch_size or 8)
-        written = run_jobs(_load(args), jobs, settings)
+        written = run_jobs(_load(args), jobs, _options(args), args.batch_size or 8)
     print(f"edited {written}, skipped {skipped}, failed {len(jobs.problems)}")
     for problem in jobs.problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if jobs.problems else 0
+
+
+def _options(args: argparse.Namespace) -> EditOptions:
+    from regionroute.request import EditOptions
+
+    return EditOptions(args.steps, args.guidance, args.mode, args.lock_background, args.strength)
 
 
 def _load(args: argparse.Namespace) -> Editor:

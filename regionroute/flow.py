@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TIMESTEPS = 1000  # diffusers counts time 0..1000; the transformer takes σ and multiplies itself
 SIGMA_MIN = 1 / TIMESTEPS
+
+StepCallback: TypeAlias = Callable[[int, float, Tensor], None]
 
 
 def draw_sigmas(
@@ -154,14 +156,14 @@ def sample(
     guidance: float,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
-    callback: Callable[[int, float, Tensor], None] | None = None,
+    callback: StepCallback | None = None,
     observe: Callable[[int], AbstractContextManager[object]] | None = None,
 ) -> Tensor:
     """Denoises from pure noise as ``FluxKontextPipeline`` does; gradients are off.
 
     Args:
         transformer: the model.
-        scheduler: gives the shift and the step rule; it is copied, never changed.
+        scheduler: see :func:`denoise`.
         context: latents of the picture to edit, [B,C,h,w]; the result has the same shape.
         prompt_embeds: [B,T,D].
         pooled: [B,P].
@@ -169,7 +171,7 @@ def sample(
         guidance: see :func:`predict_velocity`.
         noise: starting point, [B,C,h,w]; drawn from ``generator`` if absent.
         generator: a CPU generator.
-        callback: called after each step with (step, σ of that step, latents [B,C,h,w]).
+        callback: see :func:`denoise`.
         observe: gives a context manager for each step that surrounds its model call, for
             example one that records attention.
 
@@ -178,7 +180,37 @@ def sample(
     """
     if noise is None:
         noise = torch.randn(context.shape, generator=generator)
-    latents = noise.to(prompt_embeds)
+
+    def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
+        with observe(step) if observe else nullcontext():
+            return predict_velocity(
+                transformer, latents, context, prompt_embeds, pooled, sigma, guidance
+            )
+
+    return denoise(velocity, scheduler, noise.to(prompt_embeds), steps, callback)
+
+
+@torch.no_grad()
+def denoise(
+    velocity: Callable[[int, Tensor, Tensor], Tensor],
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    noise: Tensor,
+    steps: int,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Follows a velocity from pure noise (σ = 1) to a picture; gradients are off.
+
+    Args:
+        velocity: of (step, latents [B,C,h,w], σ [B]), [B,C,h,w].
+        scheduler: gives the shift and the step rule; it is copied, never changed.
+        noise: starting point, [B,C,h,w].
+        steps: number of calls of `velocity`, at least 1.
+        callback: called after each step with (step, σ of that step, latents [B,C,h,w]).
+
+    Returns:
+        [B,C,h,w].
+    """
+    latents = noise
     scheduler = copy.deepcopy(scheduler)
     image_tokens = (latents.shape[2] // 2) * (latents.shape[3] // 2)
     scheduler.set_timesteps(
@@ -189,11 +221,8 @@ def sample(
     scheduler.set_begin_index(0)
     for step, time in enumerate(scheduler.timesteps):
         sigma = (time / TIMESTEPS).expand(latents.shape[0])
-        with observe(step) if observe else nullcontext():
-            velocity = predict_velocity(
-                transformer, latents, context, prompt_embeds, pooled, sigma, guidance
-            )
-        latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
+        speed = velocity(step, latents, sigma)
+        latents = scheduler.step(speed, time, latents, return_dict=False)[0]
         if callback:
             callback(step, float(sigma[0]), latents)
     return latents

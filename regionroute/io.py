@@ -92,6 +92,12 @@ def read_mask(path: AnyPath, size: tuple[int, int] | None = None) -> Tensor:
     Raises:
         UserError: the file is missing, damaged, not a picture or of another size.
     """
+    # Half a level of slack: the weighted sum of equal channels may fall just below 128/255.
+    return (read_soft_mask(path, size) >= 127.5 / 255).float()
+
+
+def read_soft_mask(path: AnyPath, size: tuple[int, int] | None = None) -> Tensor:
+    """As `read_mask`, with the brightness itself: float32 [1,H,W] in [0,1]."""
     with _opened(path, "mask") as image:
         array = _to_array(image, backdrop=0.0)
     height, width = array.shape[:2]
@@ -100,9 +106,7 @@ def read_mask(path: AnyPath, size: tuple[int, int] | None = None) -> Tensor:
             f"{path}: the mask is {width}x{height} pixels but its picture is {size[1]}x{size[0]}, "
             "make a mask of the picture's size"
         )
-    luma = array @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    # Half a level of slack: the weighted sum of equal channels may fall just below 128/255.
-    return torch.from_numpy((luma >= 127.5 / 255).astype(np.float32))[None]
+    return torch.from_numpy(array @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[None]
 
 
 def image_size(path: AnyPath) -> tuple[int, int]:

@@ -130,3 +130,11 @@ def mask_to_grid(masks: Tensor, h_tokens: int, w_tokens: int) -> Tensor:
     if flat.shape[0] == 0:
         return flat.new_zeros(*lead, h_tokens, w_tokens)
     return F.adaptive_avg_pool2d(flat, (h_tokens, w_tokens)).reshape(*lead, h_tokens, w_tokens)
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes [B,3,H,W] in [0,1] to ``size`` = (H',W'), antialiased; unchanged at equal size."""
+    if (images.shape[-2], images.shape[-1]) == tuple(size):
+        return images
+    resized = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp(0, 1)

@@ -91,12 +91,18 @@ def write_edit(
             grid = list(result.region_map.shape)
             settings["map"] = {"file": destination.map.name, "grid": grid}
         if destination.side_by_side is not None:
-            words = f"{settings['object']}: {settings['style']}"
+            words = _caption(settings["object"], settings["style"])
             panels = {"source": source, words: result.image, "map": overlay(source, full)}
             write_image(destination.side_by_side, side_by_side(panels))
     write_json(destination.picture.with_suffix(".json"), settings)
     parameters = json.dumps(settings, ensure_ascii=False)
     write_image(destination.picture, result.image, {"parameters": parameters})
+
+
+def _caption(objects: str | list[str], styles: str | list[str]) -> str:
+    if isinstance(objects, str) or isinstance(styles, str):
+        return f"{objects}: {styles}"
+    return ", ".join(f"{words}: {style}" for words, style in zip(objects, styles, strict=True))
 
 
 def enlarge_map(region_map: Tensor, height: int, width: int) -> Tensor:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from os import PathLike
@@ -17,23 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
-from regionroute.adapters import (
-    ExpertRegistry,
-    RouteContext,
-    load_experts,
-    read_registry,
-    routed,
-)
-from regionroute.attention import AttentionPlan, AttentionRecorder, mean_map, region_map
+from regionroute.adapters import ExpertRegistry, load_experts, read_registry
+from regionroute.attention import AttentionRecorder
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.backbones.source import BaseSettings, resolve
+from regionroute.config import RoutingConfig
 from regionroute.errors import UserError
-from regionroute.flow import draw_noise, sample
+from regionroute.flow import StepCallback, draw_noise
+from regionroute.latents import resize
 from regionroute.prompts import Prompt
-from regionroute.request import EditPlan, EditRequest, plan_edit
+from regionroute.request import MODES, EditOptions, EditPlan, EditRequest, plan_clauses
+from regionroute.routing import composite, pixel_gates
+from regionroute.sampler import Sampled, Sampler, Task, gates_of_regions, given_regions
 
 EXPERTS_FOLDER = "experts"  # of a base's folder: experts that come with it
 MAX_STEPS = 1000  # the scheduler knows no more
@@ -72,18 +69,21 @@ class Editor:
         self.backbone = backbone
         self.experts_dir = experts_dir
         self.registry: ExpertRegistry | None = None
+        self.routing, self._routing_was_stored = RoutingConfig(branch="base"), False
         if experts_dir is not None:
             self.registry = load_experts(experts_dir, backbone)
             self.backbone.transformer.to(backbone.device)
+            self.routing = _routing(self.registry.extra, experts_dir)
+            self._routing_was_stored = "routing" in self.registry.extra
             backbone.settings = _as_trained(backbone.settings, self.registry.extra, experts_dir)
 
-    def check(self, request: EditRequest) -> None:
+    def check(self, request: EditRequest, options: EditOptions | None = None) -> None:
         """Refuses a request that cannot be carried out, without doing it.
 
         Raises:
             UserError: unknown style, empty or missing phrase, phrase cut off, bad seed.
         """
-        self._plan(request)
+        self._clauses(request, self.resolved(options or EditOptions()))
 
     def edit(
         self,
@@ -92,77 +92,121 @@ class Editor:
         style: str,
         *,
         prompt: str | Prompt | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
         seed: int = 0,
+        also: Sequence[tuple[str, str]] = (),
+        regions: Sequence[Tensor] = (),
         want_map: bool = False,
+        **options: Any,
     ) -> EditResult:
-        """Edits one picture [3,H,W] in [0,1]; see `EditRequest` and :meth:`edit_batch`."""
-        request = EditRequest(object, style, prompt, seed)
-        return self.edit_batch(
-            [image], [request], steps=steps, guidance=guidance, want_map=want_map
-        )[0]
+        """Edits one picture [3,H,W] in [0,1]; see `EditRequest`, `EditOptions`, `edit_batch`.
+
+        Example:
+            >>> editor.edit(photo, "dog", "pixel-art", also=[("cup", "line-art")])  # doctest: +SKIP
+        """
+        request = EditRequest(object, style, prompt, seed, tuple(also), tuple(regions))
+        return self.edit_batch([image], [request], EditOptions(**options), want_map=want_map)[0]
 
     @torch.no_grad()
     def edit_batch(
         self,
         images: Sequence[Tensor],
         requests: Sequence[EditRequest],
+        options: EditOptions | None = None,
         *,
-        steps: int | None = None,
-        guidance: float | None = None,
         want_map: bool = False,
-        callback: Callable[[int, float, Tensor], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> list[EditResult]:
         """Edits pictures of one size together; a picture does not depend on its neighbours.
 
         Args:
             images: B tensors [3,H,W] in [0,1], all of one size.
-            requests: B requests; objects, styles and seeds may differ.
-            steps: model calls, None: the base's own number.
-            guidance: None: the base's own.
-            want_map: record the region maps; costs a little time and changes no picture.
-            callback: called after each step, see `flow.sample`; for progress.
+            requests: B requests; objects, styles and seeds may differ, the number of objects not.
+            options: None: the measured best.
+            want_map: give the region maps; costs a little time and changes no picture.
+            callback: called after each step, see `flow.denoise`; for progress.
 
         Returns:
             B results.
 
         Raises:
-            UserError: a request or a setting that cannot be carried out.
-            ValueError: not as many requests as pictures, or pictures of several sizes.
+            UserError: a request or an option that cannot be carried out.
+            ValueError: not as many requests as pictures, or pictures of several sizes or with
+                different numbers of objects.
         """
         if len(images) != len(requests) or not images:
             raise ValueError(f"{len(images)} pictures and {len(requests)} requests")
         if len({image.shape for image in images}) != 1:
             raise ValueError("the pictures of a batch must have one size")
-        steps, guidance = self._checked_settings(steps, guidance)
-        plans = [self._plan(request) for request in requests]
-        size = images[0].shape[-2], images[0].shape[-1]
-        model_size = self.backbone.fit_size(*size)
-
-        context, embeds, pooled, noise = self._encode(images, plans, model_size)
-        recorder = _MapRecorder(self, plans, context, embeds) if want_map else None
-        with self._routed(plans):
-            latents = sample(
-                self.backbone.transformer,
-                self.backbone.scheduler,
-                context,
-                embeds,
-                pooled,
-                steps=steps,
-                guidance=guidance,
-                noise=noise,
-                callback=callback,
-                observe=recorder.observe if recorder else None,
-            )
-        edited = resize(self.backbone.decode_latents(latents), size).cpu()
-        maps = recorder.region_maps() if recorder else [None] * len(plans)
-        shared: dict[str, Any] = {"steps": steps, "guidance": guidance}
-        shared |= {"size": list(size), "model_size": list(model_size)}
+        options = self.resolved(options or EditOptions())
+        clauses = [self._clauses(request, options) for request in requests]
+        if len({len(plans) for plans in clauses}) != 1:
+            raise ValueError("the pictures of a batch must have equally many objects")
+        sources = torch.stack(list(images))
+        regions = given_regions(requests, sources)
+        task = self._task(sources, clauses, options, regions, want_map, callback)
+        sampler = Sampler(
+            self.backbone, self.map_recorder(), self.routing, self.registry is not None
+        )
+        sampled = sampler.routed(task) if options.mode == "routed" else sampler.plain(task)
+        size = sources.shape[-2], sources.shape[-1]
+        edited = resize(self.backbone.decode_latents(sampled.latents), size).cpu()
+        if options.lock_background:
+            assert sampled.gates is not None
+            if regions is None:
+                regions = pixel_gates(sampled.gates.cpu(), sources, self.routing)
+            edited = composite(edited, sources, regions)
+        facts = {**dataclasses.asdict(options), "size": [*size]}
+        facts["model_size"] = [*self.backbone.fit_size(*size)]
         return [
-            EditResult(image, grid, plan.prompt.text, self._describe(plan) | shared)
-            for image, grid, plan in zip(edited, maps, plans, strict=True)
+            EditResult(
+                image,
+                sampled.shown[i].cpu() if want_map and sampled.shown is not None else None,
+                " | ".join(plan.prompt.text for plan in plans),
+                self._describe(plans, sampled, i) | facts,
+            )
+            for i, (image, plans) in enumerate(zip(edited, clauses, strict=True))
         ]
+
+    def _task(
+        self,
+        sources: Tensor,
+        clauses: list[list[EditPlan]],
+        options: EditOptions,
+        regions: Tensor | None,
+        want_map: bool,
+        callback: StepCallback | None,
+    ) -> Task:
+        size = self.backbone.fit_size(sources.shape[-2], sources.shape[-1])
+        context = self.backbone.encode_images(resize(sources, size))
+        noise = [draw_noise((1, *context.shape[1:]), plans[0].seed) for plans in clauses]
+        assert options.steps is not None
+        assert options.guidance is not None
+        task = Task(
+            clauses, context, torch.cat(noise), options.steps, options.guidance, callback,
+            options.strength, bool(options.lock_background), want_map,
+        )  # fmt: skip
+        if regions is None:
+            return task
+        return dataclasses.replace(task, regions=gates_of_regions(regions, task.grid).to(context))
+
+    def resolved(self, options: EditOptions) -> EditOptions:
+        """The options with nothing left open.
+
+        Raises:
+            UserError: a value out of range, or one that the mode has no use for.
+        """
+        mode = options.mode or ("routed" if self._routing_was_stored else "plain")
+        if mode not in MODES:
+            raise UserError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
+        if not (0 <= options.strength <= 1):
+            raise UserError(f"strength {options.strength}: must be between 0 and 1")
+        if mode == "plain" and options.strength != 1:
+            raise UserError("a strength below 1 needs mode routed")
+        steps, guidance = self._checked_settings(options.steps, options.guidance)
+        lock = options.lock_background
+        return EditOptions(
+            steps, guidance, mode, mode == "routed" if lock is None else lock, options.strength
+        )
 
     def map_recorder(self) -> AttentionRecorder:
         """A recorder of the blocks and queries that the experts were supervised on."""
@@ -173,18 +217,14 @@ class Editor:
             norm=extra.get("map_norm", "full"),
         )
 
-    def _plan(self, request: EditRequest) -> EditPlan:
+    def _clauses(self, request: EditRequest, options: EditOptions) -> list[EditPlan]:
         length = self.backbone.settings.max_text_length
-        return plan_edit(request, self.registry, self.backbone.tokenizer_2, length)
-
-    def _encode(
-        self, images: Sequence[Tensor], plans: list[EditPlan], size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Context latents [B,C,h,w], T5 states [B,T,D], pooled state [B,P], noise [B,C,h,w]."""
-        context = self.backbone.encode_images(resize(torch.stack(list(images)), size))
-        embeds, pooled = self.backbone.encode_prompts([plan.prompt.text for plan in plans])
-        noise = torch.cat([draw_noise((1, *context.shape[1:]), plan.seed) for plan in plans])
-        return context, embeds, pooled, noise
+        plans = plan_clauses(request, self.registry, self.backbone.tokenizer_2, length)
+        if options.mode == "plain" and len(plans) > 1:
+            raise UserError(
+                "mode plain edits one object at a time: use mode routed, or one edit after another"
+            )
+        return plans
 
     def _checked_settings(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
         steps = self.backbone.settings.steps if steps is None else steps
@@ -195,22 +235,27 @@ class Editor:
             raise UserError(f"guidance {guidance}: must be 0 or more")
         return steps, guidance
 
-    def _routed(self, plans: list[EditPlan]) -> AbstractContextManager[None]:
-        if not self.registry:
-            return nullcontext()
-        ids = torch.tensor([plan.expert for plan in plans], device=self.backbone.device)
-        return routed(self.backbone.transformer, RouteContext(ids))
-
-    def _describe(self, plan: EditPlan) -> dict[str, Any]:
-        return {
-            "prompt": plan.prompt.text,
-            "object": plan.object,
-            "style": plan.style,
+    def _describe(self, plans: list[EditPlan], sampled: Sampled, row: int) -> dict[str, Any]:
+        one = len(plans) == 1
+        facts: dict[str, Any] = {
+            "prompt": plans[0].prompt.text if one else [plan.prompt.text for plan in plans],
+            "object": plans[0].object if one else [plan.object for plan in plans],
+            "style": plans[0].style if one else [plan.style for plan in plans],
             "base": self.backbone.name,
             "experts": None if self.experts_dir is None else str(self.experts_dir),
-            "seed": plan.seed,
+            "seed": plans[0].seed,
             "versions": {name: version(name) for name in ("regionroute", "torch", "diffusers")},
         }
+        if sampled.level is not None:
+            level = sampled.level[row].tolist()
+            facts["attention_on_region"] = [round(value, 2) for value in level]
+            facts["warnings"] = [
+                f'"{plan.object}" was hardly found in the picture: its attention is only '
+                f"{value:.1f} times that of an even spread"
+                for plan, value in zip(plans, level, strict=True)
+                if value < self.routing.confidence
+            ]
+        return facts
 
 
 def _as_trained(
@@ -229,38 +274,13 @@ def _as_trained(
     return dataclasses.replace(settings, **changes)
 
 
-class _MapRecorder:
-    """Collects the maps of every sampling step and turns their mean into region maps."""
-
-    def __init__(
-        self, editor: Editor, plans: list[EditPlan], context: Tensor, embeds: Tensor
-    ) -> None:
-        rows, columns = context.shape[2] // 2, context.shape[3] // 2
-        longest = max(len(plan.tokens) for plan in plans)
-        index = torch.full((len(plans), 1, longest), -1, dtype=torch.long)
-        for row, plan in enumerate(plans):
-            index[row, 0, : len(plan.tokens)] = torch.tensor(plan.tokens)
-        self.plan = AttentionPlan(
-            token_index=index,
-            masks=torch.zeros(len(plans), 1, rows, columns),  # nothing is supervised here
-            valid=torch.ones(len(plans), 1, dtype=torch.bool),
-            text_len=embeds.shape[1],
-            image_len=rows * columns,
-        ).to(embeds.device)
-        self.recorder = editor.map_recorder()
-        self.transformer = editor.backbone.transformer
-        self.steps: list[Tensor] = []  # [B,1,h,w] each
-
-    @contextmanager
-    def observe(self, step: int) -> Iterator[None]:
-        """Surrounds one step's model call."""
-        with self.recorder.recording(self.transformer, self.plan):
-            yield
-        self.steps.append(mean_map(self.recorder.maps()))
-
-    def region_maps(self) -> list[Tensor]:
-        """B maps [h,w] in [0,1] on the CPU."""
-        return list(region_map(torch.stack(self.steps).mean(0))[:, 0].cpu())
+def _routing(extra: Mapping[str, Any], folder: str | PathLike[str]) -> RoutingConfig:
+    try:
+        return RoutingConfig.model_validate(extra.get("routing", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("routing", *first["loc"])))
+        raise UserError(f"{folder}/experts.json: {where}: {first['msg']}") from error
 
 
 def load_editor(
@@ -329,11 +349,3 @@ def edit(
         options: further arguments of :meth:`Editor.edit`.
     """
     return load_editor(base, experts, device=device).edit(image, object, style, **options)
-
-
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes [B,3,H,W] in [0,1] to ``size`` = (H',W'), antialiased; unchanged at equal size."""
-    if (images.shape[-2], images.shape[-1]) == tuple(size):
-        return images
-    resized = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(0, 1)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from regionroute.errors import UserError
 from regionroute.manifest import StyleSpec
 from regionroute.prompts import Prompt, Span, build_prompt, find_spans, parse_marked, token_indices
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from regionroute.adapters import ExpertRegistry
 
 NO_EXPERT = -1
+MODES = ("plain", "routed")
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,47 @@ class EditRequest:
         prompt: None for the template; else own words, with the phrases marked ("turn the [dog]
             into {pixel-art}") or standing in it once, or a prompt with its spans.
         seed: of the noise.
+        also: further (object, style) pairs of the same picture.
+        regions: where each pair acts, [H,W] in [0,1] of the picture's size, in place of the
+            model's own maps; empty: the model decides.
     """
 
     object: str
     style: str
     prompt: str | Prompt | None = None
     seed: int = 0
+    also: tuple[tuple[str, str], ...] = ()
+    regions: tuple[Tensor, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """All (object, style) pairs: as given, or as a prompt marks them when none is given."""
+        given = self.object.strip() or self.style.strip() or self.also
+        if given or not isinstance(self.prompt, str) or not _is_marked(self.prompt):
+            return [(self.object, self.style), *self.also]
+        marked = parse_marked(self.prompt)
+        spans = zip(marked.object_spans, marked.style_spans, strict=True)
+        return [(marked.text[slice(*o)], marked.text[slice(*s)]) for o, s in spans]
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """How pictures are edited; None: what was measured best for the experts.
+
+    Attributes:
+        steps: model calls.
+        guidance: strength told to guidance-distilled bases.
+        mode: "plain" tells the model the whole prompt, as the paper does; "routed" lets the map of
+            each (object, style) pair decide where its style acts, see `regionroute.routing`.
+        lock_background: outside the region the picture stays bit for bit.
+        strength: of the style inside the region, in [0,1]; below 1 only routed.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    mode: Literal["plain", "routed"] | None = None
+    lock_background: bool | None = None
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +91,35 @@ class EditPlan:
     seed: int
     expert: int
     tokens: list[int]
+
+    @property
+    def style_words(self) -> str:
+        """The style as the prompt says it."""
+        return self.prompt.text[slice(*self.prompt.style_spans[0])]
+
+
+def plan_clauses(
+    request: EditRequest,
+    registry: ExpertRegistry | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> list[EditPlan]:
+    """One plan for each (object, style) pair of a request; arguments as of `plan_edit`.
+
+    Several pairs get a prompt each, of the template: a map is read from its own clause.
+
+    Raises:
+        UserError: see `plan_edit`; or not one region for each pair.
+    """
+    pairs = request.pairs
+    if request.regions and len(request.regions) != len(pairs):
+        raise UserError(
+            f"{len(request.regions)} region maps for {len(pairs)} objects: give one for each"
+        )
+    if len(pairs) == 1:
+        return [plan_edit(request, registry, tokenizer, max_length)]
+    clauses = [EditRequest(words, style, seed=request.seed) for words, style in pairs]
+    return [plan_edit(clause, registry, tokenizer, max_length) for clause in clauses]
 
 
 def plan_edit(

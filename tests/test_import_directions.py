@@ -28,6 +28,7 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"flow"},
     {"routing", "request"},
     {"backbones"},
+    {"sampler"},
     {"pipeline"},
     {"outputs"},
     {"batch"},

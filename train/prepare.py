@@ -235,6 +235,7 @@ def _experts_writer(
         "map_layers": config.supervision.layers,
         "map_queries": config.supervision.queries,
         "map_norm": config.supervision.norm,
+        "routing": config.routing.model_dump(mode="json"),
         "manifest": manifest_file(config.data.manifest).name,
         "config": config.model_dump(mode="json"),
     }

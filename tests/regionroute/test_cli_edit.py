@@ -105,6 +105,9 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "experts": str(tiny_experts),
         "steps": 1,
         "guidance": 2.0,
+        "mode": "plain",
+        "lock_background": False,
+        "strength": 1.0,
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -396,7 +399,12 @@ MISTAKES = [
     ("{f}/photo.png --style lines --out {f}/out.png", "--object is missing or empty"),
     (GOOD + " --object ' '", "--object is missing or empty"),
     (GOOD + " --style ''", "--style is missing or empty"),
-    (GOOD + " --style linez", 'the nearest is "lines"'),
+    ("{f}/photo.png --object dog --style linez --out {f}/out.png", "the nearest is"),
+    (GOOD + " --style lines", "as many --style as --object"),
+    (GOOD + " --strength 1.5", "between 0 and 1"),
+    (GOOD + " --strength 0.5", "needs mode routed"),
+    (GOOD + " --mode routed --region-map {f}/none.png", "none.png"),
+    (GOOD + " --mode plain --object cup --style lines", "one object at a time"),
     (GOOD + " --steps 0", "--steps 0: must be at least 1"),
     (GOOD + " --steps 5000", "between 1 and 1000"),
     (GOOD + " --steps two", "invalid int value: 'two'"),
@@ -496,7 +504,7 @@ def test_examples_in_the_help_are_accepted() -> None:
     examples = [
         line.split("edit ", 1)[1] for line in text.splitlines() if "regionroute edit" in line
     ]
-    assert len(examples) == 6
+    assert len(examples) == 7
     for example in examples:
         words = re.findall(r'"[^"]*"|\S+', example)
         arguments = edit_command.parser().parse_args([word.strip('"') for word in words])

@@ -24,7 +24,7 @@ from regionroute.pipeline import (
     resize,
 )
 from regionroute.prompts import Prompt, build_prompt
-from regionroute.request import EditRequest
+from regionroute.request import EditOptions, EditRequest
 
 Write = Callable[..., Path]
 
@@ -127,6 +127,9 @@ def test_settings_are_complete_and_json(
         "experts": str(tiny_experts),
         "steps": 2,
         "guidance": 3.5,
+        "mode": "plain",
+        "lock_background": False,
+        "strength": 1.0,
         "seed": 6,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -212,7 +215,7 @@ def test_a_prompt_may_come_marked_plain_or_with_its_spans(editor: Editor) -> Non
     ]
     for request in requests:
         editor.check(request)
-        [result] = editor.edit_batch([picture()], [request], steps=1)
+        [result] = editor.edit_batch([picture()], [request], EditOptions(steps=1))
         assert (result.settings["object"].lower(), result.settings["style"]) == ("cup", "lines")
         assert not set(result.prompt) & set("[]{}")
 

@@ -1,0 +1,156 @@
+"""Region routing: the attention maps of the clauses decide where each style acts.
+
+Every (object, style) pair of a picture has a branch, which restyles the whole picture, and a gate,
+the map of its own clause. The velocities are mixed token by token (`route_velocity`)::
+
+    v = Σ_s g_s·v_s + (1 − Σ_s g_s)·v_keep,     v_keep = (x_σ − z_context) / σ
+
+`v_keep` is the exact way back to the picture, so that nothing happens where all gates are closed.
+Gates are read once, at σ = 1; no mask is given. Not in the paper: see the project's design notes.
+
+Shape legend: B batch, S (object, style) pairs of a picture, h w image tokens, H W pixels, C latent
+channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regionroute.config import RoutingConfig
+
+_SMALLEST = 1e-12
+
+
+def region_level(maps: Tensor) -> Tensor:
+    """The attention typical of each map's own region: its mean, weighted by itself.
+
+    Unlike the plain mean it does not depend on how large the region is.
+
+    Args:
+        maps: [B,S,h,w], >= 0.
+
+    Returns:
+        [B,S,1,1].
+    """
+    total = maps.sum((-2, -1), keepdim=True)
+    return maps.square().sum((-2, -1), keepdim=True) / total.clamp(min=_SMALLEST)
+
+
+def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
+    """Gates on the token grid: ``m^k / (m^k + (threshold · level)^k)``, k the sharpness.
+
+    Scale-free, as Focus and Cover are; the level is `region_level`.
+
+    Args:
+        maps: attention of each pair's clause, [B,S,h,w], >= 0.
+        config: form of the gates.
+
+    Returns:
+        [B,S,h,w] in [0,1], with a sum over the pairs of at most 1. A map of zeros gives a closed
+        gate.
+    """
+    maps = maps.float()
+    half_open = config.threshold * region_level(maps)
+    ratio = (maps + _SMALLEST).log() - (half_open + _SMALLEST).log()
+    gates = torch.sigmoid(config.sharpness * ratio) * maps.gt(0)
+    return share(gates)
+
+
+def widened(gates: Tensor) -> Tensor:
+    """Gates that are open a token further: what `pixel_gates` opens lies inside, [B,S,h,w]."""
+    return share(F.max_pool2d(gates, 3, stride=1, padding=1))
+
+
+def share(gates: Tensor) -> Tensor:
+    """Where the gates [B,S,...] of several pairs add up to more than 1 they share it."""
+    return gates / gates.sum(1, keepdim=True).clamp(min=1)
+
+
+def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tensor:
+    """Gates from the token grid to the pixels, along the edges of the picture.
+
+    A guided filter (He et al., 2013, colour guide): in every window the gate becomes the linear
+    function of the colours that fits it best, which puts its border on the object's own.
+
+    Args:
+        gates: [B,S,h,w] in [0,1].
+        pictures: [B,3,H,W] in [0,1].
+        config: radius, edge and contrast.
+
+    Returns:
+        [B,S,H,W] in [0,1], with a sum over the pairs of at most 1.
+    """
+    size = pictures.shape[-2], pictures.shape[-1]
+    gates = gates.to(pictures)
+    smooth = F.interpolate(gates, size, mode="bilinear", align_corners=False)
+    radius = round(config.radius * size[0] / gates.shape[-2])
+    if radius < 1:
+        return smooth
+    refined = [_guided_filter(pictures, gate[:, None], radius, config.edge)
+               for gate in smooth.unbind(1)]  # fmt: skip
+    steep = (torch.cat(refined, dim=1) - 0.5) * config.contrast + 0.5
+    return share(steep.clamp(0, 1))
+
+
+def _guided_filter(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> Tensor:
+    """[B,1,H,W]: `wanted` as a locally linear function of the guide [B,3,H,W]."""
+
+    def box(x: Tensor) -> Tensor:
+        padded = F.pad(x, (radius,) * 4, mode="replicate")
+        return F.avg_pool2d(padded, 2 * radius + 1, stride=1)
+
+    mean, mean_wanted = box(guide), box(wanted)
+    joint = box(guide * wanted) - mean * mean_wanted  # [B,3,H,W]
+    outer = (guide[:, :, None] * guide[:, None]).flatten(1, 2)
+    spread = box(outer).unflatten(1, (3, 3)) - mean[:, :, None] * mean[:, None]
+    spread = spread.permute(0, 3, 4, 1, 2) + edge * torch.eye(3, device=guide.device)
+    slope = torch.linalg.solve(spread, joint.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    offset = mean_wanted - (slope * mean).sum(1, keepdim=True)
+    return (box(slope) * guide).sum(1, keepdim=True) + box(offset)
+
+
+def keep_velocity(noisy: Tensor, context: Tensor, sigma: Tensor) -> Tensor:
+    """The velocity that leads back to the context exactly: ``(x_σ − z) / σ``.
+
+    Args:
+        noisy: x_σ, [B,C,h,w].
+        context: z, latents of the picture, [B,C,h,w].
+        sigma: [B], > 0.
+
+    Returns:
+        [B,C,h,w] fp32.
+    """
+    return (noisy.float() - context.float()) / sigma.float().view(-1, 1, 1, 1)
+
+
+def route_velocity(velocities: Tensor, gates: Tensor, keep: Tensor) -> Tensor:
+    """``Σ_s g_s·v_s + (1 − Σ_s g_s)·v_keep``.
+
+    Args:
+        velocities: one a branch, [B,S,C,h,w].
+        gates: [B,S,h',w'] on a grid that divides that of the latents, sum over S at most 1.
+        keep: see `keep_velocity`, [B,C,h,w].
+
+    Returns:
+        [B,C,h,w] fp32; exactly `keep` where all gates are 0.
+    """
+    grid = velocities.shape[-2], velocities.shape[-1]
+    weights = F.interpolate(gates.float(), grid, mode="nearest-exact")[:, :, None]
+    # A sum of differences: exact where the gates are 0, and again where one of them is 1.
+    return keep + (weights * (velocities.float() - keep[:, None])).sum(1)
+
+
+def composite(edited: Tensor, source: Tensor, gates: Tensor) -> Tensor:
+    """The edit inside the gates, the source outside, bit for bit where all gates are 0.
+
+    Args:
+        edited: [B,3,H,W] in [0,1].
+        source: [B,3,H,W] in [0,1].
+        gates: [B,S,H,W], see `pixel_gates`.
+
+    Returns:
+        [B,3,H,W] in [0,1].
+    """
+    inside = gates.sum(1, keepdim=True).clamp(0, 1)
+    mixed = source + inside * (edited - source)
+    return torch.where(inside > 0, mixed, source).clamp(0, 1)

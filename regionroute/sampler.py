@@ -1,0 +1,257 @@
+"""Sampling: plainly, as the paper does, or routed, where the clauses' maps decide.
+
+Shape legend: B pictures, S (object, style) clauses of each, C latent channels, H W latent rows and
+columns, h w image tokens, T text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regionroute.adapters import RouteContext, routed
+from regionroute.attention import AttentionPlan, AttentionRecorder, mean_map, region_map
+from regionroute.backbones.kontext import Backbone
+from regionroute.config import RoutingConfig
+from regionroute.errors import UserError
+from regionroute.flow import StepCallback, denoise, predict_velocity, sample
+from regionroute.prompts import restyle_prompt
+from regionroute.request import NO_EXPERT, EditPlan, EditRequest
+from regionroute.routing import (
+    keep_velocity,
+    region_level,
+    route_velocity,
+    share,
+    token_gates,
+    widened,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Pictures to edit.
+
+    Attributes:
+        clauses: S plans for each of B pictures; one each when sampled plainly.
+        context: latents of the pictures, [B,C,H,W].
+        noise: [B,C,H,W].
+        steps: model calls.
+        guidance: see `flow.predict_velocity`.
+        callback: see `flow.denoise`.
+        strength: factor on the gates, in [0,1].
+        lock: gates are wanted for a composite over the picture.
+        want_map: maps are wanted.
+        regions: gates [B,S,h,w] in place of the model's own maps, or None.
+    """
+
+    clauses: Sequence[Sequence[EditPlan]]
+    context: Tensor
+    noise: Tensor
+    steps: int
+    guidance: float
+    callback: StepCallback | None = None
+    strength: float = 1.0
+    lock: bool = False
+    want_map: bool = False
+    regions: Tensor | None = None
+
+    @property
+    def rows(self) -> list[EditPlan]:
+        """The clauses of all pictures, B·S."""
+        return [plan for plans in self.clauses for plan in plans]
+
+    @property
+    def pairs(self) -> int:
+        """S."""
+        return len(self.clauses[0])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.context.shape[2] // 2, self.context.shape[3] // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """What came out.
+
+    Attributes:
+        latents: [B,C,H,W].
+        gates: [B,S,h,w] in [0,1], if they were needed.
+        shown: the map to show, [B,h,w] in [0,1] with its boundary at .5, if there is one.
+        level: attention on each clause's region, in multiples of an even spread, [B,S]; if routed.
+    """
+
+    latents: Tensor
+    gates: Tensor | None = None
+    shown: Tensor | None = None
+    level: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A base with its experts and its way of reading maps.
+
+    Attributes:
+        backbone: the base.
+        recorder: of the blocks, heads and queries that the maps are read from.
+        routing: gates and branches.
+        has_experts: whether the transformer has experts to route to.
+    """
+
+    backbone: Backbone
+    recorder: AttentionRecorder
+    routing: RoutingConfig
+    has_experts: bool
+
+    @torch.no_grad()
+    def plain(self, task: Task) -> Sampled:
+        """The whole prompt is told to the model, which does the rest; one clause a picture.
+
+        The maps are the mean over the steps.
+        """
+        backbone, rows = self.backbone, task.rows
+        embeds, pooled = backbone.encode_prompts([plan.prompt.text for plan in rows])
+        plan = attention_plan([row.tokens for row in rows], task.grid, embeds.shape[1])
+        seen: list[Tensor] = []
+
+        @contextmanager
+        def observe(step: int) -> Iterator[None]:
+            with self.recorder.recording(backbone.transformer, plan.to(embeds.device)):
+                yield
+            seen.append(mean_map(self.recorder.maps()))
+
+        with self._routed([row.expert for row in rows]):
+            latents = sample(
+                backbone.transformer, backbone.scheduler, task.context, embeds, pooled,
+                steps=task.steps, guidance=task.guidance, noise=task.noise,
+                callback=task.callback,
+                observe=observe if task.want_map or task.lock else None,
+            )  # fmt: skip
+        if not seen:
+            return Sampled(latents)
+        maps = torch.stack(seen).mean(0)  # [B,1,h,w]
+        gates = token_gates(maps, self.routing) if task.regions is None else task.regions
+        return Sampled(latents, gates, region_map(maps)[:, 0])
+
+    @torch.no_grad()
+    def routed(self, task: Task) -> Sampled:
+        """One branch a clause, which restyles everything; the clauses' maps mix them.
+
+        Each model call is for B·S pictures.
+        """
+        gates, level = task.regions, None
+        if gates is None:
+            maps, level = self.clause_maps(task)
+            gates = token_gates(maps, self.routing)
+        # A composite takes the pixels from inside wider gates, so that none is half edited twice.
+        acting = task.strength * (widened(gates) if task.lock else gates)
+        shown = gates.sum(1).clamp(max=1)
+        return Sampled(self._branches(task, acting), gates, shown, level)
+
+    def clause_maps(self, task: Task) -> tuple[Tensor, Tensor]:
+        """Where each clause's own words look, by one model call at σ = 1.
+
+        Each clause is read from its own prompt: maps of a joint prompt run into each other.
+
+        Returns:
+            Attention [B,S,h,w], and how many times the attention of an even spread lies on each
+            map's region, [B,S].
+        """
+        rows = task.rows
+        embeds, pooled = self.backbone.encode_prompts([plan.prompt.text for plan in rows])
+        plan = attention_plan([row.tokens for row in rows], task.grid, embeds.shape[1])
+        context, noise = (x.repeat_interleave(task.pairs, 0) for x in (task.context, task.noise))
+        with (
+            self._routed([row.expert for row in rows]),
+            self.recorder.recording(self.backbone.transformer, plan.to(embeds.device)),
+        ):
+            predict_velocity(
+                self.backbone.transformer, noise.to(embeds), context, embeds, pooled,
+                torch.ones(len(rows)), task.guidance,
+            )  # fmt: skip
+        maps = mean_map(self.recorder.maps())[:, 0].unflatten(0, (-1, task.pairs))
+        tokens = plan.text_len + 2 * plan.image_len
+        return maps, region_level(maps)[..., 0, 0] * tokens
+
+    def _branches(self, task: Task, gates: Tensor) -> Tensor:
+        """Latents [B,C,H,W]; those of the context, to rounding, where all gates are 0."""
+        rows, pairs = task.rows, task.pairs
+        embeds, pooled = self.backbone.encode_prompts(
+            [restyle_prompt(plan.style_words) for plan in rows]
+        )
+        by_expert = self.routing.branch == "expert"
+        experts = [plan.expert if by_expert else NO_EXPERT for plan in rows]
+        context = task.context.repeat_interleave(pairs, 0)
+
+        def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
+            with self._routed(experts):
+                speeds = predict_velocity(
+                    self.backbone.transformer, latents.repeat_interleave(pairs, 0).to(embeds),
+                    context, embeds, pooled, sigma.repeat_interleave(pairs), task.guidance,
+                )  # fmt: skip
+            keep = keep_velocity(latents, task.context, sigma)
+            return route_velocity(speeds.unflatten(0, (-1, pairs)), gates, keep)
+
+        # In fp32: the way back to the context divides by σ.
+        start = task.noise.to(embeds.device, torch.float32)
+        return denoise(velocity, self.backbone.scheduler, start, task.steps, task.callback)
+
+    def _routed(self, experts: list[int]) -> AbstractContextManager[None]:
+        if not self.has_experts:
+            return nullcontext()
+        ids = torch.tensor(experts, device=self.backbone.device)
+        return routed(self.backbone.transformer, RouteContext(ids))
+
+
+def given_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | None:
+    """The requests' own regions [B,S,H,W], None if none has any.
+
+    Raises:
+        UserError: a region of another size than the pictures.
+        ValueError: some requests have regions, others not.
+    """
+    if not any(request.regions for request in requests):
+        return None
+    size = tuple(sources.shape[-2:])
+    for region in (region for request in requests for region in request.regions):
+        if tuple(region.shape) != size:
+            raise UserError(
+                f"a region map is {region.shape[-1]}x{region.shape[-2]}, the picture "
+                f"{size[1]}x{size[0]}: give one of the picture's size"
+            )
+    if len({len(request.regions) for request in requests}) != 1:
+        raise ValueError("all pictures of a batch need regions, or none")
+    return share(torch.stack([torch.stack(request.regions) for request in requests]))
+
+
+def gates_of_regions(regions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Given regions [B,S,H,W] in [0,1] as gates on the token grid, [B,S,h,w]."""
+    return share(F.interpolate(regions, grid, mode="area"))
+
+
+def attention_plan(
+    tokens: Sequence[Sequence[int]], grid: tuple[int, int], text_len: int
+) -> AttentionPlan:
+    """A plan that records one phrase a row and supervises nothing.
+
+    Args:
+        tokens: positions of the phrase among the text tokens, for each row.
+        grid: rows and columns of image tokens.
+        text_len: text tokens.
+    """
+    index = torch.full((len(tokens), 1, max(map(len, tokens))), -1, dtype=torch.long)
+    for row, positions in enumerate(tokens):
+        index[row, 0, : len(positions)] = torch.tensor(positions)
+    return AttentionPlan(
+        token_index=index,
+        masks=torch.zeros(len(tokens), 1, *grid),
+        valid=torch.ones(len(tokens), 1, dtype=torch.bool),
+        text_len=text_len,
+        image_len=grid[0] * grid[1],
+    )

@@ -1,0 +1,124 @@
+"""Gates, their refinement, and the mixing of velocities."""
+
+import pytest
+import torch
+
+from regionroute.config import RoutingConfig
+from regionroute.routing import (
+    composite,
+    keep_velocity,
+    pixel_gates,
+    region_level,
+    route_velocity,
+    token_gates,
+    widened,
+)
+
+CONFIG = RoutingConfig()
+
+
+def disc(size=8, radius=2.5, centre=(4.0, 4.0)):
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    distance = ((rows + 0.5 - centre[0]) ** 2 + (columns + 0.5 - centre[1]) ** 2).sqrt()
+    return (distance < radius).float()
+
+
+def test_the_level_is_that_of_the_region_whatever_its_size():
+    for radius in (1.5, 3.0):
+        maps = (0.02 * disc(radius=radius))[None, None]
+        assert region_level(maps).item() == pytest.approx(0.02)
+
+
+def test_gates_open_on_the_object_and_ignore_the_scale_of_attention():
+    maps = (0.001 + 0.05 * disc())[None, None]
+    gates = token_gates(maps, CONFIG)
+    assert gates[0, 0][disc() > 0].min() > 0.9
+    assert gates[0, 0][disc() == 0].max() < 0.1
+    torch.testing.assert_close(token_gates(100 * maps, CONFIG), gates)
+
+
+def test_a_gate_is_half_open_at_the_threshold():
+    maps = torch.full((1, 1, 4, 4), 1.0)
+    maps[..., 0, 0] = CONFIG.threshold
+    level = region_level(maps).item()
+    maps[..., 0, 0] = CONFIG.threshold * level
+    half = token_gates(maps, CONFIG)[0, 0, 0, 0].item()
+    assert half == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_map_of_zeros_gives_a_closed_gate():
+    assert token_gates(torch.zeros(1, 2, 4, 4), CONFIG).eq(0).all()
+
+
+def test_gates_of_several_pairs_never_add_up_to_more_than_one():
+    maps = torch.stack([disc(), disc(centre=(4.0, 5.0)), disc()])[None] * 0.1 + 1e-4
+    gates = token_gates(maps, CONFIG)
+    assert gates.sum(1).max() <= 1 + 1e-6
+    assert widened(gates).sum(1).max() <= 1 + 1e-6
+    assert pixel_gates(gates, torch.rand(1, 3, 32, 32), CONFIG).sum(1).max() <= 1 + 1e-6
+
+
+def test_pixel_gates_find_the_edge_inside_a_token():
+    """A red object whose border lies within tokens of 8 pixels."""
+    mask = disc(64, radius=20.0, centre=(30.0, 35.0))
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.stack([mask, 0.3 + 0 * mask, 1 - mask])[None]
+    picture = (picture + 0.02 * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
+    coarse = torch.nn.functional.avg_pool2d(mask[None, None], 8)
+    wrong = {
+        "refined": pixel_gates(coarse, picture, CONFIG),
+        "smooth": pixel_gates(coarse, picture, CONFIG.model_copy(update={"radius": 0.0})),
+    }
+    errors = {name: (gates[0, 0] - mask).abs().mean().item() for name, gates in wrong.items()}
+    assert errors["refined"] < 0.4 * errors["smooth"]
+
+
+def test_open_and_closed_gates_stay_so_on_any_picture():
+    picture = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    for value in (0.0, 1.0):
+        gates = pixel_gates(torch.full((2, 1, 6, 10), value), picture, CONFIG)
+        torch.testing.assert_close(gates, torch.full((2, 1, 24, 40), value))
+
+
+def velocities(pairs=2):
+    generator = torch.Generator().manual_seed(2)
+    speeds = torch.randn(1, pairs, 3, 8, 8, generator=generator)
+    noisy, context = torch.randn(2, 1, 3, 8, 8, generator=generator).unbind()
+    return speeds, keep_velocity(noisy, context, torch.tensor([0.4])), noisy, context
+
+
+def test_the_way_back_ends_at_the_context():
+    _, keep, noisy, context = velocities()
+    torch.testing.assert_close(noisy - 0.4 * keep, context)
+
+
+def test_closed_gates_keep_and_an_open_one_gives_its_branch():
+    speeds, keep, _, _ = velocities()
+    gates = torch.zeros(1, 2, 4, 4)
+    assert torch.equal(route_velocity(speeds, gates, keep), keep)
+    gates[:, 1] = 1
+    torch.testing.assert_close(route_velocity(speeds, gates, keep), speeds[:, 1])
+
+
+def test_each_token_follows_its_own_gate():
+    speeds, keep, _, _ = velocities()
+    gates = torch.zeros(1, 2, 4, 4)
+    gates[0, 0, 0, 0], gates[0, 1, 3, 3], gates[0, 0, 1, 1] = 1.0, 1.0, 0.25
+    mixed = route_velocity(speeds, gates, keep)
+    torch.testing.assert_close(mixed[..., :2, :2], speeds[:, 0, :, :2, :2])
+    torch.testing.assert_close(mixed[..., 6:, 6:], speeds[:, 1, :, 6:, 6:])
+    torch.testing.assert_close(
+        mixed[..., 2:4, 2:4],
+        0.25 * speeds[:, 0, :, 2:4, 2:4] + 0.75 * keep[..., 2:4, 2:4],
+    )
+    assert torch.equal(mixed[..., :2, 2:4], keep[..., :2, 2:4])
+
+
+def test_a_composite_leaves_the_rest_bit_for_bit():
+    edited, source = torch.rand(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(3)).unbind()
+    gates = torch.zeros(1, 2, 8, 8)
+    gates[0, 0, :2], gates[0, 1, 2] = 1.0, 0.5
+    out = composite(edited, source, gates)
+    assert torch.equal(out[..., 3:, :], source[..., 3:, :])
+    torch.testing.assert_close(out[..., :2, :], edited[..., :2, :])
+    torch.testing.assert_close(out[..., 2, :], 0.5 * (edited + source)[..., 2, :])
