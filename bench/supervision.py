@@ -6,7 +6,8 @@
 Each seed draws its own training scenes, experts and noise; the held-out scenes are always the same.
 Rivals: the same training without Focus and Cover, and the same experts edited plainly. Differences
 are taken sample by sample, averaged over the seeds, and their 95 % interval is bootstrapped over
-the samples; the mean of each seed stands beside it. The result goes to bench/results/supervision.json.
+the samples; the mean of each seed stands beside it. The result goes to
+bench/results/supervision.json.
 """
 
 import argparse

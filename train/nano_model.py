@@ -105,6 +105,10 @@ def save_base(
         transformer=model.transformer,
     )
     # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
+    for tokenizer in (model.tokenizer, model.tokenizer_2):
+        # What the last call asked for is no property of the tokenizer.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     pipeline.to(torch.float32)
     settings = {
