@@ -150,7 +150,7 @@ class RoutingConfig(Section):
         "expert, or the base alone where it knows the style better",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.3, description="attention at which a gate is half open, relative to that on the object"
+        0.4, description="attention at which a gate is half open, relative to that on the object"
     )
     sharpness: Positive = Field(
         2.0, description="of the way from closed to open, as a power of the attention"
@@ -160,7 +160,7 @@ class RoutingConfig(Section):
         description="window in which gates are fitted to the picture's edges, in tokens; 0: off",
     )
     edge: Positive = Field(
-        1e-4, description="variance of the colours, in [0,1], below which there is no edge to fit"
+        1e-3, description="variance of the colours, in [0,1], below which there is no edge to fit"
     )
     contrast: Annotated[float, Field(ge=1)] = Field(
         4.0, description="steepness of the fitted gates at an edge"

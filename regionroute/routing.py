@@ -12,6 +12,8 @@ Shape legend: B batch, S (object, style) pairs of a picture, h w image tokens, H
 channels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,10 @@ from torch import Tensor
 from regionroute.config import RoutingConfig
 
 _SMALLEST = 1e-12
+# Where several objects want a token it goes to the one whose attention is higher, by this power of
+# their ratio: mixed styles are no style.
+_RIVALRY = 4.0
+_MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its former height
 
 
 def region_level(maps: Tensor) -> Tensor:
@@ -46,19 +52,19 @@ def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
         config: form of the gates.
 
     Returns:
-        [B,S,h,w] in [0,1], with a sum over the pairs of at most 1. A map of zeros gives a closed
-        gate.
+        [B,S,h,w] in [0,1], with a sum over the pairs of at most 1: what several want goes to the
+        one that wants it most. A map of zeros gives a closed gate.
     """
     maps = maps.float()
-    half_open = config.threshold * region_level(maps)
-    ratio = (maps + _SMALLEST).log() - (half_open + _SMALLEST).log()
-    gates = torch.sigmoid(config.sharpness * ratio) * maps.gt(0)
-    return share(gates)
+    ratio = (maps + _SMALLEST).log() - (region_level(maps) + _SMALLEST).log()
+    gates = torch.sigmoid(config.sharpness * (ratio - math.log(config.threshold))) * maps.gt(0)
+    return gates * (_RIVALRY * ratio).softmax(1)
 
 
 def widened(gates: Tensor) -> Tensor:
-    """Gates that are open a token further: what `pixel_gates` opens lies inside, [B,S,h,w]."""
-    return share(F.max_pool2d(gates, 3, stride=1, padding=1))
+    """Gates [B,S,h,w] open a token further where no other is; `pixel_gates` opens nothing beyond."""
+    more = (F.max_pool2d(gates, 3, stride=1, padding=1) - gates).clamp(min=0)
+    return gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * share(more)
 
 
 def share(gates: Tensor) -> Tensor:
@@ -86,10 +92,14 @@ def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tenso
     radius = round(config.radius * size[0] / gates.shape[-2])
     if radius < 1:
         return smooth
-    refined = [_guided_filter(pictures, gate[:, None], radius, config.edge)
-               for gate in smooth.unbind(1)]  # fmt: skip
-    steep = (torch.cat(refined, dim=1) - 0.5) * config.contrast + 0.5
-    return share(steep.clamp(0, 1))
+    refined = torch.cat(
+        [_guided_filter(pictures, gate[:, None], radius, config.edge) for gate in smooth.unbind(1)],
+        dim=1,
+    )
+    # The windows level out what is smaller than they are.
+    height, before = (x.amax((-2, -1), keepdim=True) for x in (refined, gates))
+    refined = refined * (before / height.clamp(min=_SMALLEST)).clamp(max=_MOST_RAISED)
+    return share(((refined - 0.5) * config.contrast + 0.5).clamp(0, 1))
 
 
 def _guided_filter(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> Tensor:

@@ -32,7 +32,7 @@ def test_the_level_is_that_of_the_region_whatever_its_size():
 def test_gates_open_on_the_object_and_ignore_the_scale_of_attention():
     maps = (0.001 + 0.05 * disc())[None, None]
     gates = token_gates(maps, CONFIG)
-    assert gates[0, 0][disc() > 0].min() > 0.9
+    assert gates[0, 0][disc() > 0].min() > 0.8
     assert gates[0, 0][disc() == 0].max() < 0.1
     torch.testing.assert_close(token_gates(100 * maps, CONFIG), gates)
 
