@@ -62,7 +62,7 @@ def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
 
 
 def widened(gates: Tensor) -> Tensor:
-    """Gates [B,S,h,w] open a token further where no other is; `pixel_gates` opens nothing beyond."""
+    """Gates [B,S,h,w] open a token further where no other is, as far as `pixel_gates` may reach."""
     more = (F.max_pool2d(gates, 3, stride=1, padding=1) - gates).clamp(min=0)
     return gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * share(more)
 
