@@ -8,9 +8,9 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
 
 if TYPE_CHECKING:
     import torch
@@ -43,14 +43,6 @@ Beside out.png goes out.json with every setting; the PNG carries the same text."
 ONE = ("object", "style", "prompt", "out", "map", "side_by_side")  # options of a single picture
 SEVERAL = ("batch_size", "skip_existing")
 OF_MANIFEST = ("split", "out_dir")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises the message as a `UserError`, for one form of all mistakes."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def parser() -> Parser:
