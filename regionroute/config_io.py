@@ -22,6 +22,7 @@ from regionroute.io import AnyPath, atomic_write
 
 Model = TypeVar("Model", bound=BaseModel)
 FILE_NAME = "config.yaml"
+LONGEST_SHOWN = 120  # characters of an override in an error's sentence
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,7 +63,8 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
     if path is not None:
         settings = _checked(_read_yaml(path), model, str(path))
     for override in overrides:
-        source = f"override {override!r}"
+        shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
+        source = f"override {shown!r}"
         key, extra = _parse_override(override, source)
         _merge(settings, _checked(extra, model, source), model)
         sources[key] = source
