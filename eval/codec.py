@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from eval.features import usable_device
 from eval.metrics.region import in_mask_error, in_mask_ratio, leak, mse_bg
+from eval.page import check_option
 from eval.scoring import Source, load_source, select_split
 from eval.stats import describe, ratio_of_means
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
 from regionroute.backbones.kontext import load_backbone
-from regionroute.errors import UserError, command
-from regionroute.io import write_json
+from regionroute.errors import Parser, UserError, command
+from regionroute.io import check_output_file, write_json
 from regionroute.manifest import Manifest, read_manifest
 from regionroute.pipeline import resize
 
@@ -146,7 +147,7 @@ def readable(manifest: Manifest, split: str) -> Iterable[Source]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python eval/codec.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -160,6 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+    check_option("--out", args.out, check_output_file)
+    if Path(args.out).suffix.lower() != ".json":  # in the place of other data it would destroy it
+        raise UserError(f"--out {args.out}: give a name that ends in .json")
     manifest = read_manifest(args.manifest)
     select_split(manifest, args.split)
     backbone = load_backbone(args.base, device=usable_device(args.device))

@@ -44,7 +44,7 @@ def parse_edits(items: list[str]) -> dict[str, Path]:
         name, _, folder = item.rpartition("=")
         path = Path(folder).expanduser()
         name = name or path.resolve().name
-        if not path.is_dir():
+        if not folder or not path.is_dir():
             raise UserError(f"--edits {item}: no folder {folder}, make the edits first")
         if name in (FLOOR, CEILING):
             raise UserError(f"--edits {item}: the name {name!r} is reserved, choose another")

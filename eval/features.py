@@ -63,7 +63,9 @@ def usable_device(name: str) -> torch.device:
         UserError: there is no such device.
     """
     try:
-        return torch.zeros(1, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.item()  # "meta" holds no numbers
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not usable here, try --device cpu") from error
 
@@ -165,7 +167,9 @@ def load_lpips(path: Path, device: str | torch.device = "cpu") -> PerceptualDist
         if path.suffix == ".safetensors":
             features = load_file(path)
         else:
-            features = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # guesses about foreign files; ours says it better
+                features = torch.load(path, map_location="cpu", weights_only=True)
         return PerceptualDistance(features, path.name).to(device)
     except OSError:
         raise

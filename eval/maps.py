@@ -23,15 +23,15 @@ from eval.metrics import MAP_METRICS, build_metrics
 from eval.page import check_page, write_page
 from eval.scoring import Row, Scorer, select_split
 from eval.summary import edit_methods, summarise
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
 from regionroute.manifest import EditSample, read_manifest
 
 TITLE = "Where the style word looks"
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python eval/maps.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

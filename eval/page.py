@@ -17,19 +17,33 @@ View = dict[str, Any]
 
 
 def check_page(option: str, path: str) -> None:
-    """Refuses, before the work, a page that could not be written.
+    """Refuses, before the work, a page that could not be written or is none by its name.
+
+    The ending is asked for because a page in the place of another file would destroy it.
 
     Args:
         option: the option's name, for the sentence.
         path: what was given.
 
     Raises:
-        UserError: a folder, a place inside a file, or one without permission.
+        UserError: another ending, a folder, a place inside a file, or one without permission.
+    """
+    check_option(option, path, check_output_file)
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{option} {path}: this is a web page, give a name that ends in .html")
+
+
+def check_option(option: str, value: str, check: Callable[[str], None]) -> None:
+    """Runs a check of a path and names the option in its sentence.
+
+    Raises:
+        UserError: the check's.
     """
     try:
-        check_output_file(path)
+        check(value)
     except UserError as error:
-        raise UserError(f"{option} {error}") from error
+        separator = " " if value else ": "
+        raise UserError(f"{option}{separator}{error}") from error
 
 
 def write_page(template: str, out: Path, **values: Any) -> None:

@@ -19,7 +19,7 @@ from eval.pictures import spotlight
 from eval.report_view import COLOURS, View, numbers_view
 from eval.summary import SCHEMA_VERSION, edit_methods
 from eval.tables import format_value
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
 from regionroute.io import read_image, read_json, read_jsonl
 
 TITLE = "Regional style editing"
@@ -188,7 +188,7 @@ def _edit_column(scores: Path, row: View, colour: int) -> list[View]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python eval/report.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

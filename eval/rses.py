@@ -29,21 +29,21 @@ from eval.features import (
     usable_device,
 )
 from eval.metrics import CATALOGUE, SampleMetric, build_metrics
-from eval.page import check_page
+from eval.page import check_option, check_page
 from eval.report import write_report
 from eval.scoring import Row, Scorer, select_split
 from eval.summary import RELATIVE_DEFINITION, bootstrap_settings, edit_methods, summarise
 from eval.tables import main_table, markdown
-from regionroute.errors import UserError, command
-from regionroute.io import atomic_write, file_hash, write_json, write_jsonl
+from regionroute.errors import Parser, UserError, command
+from regionroute.io import atomic_write, check_output_folder, file_hash, write_json, write_jsonl
 from regionroute.manifest import manifest_file, read_manifest
 
 PACKAGES = ("regionroute", "torch", "torchvision", "transformers", "lpips", "numpy")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python eval/rses.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,8 +104,9 @@ def _check(args: argparse.Namespace) -> None:
     """Finds what would fail only after all the work."""
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise UserError(f"--out {args.out}: this is a file, give a folder")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must not be negative")
+    check_option("--out", args.out, check_output_folder)
     if args.report:
         check_page("--report", args.report)
 

@@ -199,8 +199,9 @@ class Scorer:
         return files
 
     def _relative(self, path: Path) -> str:
-        # Resolved, because ".." after a link leads elsewhere than the text of the path says.
-        return Path(os.path.relpath(path.resolve(), self.out.resolve())).as_posix()
+        # Without links, because ".." after a link leads elsewhere than the text of the path says.
+        real, start = os.path.realpath(path), os.path.realpath(self.out)
+        return Path(os.path.relpath(real, start)).as_posix()
 
 
 def make_batch(

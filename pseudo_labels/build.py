@@ -141,8 +141,9 @@ def _jobs(photos: Sequence[LabelledPhoto]) -> tuple[list[PhotoJob], list[Rejecti
 
 def _prepare(out: Path) -> None:
     """Make the folder and remove temporary files that a killed run has left there."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: this is a file, give a folder for the data set")
+    records = [path.name for path in (out / ".cache").glob("*.json")]
+    if (out / "manifest.jsonl").exists() and (not records or "scenes.json" in records):
+        raise UserError(f"{out}: another data set lies here, give a new folder")
     out.mkdir(parents=True, exist_ok=True)
     for folder in (out, *(out / name for name in ("images", "masks", "targets", ".cache"))):
         for path in folder.glob(".*") if folder.is_dir() else ():
@@ -205,7 +206,7 @@ def _record_key(job: PhotoJob, styles: Sequence[Look], settings: BuildSettings) 
 def _hash_or_none(path: Path) -> str | None:
     try:
         return file_hash(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name no file can have
         return None
 
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from pseudo_labels.scenes import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.tasks import pretraining_tasks
 from regionroute.errors import UserError
-from regionroute.io import write_image
-from regionroute.manifest import EditSample, write_manifest
+from regionroute.io import read_jsonl, write_image
+from regionroute.manifest import FILE_NAME, EditSample, write_manifest
 
 SCENES_PER_FOLDER = 500
 
@@ -38,13 +38,14 @@ def build_corpus(out: Path, scenes: int, size: int, first_seed: int = 0, workers
         Path of `manifest.jsonl`.
 
     Raises:
-        UserError: the seeds would reach into the held-out range.
+        UserError: the seeds would reach into the held-out range, or another data set lies there.
     """
     if first_seed + scenes > HELD_OUT_SEEDS.start:
         raise UserError(
             f"--seed {first_seed} with {scenes} scenes reaches the held-out seeds "
             f"({HELD_OUT_SEEDS.start} and above): use a smaller seed"
         )
+    _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     seeds = range(first_seed, first_seed + scenes)
     render = functools.partial(_render_rows, out=out, size=size)
@@ -53,9 +54,20 @@ def build_corpus(out: Path, scenes: int, size: int, first_seed: int = 0, workers
             pool.map(render, seeds, chunksize=16), total=scenes, desc="corpus", unit="scene"
         )
         samples = [sample for rows in chunks for sample in rows]
-    manifest = out / "manifest.jsonl"
+    manifest = out / FILE_NAME
     write_manifest(manifest, samples)
     return manifest
+
+
+def _check_folder(out: Path) -> None:
+    manifest = out / FILE_NAME
+    if not manifest.exists():
+        return
+    rows = read_jsonl(manifest)
+    if not all(
+        isinstance(row.get("provenance"), dict) and "task" in row["provenance"] for row in rows
+    ):
+        raise UserError(f"{out}: another data set lies here, give a new folder for the corpus")
 
 
 def _render_rows(seed: int, out: Path, size: int) -> list[EditSample]:

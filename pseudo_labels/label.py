@@ -6,9 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 from pseudo_labels.build import BuildReport, build
+from pseudo_labels.parallel import MOST_WORKERS
 from pseudo_labels.photo import BuildSettings
 from pseudo_labels.stylize.registry import load_styles, packaged_styles
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
+from regionroute.io import check_output_folder
 
 _EXAMPLE = """example:
   regionroute label --labels photos/labels.jsonl --styles painting --out data/photos
@@ -40,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}: give 1 or more")
+    if args.workers is not None and args.workers > MOST_WORKERS:
+        raise UserError(f"--workers is {args.workers}: the most are {MOST_WORKERS}")
+    check_output_folder(args.out)
     report = build(
         Path(args.labels),
         load_styles(args.styles, args.only.split(",") if args.only else None),
@@ -53,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="regionroute label",
         description="Turn photos with object words and masks into training pairs: each object in "
         "each style, everything else untouched.",

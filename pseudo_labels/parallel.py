@@ -13,6 +13,8 @@ import torch
 
 from regionroute.errors import UserError
 
+MOST_WORKERS = 256  # all are started at once; more than this is a slip of the finger
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

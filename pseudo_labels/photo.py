@@ -45,8 +45,8 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if self.size < SMALLEST_SIDE:
             raise UserError(f"size is {self.size}: use {SMALLEST_SIDE} pixels or more")
-        if self.feather < 0:
-            raise UserError(f"feather is {self.feather}: use 0 or more pixels")
+        if not 0 <= self.feather <= self.size:
+            raise UserError(f"feather is {self.feather}: use 0 to {self.size} pixels, the size")
 
 
 @dataclass(frozen=True)

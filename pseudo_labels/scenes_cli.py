@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,18 +22,27 @@ from tqdm import tqdm
 from pseudo_labels import scenes, sprites
 from pseudo_labels.compose import composite
 from pseudo_labels.corpus import build_corpus
-from pseudo_labels.parallel import default_workers, map_in_order, one_thread
+from pseudo_labels.parallel import MOST_WORKERS, default_workers, map_in_order, one_thread
 from pseudo_labels.photo import SMALLEST_SIDE, Look
 from pseudo_labels.scenes import HELD_OUT_SEEDS, Scene, render_scene
 from pseudo_labels.stylize.registry import load_styles, packaged_styles
-from regionroute.errors import UserError, command
-from regionroute.io import file_hash, read_json, settings_hash, write_image, write_json
+from regionroute.errors import Parser, UserError, command
+from regionroute.io import (
+    check_output_folder,
+    file_hash,
+    read_json,
+    settings_hash,
+    write_image,
+    write_json,
+)
 from regionroute.manifest import EditSample, Region, mask_box, write_manifest
 from regionroute.prompts import build_prompt
 
 PRETRAIN_SEEDS = range(0, HELD_OUT_SEEDS.start // 2)
 TRAIN_SEEDS = range(HELD_OUT_SEEDS.start // 2, HELD_OUT_SEEDS.start)
 BLOCK = 1_000_000  # seeds apart that two values of --seed are, and the most scenes of one run
+
+LARGEST_SIDE = 1024  # pixels; drawing a scene of this size takes 1.7 GB
 
 _REVISION = 2  # raise when this module would choose other words or make other targets
 _PRODUCT = re.compile(r"\d+(-.+)?\.png")
@@ -192,11 +202,9 @@ def _sample(
 def _prepare(out: Path, key: str) -> None:
     """An `out` in which every picture that is there belongs to these settings."""
     record, manifest = out / ".cache" / "scenes.json", out / "manifest.jsonl"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: this is a file, give a folder for the scenes")
     if manifest.exists() and not record.exists():
         raise UserError(f"{out}: another data set lies here, give a new folder for the scenes")
-    if record.exists() and read_json(record).get("key") == key:
+    if record.exists() and _key(record) == key:
         return
     # Removed before the new key is written: a run killed in between starts over, none mixes both.
     manifest.unlink(missing_ok=True)
@@ -205,6 +213,11 @@ def _prepare(out: Path, key: str) -> None:
             if _PRODUCT.fullmatch(path.name):
                 path.unlink()
     write_json(record, {"key": key})
+
+
+def _key(record: Path) -> Any:
+    content = read_json(record)
+    return content.get("key") if isinstance(content, dict) else None
 
 
 def _write_once(path: Path, image: Tensor) -> None:
@@ -238,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     _check_numbers(args)
+    check_output_folder(args.out)
     out = Path(args.out)
     if args.pretrain is not None:
         _check_block(args.seed, args.pretrain)
@@ -255,18 +269,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    if args.size < SMALLEST_SIDE:
-        raise UserError(f"--size is {args.size}: scenes need {SMALLEST_SIDE} pixels a side")
+    if not SMALLEST_SIDE <= args.size <= LARGEST_SIDE:
+        raise UserError(
+            f"--size is {args.size}: scenes need {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side"
+        )
     for name, least in (("train", 0), ("test", 0), ("pretrain", 1), ("workers", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}: give {least} or more")
+    if args.workers is not None and args.workers > MOST_WORKERS:
+        raise UserError(f"--workers is {args.workers}: the most are {MOST_WORKERS}")
     if args.pretrain is None and args.train + args.test == 0:
         raise UserError("--train and --test are both 0: give at least one scene")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="regionroute scenes",
         description="Render synthetic scenes with exact masks and exactly styled targets.",
         epilog=_EXAMPLE,

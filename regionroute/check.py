@@ -1,6 +1,6 @@
 """`regionroute check`: opens everything a manifest names and tells what is wrong with it."""
 
-import argparse
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from regionroute.errors import UserError, command
-from regionroute.io import AnyPath, from_pil, read_image, read_mask, to_pil, write_image
+from regionroute.errors import Parser, UserError, command
+from regionroute.io import (
+    AnyPath,
+    check_output_file,
+    from_pil,
+    read_image,
+    read_mask,
+    to_pil,
+    write_image,
+)
 from regionroute.manifest import (
     EditSample,
     Manifest,
@@ -243,10 +251,27 @@ def _print_report(report: CheckReport, everything: bool) -> None:
         print(f"  ... and {len(report.problems) - len(shown)} more, --all prints every one")
 
 
+def _check_sheet(sheet: str, manifest: Manifest) -> None:
+    """Refuses, before the work, a sheet that could not be written or would destroy a picture."""
+    try:
+        check_output_file(sheet)
+    except UserError as error:
+        raise UserError(f"--sheet: {error}") from error
+    if Path(sheet).suffix.lower() != ".png":
+        raise UserError(f"--sheet {sheet}: the sheet is a PNG, give a name that ends in .png")
+    for sample in manifest.samples:
+        masks = [region.mask for region in sample.regions]
+        for name in (sample.context, sample.target, *masks):
+            if os.path.realpath(sheet) == os.path.realpath(manifest.root / name):
+                raise UserError(
+                    f"--sheet {sheet}: this is a picture of sample {sample.id}, choose another name"
+                )
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
     """``regionroute check PATH [--sheet out.png]``: 0 all right, 1 problems, 2 cannot start."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="regionroute check",
         description="Open every picture a manifest names, count what it holds, list what is wrong.",
         epilog="example: regionroute check data/scenes --sheet sheet.png",
@@ -260,9 +285,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: give a number of samples, at least 1")
+    if arguments.sheet is not None:
+        _check_sheet(arguments.sheet, _read_leniently(arguments.path)[0])
     report = check_manifest(arguments.path)
     _print_report(report, arguments.all)
-    if arguments.sheet:
+    if arguments.sheet is not None:
         contact_sheet(_read_leniently(arguments.path)[0], arguments.sheet, arguments.limit)
         print(f"{'sheet:':10} {arguments.sheet}")
     return 1 if report.problems else 0

@@ -22,6 +22,7 @@ from regionroute.io import AnyPath, atomic_write
 
 Model = TypeVar("Model", bound=BaseModel)
 FILE_NAME = "config.yaml"
+LONGEST_SHOWN = 120  # characters of an override in an error's sentence
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,7 +31,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key {key_node.value!r} stands twice", problem_mark=key_node.start_mark
                 )
@@ -62,13 +63,14 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
     if path is not None:
         settings = _checked(_read_yaml(path), model, str(path))
     for override in overrides:
-        source = f"override {override!r}"
+        shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
+        source = f"override {shown!r}"
         key, extra = _parse_override(override, source)
         _merge(settings, _checked(extra, model, source), model)
         sources[key] = source
     try:
         # Strict JSON mode: lists stand for tuples, but 1 is no bool and "4" no number.
-        return model.model_validate_json(json.dumps(settings, default=str), strict=True)
+        return model.model_validate_json(_as_json(settings, str(path or "overrides")), strict=True)
     except ValidationError as error:
         raise UserError(
             _value_problem(error, model, settings, str(path or "defaults"), sources)
@@ -124,6 +126,14 @@ def _group(info: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
+def _as_json(settings: dict[str, Any], where: str) -> str:
+    try:
+        return json.dumps(settings, default=str)
+    # A list that holds itself, or keys that are dates: right YAML, but no settings.
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: these settings cannot be used ({error})") from error
+
+
 def _read_yaml(path: AnyPath) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -133,7 +143,7 @@ def _read_yaml(path: AnyPath) -> dict[str, Any]:
         raise UserError(f"{path}: this is a folder, give a YAML file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: this is not UTF-8 text, save it as UTF-8") from error
-    settings = _parse_yaml(text, str(path))
+    settings = parse_yaml(text, str(path))
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -141,7 +151,16 @@ def _read_yaml(path: AnyPath) -> dict[str, Any]:
     return settings
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Reads YAML in which 1e-4 is a number and a key may stand only once.
+
+    Args:
+        text: the YAML.
+        where: what holds it, for the error's sentence.
+
+    Raises:
+        UserError: it is not YAML.
+    """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
@@ -149,6 +168,9 @@ def _parse_yaml(text: str, where: str) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "unreadable"
         raise UserError(f"{where}{line}: this is not right YAML ({problem})") from error
+    # Dates that do not exist, numbers too long, brackets too deep.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: this is not right YAML ({error})") from error
 
 
 def _parse_override(override: str, source: str) -> tuple[str, dict[str, Any]]:
@@ -156,7 +178,7 @@ def _parse_override(override: str, source: str) -> tuple[str, dict[str, Any]]:
     key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key:
         raise UserError(f"{source}: write it as key=value, for example train.steps=400")
-    value = _parse_yaml(text, source)
+    value = parse_yaml(text, source)
     for part in reversed(key.split(".")):
         value = {part: value}
     return key, value

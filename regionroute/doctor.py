@@ -1,6 +1,5 @@
 """`regionroute doctor`: is this machine able to edit, train and score, and if not, why."""
 
-import argparse
 import importlib
 import os
 import platform
@@ -12,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
 
 PACKAGE = "regionroute"
 IMPORTED = ("torch", "torchvision", "diffusers", "transformers", "peft", "deepspeed", "lpips")
@@ -161,7 +160,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 @command
 def main(argv: list[str] | None = None) -> int:
     """``regionroute doctor``: prints one line a finding; 1 if something necessary is broken."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="regionroute doctor",
         description="Tell whether this machine can edit, train and score, and what is missing.",
         epilog="example: regionroute doctor",

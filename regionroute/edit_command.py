@@ -8,9 +8,9 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
 
 if TYPE_CHECKING:
     import torch
@@ -57,14 +57,6 @@ ONE = (
 )  # options of a single picture
 SEVERAL = ("batch_size", "skip_existing")
 OF_MANIFEST = ("split", "out_dir")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises the message as a `UserError`, for one form of all mistakes."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def parser() -> Parser:

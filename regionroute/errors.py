@@ -1,15 +1,20 @@
 """Errors a user can mend, and the wrapper that turns them into one sentence and an exit code."""
 
+import argparse
 import difflib
 import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
+    errno.EFBIG: "the file would be larger than this system allows: choose another place",
+    errno.ENOENT: "no such file or folder: check the path",
+    errno.ELOOP: "links lead in a circle: check the path",
     errno.EACCES: "no permission: change the file's rights or choose another place",
     errno.EPERM: "no permission: change the file's rights or choose another place",
     errno.EROFS: "the file system is read-only: choose another place",
@@ -22,6 +27,14 @@ _REMEDIES = {
 
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence that names the file or key and the remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the message as a `UserError`, for one form of all mistakes."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -52,9 +65,9 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
 
     Returns:
         A function of the same form. It prints ``error: <sentence>`` on stderr and returns 2 for
-        `UserError` and for system errors a user can mend (disk full, no permission, ...), returns
-        130 after Ctrl-C and 141 when the reader of our output has gone. Anything else is a bug of
-        ours and keeps its traceback.
+        `UserError` and for system errors a user can mend (disk full, no permission, not enough
+        memory, ...), returns 130 after Ctrl-C and 141 when the reader of our output has gone.
+        Anything else is a bug of ours and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -75,7 +88,17 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             sentence = where + _REMEDIES[error.errno]
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            sentence = "not enough memory: use smaller pictures or a smaller batch"
         print(f"error: {sentence}", file=sys.stderr)
         return 2
 
     return run
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Python and numpy have a class for it, torch one for GPUs and on the processor only words."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)

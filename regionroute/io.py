@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -26,15 +26,15 @@ AnyPath = str | PathLike[str]
 def _opened(path: AnyPath, kind: str) -> Iterator[Image.Image]:
     """Opens the first frame; any way a file can fail to be a picture becomes a `UserError`."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder, give the {kind}'s file name")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path}: no such {kind}, check the path")
     try:
         with Image.open(path) as image:
             yield image
-    except PermissionError:
-        raise
+    except PermissionError as error:
+        raise UserError(f"{path}: no permission to read this {kind}, change its rights") from error
     # Pillow's decoders raise nearly any exception class on damaged files.
     except Exception as error:
         raise UserError(
@@ -169,7 +169,9 @@ def check_output_file(path: AnyPath) -> None:
     Raises:
         UserError: a folder is there, a part of the path is a file, or there is no permission.
     """
-    if Path(path).is_dir():
+    if not str(path):
+        raise UserError("the file name is empty, give one")
+    if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder, give a file name")
     _check_parent(path, Path(path))
 
@@ -180,14 +182,16 @@ def check_output_folder(path: AnyPath) -> None:
     Raises:
         UserError: it or a part of its path is a file, or there is no permission.
     """
-    if Path(path).exists() and not Path(path).is_dir():
+    if not str(path):
+        raise UserError("the folder's name is empty, give one")
+    if os.path.exists(path) and not os.path.isdir(path):
         raise UserError(f"{path}: this is a file, give a folder")
     _check_parent(path, Path(path) / "file")
 
 
 def _check_parent(shown: AnyPath, file: Path) -> None:
     """Whether `file` can be made, judged by the nearest folder above it that is there."""
-    parent = next(folder for folder in file.absolute().parents if folder.exists())
+    parent = next(folder for folder in file.absolute().parents if os.path.exists(folder))
     if not parent.is_dir():
         raise UserError(f"{shown}: {parent} is a file, not a folder; choose another place")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -223,12 +227,15 @@ def read_json(path: AnyPath) -> Any:
     Raises:
         UserError: the file is missing or not JSON.
     """
+    text = _read_text(path)
     try:
-        return json.loads(_read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: this is not JSON ({error.msg}), mend or rebuild the file"
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+        raise UserError(f"{path}: this JSON cannot be read ({error}), rebuild the file") from error
 
 
 def write_jsonl(path: AnyPath, rows: Iterable[Any]) -> None:
@@ -263,15 +270,25 @@ def parse_json_line(path: AnyPath, number: int, line: str) -> dict[str, Any]:
         UserError: the line is not a JSON object.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_no_constant)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # refuses halves of characters
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{number}: this line is not JSON ({error.msg} at column {error.colno}), "
             "mend or remove it"
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+        raise UserError(
+            f"{path}:{number}: this line cannot be read ({error}), mend or remove it"
+        ) from error
     if not isinstance(row, dict):
         raise UserError(f"{path}:{number}: this line must be a JSON object {{...}}")
     return row
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def file_hash(path: AnyPath) -> str:

@@ -5,6 +5,7 @@ row carries ``"schema": 1`` and the fields of `EditSample`.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from regionroute.io import (
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.jsonl"
+LONGEST_ID = 200  # bytes; file systems take 255 with the endings we add
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,15 @@ class Manifest:
         """
         refusal = _path_problem(relative)
         path = self.root / relative
-        if refusal is None and not path.resolve().is_relative_to(self.root.resolve()):
+        if refusal is None and not self._inside(path):
             refusal = "it leaves the manifest's folder through a link"
         if refusal:
             raise UserError(f"{self.root / FILE_NAME}: path {relative!r} is refused: {refusal}")
         return path
+
+    def _inside(self, path: Path) -> bool:
+        # Not Path.resolve, which raises where links lead in a circle.
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
 
     def context(self, sample: EditSample) -> Tensor:
         """The picture before the edit: [3,H,W] in [0,1]."""
@@ -270,6 +276,8 @@ def _row_problem(error: ValidationError) -> str:
 def _sample_problem(sample: EditSample) -> str | None:
     if not sample.id or sample.id.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sample.id):
         return f"id {sample.id!r} cannot be a file name, use letters, digits, '-', '_' and '.'"
+    if len(sample.id.encode()) > LONGEST_ID:
+        return f"id {sample.id[:20]!r}... is too long for a file name, use {LONGEST_ID} letters"
     for relative in (sample.context, sample.target, *(region.mask for region in sample.regions)):
         problem = _path_problem(relative)
         if problem:

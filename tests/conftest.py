@@ -1,5 +1,6 @@
 """Fixtures for every test: one thread, the shared assets, a tiny base and a tiny manifest."""
 
+import json
 import os
 from pathlib import Path
 
@@ -71,3 +72,91 @@ def _write_pair(folder, index):
         split="val" if index == 3 else "train",
         provenance={"seed": index},
     )
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs a command that has to refuse, and gives its sentence.
+
+    It must end with an exit code, one line that starts with "error: " and no traceback; everything
+    under `tmp_path` must be as it was before, with no half-written file beside it.
+    """
+
+    def run(main, arguments, code=2):
+        before = _everything(tmp_path)
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        *progress, sentence = said.err.strip().splitlines()
+        assert sentence.startswith("error: ")
+        assert not [line for line in progress if "error" in line.lower()]
+        assert len(sentence) < 700
+        after = _everything(tmp_path)
+        assert {name: after.get(name) for name in before} == before
+        assert not [name for name in after if ".tmp" in name]
+        return sentence
+
+    return run
+
+
+class Spoil:
+    """Ways to damage the files of a folder; `row` and `line` do so to its manifest."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def row(self, **changes):
+        """Changes keys of the second row; those of its region are given as region_<key>."""
+        rows = [json.loads(line) for line in self._manifest.read_text().splitlines()]
+        for key, value in changes.items():
+            place = rows[1]["regions"][0] if key.startswith("region_") else rows[1]
+            place[key.removeprefix("region_")] = value
+        self._manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def line(self, data):
+        """Adds a line of bytes, the fifth."""
+        self._manifest.write_bytes(self._manifest.read_bytes() + data + b"\n")
+
+    def nothing(self):
+        """Leaves the manifest without rows."""
+        self._manifest.write_text("\n")
+
+    def png(self, name, size, mode="RGB"):
+        """Puts a black picture of (width, height) in the place of a file."""
+        Image.new(mode, size).save(self.folder / name, "PNG")
+
+    def text(self, name, text="no picture"):
+        (self.folder / name).write_text(text)
+
+    def cut(self, name):
+        data = (self.folder / name).read_bytes()
+        (self.folder / name).write_bytes(data[: len(data) // 2])
+
+    def directory(self, name):
+        (self.folder / name).unlink(missing_ok=True)
+        (self.folder / name).mkdir()
+
+    def circle(self, name):
+        """A link to itself in the place of a file."""
+        (self.folder / name).unlink(missing_ok=True)
+        (self.folder / name).symlink_to(self.folder / name)
+
+    @property
+    def _manifest(self):
+        return self.folder / "manifest.jsonl"
+
+
+@pytest.fixture
+def spoil(tiny_manifest):
+    """Damages files of the tiny manifest's folder."""
+    return Spoil(tiny_manifest)
+
+
+def _everything(folder):
+    """Relative name -> bytes of every file under a folder, None for folders and links."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        plain = path.is_file() and not path.is_symlink()
+        found[path.relative_to(folder).as_posix()] = path.read_bytes() if plain else None
+    return found

@@ -23,6 +23,7 @@ from regionroute.errors import UserError
 from regionroute.io import read_json, write_json
 from train import distributed
 from train.distributed import Ranks
+from train.folders import remove_folder, replace_folder
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -93,7 +94,8 @@ def save(
     partial = final.with_name(f".{final.name}.partial")
     if ranks.main:
         for leftover in final.parent.glob(".*"):
-            shutil.rmtree(leftover)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
     distributed.barrier()
     engine.save_checkpoint(
         str(partial), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=True
@@ -101,9 +103,9 @@ def save(
     export(engine, partial / "experts", write_experts, ranks)
     if ranks.main:
         write_json(partial / STATE_FILE, asdict(state))
-        _replace(partial, final)
+        replace_folder(partial, final)
         for _, folder in find(output)[:-keep]:
-            _remove(folder)
+            remove_folder(folder)
     distributed.barrier()
     return final
 
@@ -117,7 +119,7 @@ def export(
         if ranks.main:
             shutil.rmtree(partial, ignore_errors=True)
             write_experts(partial)
-            _replace(partial, folder)
+            replace_folder(partial, folder)
     distributed.barrier()
 
 
@@ -211,18 +213,3 @@ def set_aside(output: Path) -> Path | None:
     aside = folder.with_name(f"{FOLDER}-before-{time.strftime('%Y%m%d-%H%M%S')}")
     folder.rename(aside)
     return aside
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Renames a folder over another; between the two renames neither is lost."""
-    if old.exists():
-        _remove(old)
-    new.rename(old)
-
-
-def _remove(folder: Path) -> None:
-    """Hides a folder, then deletes it: half of a deleted checkpoint must not look complete."""
-    hidden = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(hidden, ignore_errors=True)
-    folder.rename(hidden)
-    shutil.rmtree(hidden)

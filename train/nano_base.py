@@ -12,13 +12,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 from tqdm import tqdm
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, nearest
 from regionroute.flow import add_noise, draw_sigmas, predict_velocity, sample, velocity_target
 from regionroute.io import atomic_write
 from regionroute.latents import decode_latents, encode_images
 from train.nano_config import BaseTrainingConfig
 from train.nano_corpus import Corpus, to_model_range
 from train.nano_model import NanoModel
+
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -44,6 +46,50 @@ def encode_corpus(codec: torch.nn.Module, corpus: Corpus) -> Tensor:
     return torch.cat([encode_images(codec, (to_model_range(p) + 1) / 2).half() for p in bar])
 
 
+def start_or_resume(
+    cfg: BaseTrainingConfig, model: NanoModel, output: Path
+) -> tuple[torch.optim.Optimizer, int]:
+    """The optimizer and the step to start from; model and optimizer as the checkpoint has them.
+
+    Raises:
+        UserError: the checkpoint is damaged or of a model of other sizes.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
+    )
+    path = output / CHECKPOINT
+    if not path.exists():
+        return optimizer, 0
+    # torch.load and load_state_dict raise nearly any class on what is not theirs.
+    try:
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return optimizer, int(state["step"])
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{path}: this checkpoint is damaged or of other sizes or words than this run's "
+            f"({reason}): set them back, choose another output, or remove the file"
+        ) from error
+
+
+def check_tasks(tasks: dict[str, float], corpus: Corpus) -> None:
+    """Refuses tasks that the corpus does not hold.
+
+    Raises:
+        UserError: naming the nearest task there is, or because no task has a share.
+    """
+    for name in tasks:
+        if name not in corpus.tasks:
+            close = nearest(name, corpus.tasks)
+            raise UserError(
+                f"base.tasks: the corpus has no task {name!r}, the nearest is {close!r}"
+            )
+    if not sum(tasks.values()) > 0:
+        raise UserError("base.tasks: give at least one task a share above 0")
+
+
 def train_base(
     cfg: BaseTrainingConfig,
     model: NanoModel,
@@ -51,24 +97,29 @@ def train_base(
     corpus: Corpus,
     output: Path,
     seed: int,
+    optimizer: torch.optim.Optimizer,
+    start: int,
 ) -> None:
     """Train in place; checkpoints under `output/checkpoint.pt`, log rows in `output/log.jsonl`.
 
-    Resumes from the checkpoint when there is one. Each step's batch and noise depend on
-    (seed, step) alone, so an interrupted run gives the same model as an undisturbed one.
+    Each step's batch and noise depend on (seed, step) alone, so an interrupted run gives the same
+    model as an undisturbed one.
+
+    Args:
+        cfg: steps, rates, tasks.
+        model: see `start_or_resume`.
+        codec: encodes the pictures.
+        corpus: see `load_corpus`.
+        output: folder of the run.
+        seed: of batches and noise.
+        optimizer: of the model, see `start_or_resume`.
+        start: steps done already.
 
     Raises:
         UserError: the loss is not finite.
     """
     latents = encode_corpus(codec, corpus)
     bank = TokenBank(*model.tokenize(corpus.prompts))
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=cfg.lr,
-        betas=(cfg.betas[0], cfg.betas[1]),
-        weight_decay=cfg.weight_decay,
-    )
-    start = _resume(output / "checkpoint.pt", model, optimizer)
     average, clock = math.nan, time.perf_counter()
     with tqdm(
         range(start, cfg.steps), initial=start, total=cfg.steps, desc="base", unit="step"
@@ -96,7 +147,7 @@ def train_base(
                     },
                 )
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                _save(output / "checkpoint.pt", model, optimizer, step + 1)
+                _save(output / CHECKPOINT, model, optimizer, step + 1)
             if (step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps:
                 scores = validate(model, codec, corpus, latents, bank)
                 _log(output, {"step": step + 1, "validation": scores})
@@ -193,15 +244,6 @@ def _save(path: Path, model: NanoModel, optimizer: torch.optim.Optimizer, step: 
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
-
-
-def _resume(path: Path, model: NanoModel, optimizer: torch.optim.Optimizer) -> int:
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
 
 
 def _log(output: Path, row: dict[str, object]) -> None:

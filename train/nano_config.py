@@ -1,10 +1,16 @@
 """Typed configuration of the embedded base's pre-training (`train/pretrain_nano.py`)."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class CorpusConfig(_Section):
@@ -14,7 +20,9 @@ class CorpusConfig(_Section):
         "data/corpus/manifest.jsonl",
         description="corpus manifest, from `regionroute scenes --pretrain`",
     )
-    resolution: int = Field(64, description="side of the pictures in pixels", ge=32)
+    resolution: int = Field(
+        64, description="side of the pictures in pixels, a multiple of 16", ge=32, multiple_of=16
+    )
     held_out: int = Field(256, description="last scenes of the corpus kept for validation", ge=1)
 
 
@@ -37,15 +45,24 @@ class ModelConfig(_Section):
     num_single_layers: int = Field(2, description="single-stream blocks", ge=1)
     num_attention_heads: int = Field(6, description="heads", ge=1)
     attention_head_dim: int = Field(32, description="head width", ge=8)
-    axes_dims_rope: list[int] = Field(
-        [8, 12, 12], description="rotary widths of frame, row, column; sum = head width"
+    axes_dims_rope: tuple[Width, Width, Width] = Field(
+        (8, 12, 12), description="rotary widths of frame, row, column; sum = head width"
     )
-    text_dim: int = Field(96, description="width of both text encoders", ge=16)
+    text_dim: int = Field(96, description="width of both text encoders", ge=16, multiple_of=4)
     text_layers: int = Field(1, description="layers of both text encoders", ge=1)
     text_length: int = Field(32, description="text tokens, in training and at inference", ge=8)
     words: str | None = Field(
         None, description="file with further words (one a line) that get a token of their own"
     )
+
+    @model_validator(mode="after")
+    def _widths_add_up(self) -> "ModelConfig":
+        if sum(self.axes_dims_rope) != self.attention_head_dim:
+            raise ValueError(
+                f"have axes_dims_rope ({', '.join(map(str, self.axes_dims_rope))}) that add up to "
+                f"its attention_head_dim ({self.attention_head_dim})"
+            )
+        return self
 
 
 class BaseTrainingConfig(_Section):
@@ -54,7 +71,7 @@ class BaseTrainingConfig(_Section):
     steps: int = Field(20000, description="training steps", ge=1)
     batch: int = Field(16, description="pairs a step", ge=1)
     lr: float = Field(1e-3, description="peak learning rate", gt=0)
-    betas: list[float] = Field([0.9, 0.98], description="AdamW betas")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW betas")
     weight_decay: float = Field(0.0, description="AdamW weight decay", ge=0)
     warmup: int = Field(200, description="linear warm-up steps", ge=0)
     decay: float = Field(
@@ -64,7 +81,7 @@ class BaseTrainingConfig(_Section):
         le=1,
     )
     clip: float = Field(1.0, description="gradient-norm clip", gt=0)
-    tasks: dict[str, float] = Field(
+    tasks: dict[str, Share] = Field(
         {"copy": 0.1, "style": 0.45, "recolour": 0.4, "tint": 0.05},
         description="share of each task in a batch",
     )
@@ -81,11 +98,11 @@ class BaseTrainingConfig(_Section):
 class PretrainConfig(_Section):
     """Everything `train/pretrain_nano.py` reads."""
 
-    seed: int = Field(0, description="seed of initialisation, order and noise")
+    seed: int = Field(0, description="seed of initialisation, order and noise", ge=0, lt=2**32)
     output: str = Field(
         "runs/nano_base", description="folder for checkpoints and the finished base"
     )
-    threads: int | None = Field(None, description="CPU threads (None: torch's own choice)")
+    threads: int | None = Field(None, description="CPU threads (None: torch's own choice)", ge=1)
     corpus: CorpusConfig = CorpusConfig()
     codec: CodecConfig = CodecConfig()
     model: ModelConfig = ModelConfig()

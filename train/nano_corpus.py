@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.errors import UserError
-from regionroute.io import read_image
-from regionroute.manifest import read_manifest
+from regionroute.io import atomic_write, file_hash, read_image, settings_hash
+from regionroute.manifest import manifest_file, read_manifest
 from train.nano_config import CorpusConfig
 
 
@@ -40,7 +40,8 @@ def load_corpus(cfg: CorpusConfig, cache: Path) -> Corpus:
     """Read the manifest's pictures once and keep them as one tensor file beside the run.
 
     Raises:
-        UserError: the manifest holds no rows or a picture is not of the configured size.
+        UserError: the manifest holds no rows or too few scenes, a row has no task, or a picture
+            is not of the configured size.
     """
     manifest = read_manifest(cfg.manifest)
     if not manifest.samples:
@@ -49,10 +50,22 @@ def load_corpus(cfg: CorpusConfig, cache: Path) -> Corpus:
         )
     files = sorted({name for s in manifest.samples for name in (s.context, s.target)})
     index = {name: i for i, name in enumerate(files)}
-    pictures = _load_pictures([manifest.path(f) for f in files], cfg.resolution, cache)
+    scenes = sorted({index[s.context] for s in manifest.samples})
+    if cfg.held_out >= len(scenes):
+        raise UserError(
+            f"corpus.held_out={cfg.held_out}: {cfg.manifest} has {len(scenes)} scenes, keep fewer "
+            "of them for validation or make more"
+        )
+    for sample in manifest.samples:
+        if "task" not in sample.provenance:
+            raise UserError(
+                f"{cfg.manifest}: sample {sample.id!r} has no task in its provenance: give a "
+                "corpus built with `regionroute scenes --pretrain`"
+            )
+    key = settings_hash([file_hash(manifest_file(cfg.manifest)), cfg.resolution])
+    pictures = _load_pictures([manifest.path(f) for f in files], cfg.resolution, cache, key)
     prompts = sorted({s.prompt for s in manifest.samples})
     prompt_index = {text: i for i, text in enumerate(prompts)}
-    scenes = sorted({index[s.context] for s in manifest.samples})
     held = set(scenes[-cfg.held_out :])
     tasks: dict[str, list[int]] = {}
     held_out: dict[str, list[int]] = {}
@@ -70,20 +83,30 @@ def load_corpus(cfg: CorpusConfig, cache: Path) -> Corpus:
     )
 
 
-def _load_pictures(paths: list[Path], size: int, cache: Path) -> Tensor:
-    if cache.exists():
-        pictures = torch.load(cache, weights_only=True, mmap=True)
-        if pictures.shape == (len(paths), 3, size, size):
-            return pictures
+def _load_pictures(paths: list[Path], size: int, cache: Path, key: str) -> Tensor:
+    if (kept := _read_cache(cache, key)) is not None:
+        return kept
     chunks = [(paths[i : i + 256], size) for i in range(0, len(paths), 256)]
     with ProcessPoolExecutor(2) as pool:
         bar = tqdm(
             pool.map(_read_chunk, chunks), total=len(chunks), desc="reading pictures", unit="x256"
         )
         pictures = torch.cat([torch.from_numpy(part) for part in bar])
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(pictures, cache)
+    with atomic_write(cache) as temporary:
+        torch.save({"key": key, "pictures": pictures}, temporary)
     return pictures
+
+
+def _read_cache(cache: Path, key: str) -> Tensor | None:
+    """The pictures kept under this key; None if there are none, or others, or they are damaged."""
+    if not cache.is_file():
+        return None
+    try:
+        content = torch.load(cache, weights_only=True, mmap=True)
+    # torch.load raises nearly any class on damaged files.
+    except Exception:
+        return None
+    return content["pictures"] if isinstance(content, dict) and content["key"] == key else None
 
 
 def _read_chunk(job: tuple[list[Path], int]) -> np.ndarray:

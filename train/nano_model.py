@@ -1,6 +1,7 @@
 """Nano's parts: the same classes as FLUX.1-Kontext at small sizes, and how they are saved."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from transformers import (
 
 from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.backbones.tokenizers import build_clip_tokenizer, build_t5_tokenizer
-from regionroute.io import write_json
+from regionroute.io import numbered_lines, write_json
+from train.folders import replace_folder
 from train.nano_config import ModelConfig
 
 
@@ -73,12 +75,16 @@ class NanoModel(nn.Module):
 
 
 def vocabulary(prompts: Sequence[str], words_file: str | None) -> list[str]:
-    """Words of the prompts (hyphenated ones whole) and of a word file, sorted, each once."""
+    """Words of the prompts (hyphenated ones whole) and of a word file, sorted, each once.
+
+    Raises:
+        UserError: the word file is missing or not text.
+    """
     words = {
         word for prompt in prompts for word in re.findall(r"[a-z]+(?:-[a-z]+)*", prompt.lower())
     }
     if words_file is not None:
-        words |= set(Path(words_file).read_text(encoding="utf-8").split())
+        words |= {word for _, line in numbered_lines(words_file) for word in line.split()}
     return sorted(words)
 
 
@@ -90,7 +96,7 @@ def save_base(
     Args:
         model: trained parts.
         codec: the fitted autoencoder.
-        folder: target folder; existing files of the same names are replaced.
+        folder: target folder; an older one is replaced when the new one is complete.
         resolution: side of the pictures it was trained at.
         edit_steps: default number of sampling steps.
         card: text of the README beside the weights.
@@ -104,12 +110,14 @@ def save_base(
         tokenizer_2=model.tokenizer_2,
         transformer=model.transformer,
     )
-    # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     for tokenizer in (model.tokenizer, model.tokenizer_2):
         # What the last call asked for is no property of the tokenizer.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
+    pipeline.to(torch.float16).save_pretrained(partial, safe_serialization=True)
     pipeline.to(torch.float32)
     settings = {
         "steps": edit_steps,
@@ -117,8 +125,9 @@ def save_base(
         "max_text_length": model.length,
         "resolution": resolution,
     }
-    write_json(folder / "regionroute.json", settings)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_json(partial / "regionroute.json", settings)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    replace_folder(partial, folder)
 
 
 def _initialise(transformer: FluxTransformer2DModel) -> None:

@@ -14,8 +14,9 @@ import torch
 
 from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
-from regionroute.errors import command
-from train.nano_base import train_base
+from regionroute.errors import Parser, command
+from regionroute.io import check_output_folder
+from train.nano_base import check_tasks, start_or_resume, train_base
 from train.nano_config import PretrainConfig
 from train.nano_corpus import Corpus, load_corpus, to_model_range
 from train.nano_model import NanoModel, save_base, vocabulary
@@ -24,8 +25,10 @@ from train.nano_model import NanoModel, save_base, vocabulary
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="train/pretrain_nano.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     args = parser.parse_intermixed_args(argv)
@@ -33,17 +36,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.print_config:
         print(dump_config(cfg))
         return 0
+    check_output_folder(cfg.output)
     output = Path(cfg.output)
-    output.mkdir(parents=True, exist_ok=True)
-    save_config(cfg, output)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     corpus = load_corpus(cfg.corpus, output / "pictures.pt")
-    codec = fit_codec(cfg, corpus)
+    check_tasks(cfg.base.tasks, corpus)
     torch.manual_seed(cfg.seed)
     words = vocabulary(corpus.prompts, cfg.model.words)
     model = NanoModel(cfg.model, cfg.codec.latent_channels, words)
-    train_base(cfg.base, model, codec, corpus, output, cfg.seed)
+    optimizer, start = start_or_resume(cfg.base, model, output)
+    save_config(cfg, output)  # only now: a refused run leaves the earlier one's
+    codec = fit_codec(cfg, corpus)
+    train_base(cfg.base, model, codec, corpus, output, cfg.seed, optimizer, start)
     save_base(model, codec, output / "base", cfg.corpus.resolution, cfg.edit_steps, _card(cfg))
     print(f"base saved in {output / 'base'}")
     return 0

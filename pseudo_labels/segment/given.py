@@ -160,5 +160,5 @@ def content_hash(photo: LabelledPhoto) -> str:
     """
     try:
         return file_hash(photo.path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name no file can have
         raise UserError(f"{photo.path}: no such photo, or it cannot be read") from error

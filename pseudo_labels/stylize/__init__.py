@@ -64,8 +64,8 @@ class FunctionalStylizer:
     needs: frozenset[str] = frozenset()
 
     def __init__(self, filter: str) -> None:
-        if filter not in filters.FILTERS:
-            close = nearest(filter, list(filters.FILTERS))
+        if not isinstance(filter, str) or filter not in filters.FILTERS:
+            close = nearest(str(filter), list(filters.FILTERS))
             raise UserError(f"unknown filter '{filter}', the nearest known one is '{close}'")
         self._filter = filters.FILTERS[filter]
         self.fingerprint = f"filter {filter} {file_hash(Path(filters.__file__))}"

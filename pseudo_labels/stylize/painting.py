@@ -58,6 +58,8 @@ class PaintingStylizer:
             raise UserError(f"the strength of a painting style is {strength}, it must be 0 to 1")
         if size is not None and size < SMALLEST_SIDE:
             raise UserError(f"the size of a painting style is {size}, use {SMALLEST_SIDE} or more")
+        if not isinstance(threads, int) or threads < 1:
+            raise UserError(f"a painting style has {threads!r} threads, use 1 or more")
         self._weights = None if style is None else _weights(style)
         self._reference = None if reference is None else _centre_square(reference)
         self._strength, self._keep_colours = strength, keep_colours

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pseudo_labels.stylize import FunctionalStylizer, Stylizer
+from regionroute.config_io import parse_yaml
 from regionroute.errors import UserError, nearest
 from regionroute.manifest import StyleSpec
 
@@ -104,12 +103,7 @@ def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[
         UserError: no such file, wrong YAML, an unknown key or style (with the nearest known one).
     """
     text, label, folder = _read(source)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f":{where.line + 1}" if where else ""
-        raise UserError(f"{label}{line}: this is not YAML, mend the line") from error
+    content = parse_yaml(text, label)
     rows = content.get("styles") if isinstance(content, dict) else None
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"{label}: a styles file holds 'styles:' with one entry a style")
@@ -120,6 +114,10 @@ def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[
     _check_phrases(entries, label)
     if names is None:
         return list(entries.values())
+    names = list(names)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{label}: style '{name}' is asked for twice")
     return [_named(entries, name, label) for name in names]
 
 
@@ -155,7 +153,7 @@ def _entry(name: str, row: Any, label: str, folder: Path) -> StyleEntry:
     if phrase is not None and not (isinstance(phrase, str) and phrase.strip()):
         raise UserError(f"{where}: 'phrase' must be some words")
     kind = row.get("stylizer")
-    if kind not in STYLIZERS:
+    if not isinstance(kind, str) or kind not in STYLIZERS:
         raise UserError(_unknown(where, "stylizer", kind, STYLIZERS))
     settings = _settings(row.get("settings") or {}, kind, where, folder)
     return StyleEntry(StyleSpec(name, phrase.strip() if phrase else None), kind, settings)
@@ -168,6 +166,8 @@ def _settings(settings: Any, kind: str, where: str, folder: Path) -> dict[str, A
     for key in settings:
         if key not in known:
             raise UserError(_unknown(where, "setting", key, known))
+        if key in _PATHS and not isinstance(settings[key], str):
+            raise UserError(f"{where}: setting '{key}' must be a file name, not {settings[key]!r}")
     return {k: str(folder / v) if k in _PATHS else v for k, v in settings.items()}
 
 

@@ -13,17 +13,27 @@ from regionroute.adapters.lora_moe import (
     adapter_layers,
     adapter_parameters,
     routed,
+    routings,
 )
 from regionroute.adapters.registry import ExpertRegistry, read_registry
-from regionroute.adapters.routers import RouteContext, Router, Routing, StyleIdRouter
+from regionroute.adapters.routers import (
+    FixedRouter,
+    RouteContext,
+    Router,
+    Routing,
+    SimilarityRouter,
+    StyleIdRouter,
+)
 
 __all__ = [
     "PRESETS",
     "ExpertRegistry",
+    "FixedRouter",
     "LoRAMoELinear",
     "RouteContext",
     "Router",
     "Routing",
+    "SimilarityRouter",
     "StyleIdRouter",
     "adapter_layers",
     "adapter_parameters",
@@ -34,6 +44,7 @@ __all__ = [
     "load_experts",
     "read_registry",
     "routed",
+    "routings",
     "save_experts",
     "target_names",
 ]

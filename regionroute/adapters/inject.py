@@ -1,18 +1,32 @@
 """Puts LoRA experts into a transformer."""
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from regionroute.adapters.lora_moe import AdapterGroup, LoRAMoELinear
+from regionroute.adapters.group import AdapterGroup, Stream
+from regionroute.adapters.lora_moe import LoRAMoELinear
+from regionroute.adapters.routers import Router
 from regionroute.errors import UserError
 
-# Module suffixes by preset. "regionroute" is the paper's choice: the image stream's attention
-# projections of double blocks and the joint ones of single blocks (which have no to_out); 4,669,440
-# parameters an expert at rank 4 on FLUX.1-Kontext.
-PRESETS: dict[str, tuple[str, ...]] = {"regionroute": ("to_q", "to_k", "to_v", "to_out.0")}
+# Module suffixes by preset, of the blocks' layers only. "regionroute" is its paper's choice: the
+# image stream's attention projections of double blocks and the joint ones of single blocks (which
+# have no to_out); 190 layers and 4,669,440 parameters an expert at rank 4 on FLUX.1-Kontext.
+# "styleexpert": self-attention and feed-forward of both streams, 418 layers there.
+PRESETS: dict[str, tuple[str, ...]] = {
+    "regionroute": ("to_q", "to_k", "to_v", "to_out.0"),
+    "styleexpert": (
+        "to_q", "to_k", "to_v", "to_out.0",
+        "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+        "proj_mlp", "proj_out",
+    ),
+}  # fmt: skip
+# Part of a block's module name -> it reads text tokens.
+_TEXT = re.compile(r"(^|\.)(add_[qkv]_proj|to_add_out|ff_context|norm1_context|context_embedder)\b")
 
 
 def inject(
@@ -23,6 +37,8 @@ def inject(
     alpha: float,
     dropout: float = 0.0,
     *,
+    shared_rank: int = 0,
+    router: Callable[[], Router] | None = None,
     generator: torch.Generator | None = None,
 ) -> list[str]:
     """Freezes `transformer` and replaces its target linear layers by `LoRAMoELinear`.
@@ -35,6 +51,8 @@ def inject(
         rank: LoRA rank.
         alpha: scale numerator.
         dropout: input dropout of the adapters while training.
+        shared_rank: rank of the expert for all samples, 0: none.
+        router: makes the router of a layer, called once a layer; None: `StyleIdRouter`.
         generator: CPU generator that draws A, None: the global one.
 
     Returns:
@@ -55,7 +73,8 @@ def inject(
         assert isinstance(base, nn.Linear)
         layer = LoRAMoELinear(
             base, num_experts, rank, alpha,
-            dropout=dropout, name=name, group=group, generator=generator,
+            router=router() if router else None, shared_rank=shared_rank, dropout=dropout,
+            name=name, stream=stream_of(name), group=group, generator=generator,
         )  # fmt: skip
         setattr(transformer.get_submodule(parent), child, layer)
     return names
@@ -79,10 +98,19 @@ def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[s
     if not suffixes:
         raise UserError("experts.targets: the list is empty, name at least one module suffix")
     linears = [name for name, m in transformer.named_modules() if isinstance(m, nn.Linear)]
+    if isinstance(targets, str):  # the transformer has a proj_out of its own
+        linears = [name for name in linears if "transformer_blocks." in name]
     for suffix in suffixes:
         if not any(_matches(name, suffix) for name in linears):
             raise UserError(_no_such_target(suffix, linears))
     return [name for name in linears if any(_matches(name, suffix) for suffix in suffixes)]
+
+
+def stream_of(name: str) -> Stream:
+    """Which tokens pass through a module of a Flux transformer, by its name."""
+    if name.startswith("single_transformer_blocks."):
+        return "joint"
+    return "txt" if _TEXT.search(name) else "img"
 
 
 def _matches(name: str, suffix: str) -> bool:

@@ -1,43 +1,34 @@
-"""A frozen linear layer with a stack of LoRA experts, routed per sample.
+"""A frozen linear layer with a stack of LoRA experts, routed per sample or per token.
 
-Shape legend: B batch, N tokens, E experts, r rank, k experts used at a time.
+Shape legend: B batch, N tokens, E experts, r rank, rs rank of the shared expert, k experts used at
+a time, R = k·r + rs. Sizes written 1|B may be 1: the same for all samples.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regionroute.adapters.routers import RouteContext, Router, Routing, StyleIdRouter
-
-
-@dataclass(eq=False)
-class AdapterGroup:
-    """What the adapted layers of one transformer share: how they were made, and the routing now.
-
-    A plain object and no context variable or thread-local: on CUDA gradient checkpointing runs
-    the layers again in autograd's own thread.
-
-    Attributes:
-        targets: the preset's name or the module suffixes that were adapted.
-        context: the routing of the current step, None outside `routed`.
-    """
-
-    targets: str | list[str] = ""
-    context: RouteContext | None = None
+from regionroute.adapters.group import ActiveRoute, AdapterGroup, Stack, Stream
+from regionroute.adapters.routers import (
+    RouteContext,
+    Router,
+    Routing,
+    SimilarityRouter,
+    StyleIdRouter,
+)
 
 
 class LoRAMoELinear(nn.Module):
-    """Frozen linear layer plus the sample's LoRA experts i with weights w.
+    """Frozen linear layer plus LoRA experts i with weights w, and one expert for all samples.
 
-    ``y = base(h) + (alpha/r) · Σ_j w_j B_{i_j} A_{i_j} h``. `lora_A` [E,r,in] is drawn from
-    N(0, (1/r)²) and `lora_B` [E,out,r] is zero, as PEFT's "gaussian" initialisation; both are
-    fp32 whatever the base's dtype and are cast to the activations' in the forward pass. The
-    routing comes from the context set by `routed`. Parameters are touched in this module's own
-    forward only: ZeRO-3 gathers them there.
+    ``y = base(h) + (alpha/r) · (B_s A_s h + Σ_j w_j B_{i_j} A_{i_j} h)``. `lora_A` [E,r,in] is
+    drawn from N(0, (1/r)²) and `lora_B` [E,out,r] is zero, as PEFT's "gaussian" initialisation;
+    likewise `shared_A` [rs,in] and `shared_B` [out,rs]. All are fp32 whatever the base's dtype and
+    are cast to the activations' in the forward pass. The routing comes from the context set by
+    `routed`. Parameters are touched in this module's own forward only: ZeRO-3 gathers them there.
 
     Args:
         base: linear layer to adapt.
@@ -45,13 +36,16 @@ class LoRAMoELinear(nn.Module):
         rank: r >= 1.
         alpha: scale numerator.
         router: chooses the experts, None: `StyleIdRouter`.
+        shared_rank: rs, 0: no shared expert. Its weight is 1 whatever the router says of the
+            others, unless a sample takes the bare base (`StyleIdRouter`).
         dropout: probability of dropping an input of the adapters while training.
         name: the base's module name in the transformer, used in files.
+        stream: which tokens pass through the layer.
         group: shared with the other layers of the transformer, None: a group of its own.
         generator: CPU generator that draws A, None: the global one.
 
     Raises:
-        ValueError: E or r below 1, or alpha not above 0.
+        ValueError: E or r below 1, alpha not above 0, or a router that does not fit.
     """
 
     def __init__(
@@ -62,34 +56,49 @@ class LoRAMoELinear(nn.Module):
         alpha: float,
         *,
         router: Router | None = None,
+        shared_rank: int = 0,
         dropout: float = 0.0,
         name: str = "",
+        stream: Stream = "img",
         group: AdapterGroup | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if num_experts < 1 or rank < 1 or alpha <= 0:
+        if num_experts < 1 or rank < 1 or alpha <= 0 or shared_rank < 0:
             raise ValueError(
                 "experts need a number and a rank of at least 1 and an alpha above 0, "
                 f"got {num_experts}, {rank} and {alpha}"
             )
         self.base = base.requires_grad_(False)
         self.num_experts, self.rank, self.alpha = num_experts, rank, alpha
+        self.shared_rank = shared_rank
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.name = name
+        self.name, self.stream = name, stream
         self.group = group or AdapterGroup()
         self.router = router or StyleIdRouter(num_experts)
+        if isinstance(router, SimilarityRouter) and router.compat == "released" and not shared_rank:
+            raise ValueError("the released routing gives a shared expert its weight: there is none")
         self.dropout = nn.Dropout(dropout)
-        # Drawn on the CPU: the same experts whatever the device.
-        a = torch.randn(num_experts, rank, self.in_features, generator=generator, device="cpu")
-        b = torch.zeros(num_experts, self.out_features, rank)
-        self.lora_A = nn.Parameter((a / rank).to(base.weight.device))
-        self.lora_B = nn.Parameter(b.to(base.weight.device))
+        device = base.weight.device
+        self.lora_A = _gaussian(num_experts, rank, self.in_features, device, generator)
+        self.lora_B = nn.Parameter(torch.zeros(num_experts, self.out_features, rank, device=device))
+        if shared_rank:
+            a = _gaussian(1, shared_rank, self.in_features, device, generator)
+            self.shared_A = nn.Parameter(a.detach()[0])
+            self.shared_B = nn.Parameter(torch.zeros(self.out_features, shared_rank, device=device))
+        if isinstance(self.router, nn.Module):
+            self.router.to(device)
         self.train(base.training)
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
-        return f"experts={self.num_experts}, rank={self.rank}, alpha={self.alpha:g}"
+        shared = f", shared_rank={self.shared_rank}" if self.shared_rank else ""
+        return f"experts={self.num_experts}, rank={self.rank}, alpha={self.alpha:g}{shared}"
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """What is trained: A and B, those of the shared expert, the router's own."""
+        shared = [self.shared_A, self.shared_B] if self.shared_rank else []
+        return [self.lora_A, self.lora_B, *shared, *self.router.parameters()]
 
     def forward(self, h: Tensor) -> Tensor:
         """Adapted output.
@@ -102,38 +111,114 @@ class LoRAMoELinear(nn.Module):
 
         Raises:
             RuntimeError: no route context is set.
-            ValueError: the context is for another batch size or names an unknown expert.
+            ValueError: the context is for another batch size or number of tokens, lacks what the
+                router reads, or names an unknown expert.
         """
-        context = self.group.context
-        if context is None:
+        active = self.group.active
+        if active is None:
             raise RuntimeError(
                 f"{self.name or 'LoRAMoELinear'} was run without a route: "
                 "call the model inside `with routed(model, RouteContext(...))`"
             )
-        samples = context.expert_ids.shape[0]
-        if samples != h.shape[0]:
-            raise ValueError(f"the route is for {samples} samples, the batch has {h.shape[0]}")
-        routing = self.router(context)
+        active.context.check(h.shape[0])
         out = self.base(h)
-        # While training even a batch without experts touches the parameters: data-parallel
-        # workers wait for each other's gradients.
-        if routing.shared == -1 and not torch.is_grad_enabled():
+        stack = self._stack(active, h.shape[0], out.dtype)
+        if stack is None:
             return out
-        return out + self._delta(self.dropout(h), routing)
+        return self._add(out, self.dropout(h).to(out.dtype), stack)
 
-    def _delta(self, h: Tensor, routing: Routing) -> Tensor:
+    def _add(self, out: Tensor, h: Tensor, stack: Stack) -> Tensor:
+        """``out + (alpha/r) · h Aᵀ (w ⊙ B)``; the sum is part of the last product."""
         scaling = self.alpha / self.rank
-        if routing.shared is not None and routing.shared >= 0:  # one expert: plain LoRA
-            a, b = self.lora_A[routing.shared], self.lora_B[routing.shared]
-            return F.linear(F.linear(h, a.to(h.dtype)) * scaling, b.to(h.dtype))
-        # The k chosen experts of a sample lie side by side as one adapter of rank k·r.
-        a = self.lora_A[routing.index].flatten(1, 2)  # [B,k·r,in]
-        b = self.lora_B[routing.index].mT.flatten(1, 2)  # [B,k·r,out]
-        weight = (routing.weight * scaling).repeat_interleave(self.rank, dim=1)[:, None]
-        tokens = h if h.ndim == 3 else h[:, None]
-        hidden = torch.bmm(tokens, a.mT.to(h.dtype))  # [B,N,k·r]
-        delta = torch.bmm(hidden * weight.to(hidden.dtype), b.to(h.dtype))
-        return delta if h.ndim == 3 else delta[:, 0]
+        tokens = h if h.ndim == 3 else h[:, None]  # [B,N,in]
+        if stack.a.shape[0] == 1:
+            hidden = F.linear(tokens, stack.a[0])  # [B,N,R]
+        else:
+            hidden = torch.bmm(tokens, stack.a.mT)
+        if stack.routing is not None:
+            weights = self._weights(stack.routing)
+            if stack.routing.per_token and weights.shape[1] != tokens.shape[1]:
+                raise ValueError(
+                    f"{self.name or 'LoRAMoELinear'}: the route has weights for "
+                    f"{weights.shape[1]} tokens, the batch has {tokens.shape[1]}"
+                )
+            hidden = hidden * weights.to(hidden.dtype)
+        if stack.b.shape[0] == 1:
+            flat = out.reshape(-1, self.out_features)
+            total = _plus_product(flat, hidden.flatten(0, 1), stack.b[0], scaling)
+        else:
+            total = _plus_product(out if out.ndim == 3 else out[:, None], hidden, stack.b, scaling)
+        return total.view_as(out)
+
+    def _stack(self, active: ActiveRoute, samples: int, dtype: torch.dtype) -> Stack | None:
+        """The experts of this batch, None if there is nothing to add; remembered without grad."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._gather(self._routing(active, samples), dtype)
+        versions = [(p.data_ptr(), _version(p)) for p in self.adapter_parameters()]
+        state = (samples, dtype, *versions)
+        known = active.stacks.get(id(self))
+        if known is None or known[0] != state:
+            stack = self._gather(self._routing(active, samples), dtype)
+            known = active.stacks[id(self)] = state, stack
+        return known[1]
+
+    def _routing(self, active: ActiveRoute, samples: int) -> Routing:
+        router = active.context.router or self.router
+        if router.num_experts != self.num_experts:
+            raise ValueError(
+                f"the router chooses among {router.num_experts} experts, there are "
+                f"{self.num_experts}"
+            )
+        routing = router(active.context)
+        if len(routing.weight) not in (1, samples):
+            raise ValueError(
+                f"the route is for {len(routing.weight)} samples, the batch has {samples}"
+            )
+        if routing.logits is not None:  # not again when checkpointing runs the layer once more
+            active.routings.setdefault(self.name, routing)
+        return routing
+
+    def _gather(self, routing: Routing, dtype: torch.dtype) -> Stack | None:
+        index = routing.index
+        bare = not self.shared_rank or (isinstance(routing.shared, float) and routing.shared == 0)
+        if not index.shape[1] and bare:
+            if not torch.is_grad_enabled():
+                return None
+            # While training even a batch without experts touches the parameters: data-parallel
+            # workers wait for each other's gradients.
+            index, zero = index.new_zeros(1, 1), routing.weight.new_zeros(1, 1)
+            routing = Routing(index, zero, shared=0.0)
+        a = self.lora_A[index].flatten(1, 2)  # [1|B,k·r,in]
+        b = self.lora_B[index].mT.flatten(1, 2)  # [1|B,k·r,out]
+        if self.shared_rank:
+            a = torch.cat([a, self.shared_A.expand(len(a), -1, -1)], 1)
+            b = torch.cat([b, self.shared_B.mT.expand(len(b), -1, -1)], 1)
+        weights = None if routing.per_token else self._weights(routing)  # [1|B,1,R]
+        if weights is None or len(weights) > len(b) == 1:
+            return Stack(a.to(dtype), b.to(dtype), routing)
+        return Stack(a.to(dtype), (b * weights.mT).to(dtype), None)
+
+    def _weights(self, routing: Routing) -> Tensor:
+        """The weights of all R columns, [1|B,1|N,R] fp32."""
+        weight = self._own_tokens(routing.weight, routing, 2)  # [1|B,1|N,k]
+        weight = weight.repeat_interleave(self.rank, -1)
+        if not self.shared_rank:
+            return weight
+        if isinstance(routing.shared, Tensor):
+            shared = self._own_tokens(routing.shared.float(), routing, 1)[..., None]
+        else:
+            shared = weight.new_full((1, 1, 1), routing.shared)
+        size = torch.broadcast_shapes(weight.shape[:2], shared.shape[:2])
+        return torch.cat([weight.expand(*size, -1), shared.expand(*size, self.shared_rank)], -1)
+
+    def _own_tokens(self, weight: Tensor, routing: Routing, plain: int) -> Tensor:
+        """Adds a dimension for the tokens where there is none, else takes this layer's part."""
+        if weight.ndim == plain:
+            return weight.unsqueeze(1)
+        if routing.text_len is None or self.stream == "joint":
+            return weight
+        text, image = slice(None, routing.text_len), slice(routing.text_len, None)
+        return weight[:, text if self.stream == "txt" else image]
 
     def expert_state_dict(self, expert: int) -> dict[str, Tensor]:
         """Copies of an expert, fp32 on the CPU: "lora_A.weight" [r,in], "lora_B.weight" [out,r]."""
@@ -162,12 +247,12 @@ def adapter_layers(model: nn.Module) -> dict[str, LoRAMoELinear]:
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters to train: A and B of every adapted layer, in the order of the layers.
+    """The parameters to train, in the order of the layers: experts, shared experts, routers.
 
     Raises:
         ValueError: the model has no adapted layers.
     """
-    return [p for layer in adapter_layers(model).values() for p in (layer.lora_A, layer.lora_B)]
+    return [p for layer in adapter_layers(model).values() for p in layer.adapter_parameters()]
 
 
 @contextmanager
@@ -183,17 +268,68 @@ def routed(model: nn.Module, context: RouteContext) -> Iterator[None]:
     Raises:
         ValueError: the model has no adapted layers.
     """
-    groups = list(
-        {id(layer.group): layer.group for layer in adapter_layers(model).values()}.values()
-    )
-    previous = [group.context for group in groups]
+    groups = _groups(model)
+    previous = [group.active for group in groups]
     for group in groups:
-        group.context = context
+        group.active = ActiveRoute(context)
     try:
         yield
     finally:
         for group, before in zip(groups, previous, strict=True):
-            group.context = before
+            group.active = before
+
+
+def routings(model: nn.Module) -> dict[str, Routing]:
+    """What learned routers decided under the route in force, by layer name, with the graph.
+
+    Args:
+        model: the adapted transformer, or anything that contains it, after its forward pass and
+            still inside `routed`.
+
+    Returns:
+        Empty outside `routed`, before the forward pass, and without learned routers.
+
+    Raises:
+        ValueError: the model has no adapted layers.
+    """
+    return {
+        name: routing
+        for group in _groups(model)
+        if group.active is not None
+        for name, routing in group.active.routings.items()
+    }
+
+
+def _groups(model: nn.Module) -> list[AdapterGroup]:
+    layers = adapter_layers(model).values()
+    return list({id(layer.group): layer.group for layer in layers}.values())
+
+
+def _gaussian(
+    experts: int,
+    rank: int,
+    inputs: int,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> nn.Parameter:
+    """[experts,rank,inputs] from N(0, (1/rank)²), drawn on the CPU: the same on every device."""
+    a = torch.randn(experts, rank, inputs, generator=generator, device="cpu")
+    return nn.Parameter((a / rank).to(device))
+
+
+def _plus_product(total: Tensor, x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """``total + scale · x y`` of matrices or batches; `total`, ours alone, is used up."""
+    if torch.is_grad_enabled():
+        add = torch.addmm if y.ndim == 2 else torch.baddbmm
+        return add(total, x, y, alpha=scale)
+    if y.ndim == 2:
+        return total.addmm_(x, y, alpha=scale)
+    return total.baddbmm_(x, y, alpha=scale)
+
+
+def _version(parameter: Tensor) -> int:
+    """Counts changes in place; tensors made in inference mode cannot be changed outside of it."""
+    return -1 if parameter.is_inference() else parameter._version
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ import errno
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
-from regionroute.errors import UserError, command, nearest
+from regionroute.errors import Parser, UserError, command, nearest
 
 
 def _raising(error):
@@ -38,6 +40,7 @@ def test_the_exit_code_and_the_arguments_pass_through():
         (OSError(errno.ENOSPC, "No space", "runs/x"), "error: runs/x: the disk is full"),
         (OSError(errno.ENOSPC, "No space"), "error: the disk is full"),
         (PermissionError(errno.EACCES, "Denied", "a.png"), "error: a.png: no permission"),
+        (FileNotFoundError(errno.ENOENT, "None", "a.png"), "error: a.png: no such file or folder"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), "error: out: this is a folder"),
     ],
 )
@@ -49,12 +52,36 @@ def test_what_a_user_can_mend_is_one_sentence(error, told, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("allocate", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50)])
+def test_too_little_memory_is_one_sentence(allocate, capsys):
+    @command
+    def main(argv):
+        return len(allocate())
+
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory: ")
+
+
+def test_arguments_that_cannot_be_read_are_one_sentence(capsys):
+    @command
+    def main(argv):
+        parser = Parser(prog="regionroute x")
+        parser.add_argument("--limit", type=int)
+        return parser.parse_args(argv).limit
+
+    assert main(["--limit", "many"]) == 2
+    told = "error: argument --limit: invalid int value: 'many'; see `regionroute x --help`\n"
+    assert capsys.readouterr().err == told
+
+
 def test_control_c_is_no_crash(capsys):
     assert _raising(KeyboardInterrupt())() == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EIO, "I/O error")])
+@pytest.mark.parametrize(
+    "error", [ValueError("ours"), RuntimeError("ours"), OSError(errno.EIO, "I/O error")]
+)
 def test_bugs_and_unknown_system_errors_are_not_hidden(error):
     with pytest.raises(type(error)):
         _raising(error)()

@@ -1,19 +1,43 @@
+from functools import partial
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from regionroute.adapters import adapter_parameters, inject, target_names
+from regionroute.adapters import SimilarityRouter, adapter_parameters, inject, target_names
+from regionroute.adapters.inject import stream_of
 from regionroute.errors import UserError
 
 
-def test_expert_size_on_the_real_flux_configuration():
-    with torch.device("meta"):  # the defaults of the class are FLUX.1-Kontext's sizes
-        flux = FluxTransformer2DModel(guidance_embeds=True)
+@pytest.fixture(scope="module")
+def make_real():
+    def make():
+        with torch.device("meta"):  # the defaults of the class are FLUX.1-Kontext's sizes
+            return FluxTransformer2DModel(guidance_embeds=True)
+
+    return make
+
+
+def test_expert_size_on_the_real_flux_configuration(make_real):
+    flux = make_real()
     names = inject(flux, "regionroute", num_experts=1, rank=4, alpha=4)
     assert len(names) == 19 * 4 + 38 * 3
     parameters = adapter_parameters(flux)
     assert all(p.is_meta for p in parameters)
     assert sum(p.numel() for p in parameters) == 4_669_440
+
+
+def test_styleexpert_on_the_real_flux_configuration(make_real):
+    flux = make_real()
+    names = target_names(flux, "styleexpert")
+    assert len(names) == 19 * 12 + 38 * 5 == 418
+    assert not [name for name in names if "norm" in name or name == "proj_out"]
+    streams = [stream_of(name) for name in names]
+    assert [streams.count(s) for s in ("img", "txt", "joint")] == [19 * 6, 19 * 6, 38 * 5]
+    router = partial(SimilarityRouter, style_dim=3072, num_experts=16, top_k=2)
+    inject(flux, "styleexpert", 16, 8, 16.0, shared_rank=8, router=router)
+    gates = 418 * 16 * 3072
+    assert sum(p.numel() for p in adapter_parameters(flux)) == 17 * 32_686_080 + gates
 
 
 def test_suffixes_mean_whole_name_parts(flux):

@@ -1,0 +1,196 @@
+"""Everything a user can get wrong with `regionroute label`: one sentence, nothing lost."""
+
+import errno
+import json
+
+import pytest
+from PIL import Image
+
+from pseudo_labels import photo
+from regionroute.cli import main as regionroute
+from regionroute.io import read_jsonl, write_jsonl
+
+GOOD = ["label", "--labels", "photos/labels.jsonl", "--styles", "scenes", "--only", "line-art"]
+GOOD += ["--size", "32", "--workers", "1", "--out", "out"]
+
+
+@pytest.fixture
+def folder(tmp_path, photos, monkeypatch):
+    """The photos, somebody's data set, and odd files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "painting.yaml").write_text("styles: {a: {stylizer: painting, settings: {}}}")
+    write_jsonl(tmp_path / "theirs" / "manifest.jsonl", [{"precious": True}])
+    (tmp_path / "scenes" / ".cache").mkdir(parents=True)
+    (tmp_path / "scenes" / ".cache" / "scenes.json").write_text("{}")
+    (tmp_path / "scenes" / "manifest.jsonl").write_text("")
+    return tmp_path
+
+
+ARGUMENTS = [
+    (["label"], "required: --labels, --out"),
+    ([*GOOD, "--labels", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+    ([*GOOD, "--labels", "photos"], "photos: this is a folder"),
+    ([*GOOD, "--labels", "binary.jsonl"], "binary.jsonl: this is not UTF-8"),
+    ([*GOOD, "--out", "file"], "file: this is a file, give a folder"),
+    ([*GOOD, "--out", "file/out"], "file is a file, not a folder"),
+    ([*GOOD, "--out", ""], "the folder's name is empty"),
+    ([*GOOD, "--out", "theirs"], "theirs: another data set lies here"),
+    ([*GOOD, "--out", "scenes"], "scenes: another data set lies here"),
+    ([*GOOD, "--styles", "nowhere.yaml"], "nowhere.yaml: no such styles file"),
+    ([*GOOD, "--styles", "photos"], "photos: no such styles file"),
+    ([*GOOD, "--styles", "binary.jsonl"], "binary.jsonl: this is not UTF-8"),
+    ([*GOOD, "--styles", "painting.yaml", "--only", "a"], "style 'a': a painting style needs"),
+    ([*GOOD, "--only", "neon"], "unknown style 'neon', the nearest known one is"),
+    ([*GOOD, "--only", "line-art,line-art"], "style 'line-art' is asked for twice"),
+    ([*GOOD, "--size", "31"], "size is 31"),
+    ([*GOOD, "--size", "-64"], "size is -64"),
+    ([*GOOD, "--size", "inf"], "invalid int value: 'inf'"),
+    ([*GOOD, "--feather", "-1"], "feather is -1"),
+    ([*GOOD, "--feather", "1000000000"], "feather is 1000000000: use 0 to 32 pixels"),
+    ([*GOOD, "--split-val", "1.5"], "--split-val is 1.5"),
+    ([*GOOD, "--split-val", "nan"], "--split-val is nan"),
+    ([*GOOD, "--split-val", "half"], "invalid float value: 'half'"),
+    ([*GOOD, "--limit", "0"], "--limit is 0"),
+    ([*GOOD, "--workers", "-2"], "--workers is -2"),
+    ([*GOOD, "--workers", "100000"], "--workers is 100000: the most are 256"),
+    ([*GOOD, "--lables", "x"], "unrecognized arguments: --lables"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), ARGUMENTS)
+def test_wrong_arguments(folder, refused, arguments, told):
+    assert told in refused(regionroute, arguments)
+    assert not (folder / "out" / "manifest.jsonl").exists()
+
+
+def painting(**settings):
+    entry = {"stylizer": "painting", "settings": settings}
+    return json.dumps({"styles": {"a": entry}})
+
+
+PAINTINGS = [
+    (painting(style=26), "no painting style 26"),
+    (painting(style="x"), "no painting style x"),
+    (painting(style={"1": "x"}), "no painting style"),
+    (painting(style=1, reference="file"), "needs either 'style'"),
+    (painting(reference=5), "setting 'reference' must be a file name, not 5"),
+    (painting(reference="nowhere.png"), "nowhere.png: no such picture"),
+    (painting(reference="file"), "file: this picture cannot be read"),
+    (painting(style=1, strength=2), "the strength of a painting style is 2"),
+    (painting(style=1, strength="x"), "style 'a': "),
+    (painting(style=1, size=5), "the size of a painting style is 5"),
+    (painting(style=1, threads=0), "a painting style has 0 threads"),
+    (painting(style=1, threads="x"), "a painting style has 'x' threads"),
+    (painting(style=1, stile=2), "unknown setting 'stile', the nearest known one is 'style'"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), PAINTINGS)
+def test_wrong_painting_styles(folder, refused, text, told):
+    (folder / "styles.yaml").write_text(text)
+    arguments = [*GOOD, "--styles", "styles.yaml", "--only", "a"]
+    assert told in refused(regionroute, arguments)
+
+
+def obj(**changes):
+    return {"word": "apple", "mask": "p0.png"} | changes
+
+
+ROWS = [
+    "{broken",
+    "[]",
+    "[" * 100_000,
+    '{"file": ' + "9" * 5000 + "}",
+    '{"file": NaN}',
+    {"word": "dog"},
+    {"file": 7, **obj()},
+    {"file": "", **obj()},
+    {"file": "a\0b.png", **obj()},
+    {"file": "\ud800.png", **obj()},
+    {"file": "x" * 300, **obj()},
+    {"file": "nowhere.png", **obj()},
+    {"file": ".", **obj()},
+    {"file": "labels.jsonl", **obj()},
+    {"file": "p0.png", "word": "dog"},
+    {"file": "p0.png", "word": " ", "mask": "p0.png"},
+    {"file": "p0.png", "word": 7, "mask": "p0.png"},
+    {"file": "p0.png", **obj(mask="nowhere.png")},
+    {"file": "p0.png", **obj(mask="a\0b")},
+    {"file": "p0.png", **obj(mask=".")},
+    {"file": "p0.png", **obj(mask="labels.jsonl")},
+    {"file": "p0.png", **obj(mask="small.png")},
+    {"file": "p0.png", **obj(mask="black.png")},
+    {"file": "p0.png", **obj(mask="white.png")},
+    {"file": "p0.png", **obj(instances=0)},
+    {"file": "p0.png", **obj(instances=1e99)},
+    {"file": "tiny.png", **obj(mask="tiny.png")},
+    {"image": "p0.png"},
+    {"image": "p0.png", "objects": []},
+    {"image": "p0.png", "objects": {"word": "dog"}},
+    {"image": "p0.png", "objects": ["dog"]},
+    {"image": "p0.png", "objects": [obj(mask=None)]},
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_a_row_that_cannot_be_used_is_the_reason(folder, capsys, row):
+    for name, size, value in (
+        ("small", 8, 255), ("black", 96, 0), ("white", 96, 255), ("tiny", 8, 255)
+    ):  # fmt: skip
+        Image.new("L", (size, size), value).save(folder / "photos" / f"{name}.png")
+    text = row if isinstance(row, str) else json.dumps(row)
+    (folder / "photos" / "labels.jsonl").write_text(text + "\n")
+    assert regionroute(GOOD) == 2
+    *_, sentence = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("error: photos/labels.jsonl: not one sample could be made; ")
+    assert not (folder / "out" / "manifest.jsonl").exists()
+    (rejected,) = read_jsonl(folder / "out" / "rejected.jsonl")
+    assert rejected["line"] == 1
+    assert rejected["reason"] in sentence
+
+
+def test_no_rows_at_all(folder, refused):
+    sentence = refused(regionroute, [*GOOD, "--labels", "empty.jsonl"])
+    assert "empty.jsonl: not one sample could be made" in sentence
+
+
+def test_bad_rows_do_not_stop_the_good_ones(folder, capsys):
+    with (folder / "photos" / "labels.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(
+            (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in ROWS[:14]
+        )
+    assert regionroute(GOOD) == 0
+    said = capsys.readouterr()
+    assert "14 rejected" in said.out
+    assert "Traceback" not in said.err
+
+
+def test_a_full_disk_keeps_what_is_made_and_the_next_run_goes_on(folder, refused, monkeypatch):
+    write, count = photo.write_image, 0
+
+    def full(path, image):
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photo, "write_image", full)
+        assert "the disk is full" in refused(regionroute, GOOD)
+    assert not (folder / "out" / "manifest.jsonl").exists()
+    assert regionroute(GOOD) == 0
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(folder, refused):
+    (folder / "out").mkdir()
+    (folder / "out" / "images").write_text("in the way")
+    assert "out/images: a file of this name is in the way" in refused(regionroute, GOOD)
+
+
+def test_no_permission_is_told_before_the_work(folder, refused, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "out: no permission to write in" in refused(regionroute, GOOD)
