@@ -1,23 +1,24 @@
-"""Experts on disk: one ordinary diffusers LoRA file a style, and a registry beside them.
+"""Experts on disk: one ordinary diffusers LoRA file an expert, what they share, and a registry.
 
 ``folder/<style>/pytorch_lora_weights.safetensors`` loads in a stock pipeline with
-``FluxKontextPipeline.load_lora_weights(folder/<style>)``; ``folder/experts.json`` is what `edit`
-and the evaluation read.
+``FluxKontextPipeline.load_lora_weights(folder/<style>)``; a shared expert is part of each of these
+files. ``folder/experts.json`` is what `edit` and the evaluation read, ``folder/router.safetensors``
+has shared experts and gates where there are any, ``folder/README.md`` is the model card.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor, nn
 
+from regionroute.adapters.card import write_card
 from regionroute.adapters.inject import inject, target_names
+from regionroute.adapters.lora_file import PREFIX, check_state, read_lora_file, write_lora_file
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
 from regionroute.adapters.registry import (
     REGISTRY_FILE,
@@ -25,11 +26,15 @@ from regionroute.adapters.registry import (
     ExpertRegistry,
     read_registry,
 )
+from regionroute.adapters.router_file import (
+    load_router_state_dict,
+    read_router,
+    routing_entry,
+    save_router,
+)
 from regionroute.errors import UserError
-from regionroute.io import atomic_write, write_json
+from regionroute.io import write_json
 from regionroute.manifest import StyleSpec
-
-PREFIX = "transformer."  # the pipeline part, by which diffusers sorts the keys of a LoRA file
 
 
 class Base(Protocol):
@@ -49,7 +54,7 @@ class Base(Protocol):
 
 
 def expert_state_dict(model: nn.Module, expert_index: int) -> dict[str, Tensor]:
-    """One expert under diffusers' names, fp32 copies on the CPU.
+    """One expert, with the shared one, as a LoRA under diffusers' names; fp32 copies on the CPU.
 
     Under ZeRO-3 call it inside ``GatheredParameters(adapter_parameters(model))``.
 
@@ -58,7 +63,7 @@ def expert_state_dict(model: nn.Module, expert_index: int) -> dict[str, Tensor]:
         expert_index: which expert.
 
     Returns:
-        "transformer.<module>.lora_A.weight" [r,in] and "….lora_B.weight" [out,r] a layer.
+        "transformer.<module>.lora_A.weight" [r+rs,in] and "….lora_B.weight" [out,r+rs] a layer.
 
     Raises:
         ValueError: no adapted layers, or no such expert.
@@ -80,21 +85,22 @@ def load_expert_state_dict(
     Args:
         model: the adapted transformer, or anything that contains it.
         expert_index: which expert.
-        state: tensors by diffusers' names.
+        state: tensors by diffusers' names; their last rs ranks must be the model's shared expert.
         source: names the state in errors, such as its file.
 
     Raises:
-        UserError: missing or unexpected keys, or other shapes.
+        UserError: missing or unexpected keys, other shapes, or another shared expert.
         ValueError: no adapted layers, or no such expert.
     """
     layers = _layers_with(model, expert_index)
+    first = next(iter(layers.values()))
     sizes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    _check_state(state, _shapes(sizes, next(iter(layers.values())).rank), source)
+    check_state(state, _shapes(sizes, first.rank + first.shared_rank), source)
+    shared = {f"{PREFIX}{n}.{k}": x for n, m in layers.items() for k, x in _shared(m).items()}
+    _check_shared(state, shared, source)
     for name, layer in layers.items():
-        key = f"{PREFIX}{name}"
-        layer.load_expert(
-            expert_index, state[f"{key}.lora_A.weight"], state[f"{key}.lora_B.weight"]
-        )
+        a, b = (state[f"{PREFIX}{name}.lora_{side}.weight"] for side in "AB")
+        layer.load_expert(expert_index, a[: layer.rank], b[:, : layer.rank])
 
 
 def save_experts(
@@ -106,24 +112,27 @@ def save_experts(
     base_fingerprint: str,
     extra: Mapping[str, Any] | None = None,
 ) -> ExpertRegistry:
-    """Writes every expert as a LoRA file and, last, the registry.
+    """Writes every expert as a LoRA file, what they share, the model card and, last, the registry.
 
     Under ZeRO-3 call it on one rank inside ``GatheredParameters(adapter_parameters(model))``.
 
     Args:
         folder: made if missing; files of the same names are replaced one by one, each at once.
         model: the adapted transformer, or anything that contains it.
-        styles: one style an expert, in the order of the experts.
+        styles: one style an expert, in the order of the experts; see `expert_names` where a
+            learned router chooses them.
         base_name: what the experts were trained on, for messages.
         base_fingerprint: identity of that base, checked by `load_experts`.
-        extra: anything else to remember, JSON-able (map layers, configuration, metrics).
+        extra: anything else to remember, JSON-able (map layers, configuration, and what
+            `regionroute.adapters.card` tells).
 
     Returns:
         The registry as written.
 
     Raises:
         UserError: two styles of one name.
-        ValueError: the number of styles is not the number of experts.
+        ValueError: the number of styles is not the number of experts, or routers that cannot be
+            saved.
     """
     folder = Path(folder)
     layers = adapter_layers(model)
@@ -140,12 +149,16 @@ def save_experts(
             ExpertEntry(style=s.name, phrase=s.phrase, file=file)
             for s, file in zip(styles, _file_names(styles), strict=True)
         ],
+        routing=routing_entry(model),
         extra=dict(extra or {}),
     )
-    metadata = _lora_metadata(registry, list(layers))
+    if registry.routing:
+        save_router(folder / registry.routing.file, model)
+    rank, alpha = _file_scale(registry)
     for i, entry in enumerate(registry.experts):
-        with atomic_write(folder / entry.file) as temporary:
-            save_file(expert_state_dict(model, i), temporary, metadata)
+        state = expert_state_dict(model, i)
+        write_lora_file(folder / entry.file, state, rank, alpha, list(layers))
+    write_card(folder, registry)
     write_json(folder / REGISTRY_FILE, registry.model_dump(by_alias=True))
     return registry
 
@@ -181,51 +194,66 @@ def load_experts(
     for name in target_names(transformer, registry.targets):
         linear: Any = transformer.get_submodule(name)
         sizes[name] = (linear.in_features, linear.out_features)
-    shapes = _shapes(sizes, registry.rank)
-    states = []
-    for entry in registry.experts:
-        state, metadata = read_lora_file(folder / entry.file)
-        _check_state(state, shapes, str(folder / entry.file))
-        _check_scale(metadata, registry, folder / entry.file)
-        states.append(state)
-    inject(transformer, registry.targets, len(states), registry.rank, registry.alpha)
+    count, routing = len(registry.experts), registry.routing
+    common = read_router(folder / routing.file, sizes, routing, count) if routing else {}
+    states = [
+        _read_expert(folder / entry.file, registry, sizes, common) for entry in registry.experts
+    ]
+    inject(
+        transformer, registry.targets, count, registry.rank, registry.alpha,
+        shared_rank=registry.shared_rank,
+        router=(lambda: routing.make_router(count)) if routing else None,
+    )  # fmt: skip
+    load_router_state_dict(adapter_layers(transformer), common)
     for i, state in enumerate(states):
         load_expert_state_dict(transformer, i, state)
     return registry
 
 
-def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a safetensors LoRA file, and the settings diffusers stores in its header.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such LoRA file, check the path or export the experts again")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-            header = file.metadata() or {}
-        metadata = json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: this LoRA file is damaged, export it again ({error})") from error
-    return tensors, metadata
-
-
-def _lora_metadata(registry: ExpertRegistry, names: list[str]) -> dict[str, str]:
-    """Header of a LoRA file: PEFT settings by which diffusers scales with alpha/r exactly."""
-    settings = {"r": registry.rank, "lora_alpha": registry.alpha, "target_modules": names}
-    prefixed = {f"{PREFIX}{key}": value for key, value in settings.items()}
-    return {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(prefixed, sort_keys=True)}
-
-
-def _check_scale(metadata: Mapping[str, Any], registry: ExpertRegistry, path: Path) -> None:
+def _read_expert(
+    path: Path,
+    registry: ExpertRegistry,
+    sizes: Mapping[str, tuple[int, int]],
+    common: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """One expert's file, checked against the base, the registry and the router's file."""
+    state, metadata = read_lora_file(path)
+    check_state(state, _shapes(sizes, _file_scale(registry)[0]), str(path))
     found = metadata.get(f"{PREFIX}r"), metadata.get(f"{PREFIX}lora_alpha")
-    if found != (registry.rank, registry.alpha):
+    if found != _file_scale(registry):
+        rank, alpha = _file_scale(registry)
         raise UserError(
             f"{path}: rank and alpha in the file are {found[0]} and {found[1]}, "
-            f"{REGISTRY_FILE} says {registry.rank} and {registry.alpha:g}: export it again"
+            f"{REGISTRY_FILE} says {rank} and {alpha:g}: export it again"
         )
+    _check_shared(state, common, str(path))
+    return state
+
+
+def _file_scale(registry: ExpertRegistry) -> tuple[int, float]:
+    """Rank and alpha of the files, which hold expert and shared expert under one scale."""
+    rank = registry.rank + registry.shared_rank
+    return rank, registry.alpha * rank / registry.rank
+
+
+def _check_shared(state: Mapping[str, Tensor], common: Mapping[str, Tensor], source: str) -> None:
+    """The last ranks of an expert's file are the expert for all samples, as in the common file."""
+    for key, wanted in common.items():
+        name, _, side = key.rpartition(".shared_")
+        if not name:
+            continue
+        found = state[f"{name}.lora_{side}.weight"]
+        tail = found[-len(wanted) :] if side == "A" else found[:, -wanted.shape[1] :]
+        if not torch.equal(tail, wanted):
+            raise UserError(
+                f'{source}: the shared expert in "{name}" is not that of the other experts: '
+                "export them together again"
+            )
+
+
+def _shared(layer: LoRAMoELinear) -> dict[str, Tensor]:
+    state = layer.router_state_dict() if layer.shared_rank else {}
+    return {key: tensor for key, tensor in state.items() if key.startswith("shared_")}
 
 
 def _shapes(sizes: Mapping[str, tuple[int, int]], rank: int) -> dict[str, tuple[int, int]]:
@@ -237,23 +265,6 @@ def _shapes(sizes: Mapping[str, tuple[int, int]], rank: int) -> dict[str, tuple[
     return shapes
 
 
-def _check_state(
-    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], source: str
-) -> None:
-    missing = [key for key in shapes if key not in state]
-    if missing:
-        raise UserError(f'{source}: {len(missing)} weights are missing, first "{missing[0]}"')
-    unexpected = [key for key in state if key not in shapes]
-    if unexpected:
-        raise UserError(
-            f"{source}: {len(unexpected)} weights have no place in the model, "
-            f'first "{unexpected[0]}"'
-        )
-    for key, shape in shapes.items():
-        if tuple(state[key].shape) != shape:
-            raise UserError(f'{source}: "{key}" is {[*state[key].shape]}, expected {[*shape]}')
-
-
 def _layers_with(model: nn.Module, expert_index: int) -> dict[str, LoRAMoELinear]:
     layers = adapter_layers(model)
     count = next(iter(layers.values())).num_experts
@@ -262,9 +273,14 @@ def _layers_with(model: nn.Module, expert_index: int) -> dict[str, LoRAMoELinear
     return layers
 
 
+def expert_names(count: int) -> list[StyleSpec]:
+    """Names for experts that stand for no style of their own: "expert-00", "expert-01" and on."""
+    return [StyleSpec(f"expert-{index:02d}") for index in range(count)]
+
+
 def _file_names(styles: Sequence[StyleSpec]) -> list[str]:
     """A folder a style: its name, all but letters, digits, ``.``, ``_`` and ``-`` replaced."""
-    folders = [re.sub(r"[^\w.-]+", "-", s.name).strip(".-") or "style" for s in styles]
+    folders = [file_stem(s.name) for s in styles]
     for i, name in enumerate(folders):
         # Compared without case: some file systems do not tell "Ink" from "ink".
         if name.casefold() in (other.casefold() for other in folders[:i]):
@@ -273,3 +289,8 @@ def _file_names(styles: Sequence[StyleSpec]) -> list[str]:
                 "rename one"
             )
     return [f"{name}/{LORA_WEIGHT_NAME_SAFE}" for name in folders]
+
+
+def file_stem(style: str) -> str:
+    """A style's name as the name of a file."""
+    return re.sub(r"[^\w.-]+", "-", style).strip(".-") or "style"

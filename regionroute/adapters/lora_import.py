@@ -13,7 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
-from regionroute.adapters.export import PREFIX, read_lora_file
+from regionroute.adapters.lora_file import PREFIX, read_lora_file
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
 from regionroute.errors import UserError
 from regionroute.io import read_json

@@ -4,7 +4,7 @@ Shape legend: B batch, N tokens, E experts, r rank, rs rank of the shared expert
 a time, R = k·r + rs. Sizes written 1|B may be 1: the same for all samples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -221,17 +221,37 @@ class LoRAMoELinear(nn.Module):
         return weight[:, text if self.stream == "txt" else image]
 
     def expert_state_dict(self, expert: int) -> dict[str, Tensor]:
-        """Copies of an expert, fp32 on the CPU: "lora_A.weight" [r,in], "lora_B.weight" [out,r]."""
-        return {
-            "lora_A.weight": _copy(self.lora_A[expert]),
-            "lora_B.weight": _copy(self.lora_B[expert]),
-        }
+        """What an expert and the shared one add, as one LoRA of rank r+rs: fp32 copies on the CPU.
+
+        Returns:
+            "lora_A.weight" [r+rs,in] and "lora_B.weight" [out,r+rs], the shared expert last.
+        """
+        a, b = self.lora_A[expert], self.lora_B[expert]
+        if self.shared_rank:
+            a, b = torch.cat([a, self.shared_A]), torch.cat([b, self.shared_B], 1)
+        return {"lora_A.weight": _copy(a), "lora_B.weight": _copy(b)}
 
     @torch.no_grad()
     def load_expert(self, expert: int, a: Tensor, b: Tensor) -> None:
         """Overwrites one expert with A [r,in] and B [out,r]."""
         self.lora_A[expert].copy_(a)
         self.lora_B[expert].copy_(b)
+
+    def router_state_dict(self) -> dict[str, Tensor]:
+        """Fp32 copies on the CPU of what is not of one expert: the shared one and the router."""
+        parameters = dict(self.named_parameters())
+        return {
+            name: _copy(parameter)
+            for name, parameter in parameters.items()
+            if name.startswith(("shared_", "router."))
+        }
+
+    @torch.no_grad()
+    def load_router_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Overwrites the shared expert and the router with what `router_state_dict` gave."""
+        parameters = dict(self.named_parameters())
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoRAMoELinear]:

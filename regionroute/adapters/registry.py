@@ -4,16 +4,18 @@ import difflib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from regionroute.adapters.routers import Router, SimilarityRouter, StyleIdRouter
 from regionroute.errors import UserError
 from regionroute.io import read_json
 from regionroute.manifest import StyleSpec
 
 REGISTRY_FILE = "experts.json"
-SCHEMA_VERSION = 1
+ROUTER_FILE = "router.safetensors"
+SCHEMA_VERSION = 2  # 2: routing
 
 
 class ExpertEntry(BaseModel):
@@ -24,6 +26,41 @@ class ExpertEntry(BaseModel):
     style: str
     phrase: str | None = None
     file: str
+
+
+class RoutingEntry(BaseModel):
+    """A learned router, an expert for all samples, or both; their weights are in `file`.
+
+    Attributes:
+        router: "style": by the style's name; "similarity": by its embedding, see
+            `SimilarityRouter`, whose arguments the rest are.
+        shared_rank: rank of the expert for all samples, 0: none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    router: Literal["style", "similarity"] = "style"
+    file: str = ROUTER_FILE
+    shared_rank: int = Field(0, ge=0)
+    style_dim: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1)
+    normalize: bool = True
+    compat: Literal["fixed", "released"] = "fixed"
+
+    @model_validator(mode="after")
+    def _complete(self) -> "RoutingEntry":
+        sizes = (self.style_dim, self.top_k)
+        if (None in sizes) == (self.router == "similarity") or sizes.count(None) == 1:
+            raise ValueError("routing by similarity, and no other, has style_dim and top_k")
+        return self
+
+    def make_router(self, num_experts: int) -> Router:
+        """A router of one layer, its gate not yet loaded."""
+        if self.style_dim is None or self.top_k is None:
+            return StyleIdRouter(num_experts)
+        return SimilarityRouter(
+            self.style_dim, num_experts, self.top_k, normalize=self.normalize, compat=self.compat
+        )
 
 
 class ExpertRegistry(BaseModel):
@@ -38,7 +75,25 @@ class ExpertRegistry(BaseModel):
     alpha: float
     targets: str | list[str]
     experts: list[ExpertEntry] = Field(min_length=1)
+    routing: RoutingEntry | None = None
     extra: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> "ExpertRegistry":
+        wanted = self.routing.top_k if self.routing else None
+        if wanted and wanted > len(self.experts):
+            raise ValueError(f"top_k is {wanted}, there are {len(self.experts)} experts")
+        return self
+
+    @property
+    def learned(self) -> bool:
+        """Whether the experts are chosen by a style embedding and not by their names."""
+        return self.routing is not None and self.routing.router == "similarity"
+
+    @property
+    def shared_rank(self) -> int:
+        """Rank of the expert for all samples, 0: none."""
+        return self.routing.shared_rank if self.routing else 0
 
     @property
     def styles(self) -> list[StyleSpec]:
@@ -66,10 +121,14 @@ class ExpertRegistry(BaseModel):
         """The registry cut to some styles, in the order given; None: all.
 
         Raises:
-            UserError: an unknown style, or none at all.
+            UserError: an unknown style, none at all, or experts that are not chosen by style.
         """
         if styles is None:
             return self
+        if self.learned:
+            raise UserError(
+                "these experts are chosen by an example picture and belong together: load them all"
+            )
         if not styles:
             raise UserError("no styles were asked for, name at least one")
         chosen = [self.experts[self.index(style)] for style in dict.fromkeys(styles)]
@@ -97,8 +156,9 @@ def read_registry(folder: str | PathLike[str]) -> ExpertRegistry:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']}, mend or export it again") from error
-    for entry in registry.experts:
-        file = PurePosixPath(entry.file)
+    files = [entry.file for entry in registry.experts]
+    for name in [*files, registry.routing.file] if registry.routing else files:
+        file = PurePosixPath(name)
         if file.is_absolute() or ".." in file.parts:
-            raise UserError(f'{path}: the file "{entry.file}" must lie inside the experts\' folder')
+            raise UserError(f'{path}: the file "{name}" must lie inside the experts\' folder')
     return registry

@@ -132,7 +132,7 @@ DAMAGES = {
     "no registry": (lambda f: (f / "experts.json").unlink(), "no experts.json here"),
     "not JSON": (lambda f: (f / "experts.json").write_text("{"), "not JSON"),
     "a list": (lambda f: (f / "experts.json").write_text("[]"), "experts.json: "),
-    "newer": (edit_json(lambda v: v.update(schema=2)), "schema 2 is newer"),
+    "newer": (edit_json(lambda v: v.update(schema=9)), "schema 9 is newer"),
     "unknown key": (edit_json(lambda v: v.update(rnak=4)), "rnak"),
     "no experts": (edit_json(lambda v: v.update(experts=[])), "experts: "),
     "escape": (edit_json(lambda v: v["experts"][0].update(file="../x")), "must lie inside"),
@@ -176,8 +176,9 @@ def test_a_failed_save_leaves_the_older_file(adapted, saved, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("regionroute.adapters.export.save_file", fail)
+    monkeypatch.setattr("regionroute.adapters.lora_file.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_experts(saved, adapted, STYLES, base_name="tiny", base_fingerprint="abc")
     assert (saved / "line-art" / FILE).read_bytes() == before
-    assert {p.name for p in saved.rglob("*") if p.is_file()} == {FILE, "experts.json"}
+    files = {p.name for p in saved.rglob("*") if p.is_file()}
+    assert files == {FILE, "experts.json", "README.md"}
