@@ -5,10 +5,10 @@
 
 Held-out scenes of distinct objects with exact targets. Rivals in the same run: two edits one after
 the other (routed and plain), one plain edit by the whole sentence with the experts averaged, and
-the same routing with the true masks in place of the maps. An object is right when it is nearer to
-its own style's target than to the same object in the next object's style, and less than half of the
-unedited error is left. The result goes to bench/results/two_styles.json, pictures beside it when
---pictures is given.
+the same routing with the true masks in place of the maps. An object is nearer when it is nearer to
+its own style's target than to itself in the next object's style, and right when, besides, less than
+half of the unedited error is left. The result goes to bench/results/two_styles.json, the pictures
+to the folder of --pictures.
 """
 
 import argparse
@@ -25,8 +25,12 @@ from tqdm import tqdm
 from eval.stats import describe
 from pseudo_labels.scenes import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.stylize.filters import FILTERS
+from regionroute.adapters import FixedRouter, RouteContext
+from regionroute.adapters import routed as routed_by
+from regionroute.flow import draw_noise, sample
 from regionroute.io import write_image, write_json
 from regionroute.pipeline import Editor, load_editor
+from regionroute.prompts import build_prompt
 
 Method = Callable[[Editor, "Case"], Tensor]
 
@@ -72,10 +76,29 @@ def one_by_one(editor: Editor, case: Case, mode: str) -> Tensor:
     return image
 
 
+@torch.no_grad()
+def averaged(editor: Editor, case: Case) -> Tensor:
+    """The whole sentence in one plain edit, all the styles' experts averaged."""
+    base, registry = editor.backbone, editor.registry
+    assert registry is not None
+    weights = torch.zeros(len(registry.experts))
+    weights[[registry.index(style) for style in case.styles]] = 1 / len(case.styles)
+    context = base.encode_images(case.image[None])
+    embeds, pooled = base.encode_prompts([build_prompt(case.pairs).text])
+    with routed_by(base.transformer, RouteContext(router=FixedRouter(weights))):
+        latents = sample(
+            base.transformer, base.scheduler, context, embeds, pooled,
+            steps=base.settings.steps, guidance=base.settings.guidance,
+            noise=draw_noise(context.shape, 0),
+        )  # fmt: skip
+    return base.decode_latents(latents)[0]
+
+
 METHODS: dict[str, Method] = {
     "routed, one edit": routed,
     "routed, one after the other": partial(one_by_one, mode="routed"),
     "plain, one after the other": partial(one_by_one, mode="plain"),
+    "plain, one sentence, averaged experts": averaged,
     "routed by the true masks": oracle,
 }
 
@@ -107,7 +130,7 @@ def main() -> int:
     table = {name: summary(values) for name, values in rows.items()}
     for name, values in table.items():
         line = ", ".join(f"{key} {value[0]:.3f}" for key, value in values.items())
-        print(f"{name:30} {line}")
+        print(f"{name:38} {line}")
     write_json(
         args.result,
         provenance() | {"objects": args.objects, "scenes": len(cases), "methods": table},
@@ -135,14 +158,16 @@ def make_cases(objects: int, scenes: int, styles: list[str]) -> list[Case]:
 def scores(case: Case, edited: Tensor) -> dict[str, float]:
     """Measures of one edit; errors in [-1,1]."""
     own, swapped = case.target(), case.target(shift=1)
-    right, left = [], []
+    nearer, right, left = [], [], []
     for mask in case.masks:
         error = masked_error(edited, own, mask)
         ratio = error / masked_error(case.image, own, mask)
-        right.append(ratio < 0.5 and error < masked_error(edited, swapped, mask))
+        nearer.append(error < masked_error(edited, swapped, mask))
+        right.append(nearer[-1] and ratio < 0.5)
         left.append(ratio)
     outside = 1 - torch.stack(case.masks).amax(0)
     return {
+        "all nearer": float(all(nearer)),
         "all right": float(all(right)),
         "error left": sum(left) / len(left),
         "background error": masked_error(edited, case.image, outside),
