@@ -42,6 +42,20 @@ def region_level(maps: Tensor) -> Tensor:
     return maps.square().sum((-2, -1), keepdim=True) / total.clamp(min=_SMALLEST)
 
 
+def boundary_map(maps: Tensor, config: RoutingConfig) -> Tensor:
+    """``m / (m + threshold · level)``: .5 where the gate of `token_gates` is half open.
+
+    Args:
+        maps: attention of each pair's clause, [B,S,h,w], >= 0.
+        config: its threshold is read.
+
+    Returns:
+        [B,S,h,w] in [0,1]; a map of zeros gives zeros.
+    """
+    half_open = config.threshold * region_level(maps)
+    return maps / (maps + half_open).clamp(min=_SMALLEST)
+
+
 def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
     """Gates on the token grid: ``m^k / (m^k + (threshold · level)^k)``, k the sharpness.
 
@@ -59,12 +73,6 @@ def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
     ratio = (maps + _SMALLEST).log() - (region_level(maps) + _SMALLEST).log()
     gates = torch.sigmoid(config.sharpness * (ratio - math.log(config.threshold))) * maps.gt(0)
     return gates * (_RIVALRY * ratio).softmax(1)
-
-
-def widened(gates: Tensor) -> Tensor:
-    """Gates [B,S,h,w] open a token further where no other is, as far as `pixel_gates` may reach."""
-    more = (F.max_pool2d(gates, 3, stride=1, padding=1) - gates).clamp(min=0)
-    return gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * share(more)
 
 
 def share(gates: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from regionroute.flow import StepCallback, denoise, predict_velocity, sample
 from regionroute.prompts import restyle_prompt
 from regionroute.request import NO_EXPERT, EditPlan, EditRequest
 from regionroute.routing import (
+    boundary_map,
     keep_velocity,
     region_level,
     route_velocity,
@@ -145,14 +146,14 @@ class Sampler:
 
         Each model call is for B·S pictures.
         """
-        gates, level = task.regions, None
-        if gates is None:
+        if task.regions is not None:
+            gates, shown, level = task.regions, task.regions, None
+        else:
             maps, level = self.clause_maps(task)
-            gates = token_gates(maps, self.routing)
+            gates, shown = token_gates(maps, self.routing), boundary_map(maps, self.routing)
         # A composite takes the pixels from inside wider gates, so that none is half edited twice.
         acting = task.strength * (widened(gates) if task.lock else gates)
-        shown = gates.sum(1).clamp(max=1)
-        return Sampled(self._branches(task, acting), gates, shown, level)
+        return Sampled(self._branches(task, acting), gates, shown.amax(1), level)
 
     def clause_maps(self, task: Task) -> tuple[Tensor, Tensor]:
         """Where each clause's own words look, by one model call at σ = 1.

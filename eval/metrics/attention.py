@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAP_LEVELS = 256  # a map file's value / 256 puts the boundary 128 exactly at .5
-MAP_BOUNDARY = 0.5  # the Cover loss decides here: attention equal to its mean over the picture
+MAP_BOUNDARY = 0.5  # here the Cover loss decides, and a gate is half open
 
 
 def mask_on_grid(mask: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -52,8 +52,8 @@ def attention_iou(region_map: Tensor, mask: Tensor, boundary: float = MAP_BOUNDA
 def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:
     """Share of the picture's attention that falls on the object: [B].
 
-    The region map is r = M / (M + mean M), so M / mean M = r / (1 - r); the attention M itself is
-    not kept. A cell counts by the part of it that is object. Even attention gives the object's
+    A region map is r = M / (M + b) with the attention b at its boundary (its mean, or that at which
+    a gate is half open), so M / b = r / (1 - r); the attention M itself is not kept. A cell counts by the part of it that is object. Even attention gives the object's
     share of the picture.
 
     Args:
@@ -70,7 +70,7 @@ def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"map {list(region_map.shape)} does not fit mask {list(mask.shape)}")
     height, width = region_map.shape[2:]
     ratio = (region_map.double() * MAP_LEVELS / (MAP_LEVELS - 1)).clamp(0, 1)
-    # No cell has more than all attention, which is as many times the mean as there are cells.
+    # No cell has more than all attention, as many times the mean as there are cells.
     attention = (ratio / (1 - ratio)).clamp(max=height * width)
     part = F.adaptive_avg_pool2d(mask.double(), (height, width))
     share = (attention * part).sum((1, 2, 3)) / attention.sum((1, 2, 3))

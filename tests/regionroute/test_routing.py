@@ -5,6 +5,7 @@ import torch
 
 from regionroute.config import RoutingConfig
 from regionroute.routing import (
+    boundary_map,
     composite,
     keep_velocity,
     pixel_gates,
@@ -44,6 +45,16 @@ def test_a_gate_is_half_open_at_the_threshold():
     maps[..., 0, 0] = CONFIG.threshold * level
     half = token_gates(maps, CONFIG)[0, 0, 0, 0].item()
     assert half == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_shown_map_has_the_gates_boundary_and_gives_the_attention_back():
+    maps = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(4))
+    shown, gates = boundary_map(maps, CONFIG), token_gates(maps, CONFIG)
+    assert torch.equal(shown > 0.5, gates > 0.5)
+    back = shown / (1 - shown)
+    torch.testing.assert_close(back / back.sum((-2, -1), keepdim=True),
+                               maps / maps.sum((-2, -1), keepdim=True))  # fmt: skip
+    assert boundary_map(torch.zeros(1, 1, 2, 2), CONFIG).eq(0).all()
 
 
 def test_a_map_of_zeros_gives_a_closed_gate():
