@@ -75,6 +75,12 @@ def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
     return gates * (_RIVALRY * ratio).softmax(1)
 
 
+def widened(gates: Tensor) -> Tensor:
+    """Gates [B,S,h,w] open a token further where no other is, as far as `pixel_gates` may reach."""
+    more = (F.max_pool2d(gates, 3, stride=1, padding=1) - gates).clamp(min=0)
+    return gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * share(more)
+
+
 def share(gates: Tensor) -> Tensor:
     """Where the gates [B,S,...] of several pairs add up to more than 1 they share it."""
     return gates / gates.sum(1, keepdim=True).clamp(min=1)

@@ -53,8 +53,8 @@ def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:
     """Share of the picture's attention that falls on the object: [B].
 
     A region map is r = M / (M + b) with the attention b at its boundary (its mean, or that at which
-    a gate is half open), so M / b = r / (1 - r); the attention M itself is not kept. A cell counts by the part of it that is object. Even attention gives the object's
-    share of the picture.
+    a gate is half open), so M / b = r / (1 - r); the attention M itself is not kept. A cell counts
+    by the part of it that is object. Even attention gives the object's share of the picture.
 
     Args:
         region_map: [B,1,h,w] in [0,1] as read from a map file, level / 256 of the level r x 255.

@@ -76,9 +76,9 @@ _INFOS = [
         "attention_share", "Attention on the object", "higher", "share",
         "How much of the style word's attention falls on the object; attention spread evenly "
         "would give the object's share of the picture.",
-        "sum(m A) / sum(A) over the map's grid, A = r / (1 - r) the attention relative to "
-        "that at the map's boundary, at most the number of cells, r = the map file's level / 255, m = the part of the "
-        "cell that is object",
+        "sum(m A) / sum(A) over the map's grid, A = r / (1 - r) the attention relative to that at "
+        "the map's boundary, at most the number of cells, r = the map file's level / 255, m = the "
+        "part of the cell that is object",
     ),
     MetricInfo(
         "rsm", "Style match (RSM)", "higher", "value",
