@@ -154,7 +154,7 @@ def save_experts(
     )
     if registry.routing:
         save_router(folder / registry.routing.file, model)
-    rank, alpha = _file_scale(registry)
+    rank, alpha = file_scale(registry)
     for i, entry in enumerate(registry.experts):
         state = expert_state_dict(model, i)
         write_lora_file(folder / entry.file, state, rank, alpha, list(layers))
@@ -218,10 +218,10 @@ def _read_expert(
 ) -> dict[str, Tensor]:
     """One expert's file, checked against the base, the registry and the router's file."""
     state, metadata = read_lora_file(path)
-    check_state(state, _shapes(sizes, _file_scale(registry)[0]), str(path))
+    check_state(state, _shapes(sizes, file_scale(registry)[0]), str(path))
     found = metadata.get(f"{PREFIX}r"), metadata.get(f"{PREFIX}lora_alpha")
-    if found != _file_scale(registry):
-        rank, alpha = _file_scale(registry)
+    if found != file_scale(registry):
+        rank, alpha = file_scale(registry)
         raise UserError(
             f"{path}: rank and alpha in the file are {found[0]} and {found[1]}, "
             f"{REGISTRY_FILE} says {rank} and {alpha:g}: export it again"
@@ -230,8 +230,8 @@ def _read_expert(
     return state
 
 
-def _file_scale(registry: ExpertRegistry) -> tuple[int, float]:
-    """Rank and alpha of the files, which hold expert and shared expert under one scale."""
+def file_scale(registry: ExpertRegistry) -> tuple[int, float]:
+    """Rank and alpha of an expert's file, which holds it and the shared one under one scale."""
     rank = registry.rank + registry.shared_rank
     return rank, registry.alpha * rank / registry.rank
 

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 
 from regionroute.adapters.lora_file import PREFIX, read_lora_file
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
+from regionroute.adapters.lora_names import modules_of, rows
 from regionroute.errors import UserError
 from regionroute.io import read_json
 
 PEFT_WEIGHT_NAME = "adapter_model.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
 
-# PEFT writes "base_model.model.", a diffusers pipeline "transformer.", a diffusers model nothing.
-_PREFIXES = re.compile(r"^(base_model\.model\.)?(transformer\.)?")
-_WEIGHT = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+_WEIGHT = re.compile(
+    r"^(?P<module>.+)\.lora(_(?P<side>[AB])(\.default)?|[._](?P<way>down|up))\.weight$"
+)
 _ALPHA = re.compile(r"^(?P<module>.+)\.alpha$")
 
 
 @dataclass
-class _Adapter:
+class Adapter:
     """One layer of the file: A [r',in], B [out,r'] and its scale, alpha/r'."""
 
     a: Tensor
@@ -37,10 +38,11 @@ class _Adapter:
 
 
 def import_lora(path: str | PathLike[str], model: nn.Module, expert_index: int) -> list[str]:
-    """Loads a PEFT or diffusers LoRA into one expert, to compute exactly the same.
+    """Loads a LoRA of PEFT, diffusers, ComfyUI or sd-scripts into one expert, to compute the same.
 
     A lower rank leaves the rest of the expert's rank unused (B zero), another scale is folded
-    into B, and layers that the file does not adapt get B = 0.
+    into B, and layers that the file does not adapt get B = 0. A layer that is several in diffusers
+    is cut into them.
 
     Args:
         path: a safetensors file, or a folder with ``pytorch_lora_weights.safetensors`` or
@@ -55,9 +57,7 @@ def import_lora(path: str | PathLike[str], model: nn.Module, expert_index: int) 
         UserError: no such file, a weight that would have to be ignored, or a rank above ours.
         ValueError: no adapted layers, or no such expert.
     """
-    file = _weights_file(Path(path))
-    tensors, metadata = read_lora_file(file)
-    adapters = _parse(tensors, _settings(file, metadata), file)
+    file, adapters = read_lora(path)
     layers = adapter_layers(model)
     for name, adapter in adapters.items():
         _check_fit(name, adapter, layers, file)
@@ -75,6 +75,20 @@ def import_lora(path: str | PathLike[str], model: nn.Module, expert_index: int) 
             b[:, :rank] = adapter.b.float() * (adapter.scale * layer.rank / layer.alpha)
         layer.load_expert(expert_index, a, b)
     return list(adapters)
+
+
+def read_lora(path: str | PathLike[str]) -> tuple[Path, dict[str, Adapter]]:
+    """Reads a LoRA of any of the formats that `import_lora` takes.
+
+    Returns:
+        The file, and by diffusers' module name what it adds there.
+
+    Raises:
+        UserError: no such file, or a weight that would have to be ignored.
+    """
+    file = _weights_file(Path(path))
+    tensors, metadata = read_lora_file(file)
+    return file, _parse(tensors, _settings(file, metadata), file)
 
 
 def _weights_file(path: Path) -> Path:
@@ -100,28 +114,49 @@ def _settings(file: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse(
     tensors: Mapping[str, Tensor], settings: Mapping[str, Any], file: Path
-) -> dict[str, _Adapter]:
+) -> dict[str, Adapter]:
     sides: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for key, tensor in tensors.items():
-        name = _PREFIXES.sub("", key)
-        if match := _WEIGHT.match(name):
-            sides.setdefault(match["module"], {})[match["side"]] = tensor
-        elif match := _ALPHA.match(name):
+        if match := _WEIGHT.match(key):
+            side = match["side"] or {"down": "A", "up": "B"}[match["way"]]
+            sides.setdefault(match["module"], {})[side] = tensor
+        elif match := _ALPHA.match(key):
             alphas[match["module"]] = float(tensor)
         else:
-            raise UserError(f'{file}: "{key}" is not a weight of a PEFT or diffusers LoRA')
+            raise UserError(
+                f'{file}: "{key}" is not a weight of a plain LoRA and would be ignored: '
+                "choose another file"
+            )
     orphans = alphas.keys() - sides.keys()
     for module in orphans | {m for m, pair in sides.items() if pair.keys() != {"A", "B"}}:
         raise UserError(f'{file}: "{module}" lacks its lora_A or lora_B weight')
     if not sides:
         raise UserError(f"{file}: there are no LoRA weights in this file")
-    return {
-        module: _Adapter(
-            pair["A"], pair["B"], _scale(module, pair["A"].shape[0], settings, alphas.get(module))
-        )
-        for module, pair in sides.items()
-    }
+    adapters: dict[str, Adapter] = {}
+    for layer, pair in sides.items():
+        modules = modules_of(layer)
+        scale = _scale(modules[0], pair["A"].shape[0], settings, alphas.get(layer))
+        for name, adapter in _cut(modules, Adapter(pair["A"], pair["B"], scale)).items():
+            if name in adapters:
+                raise UserError(f'{file}: "{name}" is in it twice, by two names: choose one file')
+            adapters[name] = adapter
+    return adapters
+
+
+def _cut(modules: list[str], adapter: Adapter) -> dict[str, Adapter]:
+    """Cuts a joined layer's adapter into its modules', without ranks that are of no use to one."""
+    if len(modules) == 1:
+        return {modules[0]: adapter}
+    sizes = rows(modules, adapter.a.shape[1], adapter.b.shape[0])
+    if min(sizes) < 0 or sum(sizes) != adapter.b.shape[0]:
+        return {modules[0]: adapter}  # of another base, as `_check_fit` will say
+    parts = {}
+    for name, b in zip(modules, adapter.b.split(sizes), strict=True):
+        used = (b != 0).any(0)
+        if used.any():
+            parts[name] = Adapter(adapter.a[used], b[:, used], adapter.scale)
+    return parts
 
 
 def _scale(module: str, rank: int, settings: Mapping[str, Any], alpha: float | None) -> float:
@@ -134,7 +169,7 @@ def _scale(module: str, rank: int, settings: Mapping[str, Any], alpha: float | N
 
 
 def _check_fit(
-    name: str, adapter: _Adapter, layers: Mapping[str, LoRAMoELinear], file: Path
+    name: str, adapter: Adapter, layers: Mapping[str, LoRAMoELinear], file: Path
 ) -> None:
     if name not in layers:
         raise UserError(

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from diffusers import FluxKontextPipeline
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from regionroute.adapters import RouteContext, adapter_layers, import_lora, routed
@@ -54,6 +55,19 @@ def test_a_peft_folder_with_its_config(make_flux, adapted, inputs, tmp_path):
     torch.testing.assert_close(run(adapted, inputs, 2), expected, rtol=0, atol=1e-5)
 
 
+def test_the_published_releases_files(make_flux, adapted, inputs, tmp_path):
+    """As its training writes them: rank = alpha, by the pipeline's save, without a header."""
+    options = {"r": 4, "lora_alpha": 4, "target_modules": ["to_k", "to_q", "to_v", "to_out.0"]}
+    stock = stock_lora(make_flux(), **options)
+    layers = get_peft_model_state_dict(stock)
+    FluxKontextPipeline.save_lora_weights(tmp_path, layers, weight_name="pixel-art.safetensors")
+    with torch.no_grad():
+        expected = stock(**inputs)[0]
+    names = import_lora(tmp_path / "pixel-art.safetensors", adapted, 2)
+    assert set(names) == set(adapter_layers(adapted))
+    torch.testing.assert_close(run(adapted, inputs, 2), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (3.0, 1.5)])
 def test_pipeline_names_with_and_without_alpha_tensors(adapted, tmp_path, alpha, scale):
     module = "transformer_blocks.0.attn.to_q"
@@ -88,7 +102,7 @@ DAMAGES = {
     ),
     "one side": (lambda s: s.pop(Q), 'to_q" lacks its lora_A or lora_B'),
     "other format": (
-        lambda s: s.update({"lora_unet_x.lora_down.weight": torch.ones(1)}),
+        lambda s: s.update({"lora_unet_x.hada_w1_a": torch.ones(1)}),
         "is not a",
     ),
     "bias": (lambda s: s.update({Q.replace("A.weight", "B.bias"): torch.ones(32)}), "is not a"),
