@@ -1,5 +1,6 @@
 """LoRA experts on a frozen transformer: layer, routing, injection, files."""
 
+from regionroute.adapters.blend import blend_weights, parse_blend
 from regionroute.adapters.export import (
     expert_state_dict,
     load_expert_state_dict,
@@ -12,10 +13,10 @@ from regionroute.adapters.lora_moe import (
     LoRAMoELinear,
     adapter_layers,
     adapter_parameters,
-    routed,
-    routings,
 )
+from regionroute.adapters.merge import Merge, merge
 from regionroute.adapters.registry import ExpertRegistry, read_registry
+from regionroute.adapters.route import routed, routings
 from regionroute.adapters.routers import (
     FixedRouter,
     RouteContext,
@@ -30,6 +31,7 @@ __all__ = [
     "ExpertRegistry",
     "FixedRouter",
     "LoRAMoELinear",
+    "Merge",
     "RouteContext",
     "Router",
     "Routing",
@@ -37,11 +39,14 @@ __all__ = [
     "StyleIdRouter",
     "adapter_layers",
     "adapter_parameters",
+    "blend_weights",
     "expert_state_dict",
     "import_lora",
     "inject",
     "load_expert_state_dict",
     "load_experts",
+    "merge",
+    "parse_blend",
     "read_registry",
     "routed",
     "routings",

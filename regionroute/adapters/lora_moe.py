@@ -4,21 +4,14 @@ Shape legend: B batch, N tokens, E experts, r rank, rs rank of the shared expert
 a time, R = k·r + rs. Sizes written 1|B may be 1: the same for all samples.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regionroute.adapters.group import ActiveRoute, AdapterGroup, Stack, Stream
-from regionroute.adapters.routers import (
-    RouteContext,
-    Router,
-    Routing,
-    SimilarityRouter,
-    StyleIdRouter,
-)
+from regionroute.adapters.routers import Router, Routing, SimilarityRouter, StyleIdRouter
 
 
 class LoRAMoELinear(nn.Module):
@@ -275,56 +268,6 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for layer in adapter_layers(model).values() for p in layer.adapter_parameters()]
 
 
-@contextmanager
-def routed(model: nn.Module, context: RouteContext) -> Iterator[None]:
-    """Routes every adapted layer of `model` by `context`; on exit the previous route is back.
-
-    The backward pass belongs inside: checkpoint recomputation runs the layers again.
-
-    Args:
-        model: the adapted transformer, or anything that contains it.
-        context: for the batches run inside.
-
-    Raises:
-        ValueError: the model has no adapted layers.
-    """
-    groups = _groups(model)
-    previous = [group.active for group in groups]
-    for group in groups:
-        group.active = ActiveRoute(context)
-    try:
-        yield
-    finally:
-        for group, before in zip(groups, previous, strict=True):
-            group.active = before
-
-
-def routings(model: nn.Module) -> dict[str, Routing]:
-    """What learned routers decided under the route in force, by layer name, with the graph.
-
-    Args:
-        model: the adapted transformer, or anything that contains it, after its forward pass and
-            still inside `routed`.
-
-    Returns:
-        Empty outside `routed`, before the forward pass, and without learned routers.
-
-    Raises:
-        ValueError: the model has no adapted layers.
-    """
-    return {
-        name: routing
-        for group in _groups(model)
-        if group.active is not None
-        for name, routing in group.active.routings.items()
-    }
-
-
-def _groups(model: nn.Module) -> list[AdapterGroup]:
-    layers = adapter_layers(model).values()
-    return list({id(layer.group): layer.group for layer in layers}.values())
-
-
 def _gaussian(
     experts: int,
     rank: int,
@@ -333,6 +276,8 @@ def _gaussian(
     generator: torch.Generator | None,
 ) -> nn.Parameter:
     """[experts,rank,inputs] from N(0, (1/rank)²), drawn on the CPU: the same on every device."""
+    if device.type == "meta":
+        return nn.Parameter(torch.empty(experts, rank, inputs, device=device))
     a = torch.randn(experts, rank, inputs, generator=generator, device="cpu")
     return nn.Parameter((a / rank).to(device))
 

@@ -1,0 +1,79 @@
+"""Blends of experts in words: ``0.6 pixel-art + 0.4 line-art``."""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from regionroute.adapters.registry import ExpertRegistry
+from regionroute.errors import UserError
+
+_TERM = re.compile(
+    r"(?P<weight>-?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)(\s*[*×]\s*|\s+)(?P<style>\S.*)", re.IGNORECASE
+)
+_EXAMPLE = '"0.6 pixel-art + 0.4 line-art"'
+
+
+def parse_blend(text: str, registry: ExpertRegistry) -> dict[str, float]:
+    """Reads a style, or several with their weights.
+
+    Weights are taken as they stand: they need not add up to 1, and one style may stand alone
+    ("0.5 pixel-art" is half its expert).
+
+    Args:
+        text: a style's name or phrase, or weighted ones joined by "+".
+        registry: the experts there are.
+
+    Returns:
+        Weight by the style's name, in the order of the text; {name: 1.0} for a lone style.
+
+    Raises:
+        UserError: an unknown style (names the nearest), a missing or senseless weight, or a style
+            named twice.
+    """
+    if not text.strip():
+        raise UserError(f"style: nothing is named, give a style or a blend such as {_EXAMPLE}")
+    if _is_style(text, registry):  # also one with "+" or a number in its name
+        return {_name(text, registry): 1.0}
+    terms = [term.strip() for term in text.split("+")]
+    if len(terms) == 1 and not _TERM.fullmatch(terms[0]):
+        return {_name(text, registry): 1.0}
+    blend: dict[str, float] = {}
+    for term in terms:
+        match = _TERM.fullmatch(term)
+        if not match:
+            raise UserError(
+                f'style: "{term}" in the blend "{text}" needs a weight and a style, '
+                f"as in {_EXAMPLE}"
+            )
+        weight, name = float(match["weight"]), _name(match["style"], registry)
+        if not (math.isfinite(weight) and weight > 0):
+            raise UserError(f'style: the weight of "{name}" must be above 0, not {match["weight"]}')
+        if name in blend:
+            raise UserError(f'style: the blend "{text}" names "{name}" twice, add up its weights')
+        blend[name] = weight
+    return blend
+
+
+def blend_weights(blend: Mapping[str, float], registry: ExpertRegistry) -> Tensor:
+    """A blend as weights [E] fp32 of the registry's experts, for `FixedRouter`.
+
+    Raises:
+        UserError: a style that the registry does not have.
+    """
+    weights = torch.zeros(len(registry.experts))
+    for style, weight in blend.items():
+        weights[registry.index(style)] = weight
+    return weights
+
+
+def _is_style(text: str, registry: ExpertRegistry) -> bool:
+    wanted = text.strip().casefold()
+    names = {word.casefold() for style in registry.styles for word in (style.name, style.words)}
+    return wanted in names
+
+
+def _name(style: str, registry: ExpertRegistry) -> str:
+    return registry.experts[registry.index(style)].style
