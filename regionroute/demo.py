@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
 from regionroute.io import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,9 +76,9 @@ class Stopwatch:
         print(f"   {self.seconds[stage]:.0f} s", flush=True)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="regionroute demo",
         description=__doc__,
         epilog=EXAMPLES,
@@ -156,6 +156,9 @@ def _score(watch: Stopwatch, out: Path) -> None:
     extras = ["--notes", str(out / "scores" / "notes.json"), "--codec", str(codec)]
     title = ["--title", "RegionRoute demo: only the named object is restyled"]
     watch.run("report", [str(ROOT / "eval" / "report.py"), *report, *extras, *title])
+    maps = [part for name in ARMS for part in ("--edits", f"{name}={out / 'edits' / name}")]
+    page = ["--out", str(out / "maps.html")]
+    watch.run("maps", [str(ROOT / "eval" / "maps.py"), *manifest, *maps, *page])
 
 
 def _headline(out: Path, seconds: float) -> None:
@@ -174,6 +177,7 @@ def _headline(out: Path, seconds: float) -> None:
     print(
         f"  codec         background error {codec['mse_bg']['mean']:.4f} from the round trip alone"
     )
+    print(f"maps:   {out / 'maps.html'}")
     print(f"report: {out / 'report.html'}   ({seconds / 60:.1f} minutes)")
 
 
