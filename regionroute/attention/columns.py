@@ -52,9 +52,8 @@ def attend(
         rows: query rows wanted in `probs`, None: all.
         mask: bool (True: may attend) or additive, broadcastable to [B,H,N,N], without gradient;
             every row must keep a key.
-        backend: the kernel; "auto" takes the first of cpu, flash, efficient, dense that can.
-            "cudnn", "xformers" and "flex" (FlexAttention, compiled) are for the asking; "dense"
-            runs anywhere and computes the logits of the wanted rows in chunks.
+        backend: "auto" takes the first of cpu, flash, efficient, dense that can; cudnn, xformers
+            and flex (FlexAttention) are for the asking. "dense" runs anywhere, in chunks of rows.
 
     Returns:
         ``out`` [B,H,N,D], equal to F.scaled_dot_product_attention, and ``probs`` [B,H,R,S] or
