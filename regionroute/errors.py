@@ -5,6 +5,7 @@ import difflib
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -23,6 +24,7 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of this path is a file where a folder is needed",
     errno.ENAMETOOLONG: "the file name is too long: choose a shorter one",
 }
+_TORCH_SAVE = ("PytorchStreamWriter failed", "] . unexpected pos", "iostream error")
 
 
 class UserError(ValueError):
@@ -74,8 +76,6 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     def run(argv: list[str] | None = None) -> int:
         try:
             return main(argv)
-        except UserError as error:
-            sentence = str(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -83,22 +83,33 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             # The interpreter would flush stdout once more on exit and complain: give it a sink.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except OSError as error:
-            if error.errno not in _REMEDIES:
+        except Exception as error:
+            sentence = _sentence(error)
+            if sentence is None:
                 raise
-            where = f"{error.filename}: " if error.filename else ""
-            sentence = where + _REMEDIES[error.errno]
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            sentence = "not enough memory: use smaller pictures or a smaller batch"
         print(f"error: {sentence}", file=sys.stderr)
         return 2
 
     return run
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Python and numpy have a class for it, torch one for GPUs and on the processor only words."""
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user; None for a bug of ours."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return where + _REMEDIES[error.errno] if error.errno in _REMEDIES else None
+    # Python and numpy have a class for it, torch one for GPUs and on the processor only words.
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
+    if named or "can't allocate memory" in text:
+        return "not enough memory: use smaller pictures or a smaller batch"
+    # Libraries written in Rust, such as safetensors, put the number into words of their own.
+    number = re.search(r"\(os error (\d+)\)", text)
+    if number and int(number[1]) in _REMEDIES:
+        return _REMEDIES[int(number[1])]
+    # All that torch.save says when the disk is full.
+    if isinstance(error, RuntimeError) and any(part in text for part in _TORCH_SAVE):
+        return "a file could not be written, most likely " + _REMEDIES[errno.ENOSPC]
+    return None

@@ -123,6 +123,26 @@ def export(
     distributed.barrier()
 
 
+def read_state(folder: Path) -> TrainerState:
+    """What ``trainer.json`` of a checkpoint says.
+
+    Raises:
+        UserError: it is missing, no JSON, or lacks something.
+    """
+    values = read_json(folder / STATE_FILE)
+    try:
+        state = TrainerState(int(values["step"]), float(values["seconds"]), dict(values["facts"]))
+        lacking = {*EXACT, *ORDER, "world"} - set(state.facts)
+    except (KeyError, TypeError, ValueError):
+        lacking = {"step, seconds or facts"}
+    if lacking:
+        raise UserError(
+            f"{folder}: this checkpoint is damaged ({STATE_FILE} lacks {min(lacking)}): delete the "
+            "folder, and the same command continues from the one before"
+        )
+    return state
+
+
 def check_facts(folder: Path, facts: dict[str, Any], world: int) -> list[str]:
     """Compares a run with the checkpoint it is about to continue.
 
@@ -137,7 +157,7 @@ def check_facts(folder: Path, facts: dict[str, Any], world: int) -> list[str]:
     Raises:
         UserError: the checkpoint cannot be continued by this run.
     """
-    saved = read_json(folder / STATE_FILE)["facts"]
+    saved = read_state(folder).facts
     for fact, key in EXACT.items():
         if saved[fact] != facts[fact]:
             values = "other weights than now" if fact == "base_weights" else (
@@ -183,8 +203,7 @@ def load(engine: DeepSpeedEngine, folder: Path) -> TrainerState:
             "command continues from the one before"
         )
     _verify(engine, folder)
-    values = read_json(folder / STATE_FILE)
-    return TrainerState(values["step"], values["seconds"], values["facts"])
+    return read_state(folder)
 
 
 def _verify(engine: DeepSpeedEngine, folder: Path) -> None:

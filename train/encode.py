@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from regionroute.errors import UserError
 from regionroute.io import file_hash, image_size, read_image, read_mask, settings_hash, text_hash
 from regionroute.latents import mask_to_grid
 from regionroute.pipeline import resize
@@ -121,6 +122,8 @@ class Encoder:
 
         def make() -> Tensors:
             mask = read_mask(path, context_size)
+            if not mask.any():
+                raise UserError(f"{path}: the mask is empty, no pixel reaches 128 of 255")
             return {
                 "tokens": mask_to_grid(mask, height, width),
                 "latents": mask_to_grid(mask, 2 * height, 2 * width),

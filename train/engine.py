@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -74,15 +75,25 @@ def build_engine(transformer: nn.Module, config: RunConfig, ranks: Ranks) -> Dee
         weight_decay=optim.weight_decay,
     )
     settings = engine_settings(config, ranks.world, sum(p.numel() for p in parameters))
-    with distributed.quiet():
-        engine, *_ = deepspeed.initialize(
-            model=transformer,
-            model_parameters=parameters,
-            optimizer=optimizer,
-            lr_scheduler=lambda inner: LambdaLR(inner, learning_rate_factor(config)),
-            config=settings,
-            dist_init_required=False,
-        )
+    try:
+        with distributed.quiet():
+            engine, *_ = deepspeed.initialize(
+                model=transformer,
+                model_parameters=parameters,
+                optimizer=optimizer,
+                lr_scheduler=lambda inner: LambdaLR(inner, learning_rate_factor(config)),
+                config=settings,
+                dist_init_required=False,
+            )
+    except ValidationError as error:
+        if not config.train.deepspeed:
+            raise
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"train.deepspeed: {config.train.deepspeed}: DeepSpeed refuses it "
+            f"({error.title}, {key}: {first['msg']})"
+        ) from error
     return engine
 
 
@@ -130,7 +141,8 @@ def zero_stage(config: RunConfig) -> int:
     """The ZeRO stage in use: the DeepSpeed file's, if it names one, else train.zero_stage."""
     if config.train.deepspeed:
         section = read_deepspeed_file(config.train.deepspeed).get("zero_optimization", {})
-        return int(section.get("stage", config.train.zero_stage))
+        stage: int = section.get("stage", config.train.zero_stage)
+        return stage
     return config.train.zero_stage
 
 
@@ -152,8 +164,14 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
     for key in values:
         if key in OURS:
             raise UserError(f"train.deepspeed: {path}: remove {key!r} and set {OURS[key]} instead")
-    if not isinstance(values.get("zero_optimization", {}), dict):
+    zero = values.get("zero_optimization", {})
+    if not isinstance(zero, dict):
         raise UserError(f"train.deepspeed: {path}: zero_optimization must be a JSON object")
+    if type(zero.get("stage", 0)) is not int or zero.get("stage", 0) not in range(4):
+        raise UserError(
+            f"train.deepspeed: {path}: zero_optimization.stage must be 0, 1, 2 or 3, not "
+            f"{zero['stage']!r}"
+        )
     return values
 
 

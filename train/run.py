@@ -24,7 +24,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from regionroute.config import RunConfig, add_config_arguments, dump_config, load_config
-from regionroute.errors import UserError, command
+from regionroute.errors import Parser, UserError, command
+from regionroute.io import check_output_folder
 from train import distributed
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from train.trainer import Trainer
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line; the launchers add their own --local_rank."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train/run.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -78,7 +79,7 @@ def train(config: RunConfig, ranks: Ranks) -> int:
     from train.prepare import build_trainer  # heavy, and DeepSpeed reads the environment first
 
     output = Path(config.output)
-    distributed.agree(lambda: _make_folder(output))
+    distributed.agree(lambda: _make_folders(config))
     distributed.log_library_to(output / "deepspeed.log", ranks)
     trainer = build_trainer(config, ranks)
     try:
@@ -93,10 +94,15 @@ def train(config: RunConfig, ranks: Ranks) -> int:
     return code
 
 
-def _make_folder(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output={output}: this is a file, give a folder")
-    output.mkdir(parents=True, exist_ok=True)
+def _make_folders(config: RunConfig) -> None:
+    for key, folder in (("output", config.output), ("data.cache", config.data.cache)):
+        if folder is None:
+            continue
+        try:
+            check_output_folder(folder)
+        except UserError as error:
+            raise UserError(f"{key}={error}") from error
+    Path(config.output).mkdir(parents=True, exist_ok=True)
 
 
 def _write_facts(trainer: Trainer, *, finished: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -96,7 +97,7 @@ def read_settings(folder: Path) -> BaseSettings:
             near = difflib.get_close_matches(key, kinds, n=1) or sorted(kinds)
             raise UserError(f"{path}: unknown key {key!r}; did you mean {' or '.join(near)}?")
         allowed = (int, float) if kinds[key] is float else (int,)
-        if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < math.inf:
             raise UserError(f"{path}: {key} must be a positive number, not {value!r}")
     settings = BaseSettings(**(asdict(BaseSettings()) | data))
     if settings.max_text_length > 512:
@@ -147,7 +148,10 @@ def explained(spec: str, source: Path | str) -> Iterator[None]:
             f"base {spec}: neither a folder here nor a repository on the hub you may read; check "
             "the name, or log in with `hf auth login`"
         ) from None
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+    # What the two libraries raise on configurations that are something else.
+    except (
+        OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError
+    ) as error:  # fmt: skip
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         problem = (
             "its files are damaged, copy it again"

@@ -3,12 +3,16 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from regionroute.errors import Parser, UserError, command, nearest
+
+FULL = Path("/dev/full")  # a device on which every write finds the disk full
 
 
 def _raising(error):
@@ -60,6 +64,32 @@ def test_too_little_memory_is_one_sentence(allocate, capsys):
 
     assert main() == 2
     assert capsys.readouterr().err.startswith("error: not enough memory: ")
+
+
+@pytest.mark.skipif(not FULL.is_char_device(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda: FULL.write_text("x"),
+        lambda: torch.save({"a": torch.zeros(10**5)}, FULL),
+    ],
+)
+def test_a_full_disk_is_one_sentence(save, capsys):
+    @command
+    def main(argv):
+        save()
+        return 0
+
+    assert main() == 2
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_a_system_error_that_a_library_put_into_words_is_one_sentence(capsys):
+    error = SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+    assert _raising(error)() == 2
+    assert capsys.readouterr().err.startswith("error: the disk is full")
+    with pytest.raises(SafetensorError):
+        _raising(SafetensorError("header too small"))()
 
 
 def test_arguments_that_cannot_be_read_are_one_sentence(capsys):
