@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from regionroute.errors import Parser, UserError, command
-from regionroute.io import read_json, write_json
+from regionroute.io import check_output_folder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "nano.yaml"
 # The two arms of the comparison, and the base as it comes; equal but for the supervision.
 ARMS = {"without": ("supervision.focus=0", "supervision.cover=0"), "with": ()}
 # How the held-out scenes are edited: by which arm's experts (None: the base alone), and how.
+SINGLE = "flag:single"
+FORMATS = {"in_mask_relative": ".0%", "success": ".0%", "leak": ".1%", "attention_iou": ".2f"}
 METHODS = {
     "zero-shot": (None, "plain"),
     "without-plain": ("without", "plain"),
@@ -97,8 +99,7 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; prints the report's path and the headline numbers."""
     args = make_parser().parse_args(argv)
-    if min(args.train, args.test) < 1:
-        raise UserError("--train and --test need at least one scene each")
+    _check(args)
     if not CONFIG.is_file():
         raise UserError(f"{CONFIG} is missing: run the demo from a clone of the project")
     out = Path(args.out)
@@ -112,6 +113,18 @@ def main(argv: list[str] | None = None) -> int:
     _score(watch, out)
     _headline(out, time.perf_counter() - began)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Finds what a stage would refuse only after the stages before it."""
+    for name, least in (("train", 1), ("test", 1), ("steps", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
+    try:
+        check_output_folder(args.out)
+    except UserError as error:
+        raise UserError(f"--out: {error}") from error
 
 
 def _make_scenes(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:
@@ -164,21 +177,27 @@ def _score(watch: Stopwatch, out: Path) -> None:
 def _headline(out: Path, seconds: float) -> None:
     """The numbers people look for first: single-object scenes, with and without supervision."""
     methods: dict[str, Any] = read_json(out / "scores" / "summary.json")["methods"]
-    codec = read_json(out / "scores" / "codec.json")["slices"]["flag:single"]
-    print("\nsingle-object scenes, held out:")
+    codec = read_json(out / "scores" / "codec.json")["slices"]
+    # A few held-out scenes may hold none with a single object.
+    part = SINGLE if SINGLE in codec else "all"
+    print(f"\n{'single-object' if part == SINGLE else 'all'} scenes, held out:")
     for name in METHODS:
-        part = methods[name]["slices"]["flag:single"]
-        value = {key: part[key]["mean"] for key in part}
+        slices = methods[name]["slices"]
+        text = {key: _number(entry["mean"], key) for key, entry in slices.get(part, {}).items()}
         print(
-            f"  {name:13} in-mask error {value['in_mask_relative']:.0%} of unedited"
-            f" | success {value['success']:.0%} | background error {value['mse_bg']:.4f}"
-            f" | leak {value['leak']:.1%} | attention IoU {value['attention_iou']:.2f}"
+            f"  {name:13} in-mask error {text.get('in_mask_relative', '–')} of unedited"
+            f" | success {text.get('success', '–')} | background error {text.get('mse_bg', '–')}"
+            f" | leak {text.get('leak', '–')} | attention IoU {text.get('attention_iou', '–')}"
         )
-    print(
-        f"  codec         background error {codec['mse_bg']['mean']:.4f} from the round trip alone"
-    )
+    background = _number(codec[part]["mse_bg"]["mean"], "mse_bg")
+    print(f"  codec         background error {background} from the round trip alone")
     print(f"maps:   {out / 'maps.html'}")
     print(f"report: {out / 'report.html'}   ({seconds / 60:.1f} minutes)")
+
+
+def _number(value: float | None, metric: str) -> str:
+    """A mean as the headline shows it; a dash where there is none."""
+    return "–" if value is None else f"{value:{FORMATS.get(metric, '.4f')}}"
 
 
 def _typed(arguments: Sequence[str]) -> str:

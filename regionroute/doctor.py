@@ -177,11 +177,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check that a missing package stops is itself a finding."""
+    """A check that cannot go on is itself a finding, whatever stopped it."""
     try:
         yield from check()
-    except ImportError as error:
-        yield Finding("bad", check.__name__.replace("_", " "), f"cannot run: {error}")
+    # Probing a broken machine raises anything; the report has to go on.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        name = check.__name__.replace("_", " ")
+        yield Finding("bad", name, f"cannot run: {type(error).__name__}: {reason}")
 
 
 if __name__ == "__main__":

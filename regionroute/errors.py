@@ -24,6 +24,7 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of this path is a file where a folder is needed",
     errno.ENAMETOOLONG: "the file name is too long: choose a shorter one",
 }
+LONGEST_SHOWN = 300  # characters of what was typed in an error's sentence
 _TORCH_SAVE = ("PytorchStreamWriter failed", "] . unexpected pos", "iostream error")
 
 
@@ -36,7 +37,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises the message as a `UserError`, for one form of all mistakes."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
+        shown = message if len(message) <= LONGEST_SHOWN else f"{message[:LONGEST_SHOWN]}..."
+        raise UserError(f"{shown}; see `{self.prog} --help`")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

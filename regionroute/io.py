@@ -1,6 +1,7 @@
 """Pictures, masks, JSON and hashes on disk. Every file is written under a temporary name first."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -191,6 +192,11 @@ def check_output_folder(path: AnyPath) -> None:
 
 def _check_parent(shown: AnyPath, file: Path) -> None:
     """Whether `file` can be made, judged by the nearest folder above it that is there."""
+    try:
+        os.lstat(file)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{shown}: the name is too long, choose a shorter one") from error
     parent = next(folder for folder in file.absolute().parents if os.path.exists(folder))
     if not parent.is_dir():
         raise UserError(f"{shown}: {parent} is a file, not a folder; choose another place")

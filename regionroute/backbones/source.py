@@ -63,7 +63,9 @@ def resolve(spec: str) -> Path | str:
         UserError: neither an embedded name, nor a Kontext folder, nor the form of a hub id.
     """
     if spec == nano.NAME:
-        return nano.nano_folder()
+        embedded = nano.nano_folder()
+        _check_folder(embedded)
+        return embedded
     folder = Path(spec).expanduser()
     if folder.is_dir():
         _check_folder(folder)

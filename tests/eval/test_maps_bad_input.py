@@ -38,7 +38,7 @@ ARGUMENTS = [
     ([*GOOD, "--out", "pairs/manifest.jsonl"], "ends in .html"),
     ([*GOOD, "--out", "good/pair-0.png"], "ends in .html"),
     ([*GOOD, "--out", ""], "--out: the file name is empty"),
-    ([*GOOD, "--out", "x" * 300 + ".html"], "the file name is too long"),
+    ([*GOOD, "--out", "x" * 300 + ".html"], "the name is too long"),
     ([*GOOD, "--count", "0"], "--count 0: must be at least 1"),
     ([*GOOD, "--count", "1e3"], "invalid int value: '1e3'"),
     ([*GOOD, "--seed", "-3"], "--seed -3: must not be negative"),

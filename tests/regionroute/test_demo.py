@@ -38,18 +38,6 @@ def test_a_failed_stage_stops_the_demo_and_names_it(capfd):
     assert f"$ python -c '{'raise SystemExit(3)'}'" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--train", "0"], ["--test", "-1"], ["--out", "{file}"]])
-def test_bad_arguments_are_one_sentence(arguments, tmp_path, capfd):
-    file = tmp_path / "file"
-    file.write_text("")
-    status = demo.main([argument.format(file=file) for argument in arguments])
-
-    error = capfd.readouterr().err.strip().splitlines()
-    assert status == 2
-    assert error[-1].startswith("error: ")
-    assert "Traceback" not in "\n".join(error)
-
-
 def test_stages_are_shown_as_a_user_would_type_them():
     shown = demo._typed([str(demo.ROOT / "train" / "run.py"), "--config", "x.yaml"])
     assert shown.split()[0] == "python"
