@@ -75,7 +75,10 @@ def _verify(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     weights = torch.randn(1, 2, 24, generator=generator).to(device)
 
     def gradient(run: Callable[..., tuple[Tensor, Tensor]], *rest: Any) -> Tensor:
-        with torch.enable_grad():
+        # Own hooks: those of a checkpointed block would count these tensors among the block's, and
+        # miss them when it is run again.
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+        with torch.enable_grad(), hooks:
             query, key, value = tensors.detach().requires_grad_().unbind()
             out, lse = run(query, key, value, *rest)
             (grad,) = torch.autograd.grad(out.float().sum() + (lse * weights).sum(), query)
