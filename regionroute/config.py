@@ -7,11 +7,12 @@ models as YAML; ``train/run.py --print-config`` prints them with the description
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar, overload
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from regionroute import config_io
 from regionroute.config_io import add_config_arguments, dump_config, save_config
 from regionroute.io import AnyPath
+from regionroute.readings import Queries, parse_readings
 
 __all__ = [
     "BaseConfig",
@@ -114,10 +115,14 @@ class SupervisionConfig(Section):
     focus: NonNegative = Field(0.1, description="weight of Focus; 0: off")
     cover: NonNegative = Field(0.2, description="weight of Cover; 0: off")
     layers: Literal["all"] | Names = Field(
-        "all", description='supervised blocks: all, or names such as "double.1", "single.0"'
+        "all",
+        description='supervised blocks: all, or names such as "double.1" (mean over its heads), '
+        '"double.1:0,3" (over two heads), "double.1.context" (asked by the context picture)',
     )
-    queries: Literal["target", "context", "both"] = Field(
-        "target", description="image tokens whose attention to the style words is read"
+    queries: Queries = Field(
+        "target",
+        description="image tokens whose attention to the style words is read, where a layer does "
+        "not say it",
     )
     norm: Literal["full", "text", "selected"] = Field(
         "full",
@@ -139,6 +144,13 @@ class SupervisionConfig(Section):
     aggregate: Literal["layer", "map"] = Field(
         "layer", description="losses of each layer's map averaged, or the loss of the mean map"
     )
+
+    @field_validator("layers")
+    @classmethod
+    def _style_readings(cls, layers: str | list[str]) -> str | list[str]:
+        if any(reading.word != "style" for reading in parse_readings(layers)):
+            raise ValueError('name no "@object": the losses teach the style words')
+        return layers
 
 
 class RoutingConfig(Section):

@@ -19,8 +19,8 @@ from regionroute.attention import (
     AttentionPlan,
     AttentionRecorder,
     attention_loss,
+    map_scores,
     mean_map,
-    region_map,
 )
 from regionroute.flow import add_noise, predict_velocity, velocity_target
 
@@ -130,7 +130,7 @@ def training_step(
             focus, cover = losses["focus"], losses["cover"]
             total = flow + config.supervision.focus * focus + config.supervision.cover * cover
         if recorder is not None and measure:
-            iou, share = map_scores(recorder.maps(), batch.plan)
+            iou, share = measured(recorder.maps(), batch.plan)
         yield StepLosses(flow, focus, cover, total, iou, share)
 
 
@@ -170,7 +170,7 @@ def pixel_weights(inside: Tensor, mask_weight: float) -> Tensor:
 
 
 @torch.no_grad()
-def map_scores(maps: dict[str, Tensor], plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+def measured(maps: dict[str, Tensor], plan: AttentionPlan) -> tuple[Tensor, Tensor]:
     """How well the layers' mean map agrees with the masks.
 
     Args:
@@ -178,14 +178,10 @@ def map_scores(maps: dict[str, Tensor], plan: AttentionPlan) -> tuple[Tensor, Te
         plan: the masks and valid flags.
 
     Returns:
-        IoU of ``region_map > .5`` with ``mask >= .5``, and the share of attention inside the
-        mask, both [B]: the mean over a sample's valid objects, NaN if it has none.
+        IoU and share as `attention.map_scores` defines them, both [B]: the mean over a sample's
+        valid objects, NaN if it has none.
     """
-    attention, masks = mean_map(maps), plan.masks
-    found, wanted = region_map(attention) > 0.5, masks >= 0.5
-    union = (found | wanted).sum((-2, -1))
-    iou = (found & wanted).sum((-2, -1)) / union.clamp(min=1)
-    share = (attention * masks).sum((-2, -1)) / attention.sum((-2, -1)).clamp(min=1e-12)
+    iou, share = map_scores(mean_map(maps), plan.masks)
     hidden = ~plan.valid
     return (
         iou.masked_fill(hidden, torch.nan).nanmean(-1),

@@ -2,13 +2,9 @@
 
 from regionroute.attention.columns import attend, attend_among
 from regionroute.attention.losses import attention_loss, cover_loss, focus_loss
-from regionroute.attention.recorder import (
-    AttentionPlan,
-    AttentionRecorder,
-    layer_names,
-    mean_map,
-    region_map,
-)
+from regionroute.attention.maps import combine_maps, map_scores, mean_map, region_map
+from regionroute.attention.plan import AttentionPlan
+from regionroute.attention.recorder import AttentionRecorder, layer_names
 
 __all__ = [
     "AttentionPlan",
@@ -16,9 +12,11 @@ __all__ = [
     "attend",
     "attend_among",
     "attention_loss",
+    "combine_maps",
     "cover_loss",
     "focus_loss",
     "layer_names",
+    "map_scores",
     "mean_map",
     "region_map",
 ]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.attention.recorder import AttentionPlan, mean_map
+from regionroute.attention.maps import mean_map
+from regionroute.attention.plan import AttentionPlan
 
 FocusInput = Literal["ratio", "prob"]
 CoverMode = Literal["logratio", "prob"]

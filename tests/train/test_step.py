@@ -7,7 +7,7 @@ from regionroute.backbones.kontext import load_backbone
 from regionroute.config import load_config
 from regionroute.flow import add_noise
 from train import step as step_module
-from train.step import Batch, map_scores, pixel_weights, training_step
+from train.step import Batch, measured, pixel_weights, training_step
 
 
 @pytest.fixture
@@ -180,16 +180,16 @@ def test_pixel_weights_have_mean_one_and_the_wanted_ratio():
     assert torch.equal(pixel_weights(inside, 1.0), torch.ones(2, 1, 4, 4))
 
 
-def test_map_scores_of_known_maps():
+def test_measured_of_known_maps():
     masks = torch.zeros(3, 2, 4, 4)
     masks[:, 0, :2] = 1
     masks[1, 1, 2:] = 1
     valid = torch.tensor([[True, False], [True, True], [False, False]])
     plan = AttentionPlan(torch.zeros(3, 2, 1, dtype=torch.long), masks, valid, 1, 16)
     flat, perfect = torch.full((3, 2, 4, 4), 0.2), masks * 0.01
-    iou, share = map_scores({"a": perfect, "b": perfect}, plan)
+    iou, share = measured({"a": perfect, "b": perfect}, plan)
     torch.testing.assert_close(iou[:2], torch.ones(2))
     torch.testing.assert_close(share[:2], torch.ones(2))
     assert iou[2].isnan()  # no valid object
-    _, share = map_scores({"a": flat}, plan)
+    _, share = measured({"a": flat}, plan)
     torch.testing.assert_close(share[:2], torch.full((2,), 0.5))

@@ -9,6 +9,7 @@ from regionroute.attention import (
     AttentionRecorder,
     attention_loss,
     cover_loss,
+    dispatch,
     focus_loss,
     layer_names,
 )
@@ -43,11 +44,11 @@ def spied_qkv(monkeypatch):
         yield seen
 
 
-def explicit_maps(seen, rows):
+def explicit_maps(seen, rows, bias=0.0):
     """Softmax over all keys, then the mean over heads and tokens, one pair at a time."""
     maps = []
     for query, key in seen:
-        attention = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)  # [B,H,N,N]
+        attention = (query @ key.mT / query.shape[-1] ** 0.5 + bias).softmax(-1)  # [B,H,N,N]
         layer = torch.zeros(BATCH, 2, SIDE, SIDE)
         for b in range(BATCH):
             for s in range(2):
@@ -88,6 +89,57 @@ def test_both_queries_give_two_maps_a_block(flux, inputs, plan):
         torch.testing.assert_close(
             separate["both"][f"single.0.{queries}"], separate[queries]["single.0"]
         )
+
+
+def test_heads_and_tokens_of_a_reading_are_those_of_the_softmax(flux, inputs, plan, monkeypatch):
+    with spied_qkv(monkeypatch) as seen:
+        flux(**inputs)
+    layers = ["single.0.context:1", "double.1:0", "double.1", "double.1:0,1", "double.1.context:1"]
+    recorder = AttentionRecorder(layers=layers)
+    with recorder.recording(flux, plan):
+        flux(**inputs)
+    maps = recorder.maps()
+    assert list(maps) == [*layers[1:], layers[0]]  # blocks in the model's order
+    target, context = slice(TEXT, TEXT + IMAGE), slice(TEXT + IMAGE, None)
+
+    def head(number, block, rows):
+        query, key = seen[LAYERS.index(block)]
+        return explicit_maps([(query[:, [number]], key[:, [number]])], rows)[0]
+
+    for name, expected in {
+        "double.1:0": head(0, "double.1", target),
+        "double.1.context:1": head(1, "double.1", context),
+        "single.0.context:1": head(1, "single.0", context),
+    }.items():
+        torch.testing.assert_close(maps[name], expected, rtol=1e-4, atol=1e-8)
+    assert torch.equal(maps["double.1:0,1"], maps["double.1"])  # these are all its heads
+    assert not torch.allclose(maps["double.1:0"], maps["double.1"])
+
+
+@pytest.mark.parametrize("kind", ["bool", "additive", "keys"])
+def test_under_an_attention_mask_the_output_is_the_stock_models(
+    flux, inputs, plan, monkeypatch, kind
+):
+    generator = torch.Generator().manual_seed(4)
+    tokens = TEXT + 2 * IMAGE
+    shape = (BATCH, tokens) if kind == "keys" else (BATCH, 1, tokens, tokens)
+    mask = torch.rand(shape, generator=generator) < 0.7
+    mask[..., 0] = True
+    if kind == "additive":
+        mask = torch.where(mask, torch.randn(shape, generator=generator), -torch.inf)
+    inputs["joint_attention_kwargs"] = {"attention_mask": mask}
+    with spied_qkv(monkeypatch) as seen:
+        stock = flux(**inputs)[0]
+    recorder = AttentionRecorder()
+    with recorder.recording(flux, plan):
+        torch.testing.assert_close(flux(**inputs)[0], stock)
+    mask = mask[:, None, None] if kind == "keys" else mask
+    bias = mask if kind == "additive" else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    rows = slice(TEXT, TEXT + IMAGE)
+    for found, expected in zip(
+        recorder.maps().values(), explicit_maps(seen, rows, bias), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_only_chosen_blocks_are_touched_and_all_are_restored(flux, inputs, plan):
@@ -169,6 +221,13 @@ def test_gradients_are_the_same_with_checkpointing(flux, inputs, plan, options, 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * a.abs().max().item())
 
 
+def test_kernels_may_be_tried_inside_a_checkpointed_block(flux, inputs, plan):
+    dispatch._verify.cache_clear()  # as in the first step of a training run
+    flux.enable_gradient_checkpointing()
+    flux.train()
+    loss_and_gradients(flux, inputs, plan, AttentionRecorder())
+
+
 def test_reentrant_checkpointing_is_refused(flux, inputs, plan):
     from torch.utils.checkpoint import checkpoint
 
@@ -178,8 +237,10 @@ def test_reentrant_checkpointing_is_refused(flux, inputs, plan):
     flux.train()
     inputs["hidden_states"].requires_grad_()
     recorder = AttentionRecorder()
-    with recorder.recording(flux, plan), pytest.raises(RuntimeError, match="use_reentrant=False"):
-        flux(**inputs)
+    with recorder.recording(flux, plan):
+        out = flux(**inputs)[0]
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            out.sum().backward()
 
 
 class Wrapper(torch.nn.Module):
@@ -243,8 +304,12 @@ def test_one_word_style_teaches_except_in_the_published_scheme(flux, inputs, pla
 
 
 def test_mistakes_are_named(flux, inputs, plan):
-    with pytest.raises(UserError, match=r'no block "doubles.1", the nearest is "double.1"'):
+    with pytest.raises(UserError, match=r'supervision.layers: .* the nearest is "double.1"'):
         AttentionRecorder(layers=["doubles.1"]).recording(flux, plan).__enter__()
+    with pytest.raises(UserError, match=r'experts.json: "double.1:2": the heads are 0 to 1'):
+        AttentionRecorder(["double.1:2"], source="experts.json").places(Wrapper(flux))
+    with pytest.raises(UserError, match="not of the form"):
+        AttentionRecorder(layers=["double.1:x"])
     with pytest.raises(ValueError, match="target"):
         AttentionRecorder(queries="image")
     with pytest.raises(ValueError, match="no FluxTransformer2DModel"):

@@ -1,0 +1,77 @@
+"""Attention maps: how several become one, where the style will go, how well that is the object."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BOUNDARY = 0.5  # of a region map: attention equal to its mean over the picture
+
+
+def mean_map(maps: Mapping[str, Tensor]) -> Tensor:
+    """Mean [B,S,h,w] of several layers' maps."""
+    return torch.stack(list(maps.values())).mean(0)
+
+
+def combine_maps(
+    maps: Sequence[Tensor], how: Literal["mean", "normalised"] = "normalised"
+) -> Tensor:
+    """One map of several.
+
+    Args:
+        maps: each [...,h,w], >= 0.
+        how: "mean" of the maps as they are, in which the strongest attention rules, or
+            "normalised": the mean of the maps over their own means, in which each counts alike.
+
+    Returns:
+        [...,h,w].
+    """
+    stacked = torch.stack(list(maps))
+    if how == "normalised":
+        stacked = normalised(stacked)
+    return stacked.mean(0)
+
+
+def normalised(maps: Tensor) -> Tensor:
+    """Maps [...,h,w] over their own means; an all-zero map stays zero."""
+    return maps / maps.mean((-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def region_map(attention: Tensor) -> Tensor:
+    """Where the style will go: M / (M + mean of M), scale-free.
+
+    Args:
+        attention: map M [...,h,w], >= 0.
+
+    Returns:
+        [...,h,w] in [0,1]. 0.5 is the decision boundary of Cover's "logratio" mode, of which this
+        is the sigmoid at alpha 1; an all-zero map gives 0.5 everywhere.
+    """
+    attention = attention.float()
+    mean = attention.mean((-2, -1), keepdim=True)
+    tiny = torch.finfo(attention.dtype).tiny
+    return (attention + tiny) / (attention + mean + 2 * tiny)
+
+
+def map_scores(attention: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """How well maps agree with masks on the same grid.
+
+    Args:
+        attention: [...,h,w], >= 0.
+        masks: soft masks, broadcastable to it. The object is the cells that are at least half
+            covered or, where there are none, those it touches: a small object cannot vanish.
+
+    Returns:
+        IoU of ``region_map > .5`` with the object, and the share of the attention inside the soft
+        mask, both [...]; NaN for an empty mask.
+    """
+    wanted = masks >= 0.5
+    wanted = torch.where(wanted.any(-1).any(-1)[..., None, None], wanted, masks > 0)
+    found = region_map(attention) > BOUNDARY
+    union = (found | wanted).sum((-2, -1))
+    iou = (found & wanted).sum((-2, -1)) / union.clamp(min=1)
+    total = attention.sum((-2, -1))
+    share = (attention * masks).sum((-2, -1)) / total.clamp(min=torch.finfo(total.dtype).tiny)
+    empty = ~wanted.any(-1).any(-1)
+    return iou.masked_fill(empty, torch.nan), share.masked_fill(empty, torch.nan)
