@@ -7,8 +7,7 @@ channels, T text tokens.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from os import PathLike
@@ -16,24 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from regionroute.adapters import ExpertRegistry, load_experts, read_registry
-from regionroute.attention import AttentionRecorder
 from regionroute.backbones.kontext import Backbone, load_backbone
-from regionroute.backbones.source import BaseSettings, resolve
+from regionroute.backbones.source import resolve
 from regionroute.config import RoutingConfig
 from regionroute.errors import UserError
+from regionroute.expert_settings import stored_choice, stored_routing, trained_sizes
 from regionroute.flow import StepCallback, draw_noise
 from regionroute.latents import resize
 from regionroute.prompts import Prompt
-from regionroute.request import MODES, EditOptions, EditPlan, EditRequest, plan_clauses
+from regionroute.readings import MapChoice, Place
+from regionroute.region_maps import MapReader
+from regionroute.request import NO_EXPERT, EditOptions, EditPlan, EditRequest, Mode, plan_clauses
 from regionroute.routing import composite, pixel_gates
 from regionroute.sampler import Sampled, Sampler, Task, gates_of_regions, given_regions
 
 EXPERTS_FOLDER = "experts"  # of a base's folder: experts that come with it
-MAX_STEPS = 1000  # the scheduler knows no more
 
 
 @dataclass
@@ -42,7 +41,7 @@ class EditResult:
 
     Attributes:
         image: [3,H,W] float32 in [0,1] on the CPU, the size of the input.
-        region_map: [h,w] in [0,1] on the CPU, where the style's words drew attention, 0.5 is the
+        region_map: [h,w] in [0,1] on the CPU, where the words drew attention, 0.5 is the
             boundary; None unless asked for.
         prompt: the text that was encoded.
         settings: everything that is needed to make the picture again, JSON-able.
@@ -70,12 +69,16 @@ class Editor:
         self.experts_dir = experts_dir
         self.registry: ExpertRegistry | None = None
         self.routing, self._routing_was_stored = RoutingConfig(branch="base"), False
+        self.read_maps(MapChoice())
         if experts_dir is not None:
             self.registry = load_experts(experts_dir, backbone)
             self.backbone.transformer.to(backbone.device)
-            self.routing = _routing(self.registry.extra, experts_dir)
+            self.routing = stored_routing(self.registry.extra, experts_dir)
             self._routing_was_stored = "routing" in self.registry.extra
-            backbone.settings = _as_trained(backbone.settings, self.registry.extra, experts_dir)
+            backbone.settings = trained_sizes(backbone.settings, self.registry.extra, experts_dir)
+            self.read_maps(
+                stored_choice(self.registry.extra, experts_dir), f"{experts_dir}/experts.json: map"
+            )
 
     def check(self, request: EditRequest, options: EditOptions | None = None) -> None:
         """Refuses a request that cannot be carried out, without doing it.
@@ -144,9 +147,7 @@ class Editor:
         sources = torch.stack(list(images))
         regions = given_regions(requests, sources)
         task = self._task(sources, clauses, options, regions, want_map, callback)
-        sampler = Sampler(
-            self.backbone, self.map_recorder(), self.routing, self.registry is not None
-        )
+        sampler = self._sampler
         sampled = sampler.routed(task) if options.mode == "routed" else sampler.plain(task)
         size = sources.shape[-2], sources.shape[-1]
         edited = resize(self.backbone.decode_latents(sampled.latents), size).cpu()
@@ -157,6 +158,8 @@ class Editor:
             edited = composite(edited, sources, regions)
         facts = {**dataclasses.asdict(options), "size": [*size]}
         facts["model_size"] = [*self.backbone.fit_size(*size)]
+        if sampled.shown is not None and (task.regions is None or options.mode == "plain"):
+            facts["map"] = self.map_choice.settings()
         return [
             EditResult(
                 image,
@@ -167,14 +170,18 @@ class Editor:
             for i, (image, plans) in enumerate(zip(edited, clauses, strict=True))
         ]
 
+    @property
+    def _sampler(self) -> Sampler:
+        return Sampler(self.backbone, self._reader, self.routing, self.registry is not None)
+
     def _task(
         self,
         sources: Tensor,
         clauses: list[list[EditPlan]],
         options: EditOptions,
-        regions: Tensor | None,
-        want_map: bool,
-        callback: StepCallback | None,
+        regions: Tensor | None = None,
+        want_map: bool = False,
+        callback: StepCallback | None = None,
     ) -> Task:
         size = self.backbone.fit_size(sources.shape[-2], sources.shape[-1])
         context = self.backbone.encode_images(resize(sources, size))
@@ -190,32 +197,50 @@ class Editor:
         return dataclasses.replace(task, regions=gates_of_regions(regions, task.grid).to(context))
 
     def resolved(self, options: EditOptions) -> EditOptions:
-        """The options with nothing left open.
+        """The options with nothing left open, see `EditOptions.resolved`."""
+        own = self.backbone.settings
+        mode: Mode = "routed" if self._routing_was_stored else "plain"
+        return options.resolved(steps=own.steps, guidance=own.guidance, mode=mode)
+
+    def read_maps(self, choice: MapChoice, source: str = "map") -> None:
+        """Reads region maps, and with them the gates of routed edits, from other places.
+
+        Args:
+            choice: the places, and how their maps become one.
+            source: names the choice in errors.
 
         Raises:
-            UserError: a value out of range, or one that the mode has no use for.
+            UserError: a block or a head that the base does not have.
         """
-        mode = options.mode or ("routed" if self._routing_was_stored else "plain")
-        if mode not in MODES:
-            raise UserError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
-        if not (0 <= options.strength <= 1):
-            raise UserError(f"strength {options.strength}: must be between 0 and 1")
-        if mode == "plain" and options.strength != 1:
-            raise UserError("a strength below 1 needs mode routed")
-        steps, guidance = self._checked_settings(options.steps, options.guidance)
-        lock = options.lock_background
-        return EditOptions(
-            steps, guidance, mode, mode == "routed" if lock is None else lock, options.strength
-        )
+        self._reader = MapReader(self.backbone.transformer, choice, source)
 
-    def map_recorder(self) -> AttentionRecorder:
-        """A recorder of the blocks and queries that the experts were supervised on."""
-        extra = self.registry.extra if self.registry else {}
-        return AttentionRecorder(
-            layers=extra.get("map_layers", "all"),
-            queries=extra.get("map_queries", "target"),
-            norm=extra.get("map_norm", "full"),
-        )
+    @property
+    def map_choice(self) -> MapChoice:
+        """Where maps are read: as calibrated, else as the experts were supervised, else all."""
+        return self._reader.choice
+
+    def place_maps(
+        self, images: Sequence[Tensor], requests: Sequence[EditRequest], *, bare: bool = False
+    ) -> dict[Place, Tensor]:
+        """The attention of each place by itself where an edit starts, at σ = 1; nothing is edited.
+
+        Args:
+            images: B tensors [3,H,W] in [0,1], all of one size.
+            requests: B requests with one object each.
+            bare: leave the experts out.
+
+        Returns:
+            For each place of `map_choice` the maps [B,h,w] in fp32, on the model's device.
+
+        Raises:
+            UserError: a request that cannot be carried out.
+        """
+        options = self.resolved(EditOptions(mode="plain"))
+        clauses = [self._clauses(request, options) for request in requests]
+        if bare:
+            clauses = [[dataclasses.replace(plans[0], expert=NO_EXPERT)] for plans in clauses]
+        task = self._task(torch.stack(list(images)), clauses, options)
+        return self._sampler.place_maps(task)
 
     def _clauses(self, request: EditRequest, options: EditOptions) -> list[EditPlan]:
         length = self.backbone.settings.max_text_length
@@ -225,15 +250,6 @@ class Editor:
                 "mode plain edits one object at a time: use mode routed, or one edit after another"
             )
         return plans
-
-    def _checked_settings(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
-        steps = self.backbone.settings.steps if steps is None else steps
-        guidance = self.backbone.settings.guidance if guidance is None else guidance
-        if not 1 <= steps <= MAX_STEPS:
-            raise UserError(f"steps {steps}: must be between 1 and {MAX_STEPS}")
-        if not (math.isfinite(guidance) and guidance >= 0):
-            raise UserError(f"guidance {guidance}: must be 0 or more")
-        return steps, guidance
 
     def _describe(self, plans: list[EditPlan], sampled: Sampled, row: int) -> dict[str, Any]:
         one = len(plans) == 1
@@ -256,31 +272,6 @@ class Editor:
                 if value < self.routing.confidence
             ]
         return facts
-
-
-def _as_trained(
-    settings: BaseSettings, extra: Mapping[str, Any], folder: str | PathLike[str]
-) -> BaseSettings:
-    """The base's settings with the text length and picture size the experts were trained at.
-
-    Flux attends to padding and to absolute positions, so both belong to what an expert learned.
-    """
-    changes = {}
-    for key, limit in (("max_text_length", 512), ("resolution", 8192)):
-        value = extra.get(key, getattr(settings, key))
-        if type(value) is not int or not 1 <= value <= limit:
-            raise UserError(f"{folder}/experts.json: {key} must be 1 to {limit}, not {value!r}")
-        changes[key] = value
-    return dataclasses.replace(settings, **changes)
-
-
-def _routing(extra: Mapping[str, Any], folder: str | PathLike[str]) -> RoutingConfig:
-    try:
-        return RoutingConfig.model_validate(extra.get("routing", {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("routing", *first["loc"])))
-        raise UserError(f"{folder}/experts.json: {where}: {first['msg']}") from error
 
 
 def load_editor(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from regionroute.errors import UserError
 from regionroute.manifest import StyleSpec
 from regionroute.prompts import Prompt, Span, build_prompt, find_spans, parse_marked, token_indices
+from regionroute.readings import Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from regionroute.adapters import ExpertRegistry
 
 NO_EXPERT = -1
-MODES = ("plain", "routed")
+Mode = Literal["plain", "routed"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+MAX_STEPS = 1000  # the scheduler knows no more
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,31 @@ class EditOptions:
 
     steps: int | None = None
     guidance: float | None = None
-    mode: Literal["plain", "routed"] | None = None
+    mode: Mode | None = None
     lock_background: bool | None = None
     strength: float = 1.0
+
+    def resolved(self, *, steps: int, guidance: float, mode: Mode) -> EditOptions:
+        """The options with nothing left open: those given here stand for None.
+
+        Raises:
+            UserError: a value out of range, or one that the mode has no use for.
+        """
+        chosen = self.mode or mode
+        if chosen not in MODES:
+            raise UserError(f"mode {chosen!r}: must be one of {', '.join(MODES)}")
+        if not (0 <= self.strength <= 1):
+            raise UserError(f"strength {self.strength}: must be between 0 and 1")
+        if chosen == "plain" and self.strength != 1:
+            raise UserError("a strength below 1 needs mode routed")
+        steps = steps if self.steps is None else self.steps
+        guidance = guidance if self.guidance is None else self.guidance
+        if not 1 <= steps <= MAX_STEPS:
+            raise UserError(f"steps {steps}: must be between 1 and {MAX_STEPS}")
+        if not (math.isfinite(guidance) and guidance >= 0):
+            raise UserError(f"guidance {guidance}: must be 0 or more")
+        lock = chosen == "routed" if self.lock_background is None else self.lock_background
+        return EditOptions(steps, guidance, chosen, lock, self.strength)
 
 
 @dataclass(frozen=True)
@@ -82,7 +108,8 @@ class EditPlan:
         prompt: what is encoded, with the spans of this pair first.
         seed: of the noise.
         expert: index in the registry, -1 for the bare base.
-        tokens: positions of the style phrase among the encoded tokens.
+        style_tokens: positions of the style phrase among the encoded tokens.
+        object_tokens: those of the object phrase.
     """
 
     object: str
@@ -90,7 +117,12 @@ class EditPlan:
     prompt: Prompt
     seed: int
     expert: int
-    tokens: list[int]
+    style_tokens: list[int]
+    object_tokens: list[int]
+
+    def tokens(self, word: Word) -> list[int]:
+        """Positions of one of the two phrases."""
+        return self.object_tokens if word == "object" else self.style_tokens
 
     @property
     def style_words(self) -> str:
@@ -147,9 +179,9 @@ def plan_edit(
         expert = registry.index(style)
         spec = registry.styles[expert]
     prompt = _prompt(request, object_phrase, spec)
-    token_indices(tokenizer, prompt.text, prompt.object_spans[0], max_length)
-    tokens = token_indices(tokenizer, prompt.text, prompt.style_spans[0], max_length)
-    return EditPlan(object_phrase, spec.name, prompt, request.seed, expert, tokens)
+    spans = prompt.style_spans[0], prompt.object_spans[0]
+    tokens = [token_indices(tokenizer, prompt.text, span, max_length) for span in spans]
+    return EditPlan(object_phrase, spec.name, prompt, request.seed, expert, *tokens)
 
 
 def _is_marked(text: str) -> bool:

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.adapters import RouteContext, routed
-from regionroute.attention import AttentionPlan, AttentionRecorder, mean_map, region_map
+from regionroute.attention import AttentionPlan, region_map
 from regionroute.backbones.kontext import Backbone
 from regionroute.config import RoutingConfig
 from regionroute.errors import UserError
 from regionroute.flow import StepCallback, denoise, predict_velocity, sample
 from regionroute.prompts import restyle_prompt
+from regionroute.readings import Place
+from regionroute.region_maps import MapReader
 from regionroute.request import NO_EXPERT, EditPlan, EditRequest
 from regionroute.routing import (
     boundary_map,
@@ -100,13 +102,13 @@ class Sampler:
 
     Attributes:
         backbone: the base.
-        recorder: of the blocks, heads and queries that the maps are read from.
+        reader: of the blocks, heads, tokens and words that the maps are made of.
         routing: gates and branches.
         has_experts: whether the transformer has experts to route to.
     """
 
     backbone: Backbone
-    recorder: AttentionRecorder
+    reader: MapReader
     routing: RoutingConfig
     has_experts: bool
 
@@ -114,18 +116,21 @@ class Sampler:
     def plain(self, task: Task) -> Sampled:
         """The whole prompt is told to the model, which does the rest; one clause a picture.
 
-        The maps are the mean over the steps.
+        The maps are the mean over the steps that are read.
         """
-        backbone, rows = self.backbone, task.rows
+        backbone, reader, rows = self.backbone, self.reader, task.rows
         embeds, pooled = backbone.encode_prompts([plan.prompt.text for plan in rows])
-        plan = attention_plan([row.tokens for row in rows], task.grid, embeds.shape[1])
+        plan = reader.plan(rows, task.grid, embeds.shape[1])
         seen: list[Tensor] = []
 
         @contextmanager
         def observe(step: int) -> Iterator[None]:
-            with self.recorder.recording(backbone.transformer, plan.to(embeds.device)):
+            if not reader.reads(step):
                 yield
-            seen.append(mean_map(self.recorder.maps()))
+                return
+            with reader.recording(plan):
+                yield
+            seen.append(reader.combined())
 
         with self._routed([row.expert for row in rows]):
             latents = sample(
@@ -136,7 +141,7 @@ class Sampler:
             )  # fmt: skip
         if not seen:
             return Sampled(latents)
-        maps = torch.stack(seen).mean(0)  # [B,1,h,w]
+        maps = torch.stack(seen).mean(0)[:, None]  # [B,1,h,w]
         gates = token_gates(maps, self.routing) if task.regions is None else task.regions
         return Sampled(latents, gates, region_map(maps)[:, 0])
 
@@ -164,21 +169,32 @@ class Sampler:
             Attention [B,S,h,w], and how many times the attention of an even spread lies on each
             map's region, [B,S].
         """
+        plan = self._first_call(task)
+        maps, attention = (
+            rows.unflatten(0, (-1, task.pairs))
+            for rows in (self.reader.combined(), self.reader.attention())
+        )
+        tokens = plan.text_len + 2 * plan.image_len
+        return maps, region_level(attention)[..., 0, 0] * tokens
+
+    @torch.no_grad()
+    def place_maps(self, task: Task) -> dict[Place, Tensor]:
+        """As `clause_maps`, but each place by itself: [B·S,h,w] in fp32, on the model's device."""
+        self._first_call(task)
+        return self.reader.maps()
+
+    def _first_call(self, task: Task) -> AttentionPlan:
+        """Records one call at σ = 1; returns what was recorded."""
         rows = task.rows
-        embeds, pooled = self.backbone.encode_prompts([plan.prompt.text for plan in rows])
-        plan = attention_plan([row.tokens for row in rows], task.grid, embeds.shape[1])
+        embeds, pooled = self.backbone.encode_prompts([row.prompt.text for row in rows])
+        plan = self.reader.plan(rows, task.grid, embeds.shape[1])
         context, noise = (x.repeat_interleave(task.pairs, 0) for x in (task.context, task.noise))
-        with (
-            self._routed([row.expert for row in rows]),
-            self.recorder.recording(self.backbone.transformer, plan.to(embeds.device)),
-        ):
+        with self._routed([row.expert for row in rows]), self.reader.recording(plan):
             predict_velocity(
                 self.backbone.transformer, noise.to(embeds), context, embeds, pooled,
                 torch.ones(len(rows)), task.guidance,
             )  # fmt: skip
-        maps = mean_map(self.recorder.maps())[:, 0].unflatten(0, (-1, task.pairs))
-        tokens = plan.text_len + 2 * plan.image_len
-        return maps, region_level(maps)[..., 0, 0] * tokens
+        return plan
 
     def _branches(self, task: Task, gates: Tensor) -> Tensor:
         """Latents [B,C,H,W]; those of the context, to rounding, where all gates are 0."""
@@ -234,25 +250,3 @@ def given_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | 
 def gates_of_regions(regions: Tensor, grid: tuple[int, int]) -> Tensor:
     """Given regions [B,S,H,W] in [0,1] as gates on the token grid, [B,S,h,w]."""
     return share(F.interpolate(regions, grid, mode="area"))
-
-
-def attention_plan(
-    tokens: Sequence[Sequence[int]], grid: tuple[int, int], text_len: int
-) -> AttentionPlan:
-    """A plan that records one phrase a row and supervises nothing.
-
-    Args:
-        tokens: positions of the phrase among the text tokens, for each row.
-        grid: rows and columns of image tokens.
-        text_len: text tokens.
-    """
-    index = torch.full((len(tokens), 1, max(map(len, tokens))), -1, dtype=torch.long)
-    for row, positions in enumerate(tokens):
-        index[row, 0, : len(positions)] = torch.tensor(positions)
-    return AttentionPlan(
-        token_index=index,
-        masks=torch.zeros(len(tokens), 1, *grid),
-        valid=torch.ones(len(tokens), 1, dtype=torch.bool),
-        text_len=text_len,
-        image_len=grid[0] * grid[1],
-    )

@@ -12,6 +12,7 @@ import torch
 from diffusers import FluxKontextPipeline
 from torch import Tensor
 
+from regionroute.attention import combine_maps, region_map
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.errors import UserError
 from regionroute.flow import draw_noise
@@ -24,6 +25,7 @@ from regionroute.pipeline import (
     resize,
 )
 from regionroute.prompts import Prompt, build_prompt
+from regionroute.readings import MapChoice
 from regionroute.request import EditOptions, EditRequest
 
 Write = Callable[..., Path]
@@ -154,15 +156,79 @@ def test_the_registry_says_which_layers_make_the_map(
     write_experts(
         tmp_path, load_backbone(str(tiny_base)), map_layers=["double.1"], map_queries="context"
     )
-    chosen = Editor(tiny_backbone, tmp_path)
-    recorder = chosen.map_recorder()
-    assert (recorder.layers, recorder.queries) == (["double.1"], "context")
-    every = Editor(load_backbone(str(tiny_base)), tmp_path)
-    every.registry = every.registry.model_copy(update={"extra": {}})  # type: ignore[union-attr]
-    maps = [
-        e.edit(picture(), "dog", "pixel-art", want_map=True).region_map for e in (chosen, every)
-    ]
-    assert not torch.allclose(maps[0], maps[1])
+    editor = Editor(tiny_backbone, tmp_path)
+    assert editor.map_choice == MapChoice(layers=["double.1"], queries="context")
+    own = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    assert own.settings["map"] == editor.map_choice.settings()
+    editor.read_maps(MapChoice(layers=["double.1.context"]))
+    same = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    assert torch.equal(own.region_map, same.region_map)  # type: ignore[arg-type]
+    editor.read_maps(MapChoice())
+    other = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    assert not torch.allclose(own.region_map, other.region_map)  # type: ignore[arg-type]
+    assert other.settings["map"]["layers"] == ["all"]
+    assert "map" not in editor.edit(picture(), "dog", "pixel-art").settings
+
+
+def test_a_calibrated_choice_goes_before_what_was_supervised(
+    tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write
+) -> None:
+    layers = ["double.0.context:1@object", "single.0.target:0"]
+    choice = {"layers": layers, "combine": "normalised", "steps": "first"}
+    write_experts(tmp_path, load_backbone(str(tiny_base)), map_layers=["double.0"], map=choice)
+    editor = Editor(tiny_backbone, tmp_path)
+    request = EditRequest("dog", "pixel-art", seed=3)
+    maps = editor.place_maps([picture()], [request])
+    assert [str(place.word) for place in maps] == ["object", "style"]
+    expected = region_map(combine_maps(list(maps.values())))[0]
+    for steps in (1, 3):  # the first step alone is read
+        found = editor.edit(picture(), "dog", "pixel-art", seed=3, steps=steps, want_map=True)
+        torch.testing.assert_close(found.region_map, expected, atol=1e-5, rtol=0)
+    zero_shot = Editor(load_backbone(str(tiny_base)))
+    zero_shot.read_maps(editor.map_choice)
+    theirs = zero_shot.place_maps([picture()], [request])
+    for place, bare in editor.place_maps([picture()], [request], bare=True).items():
+        torch.testing.assert_close(bare, theirs[place])
+        assert not torch.allclose(bare, maps[place])
+
+
+def test_a_choice_makes_the_gates_of_routed_edits(editor: Editor) -> None:
+    routed = EditOptions(mode="routed")
+    seen = []
+    for layers in (["all"], ["single.0.context:0@object", "double.1"]):
+        editor.read_maps(MapChoice(layers=layers, combine="normalised"))
+        [result] = editor.edit_batch([picture()], [EditRequest("dog", "lines")], routed)
+        assert result.settings["map"]["layers"] == layers
+        # The probability itself, whatever the shape of the map: no token can have more than all.
+        [level] = result.settings["attention_on_region"]
+        assert 0 < level < 32 + 2 * 60
+        seen.append(result.image)
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ({"map": {"layers": ["double.9"]}}, 'experts.json: map: the model has no block "double.9"'),
+        ({"map": {"layers": ["single.0:5"]}}, 'map: "single.0:5": the heads are 0 to 1'),
+        ({"map": {"layers": ["no good"]}}, "experts.json: map.layers: .*form.*, calibrate again"),
+        ({"map": {"layer": "all"}}, "map.layer: Extra inputs.*, calibrate again"),
+        ({"map": "all"}, "experts.json: map: .*calibrate again"),
+        ({"map_queries": "text"}, "experts.json: map_queries: Input should be"),
+    ],
+)
+def test_a_broken_choice_is_one_sentence(
+    tiny_backbone: Backbone,
+    tiny_base: Path,
+    tmp_path: Path,
+    write_experts: Write,
+    extra: dict[str, object],
+    sentence: str,
+) -> None:
+    write_experts(tmp_path, load_backbone(str(tiny_base)), **extra)
+    with pytest.raises(UserError, match=sentence) as caught:
+        Editor(tiny_backbone, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_experts_bring_the_sizes_they_were_trained_at(
