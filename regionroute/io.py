@@ -217,6 +217,11 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        # A write to an open file does not say which, and nobody knows the temporary name.
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

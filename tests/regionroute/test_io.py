@@ -1,6 +1,7 @@
 """Pictures of any mode, masks, atomic files, hashes."""
 
 import dataclasses
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_names_the_file_it_was_for(tmp_path):
+    def fail():
+        with io.atomic_write(tmp_path / "summary.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device: ") as caught:
+        fail()
+    assert caught.value.filename == str(tmp_path / "summary.json")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        io.write_json(tmp_path / "folder", {})
+    assert caught.value.filename == str(tmp_path / "folder")
 
 
 @dataclasses.dataclass
