@@ -219,7 +219,7 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         # A write to an open file does not say which, and nobody knows the temporary name.
-        if error.filename in (None, str(temporary)):
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:

@@ -8,7 +8,7 @@ from eval import maps, rses
 from eval.maps import choose, has_map
 from eval.metrics.attention import attention_share
 from eval.pictures import CONTOUR_COLOUR, overlay
-from regionroute.attention.recorder import region_map
+from regionroute.attention import region_map
 from regionroute.io import read_json, read_jsonl, write_image, write_jsonl
 from regionroute.manifest import read_manifest
 
