@@ -37,6 +37,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Name], Field(min_length=1)]
+SIMILARITY_EXPERTS = 16  # experts a layer under router similarity, as published
 
 
 class Section(BaseModel):
@@ -76,19 +77,49 @@ class DataConfig(Section):
 
 
 class ExpertsConfig(Section):
-    """The LoRA experts, one a style."""
+    """The LoRA experts and what chooses among them."""
 
     styles: Names | None = Field(
         None, description="styles to train an expert for; null: all in the manifest"
     )
     rank: Count = Field(4, description="rank of each expert's A and B")
     alpha: Positive = Field(4.0, description="the update is scaled by alpha/rank")
-    targets: Literal["regionroute"] | Names = Field(
+    targets: Literal["regionroute", "styleexpert"] | Names = Field(
         "regionroute",
-        description="layers that get experts: the paper's preset (to_q, to_k, to_v, to_out.0) or "
-        "a list of module name endings",
+        description="layers that get experts: regionroute (to_q, to_k, to_v, to_out.0), "
+        "styleexpert (attention and feed-forward of both streams), or a list of module name "
+        "endings",
     )
     dropout: Fraction = Field(0.0, description="dropout on the input of A")
+    shared_rank: CountOrZero = Field(
+        0, description="rank of one more expert that every sample uses; 0: none"
+    )
+    router: Literal["style", "similarity"] = Field(
+        "style",
+        description="what chooses the experts: the style's name, one expert each, or in every "
+        "layer the embedding of an example picture",
+    )
+    num_experts: Count | None = Field(
+        None, description="experts a layer; null: one a style, or 16 with router similarity"
+    )
+    top_k: Count = Field(2, description="router similarity: experts used at a time")
+    load_balance: NonNegative = Field(
+        0.0, description="router similarity: weight of the loss that evens out the use of experts"
+    )
+    license: Name | None = Field(
+        None, description="licence that the model card names, as on the hub; null: not stated"
+    )
+
+    @model_validator(mode="after")
+    def _router_fits(self) -> "ExpertsConfig":
+        if self.router == "style":
+            if self.num_experts is not None:
+                raise ValueError("leave num_experts null with router style: one a style")
+            if self.load_balance:
+                raise ValueError("have load_balance 0 with router style, which learns no choice")
+        elif self.top_k > (self.num_experts or SIMILARITY_EXPERTS):
+            raise ValueError(f"have a top_k ({self.top_k}) of at most num_experts")
+        return self
 
 
 class FlowConfig(Section):
@@ -239,7 +270,7 @@ class RunConfig(Section):
     output: Name = Field("runs/nano", description="folder for everything the run writes")
     base: BaseConfig = Field(BaseConfig(), description="the frozen base model")
     data: DataConfig = Field(DataConfig(), description="the training pairs")
-    experts: ExpertsConfig = Field(ExpertsConfig(), description="the LoRA experts, one a style")
+    experts: ExpertsConfig = Field(ExpertsConfig(), description="the LoRA experts")
     flow: FlowConfig = Field(FlowConfig(), description="flow matching")
     supervision: SupervisionConfig = Field(
         SupervisionConfig(), description="attention supervision of the style words"

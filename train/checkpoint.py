@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from regionroute.adapters import adapter_parameters, expert_state_dict, read_registry
-from regionroute.adapters.export import read_lora_file
+from regionroute.adapters.lora_file import read_lora_file
+from regionroute.adapters.router_file import router_state_dict
 from regionroute.errors import UserError
 from regionroute.io import read_json, write_json
 from train import distributed
@@ -38,8 +40,12 @@ EXACT = {
     "rank": "experts.rank",
     "alpha": "experts.alpha",
     "targets": "experts.targets",
+    "shared_rank": "experts.shared_rank",
+    "router": "experts.router",
     "zero_stage": "train.zero_stage",
 }
+# What held for checkpoints from before a fact was written down.
+EARLIER: dict[str, Any] = {"shared_rank": 0, "router": "style"}
 # Facts whose change alters which samples come next, but breaks nothing.
 ORDER = {"seed": "seed", "global_batch": "train.global_batch", "samples": "data.manifest"}
 
@@ -132,7 +138,7 @@ def read_state(folder: Path) -> TrainerState:
     values = read_json(folder / STATE_FILE)
     try:
         state = TrainerState(int(values["step"]), float(values["seconds"]), dict(values["facts"]))
-        lacking = {*EXACT, *ORDER, "world"} - set(state.facts)
+        lacking = {*EXACT, *ORDER, "world"} - set(EARLIER | state.facts)
     except (KeyError, TypeError, ValueError):
         lacking = {"step, seconds or facts"}
     if lacking:
@@ -157,7 +163,7 @@ def check_facts(folder: Path, facts: dict[str, Any], world: int) -> list[str]:
     Raises:
         UserError: the checkpoint cannot be continued by this run.
     """
-    saved = read_state(folder).facts
+    saved = EARLIER | read_state(folder).facts
     for fact, key in EXACT.items():
         if saved[fact] != facts[fact]:
             values = "other weights than now" if fact == "base_weights" else (
@@ -215,13 +221,20 @@ def _verify(engine: DeepSpeedEngine, folder: Path) -> None:
     registry = read_registry(folder / "experts")
     with distributed.gathered(adapter_parameters(engine.module)):
         for index, entry in enumerate(registry.experts):
-            expected, _ = read_lora_file(folder / "experts" / entry.file)
-            for key, value in expert_state_dict(engine.module, index).items():
-                if key not in expected or not torch.equal(value, expected[key]):
-                    raise UserError(
-                        f"{folder}: weight {key!r} of expert {entry.style!r} was not restored: "
-                        "delete the folder, and the same command continues from the one before"
-                    )
+            state = expert_state_dict(engine.module, index)
+            _compare(state, folder, entry.file, f"of expert {entry.style!r}")
+        if registry.router:
+            _compare(router_state_dict(engine.module), folder, registry.router.file, "of all")
+
+
+def _compare(state: Mapping[str, Tensor], folder: Path, file: str, whose: str) -> None:
+    expected, _ = read_lora_file(folder / "experts" / file)
+    for key, value in state.items():
+        if key not in expected or not torch.equal(value, expected[key]):
+            raise UserError(
+                f"{folder}: weight {key!r} {whose} was not restored: delete the folder, and the "
+                "same command continues from the one before"
+            )
 
 
 def set_aside(output: Path) -> Path | None:

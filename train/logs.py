@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOSSES_FILE = "losses.jsonl"
+ROUTER_FILE = "router.jsonl"
 FACTS_FILE = "run.json"
+# Where TensorBoard shows the numbers of a row; the rest are scores of the maps.
+GROUPS = {
+    "loss": ("flow", "focus", "cover", "total", "balance"),
+    "optim": ("lr", "grad_norm"),
+    "router": ("entropy", "overlap_within", "overlap_between"),
+}
 LIBRARIES = ("regionroute", "torch", "diffusers", "transformers", "deepspeed", "safetensors")
 
 
@@ -34,6 +42,9 @@ class Reporter:
         samples: in a step.
         log_every: steps between two TensorBoard rows.
         main: whether this process writes.
+
+    Attributes:
+        latest: the means of the newest TensorBoard row; empty before the first.
     """
 
     def __init__(
@@ -45,10 +56,13 @@ class Reporter:
         self._since = time.perf_counter()
         self._bar: tqdm[Any] | None = None
         self._writer: SummaryWriter | None = None
+        self.latest: dict[str, float] = {}
         if main:
             from torch.utils.tensorboard import SummaryWriter
 
             rewind(output / LOSSES_FILE, start)
+            if (output / ROUTER_FILE).exists():
+                rewind(output / ROUTER_FILE, start)
             self._rows = (output / LOSSES_FILE).open("a", encoding="utf-8")
             self._writer = SummaryWriter(str(output / "tb"), purge_step=start + 1)
 
@@ -87,12 +101,37 @@ class Reporter:
         speed = self.samples * len(self._window["flow"]) / max(now - self._since, 1e-9)
         means = {name: sum(values) / len(values) for name, values in self._window.items()}
         means["lr"] = self._window["lr"][-1]
+        self.latest = means
         for name, value in means.items():
             self._writer.add_scalar(_tag(name), value, step)
         self._writer.add_scalar("speed/samples_per_second", speed, step)
         self._window.clear()
         self._since = now
         return _shown(means) | {"samples/s": f"{speed:.1f}"}
+
+    def router(self, step: int, layers: Sequence[str], histogram: Tensor, entropy: Tensor) -> None:
+        """Records how a learned router used the experts in each layer.
+
+        Args:
+            step: counted from 1.
+            layers: L names.
+            histogram: share of the choices by layer and expert, [L,E].
+            entropy: by layer, [L] in [0,1].
+        """
+        if self._writer is None:
+            return
+        shares = {
+            layer: [round(x, 4) for x in row]
+            for layer, row in zip(layers, histogram.tolist(), strict=True)
+        }
+        entropies = dict(zip(layers, entropy.tolist(), strict=True))
+        with (self.output / ROUTER_FILE).open("a", encoding="utf-8") as file:
+            line = {"step": step, "entropy": entropies, "experts": shares}
+            file.write(json.dumps(line) + "\n")
+        for layer, value in entropies.items():
+            self._writer.add_scalar(f"router_entropy/{layer}", value, step)
+        # A row a layer, a column an expert, white: used by all.
+        self.picture("router/experts", histogram.expand(3, -1, -1), step)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
         """Adds a picture [3,H,W] in [0,1] to TensorBoard."""
@@ -120,8 +159,10 @@ def _shown(row: dict[str, float]) -> dict[str, str]:
 
 
 def _tag(name: str) -> str:
-    group = "loss" if name in ("flow", "focus", "cover", "total") else "map"
-    return f"{'optim' if name in ('lr', 'grad_norm') else group}/{name}"
+    for group, names in GROUPS.items():
+        if name in names:
+            return f"{group}/{name}"
+    return f"map/{name}"
 
 
 def rewind(path: Path, step: int) -> None:

@@ -81,7 +81,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
         reporter.note(remark)
     return Trainer(
         config, ranks, engine, data, state, reporter,
-        write_experts=_experts_writer(config, inputs, engine),
+        write_experts=_experts_writer(config, inputs, engine, reporter),
         previews=_previews(config, inputs, cache),
     )  # fmt: skip
 
@@ -94,6 +94,11 @@ def load_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
     """
     if config.base.dtype == "float16":
         raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
+    if config.experts.router == "similarity":
+        raise UserError(
+            "experts.router=similarity: training it needs style embeddings of example pictures, "
+            "which this version does not make: use experts.router=style"
+        )
     engine_settings(config, ranks.world, 1)
     manifest = read_manifest(config.data.manifest)
     selection = select(manifest, config)
@@ -170,6 +175,8 @@ def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]
         "rank": config.experts.rank,
         "alpha": config.experts.alpha,
         "targets": config.experts.targets,
+        "shared_rank": config.experts.shared_rank,
+        "router": config.experts.router,
         "zero_stage": zero_stage(config),
         "world": ranks.world,
         "seed": config.seed,
@@ -187,6 +194,7 @@ def _engine(config: RunConfig, inputs: Inputs, ranks: Ranks) -> DeepSpeedEngine:
         experts.rank,
         experts.alpha,
         experts.dropout,
+        shared_rank=experts.shared_rank,
         generator=seeded("experts", config.seed),
     )
     if config.train.gradient_checkpointing:
@@ -226,9 +234,12 @@ def _data(examples: list[Example], cache: Cache, config: RunConfig) -> TrainingD
 
 
 def _experts_writer(
-    config: RunConfig, inputs: Inputs, engine: DeepSpeedEngine
+    config: RunConfig, inputs: Inputs, engine: DeepSpeedEngine, reporter: Reporter
 ) -> Callable[[Path], object]:
-    """Writes experts with what `edit` has to know: sizes, and where and how the maps are read."""
+    """Writes experts with what `edit` has to know, and with what their model card tells.
+
+    `edit` needs the sizes, and where and how the maps are read.
+    """
     extra = {
         "max_text_length": inputs.backbone.settings.max_text_length,
         "resolution": inputs.backbone.settings.resolution,
@@ -237,17 +248,20 @@ def _experts_writer(
         "map_norm": config.supervision.norm,
         "routing": config.routing.model_dump(mode="json"),
         "manifest": manifest_file(config.data.manifest).name,
+        "data": {"split": config.data.split, "samples": len(inputs.selection.samples)},
+        "license": config.experts.license,
         "config": config.model_dump(mode="json"),
     }
 
     def write(folder: Path) -> object:
+        scores = {name: x for name, x in reporter.latest.items() if name not in ("lr", "grad_norm")}
         return save_experts(
             folder,
             engine.module,
             inputs.selection.styles,
             base_name=inputs.backbone.name,
             base_fingerprint=inputs.backbone.fingerprint,
-            extra=extra,
+            extra=extra | {"steps": engine.global_steps, "losses": scores},
         )
 
     return write

@@ -22,6 +22,7 @@ from train.data import TrainingData, members_of, seeded, stream
 from train.distributed import Ranks, SharedMistake
 from train.engine import EngineModel, gradient_norm
 from train.logs import Reporter
+from train.router_log import RouterLog
 from train.step import Batch, StepLosses, training_step
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.output = Path(self.config.output)
         self.model = EngineModel(self.engine)
+        self.router = RouterLog(self.engine.module)
 
     def run(self) -> int:
         """Trains to the end.
@@ -136,6 +138,8 @@ class Trainer:
             with training_step(
                 self.model, batch, self.config, measure=self._measures(step)
             ) as losses:
+                if self._measures(step):
+                    self.router.collect(batch.expert_ids)
                 self.engine.backward(losses.total.mean())
             rows.append(losses.rows())
             if micro < accumulation - 1:
@@ -149,6 +153,7 @@ class Trainer:
         self._check_gradient(step, norm, scores)
         means = dict(zip(StepLosses.NAMES, scores.nanmean(0).tolist(), strict=True))
         row = {name: value for name, value in means.items() if not math.isnan(value)}
+        row |= self.router.report(step + 1, self.ranks, self.reporter)
         return row | {"lr": lr, "grad_norm": norm}, code
 
     def _measures(self, step: int) -> bool:

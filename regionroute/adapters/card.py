@@ -69,11 +69,11 @@ def _base(registry: ExpertRegistry) -> str:
 def _introduction(registry: ExpertRegistry) -> str:
     count = len(registry.experts)
     if registry.learned:
-        routing = registry.routing
-        assert routing is not None
+        router = registry.router
+        assert router is not None
         text = (
             f"{count} LoRA experts of rank {registry.rank}; in each layer the style embedding of "
-            f"an example picture chooses {routing.top_k} of them."
+            f"an example picture chooses {router.top_k} of them."
         )
     else:
         text = f"{count} LoRA experts of rank {registry.rank}, one a style, chosen by its name."
@@ -120,7 +120,7 @@ def _loading(registry: ExpertRegistry) -> str:
 
 
 def _settings(registry: ExpertRegistry) -> str:
-    extra, routing = registry.extra, registry.routing
+    extra, router = registry.extra, registry.router
     targets = registry.targets
     rows = [
         ("base", f"{_base(registry)} (fingerprint {registry.fingerprint})"),
@@ -129,7 +129,7 @@ def _settings(registry: ExpertRegistry) -> str:
         ("steps", extra.get("steps")),
         ("resolution", extra.get("resolution")),
         ("text tokens", extra.get("max_text_length")),
-        ("style embedding", routing.style_dim if routing else None),
+        ("style embedding", router.style_dim if router else None),
     ]
     data: Mapping[str, Any] = extra.get("data") or {}
     rows += [(f"data: {name}", value) for name, value in data.items()]

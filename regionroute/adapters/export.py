@@ -29,7 +29,7 @@ from regionroute.adapters.registry import (
 from regionroute.adapters.router_file import (
     load_router_state_dict,
     read_router,
-    routing_entry,
+    router_entry,
     save_router,
 )
 from regionroute.errors import UserError
@@ -149,11 +149,11 @@ def save_experts(
             ExpertEntry(style=s.name, phrase=s.phrase, file=file)
             for s, file in zip(styles, _file_names(styles), strict=True)
         ],
-        routing=routing_entry(model),
+        router=router_entry(model),
         extra=dict(extra or {}),
     )
-    if registry.routing:
-        save_router(folder / registry.routing.file, model)
+    if registry.router:
+        save_router(folder / registry.router.file, model)
     rank, alpha = file_scale(registry)
     for i, entry in enumerate(registry.experts):
         state = expert_state_dict(model, i)
@@ -194,15 +194,15 @@ def load_experts(
     for name in target_names(transformer, registry.targets):
         linear: Any = transformer.get_submodule(name)
         sizes[name] = (linear.in_features, linear.out_features)
-    count, routing = len(registry.experts), registry.routing
-    common = read_router(folder / routing.file, sizes, routing, count) if routing else {}
+    count, router = len(registry.experts), registry.router
+    common = read_router(folder / router.file, sizes, router, count) if router else {}
     states = [
         _read_expert(folder / entry.file, registry, sizes, common) for entry in registry.experts
     ]
     inject(
         transformer, registry.targets, count, registry.rank, registry.alpha,
         shared_rank=registry.shared_rank,
-        router=(lambda: routing.make_router(count)) if routing else None,
+        router=(lambda: router.make_router(count)) if router else None,
     )  # fmt: skip
     load_router_state_dict(adapter_layers(transformer), common)
     for i, state in enumerate(states):

@@ -15,7 +15,7 @@ from regionroute.manifest import StyleSpec
 
 REGISTRY_FILE = "experts.json"
 ROUTER_FILE = "router.safetensors"
-SCHEMA_VERSION = 2  # 2: routing
+SCHEMA_VERSION = 2  # 2: router
 
 
 class ExpertEntry(BaseModel):
@@ -28,18 +28,18 @@ class ExpertEntry(BaseModel):
     file: str
 
 
-class RoutingEntry(BaseModel):
+class RouterEntry(BaseModel):
     """A learned router, an expert for all samples, or both; their weights are in `file`.
 
     Attributes:
-        router: "style": by the style's name; "similarity": by its embedding, see
+        kind: "style": by the style's name; "similarity": by its embedding, see
             `SimilarityRouter`, whose arguments the rest are.
         shared_rank: rank of the expert for all samples, 0: none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    router: Literal["style", "similarity"] = "style"
+    kind: Literal["style", "similarity"] = "style"
     file: str = ROUTER_FILE
     shared_rank: int = Field(0, ge=0)
     style_dim: int | None = Field(None, ge=1)
@@ -48,9 +48,9 @@ class RoutingEntry(BaseModel):
     compat: Literal["fixed", "released"] = "fixed"
 
     @model_validator(mode="after")
-    def _complete(self) -> "RoutingEntry":
+    def _complete(self) -> "RouterEntry":
         sizes = (self.style_dim, self.top_k)
-        if (None in sizes) == (self.router == "similarity") or sizes.count(None) == 1:
+        if (None in sizes) == (self.kind == "similarity") or sizes.count(None) == 1:
             raise ValueError("routing by similarity, and no other, has style_dim and top_k")
         return self
 
@@ -75,12 +75,12 @@ class ExpertRegistry(BaseModel):
     alpha: float
     targets: str | list[str]
     experts: list[ExpertEntry] = Field(min_length=1)
-    routing: RoutingEntry | None = None
+    router: RouterEntry | None = None
     extra: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _enough_experts(self) -> "ExpertRegistry":
-        wanted = self.routing.top_k if self.routing else None
+        wanted = self.router.top_k if self.router else None
         if wanted and wanted > len(self.experts):
             raise ValueError(f"top_k is {wanted}, there are {len(self.experts)} experts")
         return self
@@ -88,12 +88,12 @@ class ExpertRegistry(BaseModel):
     @property
     def learned(self) -> bool:
         """Whether the experts are chosen by a style embedding and not by their names."""
-        return self.routing is not None and self.routing.router == "similarity"
+        return self.router is not None and self.router.kind == "similarity"
 
     @property
     def shared_rank(self) -> int:
         """Rank of the expert for all samples, 0: none."""
-        return self.routing.shared_rank if self.routing else 0
+        return self.router.shared_rank if self.router else 0
 
     @property
     def styles(self) -> list[StyleSpec]:
@@ -157,7 +157,7 @@ def read_registry(folder: str | PathLike[str]) -> ExpertRegistry:
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']}, mend or export it again") from error
     files = [entry.file for entry in registry.experts]
-    for name in [*files, registry.routing.file] if registry.routing else files:
+    for name in [*files, registry.router.file] if registry.router else files:
         file = PurePosixPath(name)
         if file.is_absolute() or ".." in file.parts:
             raise UserError(f'{path}: the file "{name}" must lie inside the experts\' folder')

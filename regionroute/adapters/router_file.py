@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from regionroute.adapters.lora_file import PREFIX, check_state, read_lora_file, write_tensors
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
-from regionroute.adapters.registry import RoutingEntry
+from regionroute.adapters.registry import RouterEntry
 from regionroute.adapters.routers import SimilarityRouter, StyleIdRouter
 
 
-def routing_entry(model: nn.Module) -> RoutingEntry | None:
+def router_entry(model: nn.Module) -> RouterEntry | None:
     """How a model's experts are routed, for its registry; None: by style and nothing shared.
 
     Raises:
@@ -20,8 +20,8 @@ def routing_entry(model: nn.Module) -> RoutingEntry | None:
     layer = next(iter(adapter_layers(model).values()))
     router, shared = layer.router, layer.shared_rank
     if isinstance(router, SimilarityRouter):
-        return RoutingEntry(
-            router="similarity",
+        return RouterEntry(
+            kind="similarity",
             shared_rank=shared,
             style_dim=router.style_dim,
             top_k=router.top_k,
@@ -30,7 +30,7 @@ def routing_entry(model: nn.Module) -> RoutingEntry | None:
         )
     if not isinstance(router, StyleIdRouter):
         raise ValueError(f"experts under a {type(router).__name__} cannot be saved")
-    return RoutingEntry(shared_rank=shared) if shared else None
+    return RouterEntry(shared_rank=shared) if shared else None
 
 
 def save_router(path: Path, model: nn.Module) -> None:
@@ -59,7 +59,7 @@ def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_router(
-    path: Path, sizes: Mapping[str, tuple[int, int]], entry: RoutingEntry, num_experts: int
+    path: Path, sizes: Mapping[str, tuple[int, int]], entry: RouterEntry, num_experts: int
 ) -> dict[str, Tensor]:
     """Reads and checks what `save_router` wrote.
 

@@ -65,8 +65,8 @@ def test_learned_routing_round_trip(make_flux, inputs, tmp_path, shared_rank):
     registry = load_experts(tmp_path, base(loaded))
     assert registry == written
     assert registry.learned
-    assert registry.routing.model_dump() == {
-        "router": "similarity", "file": "router.safetensors", "shared_rank": shared_rank,
+    assert registry.router.model_dump() == {
+        "kind": "similarity", "file": "router.safetensors", "shared_rank": shared_rank,
         "style_dim": 6, "top_k": 2, "normalize": True, "compat": "fixed",
     }  # fmt: skip
     context = RouteContext(style_emb=torch.randn(3, 6))
@@ -137,10 +137,10 @@ DAMAGES = {
     "extra": (edit_file(ROUTER, lambda s: s.update(x=torch.ones(1))), "1 weights have no place"),
     "shape": (edit_file(ROUTER, lambda s: s.update({GATE: torch.ones(2, 6)})), r"\[2, 6\], exp"),
     "shared": (edit_file(ROUTER, lambda s: s[SHARED].add_(1)), "not that of the other experts"),
-    "escape": (edit_json(lambda v: v["routing"].update(file="../x")), "must lie inside"),
-    "no width": (edit_json(lambda v: v["routing"].update(style_dim=None)), "routing: .*style_dim"),
-    "too many": (edit_json(lambda v: v["routing"].update(top_k=4)), "top_k is 4, there are 3"),
-    "unknown": (edit_json(lambda v: v["routing"].update(router="dice")), "routing.router"),
+    "escape": (edit_json(lambda v: v["router"].update(file="../x")), "must lie inside"),
+    "no width": (edit_json(lambda v: v["router"].update(style_dim=None)), "router: .*style_dim"),
+    "too many": (edit_json(lambda v: v["router"].update(top_k=4)), "top_k is 4, there are 3"),
+    "unknown": (edit_json(lambda v: v["router"].update(kind="dice")), "router.kind"),
 }
 
 
@@ -160,8 +160,8 @@ def test_damage_is_named_and_the_model_stays_as_it_was(make_flux, tmp_path, dama
 def test_registries_without_routing_still_load(make_flux, make_adapted, tmp_path):
     styles = [StyleSpec("ink"), StyleSpec("oil"), StyleSpec("wax")]
     save_experts(tmp_path, make_adapted(), styles, **OPTIONS)
-    edit_json(lambda v: (v.pop("routing"), v.update(schema=1)))(tmp_path)
-    assert load_experts(tmp_path, base(make_flux())).routing is None
+    edit_json(lambda v: (v.pop("router"), v.update(schema=1)))(tmp_path)
+    assert load_experts(tmp_path, base(make_flux())).router is None
     assert not (tmp_path / ROUTER).exists()
 
 
