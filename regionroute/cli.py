@@ -24,6 +24,9 @@ COMMANDS = {
     "demo": Command("regionroute.demo", "scenes, training, edits and scores in minutes: a report"),
     "scenes": Command("pseudo_labels.scenes_cli", "draw training scenes with exact targets"),
     "label": Command("pseudo_labels.label", "turn photos, words and masks into training pairs"),
+    "experts": Command(
+        "regionroute.experts_command", "experts to and from diffusers, PEFT, ComfyUI; merging"
+    ),
     "check": Command("regionroute.check", "open every picture of a manifest, list what is wrong"),
     "doctor": Command("regionroute.doctor", "tell what this machine can do and what is missing"),
 }
@@ -33,6 +36,7 @@ examples:
   regionroute edit photo.png --object dog --style pixel-art --out out.png --map map.png
   regionroute edit --batch rows.jsonl --batch-size 8
   regionroute scenes --train 64 --test 32 --out data/scenes
+  regionroute experts export EXPERTS --format comfyui --out loras
   regionroute check data/scenes --sheet sheet.png
   python train/run.py --config configs/nano.yaml
   python eval/rses.py --help

@@ -33,7 +33,7 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"pipeline"},
     {"outputs"},
     {"batch"},
-    {"edit_command", "check", "doctor", "demo"},
+    {"edit_command", "experts_command", "check", "doctor", "demo"},
     {"cli"},
 )
 LEVEL = {name: height for height, names in enumerate(LEVELS) for name in names}

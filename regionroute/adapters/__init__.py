@@ -8,7 +8,7 @@ from regionroute.adapters.export import (
     save_experts,
 )
 from regionroute.adapters.inject import PRESETS, inject, target_names
-from regionroute.adapters.lora_import import import_lora
+from regionroute.adapters.lora_import import experts_from_loras, import_lora
 from regionroute.adapters.lora_moe import (
     LoRAMoELinear,
     adapter_layers,
@@ -41,6 +41,7 @@ __all__ = [
     "adapter_parameters",
     "blend_weights",
     "expert_state_dict",
+    "experts_from_loras",
     "import_lora",
     "inject",
     "load_expert_state_dict",

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
+from regionroute.adapters.inject import PRESETS, inject, target_names
 from regionroute.adapters.lora_file import PREFIX, read_lora_file
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
 from regionroute.adapters.lora_names import modules_of, rows
@@ -75,6 +76,57 @@ def import_lora(path: str | PathLike[str], model: nn.Module, expert_index: int) 
             b[:, :rank] = adapter.b.float() * (adapter.scale * layer.rank / layer.alpha)
         layer.load_expert(expert_index, a, b)
     return list(adapters)
+
+
+def experts_from_loras(transformer: nn.Module, files: Sequence[str | PathLike[str]]) -> list[str]:
+    """Gives a transformer one expert a file, as wide and in as many layers as the files need.
+
+    Args:
+        transformer: without experts; may be a skeleton on the meta device, whose experts are then
+            on the CPU all the same.
+        files: one or more of those that `import_lora` takes.
+
+    Returns:
+        The adapted modules.
+
+    Raises:
+        UserError: see `import_lora`.
+        ValueError: the transformer already has experts, or there are no files.
+    """
+    read = [read_lora(file) for file in files]
+    linears = {name for name, module in transformer.named_modules() if _is_linear(module)}
+    for file, adapters in read:
+        for name in adapters.keys() - linears:
+            raise UserError(
+                f'{file}: it adapts "{name}", which the base does not have: '
+                "this LoRA belongs to another base"
+            )
+    found = [adapter for _, adapters in read for adapter in adapters.values()]
+    rank = max(adapter.a.shape[0] for adapter in found)
+    scales = {adapter.scale for adapter in found}
+    alpha = rank * (scales.pop() if len(scales) == 1 and min(scales) > 0 else 1.0)
+    names = {name for _, adapters in read for name in adapters}
+    targets = _preset_of(names, transformer) or sorted(names)
+    adapted = inject(transformer, targets, len(read), rank, alpha)
+    for layer in adapter_layers(transformer).values():
+        for name in ("lora_A", "lora_B"):
+            if getattr(layer, name).is_meta:
+                setattr(layer, name, nn.Parameter(torch.zeros(getattr(layer, name).shape)))
+    for index, path in enumerate(files):
+        import_lora(path, transformer, index)
+    return adapted
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _preset_of(names: Set[str], transformer: nn.Module) -> str | None:
+    """The smallest preset that covers the modules, if any does."""
+    for preset in PRESETS:
+        if names <= set(target_names(transformer, preset)):
+            return preset
+    return None
 
 
 def read_lora(path: str | PathLike[str]) -> tuple[Path, dict[str, Adapter]]:

@@ -184,6 +184,27 @@ def load_backbone(
     return backbone.to(device)
 
 
+def load_skeleton(spec: str) -> FluxTransformer2DModel:
+    """A base's transformer without its weights: names, sizes and fingerprint, at no cost.
+
+    Args:
+        spec: see `load_backbone`.
+
+    Returns:
+        The transformer on the meta device.
+
+    Raises:
+        UserError: see `load_backbone`.
+    """
+    source = resolve(spec)
+    where = {"local_files_only": isinstance(source, Path)}
+    with explained(spec, source):
+        read_index(spec, source)
+        config = FluxTransformer2DModel.load_config(source, subfolder="transformer", **where)
+        with torch.device("meta"):
+            return FluxTransformer2DModel.from_config(config)
+
+
 def fingerprint(transformer: FluxTransformer2DModel) -> str:
     """Hash of a transformer's configuration and parameter count (not of its weights)."""
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
