@@ -262,9 +262,13 @@ def _is_phrase(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path, seed: int) -> Job:
-    if not sample.regions:
-        raise UserError(f"{name}: it has no region to edit")
+def sample_request(sample: EditSample, seed: int) -> EditRequest:
+    """The edit that a sample with regions asks for.
+
+    Args:
+        sample: with one region or several.
+        seed: the noise depends on it and on the sample's id.
+    """
     region = sample.regions[0]
     prompt: str | Prompt | None = None  # several regions: each gets its own
     if len(sample.regions) == 1:
@@ -273,16 +277,17 @@ def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path
             prompt = Prompt(sample.prompt, (region.object_span,), (region.style_span,))
     # By id, not by position: the same sample gets the same noise in any subset.
     own_seed = (seed + int(text_hash(sample.id)[:8], 16)) % 2**32
+    others = tuple((other.object, other.style) for other in sample.regions[1:])
+    return EditRequest(region.object, region.style, prompt, own_seed, also=others)
+
+
+def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path, seed: int) -> Job:
+    if not sample.regions:
+        raise UserError(f"{name}: it has no region to edit")
     return Job(
         name=name,
         image=manifest.path(sample.context),
         destination=Destination(out_dir / f"{sample.id}.png", out_dir / f"{sample.id}.map.png"),
-        request=EditRequest(
-            region.object,
-            region.style,
-            prompt,
-            own_seed,
-            also=tuple((other.object, other.style) for other in sample.regions[1:]),
-        ),
+        request=sample_request(sample, seed),
         facts={"id": sample.id, "image": sample.context},
     )

@@ -27,6 +27,9 @@ COMMANDS = {
     "experts": Command(
         "regionroute.experts_command", "experts to and from diffusers, PEFT, ComfyUI; merging"
     ),
+    "calibrate": Command(
+        "regionroute.calibrate", "choose the attention heads that maps are read from"
+    ),
     "check": Command("regionroute.check", "open every picture of a manifest, list what is wrong"),
     "doctor": Command("regionroute.doctor", "tell what this machine can do and what is missing"),
 }
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """The text of ``regionroute --help``."""
-    lines = [f"  {name:8} {entry.summary}" for name, entry in COMMANDS.items()]
+    lines = [f"  {name:9} {entry.summary}" for name, entry in COMMANDS.items()]
     return "\n".join(
         [
             "usage: regionroute COMMAND [arguments]",

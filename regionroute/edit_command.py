@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regionroute.devices import pick_device, quiet_libraries
 from regionroute.errors import Parser, UserError, command
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from regionroute.batch import Jobs
@@ -43,7 +41,13 @@ a real Kontext base:
   regionroute edit photo.png --object dog --style pixel-art --out out.png \\
       --base black-forest-labs/FLUX.1-Kontext-dev --experts EXPERTS --device cuda --dtype bfloat16
 
-Beside out.png goes out.json with every setting; the PNG carries the same text."""
+Beside out.png goes out.json with every setting; the PNG carries the same text.
+
+The map is the attention that the style's word (or the object's) gets from the picture. It is read
+where `regionroute calibrate` chose, else in the blocks that were supervised in training, without
+experts in all. --map-from names other places, BLOCK[.target|.context][:HEADS][@object] each:
+double.1 (mean over the heads), double.1.context:2 (head 2, asked by the source picture), all@object
+(every block, the object's word). Several count alike."""
 
 MODES = ("routed", "plain")
 ONE = (
@@ -75,7 +79,7 @@ def parser() -> Parser:
     one.add_argument("--style", action="append", help="style by name, for example pixel-art")
     one.add_argument("--prompt", help="own wording: object in [brackets], style in {braces}")
     one.add_argument("--out", type=Path, metavar="PNG", help="the edited picture")
-    one.add_argument("--map", type=Path, metavar="PNG", help="where the style went; 128 = border")
+    one.add_argument("--map", type=Path, metavar="PNG", help="where the words look; 128 = border")
     one.add_argument("--side-by-side", type=Path, metavar="PNG", help="source, edit and map")
     one.add_argument(
         "--region-map", type=Path, metavar="PNG", action="append",
@@ -99,6 +103,11 @@ def parser() -> Parser:
     how.add_argument(
         "--lock-background", action=argparse.BooleanOptionalAction,
         help="keep every pixel outside the region exactly as it is (on when routed)",
+    )  # fmt: skip
+    how.add_argument(
+        "--map-from", metavar="PLACES",
+        help="where maps and gates are read: a file of `regionroute calibrate`, or places such as "
+        '"double.1.context:2 all@object" (as calibrated or supervised)',
     )  # fmt: skip
     how.add_argument(
         "--strength", type=float, default=1.0, help="of the style, 0 to 1, when routed (1)"
@@ -133,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     check_arguments(args)
-    _quiet_libraries()
+    quiet_libraries()
     try:
         return _edit_one(args) if args.image else _edit_many(args)
     except RuntimeError as error:
@@ -263,35 +272,17 @@ def _options(args: argparse.Namespace) -> EditOptions:
 def _load(args: argparse.Namespace) -> Editor:
     import torch
 
+    from regionroute.expert_settings import read_choice
     from regionroute.pipeline import load_editor
 
+    # Read before a large base is loaded.
+    choice = read_choice(args.map_from) if args.map_from else None
     experts = None if args.zero_shot else args.experts or "auto"
-    return load_editor(args.base, experts, getattr(torch, args.dtype), _device(args.device))
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    # What an absent accelerator raises depends on how torch was built.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not usable here ({reason}); try cpu") from None
-    return device
-
-
-def _quiet_libraries() -> None:
-    """Keeps libraries from printing beside the one sentence a user needs."""
-    import torch
-
-    if not torch.cuda.is_available():
-        # DeepSpeed, imported by diffusers' LoRA code, reports on stderr that it found no GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    dtype, device = getattr(torch, args.dtype), pick_device(args.device)
+    editor = load_editor(args.base, experts, dtype, device)
+    if choice:
+        editor.read_maps(choice, "--map-from")
+    return editor
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from regionroute.backbones.source import BaseSettings
 from regionroute.config import RoutingConfig
 from regionroute.errors import UserError
-from regionroute.readings import MapChoice
+from regionroute.io import read_json
+from regionroute.readings import MapChoice, parse_readings
 
 MAP_KEY = "map"  # the calibrated `MapChoice`
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,7 +44,7 @@ def stored_routing(extra: Mapping[str, Any], folder: str | PathLike[str]) -> Rou
     Raises:
         UserError: the settings are broken.
     """
-    return _read(RoutingConfig, extra.get("routing", {}), "routing.", folder)
+    return _validated(RoutingConfig, extra.get("routing", {}), "routing.", f"{folder}/experts.json")
 
 
 def stored_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> MapChoice:
@@ -54,7 +55,23 @@ def stored_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> MapC
     """
     if MAP_KEY not in extra:
         return supervised_choice(extra, folder)
-    return _read(MapChoice, extra[MAP_KEY], f"{MAP_KEY}.", folder, ", calibrate again")
+    file = f"{folder}/experts.json"
+    return _validated(MapChoice, extra[MAP_KEY], f"{MAP_KEY}.", file, ", calibrate again")
+
+
+def read_choice(text: str) -> MapChoice:
+    """A choice from a file of `regionroute calibrate`, or from readings with spaces between them.
+
+    Raises:
+        UserError: the file is missing or broken, or a reading is not of the form.
+    """
+    if not text.endswith(".json"):
+        layers = [str(reading) for reading in parse_readings(text)]
+        return MapChoice(layers=layers, combine="normalised")
+    values = read_json(text)
+    if not isinstance(values, dict) or MAP_KEY not in values:
+        raise UserError(f'{text}: no "{MAP_KEY}" in it, give a file of `regionroute calibrate`')
+    return _validated(MapChoice, values[MAP_KEY], f"{MAP_KEY}.", text, ", calibrate again")
 
 
 def supervised_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> MapChoice:
@@ -65,16 +82,14 @@ def supervised_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> 
     """
     keys = ("layers", "queries", "norm")
     found = {key: extra[f"map_{key}"] for key in keys if f"map_{key}" in extra}
-    return _read(MapChoice, found, "map_", folder)
+    return _validated(MapChoice, found, "map_", f"{folder}/experts.json")
 
 
-def _read(
-    model: type[Model], values: Any, prefix: str, folder: str | PathLike[str], remedy: str = ""
-) -> Model:
+def _validated(model: type[Model], values: Any, prefix: str, file: str, remedy: str = "") -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = (prefix + ".".join(map(str, first["loc"]))).removesuffix(".")
         said = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{folder}/experts.json: {where}: {said}{remedy}") from error
+        raise UserError(f"{file}: {where}: {said}{remedy}") from error

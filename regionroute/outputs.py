@@ -89,7 +89,8 @@ def write_edit(
         if destination.map is not None:
             write_image(destination.map, full)
             grid = list(result.region_map.shape)
-            settings["map"] = {"file": destination.map.name, "grid": grid}
+            read = settings.get("map", {})  # where it was read
+            settings["map"] = {"file": destination.map.name, "grid": grid, **read}
         if destination.side_by_side is not None:
             words = _caption(settings["object"], settings["style"])
             panels = {"source": source, words: result.image, "map": overlay(source, full)}

@@ -21,7 +21,7 @@ ROOMS = {  # room -> rooms it may import
 COMMAND = "regionroute.cli"
 LEVELS = (  # inside regionroute, from the bottom; each imports only what stands below it
     {"errors"},
-    {"io"},
+    {"io", "devices"},
     {"config_io", "manifest", "readings"},
     {"config"},
     {"prompts", "latents", "attention", "adapters"},
@@ -30,10 +30,11 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"backbones", "region_maps"},
     {"expert_settings"},
     {"sampler"},
+    {"calibration"},
     {"pipeline"},
-    {"outputs"},
+    {"outputs", "head_scan"},
     {"batch"},
-    {"edit_command", "experts_command", "check", "doctor", "demo"},
+    {"edit_command", "calibrate", "experts_command", "check", "doctor", "demo"},
     {"cli"},
 )
 LEVEL = {name: height for height, names in enumerate(LEVELS) for name in names}

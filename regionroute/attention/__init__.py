@@ -2,7 +2,13 @@
 
 from regionroute.attention.columns import attend, attend_among
 from regionroute.attention.losses import attention_loss, cover_loss, focus_loss
-from regionroute.attention.maps import combine_maps, map_scores, mean_map, region_map
+from regionroute.attention.maps import (
+    combine_maps,
+    map_scores,
+    mean_map,
+    normalised,
+    region_map,
+)
 from regionroute.attention.plan import AttentionPlan
 from regionroute.attention.recorder import AttentionRecorder, layer_names
 
@@ -18,5 +24,6 @@ __all__ = [
     "layer_names",
     "map_scores",
     "mean_map",
+    "normalised",
     "region_map",
 ]

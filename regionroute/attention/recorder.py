@@ -99,7 +99,8 @@ class AttentionRecorder:
             raise RuntimeError("this recorder is already recording")
         blocks = _attention_blocks(find_flux(transformer))
         chosen: dict[str, list[Place]] = {}
-        for place in self.places(transformer):
+        # Places that differ in their words alone have one name and are read once.
+        for place in {place.name: place for place in self.places(transformer)}.values():
             chosen.setdefault(place.block, []).append(place)
         stock = {name: _stock_processor(name, blocks[name]) for name in chosen}
         self._plan, self._maps = plan, {}

@@ -21,6 +21,7 @@ from regionroute import batch, cli, edit_command, pipeline
 from regionroute.backbones.kontext import load_backbone
 from regionroute.io import read_image
 from regionroute.outputs import enlarge_map, overlay, side_by_side
+from regionroute.readings import MapChoice
 
 Run = Callable[..., int]
 
@@ -111,7 +112,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],
-        "map": {"file": "map.png", "grid": [6, 10]},
+        "map": {"file": "map.png", "grid": [6, 10], **MapChoice().settings()},
     }
     with Image.open(folder / "map.png") as picture:
         assert (picture.mode, picture.size) == ("L", (50, 30))
@@ -314,7 +315,8 @@ def test_a_manifest_gives_the_folder_that_the_score_reads(
     assert {file.name for file in out.iterdir()} == names
     settings = json.loads((out / "pair-2.json").read_text())
     assert (settings["id"], settings["object"], settings["style"]) == ("pair-2", "square", "lines")
-    assert settings["map"] == {"file": "pair-2.map.png", "grid": [8, 8]}
+    assert settings["map"]["file"] == "pair-2.map.png"
+    assert settings["map"]["grid"] == [8, 8]
     seeds = {json.loads((out / f"pair-{i}.json").read_text())["seed"] for i in range(3)}
     assert len(seeds) == 3
     # The same sample keeps its noise in another subset.
