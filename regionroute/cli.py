@@ -40,6 +40,7 @@ examples:
   regionroute edit --batch rows.jsonl --batch-size 8
   regionroute scenes --train 64 --test 32 --out data/scenes
   regionroute experts export EXPERTS --format comfyui --out loras
+  regionroute calibrate --experts runs/nano/experts --manifest data/calibration
   regionroute check data/scenes --sheet sheet.png
   python train/run.py --config configs/nano.yaml
   python eval/rses.py --help
@@ -77,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """The text of ``regionroute --help``."""
-    lines = [f"  {name:9} {entry.summary}" for name, entry in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {entry.summary}" for name, entry in COMMANDS.items()]
     return "\n".join(
         [
             "usage: regionroute COMMAND [arguments]",
