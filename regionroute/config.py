@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from regionroute import config_io
 from regionroute.config_io import add_config_arguments, dump_config, save_config
+from regionroute.errors import UserError
 from regionroute.io import AnyPath
 from regionroute.readings import Queries, parse_readings
 
@@ -179,7 +180,11 @@ class SupervisionConfig(Section):
     @field_validator("layers")
     @classmethod
     def _style_readings(cls, layers: str | list[str]) -> str | list[str]:
-        if any(reading.word != "style" for reading in parse_readings(layers)):
+        try:
+            readings = parse_readings(layers)
+        except UserError as error:
+            raise ValueError(f"hold names of blocks: {error}") from error
+        if any(reading.word != "style" for reading in readings):
             raise ValueError('name no "@object": the losses teach the style words')
         return layers
 

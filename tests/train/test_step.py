@@ -169,6 +169,17 @@ def test_supervision_moves_the_gradient(backbone):
     assert any((a - b).abs().max() > 1e-6 for a, b in zip(on, off, strict=True))
 
 
+def test_heads_can_be_supervised_by_themselves(backbone):
+    batch, found = make_batch(backbone), []
+    for layers in ("[double.0]", "[double.0:1]", "[double.0.context:1, single.0:0]"):
+        config = load_config(None, [f"supervision.layers={layers}"])
+        found.append(gradients(backbone, batch, config))
+    focuses = [losses.focus for _, losses in found]
+    assert not torch.allclose(focuses[0], focuses[1])
+    assert not torch.allclose(focuses[1], focuses[2])
+    assert all(any(g.abs().max() > 0 for g in all_of) for all_of, _ in found)
+
+
 def test_pixel_weights_have_mean_one_and_the_wanted_ratio():
     inside = torch.zeros(2, 1, 4, 4)
     inside[0, :, :2] = 1
