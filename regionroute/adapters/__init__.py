@@ -1,6 +1,6 @@
 """LoRA experts on a frozen transformer: layer, routing, injection, files."""
 
-from regionroute.adapters.blend import blend_weights, parse_blend
+from regionroute.adapters.blend import blend_route, blend_weights, parse_blend
 from regionroute.adapters.export import (
     expert_state_dict,
     load_expert_state_dict,
@@ -39,6 +39,7 @@ __all__ = [
     "StyleIdRouter",
     "adapter_layers",
     "adapter_parameters",
+    "blend_route",
     "blend_weights",
     "expert_state_dict",
     "experts_from_loras",

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from regionroute.adapters.registry import ExpertRegistry
+from regionroute.adapters.routers import FixedRouter, RouteContext
 from regionroute.errors import UserError
 
 _TERM = re.compile(
@@ -67,6 +68,34 @@ def blend_weights(blend: Mapping[str, float], registry: ExpertRegistry) -> Tenso
     for style, weight in blend.items():
         weights[registry.index(style)] = weight
     return weights
+
+
+def blend_route(
+    blends: Sequence[Mapping[str, float] | None],
+    registry: ExpertRegistry,
+    device: torch.device | str = "cpu",
+) -> RouteContext:
+    """The route of a batch whose samples each use a blend of their own.
+
+    Args:
+        blends: one a sample, as `parse_blend` gives them; None: the bare base, without the expert
+            for all as well.
+        registry: of the loaded experts.
+        device: the model's.
+
+    Returns:
+        A route by expert ids where every blend is a single style at weight 1, else by weights.
+
+    Raises:
+        UserError: a style that the registry does not have.
+    """
+    if all(blend is None or list(blend.values()) == [1.0] for blend in blends):
+        ids = [-1 if blend is None else registry.index(next(iter(blend))) for blend in blends]
+        if not registry.learned:
+            return RouteContext(torch.tensor(ids, device=device))
+    weights = torch.stack([blend_weights(blend or {}, registry) for blend in blends]).to(device)
+    shared = torch.tensor([float(blend is not None) for blend in blends], device=device)
+    return RouteContext(router=FixedRouter(weights, shared=shared))
 
 
 def _is_style(text: str, registry: ExpertRegistry) -> bool:

@@ -118,7 +118,8 @@ class LoRAMoELinear(nn.Module):
         stack = self._stack(active, h.shape[0], out.dtype)
         if stack is None:
             return out
-        return self._add(out, self.dropout(h).to(out.dtype), stack)
+        h = self.dropout(h) if self.dropout.p else h
+        return self._add(out, h.to(out.dtype), stack)
 
     def _add(self, out: Tensor, h: Tensor, stack: Stack) -> Tensor:
         """``out + (alpha/r) · h Aᵀ (w ⊙ B)``; the sum is part of the last product."""
@@ -163,10 +164,8 @@ class LoRAMoELinear(nn.Module):
                 f"{self.num_experts}"
             )
         routing = router(active.context)
-        if len(routing.weight) not in (1, samples):
-            raise ValueError(
-                f"the route is for {len(routing.weight)} samples, the batch has {samples}"
-            )
+        if routing.samples not in (1, samples):
+            raise ValueError(f"the route is for {routing.samples} samples, the batch has {samples}")
         if routing.logits is not None:  # not again when checkpointing runs the layer once more
             active.routings.setdefault(self.name, routing)
         return routing
@@ -181,15 +180,21 @@ class LoRAMoELinear(nn.Module):
             # workers wait for each other's gradients.
             index, zero = index.new_zeros(1, 1), routing.weight.new_zeros(1, 1)
             routing = Routing(index, zero, shared=0.0)
-        a = self.lora_A[index].flatten(1, 2)  # [1|B,k·r,in]
-        b = self.lora_B[index].mT.flatten(1, 2)  # [1|B,k·r,out]
+        # Weights that every row of the batch's experts has one of become part of B.
+        folded = not routing.per_token and routing.samples in (1, len(index))
+        a, b = self.lora_A[index], self.lora_B[index]  # [1|B,k,r,in], [1|B,k,out,r]
+        if folded:
+            b = b * routing.weight[..., None, None]
+        a, b = a.flatten(1, 2), b.mT.flatten(1, 2)  # [1|B,k·r,in], [1|B,k·r,out]
         if self.shared_rank:
+            shared = self.shared_B.mT.expand(len(b), -1, -1)
+            if folded and isinstance(routing.shared, Tensor):
+                shared = shared * routing.shared[:, None, None]
+            elif folded and routing.shared != 1:
+                shared = shared * routing.shared
             a = torch.cat([a, self.shared_A.expand(len(a), -1, -1)], 1)
-            b = torch.cat([b, self.shared_B.mT.expand(len(b), -1, -1)], 1)
-        weights = None if routing.per_token else self._weights(routing)  # [1|B,1,R]
-        if weights is None or len(weights) > len(b) == 1:
-            return Stack(a.to(dtype), b.to(dtype), routing)
-        return Stack(a.to(dtype), (b * weights.mT).to(dtype), None)
+            b = torch.cat([b, shared], 1)
+        return Stack(a.to(dtype), b.to(dtype), None if folded else routing)
 
     def _weights(self, routing: Routing) -> Tensor:
         """The weights of all R columns, [1|B,1|N,R] fp32."""

@@ -34,6 +34,12 @@ class Routing:
     text_len: int | None = None
 
     @property
+    def samples(self) -> int:
+        """For how many samples it has weights: 1 or B."""
+        shared = len(self.shared) if isinstance(self.shared, Tensor) else 1
+        return max(len(self.index), len(self.weight), shared)
+
+    @property
     def per_token(self) -> bool:
         """Whether any weight depends on the token."""
         return self.weight.ndim == 3 or (isinstance(self.shared, Tensor) and self.shared.ndim == 2)
@@ -253,9 +259,11 @@ class SimilarityRouter(nn.Module):
             raise ValueError(
                 f"the style embedding has width {styles.shape[1]}, the gate {self.style_dim}"
             )
-        with torch.autocast(styles.device.type, enabled=False):
-            logits = self.gate(styles.to(self.gate.weight.dtype)).float()
-        return self._routing(logits)
+        styles = styles.to(self.gate.weight.dtype)
+        if torch.is_autocast_enabled(styles.device.type):  # entering it costs more than the gate
+            with torch.autocast(styles.device.type, enabled=False):
+                return self._routing(self.gate(styles).float())
+        return self._routing(self.gate(styles).float())
 
     def _routing(self, logits: Tensor) -> Routing:
         chosen, index = logits.topk(self.top_k)  # sorted, the largest first

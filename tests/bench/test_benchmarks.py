@@ -29,6 +29,15 @@ def test_attention(tmp_path):
 
 
 @pytest.mark.slow
+def test_lora_moe(tmp_path):
+    uses = run(tmp_path, "lora_moe", "--shapes", "nano, 1 picture", "--rounds", "2")["shapes"]
+    uses = uses["nano, 1 picture"]
+    assert uses["sampling"]["PEFT LoRA, rank 8"]["over PEFT"] == 1
+    assert uses["sampling"]["merged"]["over base"] > 0
+    assert {"routed, k=2", "routed, k=2 + shared"} <= uses["training"].keys()
+
+
+@pytest.mark.slow
 def test_train_step(tmp_path):
     steps = run(tmp_path, "train_step", "--rounds", "2", "--batch", "2")["steps"]
     assert steps["unsupervised"]["over unsupervised"] == 1

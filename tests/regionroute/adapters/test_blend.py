@@ -1,7 +1,16 @@
 import pytest
 import torch
+from torch import nn
 
-from regionroute.adapters import blend_weights, parse_blend
+from regionroute.adapters import (
+    FixedRouter,
+    LoRAMoELinear,
+    RouteContext,
+    blend_route,
+    blend_weights,
+    parse_blend,
+    routed,
+)
 from regionroute.adapters.registry import ExpertEntry, ExpertRegistry
 from regionroute.errors import UserError
 
@@ -34,6 +43,25 @@ def test_blends(registry, text, blend):
     weights = blend_weights(blend, registry)
     assert weights.tolist() == pytest.approx([blend.get(name, 0.0) for name, _ in NAMES])
     assert weights.dtype == torch.float32
+
+
+def test_routes(registry):
+    lone = blend_route([{"line-art": 1.0}, None], registry)
+    assert lone.expert_ids.tolist() == [1, -1]
+    mixed = blend_route([{"line-art": 1.0}, None, {"line-art": 0.5, "pixel-art": 2.0}], registry)
+    layer = LoRAMoELinear(nn.Linear(3, 2), 4, 1, 1.0, shared_rank=1)
+    nn.init.normal_(layer.lora_B)
+    nn.init.normal_(layer.shared_B)
+    h = torch.randn(3, 5, 3)
+    with torch.no_grad():
+        with routed(layer, mixed):
+            out = layer(h)
+        assert torch.equal(out[1], layer.base(h)[1])
+        with routed(layer, RouteContext(torch.tensor([1, -1, 1]))):
+            torch.testing.assert_close(out[:2], layer(h)[:2])
+        blend = FixedRouter(torch.tensor([2.0, 0.5, 0, 0]))
+        with routed(layer, RouteContext(router=blend)):
+            torch.testing.assert_close(out[2], layer(h)[2])
 
 
 @pytest.mark.parametrize(
