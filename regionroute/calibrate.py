@@ -37,7 +37,11 @@ examples:
 Every head of every block is read for the style word and for the object word, asked by the noisy
 target's tokens and by the context picture's. The best few whose maps complement each other are
 kept in experts.json ("map"), from where `regionroute edit` takes its maps and gates; all scores
-go to calibration.json beside it. Take pictures that nothing else is measured on."""
+go to calibration.json beside it. Take pictures that nothing else is measured on.
+
+Judged is the map against the mask. Routed edits open their gates by the same maps, but gates that
+are too narrow cost style on the object: score the edits before and after, and remove "map" from
+experts.json to go back."""
 
 REPORT_FILE = "calibration.json"
 SHORTLIST = 64  # single heads that the forward selection sees
