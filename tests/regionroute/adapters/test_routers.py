@@ -434,3 +434,18 @@ def test_routes_that_do_not_fit_are_refused(context, message):
 def test_arguments_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_compiled_layers_give_the_same():
+    for router, context in (
+        (similarity(), RouteContext(style_emb=torch.randn(2, WIDTH))),
+        (None, RouteContext(torch.tensor([1, -1]))),
+        (None, RouteContext(router=FixedRouter(torch.rand(2, 7, EXPERTS)))),
+    ):
+        made = layer(router, shared=2)
+        compiled = torch.compile(made, backend="eager", fullgraph=True)
+        h = torch.randn(2, 7, 8)
+        with routed(made, context):
+            torch.testing.assert_close(compiled(h), made(h))
+            with torch.no_grad():
+                torch.testing.assert_close(compiled(h), made(h))
