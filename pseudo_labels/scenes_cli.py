@@ -46,7 +46,8 @@ LARGEST_SIDE = 1024  # pixels; drawing a scene of this size takes 1.7 GB
 
 _REVISION = 2  # raise when this module would choose other words or make other targets
 _PRODUCT = re.compile(r"\d+(-.+)?\.png")
-_FOLDERS = ("images", "masks", "targets")
+STYLE_PICTURES = "styles"  # split/style/scene.png in it
+_FOLDERS = ("images", "masks", "targets", f"{STYLE_PICTURES}/*/*")
 _EXAMPLE = """examples:
   regionroute scenes --out data/scenes --train 64 --test 32
   regionroute scenes --out data/pixel --train 500 --only pixel-art,line-art
@@ -71,11 +72,13 @@ class SceneSettings:
         size: side of the pictures in pixels.
         looks: the styles.
         one_style: give each scene one style, in turn, instead of all.
+        style_pictures: also keep the wholly restyled scenes, as examples of the styles.
     """
 
     size: int
     looks: tuple[Look, ...]
     one_style: bool = False
+    style_pictures: bool = False
 
     @property
     def key(self) -> str:
@@ -165,9 +168,14 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
             looks = (looks[job.position % len(looks)],)
         samples = []
         for look in looks:
-            target = f"targets/{job.seed}-{look.entry.spec.name}.png"
-            if not (out / target).exists():
+            style = look.entry.spec.name
+            target = f"targets/{job.seed}-{style}.png"
+            whole = out / STYLE_PICTURES / job.split / style / f"{job.seed}.png"
+            wanted = settings.style_pictures and not whole.exists()
+            if wanted or not (out / target).exists():
                 styled = look.stylizer.stylize(scene.image, look.entry.spec)
+                if wanted:
+                    write_image(whole, styled)
                 write_image(out / target, composite(scene.image, styled, mask))
             samples.append(_sample(job, scene, word, look, (context, mask_file, target)))
     return samples
@@ -209,7 +217,7 @@ def _prepare(out: Path, key: str) -> None:
     # Removed before the new key is written: a run killed in between starts over, none mixes both.
     manifest.unlink(missing_ok=True)
     for folder in _FOLDERS:
-        for path in (out / folder).glob("*.png"):
+        for path in out.glob(f"{folder}/*.png"):
             if _PRODUCT.fullmatch(path.name):
                 path.unlink()
     write_json(record, {"key": key})
@@ -262,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     entries = load_styles(args.styles, args.only.split(",") if args.only else None)
     looks = tuple(Look(entry, entry.build()) for entry in entries)
     jobs = scene_jobs(args.train, args.test, args.seed)
-    settings = SceneSettings(args.size, looks, one_style=not args.all_styles)
+    settings = SceneSettings(args.size, looks, not args.all_styles, args.style_pictures)
     samples = build_scenes(out, jobs, settings, args.workers)
     print(f"{len(samples)} samples of {len(jobs)} scenes: {out / 'manifest.jsonl'}")
     return 0
@@ -325,6 +333,12 @@ def _parser() -> Parser:
         action="store_false",
         dest="all_styles",
         help="every scene in one style, the styles taking turns",
+    )
+    parser.add_argument(
+        "--style-pictures",
+        action="store_true",
+        help="also keep the wholly restyled scenes, in DIR/styles/SPLIT/STYLE: examples to train "
+        "a style encoder on and to edit by",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: by the work)")
     return parser

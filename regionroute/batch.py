@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ ROW_KEYS = {
     "prompt": str,
     "id": str,
     "also": list,
+    "style_image": str,
 }
 KINDS = {str: "a text", int: "a whole number", list: "a list"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -45,6 +46,7 @@ class Job:
         destination: where the results go.
         request: what to do.
         facts: what the settings file says besides, such as the id.
+        style_image: an example of the style.
     """
 
     name: str
@@ -52,6 +54,17 @@ class Job:
     destination: Destination
     request: EditRequest
     facts: dict[str, Any]
+    style_image: Path | None = None
+
+    def full_request(self) -> EditRequest:
+        """The request with its example picture, which is read only now.
+
+        Raises:
+            UserError: that picture is missing or damaged.
+        """
+        if self.style_image is None:
+            return self.request
+        return replace(self.request, style_images=(read_image(self.style_image),))
 
 
 class Jobs:
@@ -105,8 +118,8 @@ def read_rows(path: Path, seed: int = 0) -> Jobs:
     """The rows of a batch file: JSON objects with image, object, style, out and, optionally, seed.
 
     Further optional keys: ``map`` (PNG), ``prompt`` (with marked phrases object and style may be
-    left out), ``id``, ``also`` (further [object, style] pairs). Paths are relative to the file's
-    folder.
+    left out), ``id``, ``also`` (further [object, style] pairs), ``style_image`` (an example, in
+    place of style). Paths are relative to the file's folder.
 
     Args:
         path: the file.
@@ -192,25 +205,26 @@ def run_jobs(editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int =
 
 
 def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOptions) -> int:
-    ready: list[tuple[Job, Tensor]] = []
+    ready: list[tuple[Job, Tensor, EditRequest]] = []
     for job in chunk:
         try:
-            editor.check(job.request, options)
+            request = job.full_request()
+            editor.check(request, options)
             image = read_image(job.image)
             editor.backbone.fit_size(image.shape[-2], image.shape[-1])
-            ready.append((job, image))
+            ready.append((job, image, request))
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)
     if not ready:
         return 0
     results = editor.edit_batch(
-        [image for _, image in ready],
-        [job.request for job, _ in ready],
+        [image for _, image, _ in ready],
+        [request for _, _, request in ready],
         options,
-        want_map=any(job.destination.wants_map for job, _ in ready),
+        want_map=any(job.destination.wants_map for job, _, _ in ready),
     )
     written = 0
-    for (job, image), result in zip(ready, results, strict=True):
+    for (job, image, _), result in zip(ready, results, strict=True):
         try:
             write_edit(job.destination, image, result, job.facts)
             written += 1
@@ -240,8 +254,11 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
             raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {near!r}")
         if not isinstance(value, ROW_KEYS[key]) or isinstance(value, bool):
             raise UserError(f"{name}: {key} must be {KINDS[ROW_KEYS[key]]}, not {value!r}")
-    needed = ("image", "out") if "prompt" in row else ("image", "object", "style", "out")
-    for key in needed:
+    shown = "style_image" in row
+    if shown and ("style" in row or "also" in row):
+        raise UserError(f"{name}: style_image stands in place of style and also, leave those out")
+    words = () if "prompt" in row else ("object",) if shown else ("object", "style")
+    for key in ("image", "out", *words):
         if not row.get(key, "").strip():
             raise UserError(f"{name}: {key} is missing or empty")
     also = row.get("also", [])
@@ -254,8 +271,9 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
     )  # fmt: skip
     image = folder / row["image"]
     destination = Destination(folder / row["out"], folder / row["map"] if "map" in row else None)
-    facts = {"id": row["id"]} if "id" in row else {}
-    return Job(name, image, destination, request, facts | {"image": str(image)})
+    facts = {key: row[key] for key in ("id", "style_image") if key in row}
+    style_image = folder / row["style_image"] if shown else None
+    return Job(name, image, destination, request, facts | {"image": str(image)}, style_image)
 
 
 def _is_phrase(value: object) -> bool:

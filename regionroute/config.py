@@ -104,6 +104,16 @@ class ExpertsConfig(Section):
         None, description="experts a layer; null: one a style, or 16 with router similarity"
     )
     top_k: Count = Field(2, description="router similarity: experts used at a time")
+    style_encoder: Name | None = Field(
+        None,
+        description="router similarity: folder of a style encoder, from train/style_encoder.py; "
+        "null: the base's own",
+    )
+    style_pictures: Name | None = Field(
+        None,
+        description="router similarity: folder of one folder of example pictures a style; null: "
+        "the restyled objects of the manifest",
+    )
     load_balance: NonNegative = Field(
         0.0, description="router similarity: weight of the loss that evens out the use of experts"
     )
@@ -194,8 +204,13 @@ class RoutingConfig(Section):
 
     branch: Literal["expert", "base"] = Field(
         "expert",
-        description="what restyles inside the gates, told to restyle the whole image: the style's "
-        "expert, or the base alone where it knows the style better",
+        description="what restyles inside the gates: the style's expert, or the base alone where "
+        "it knows the style better",
+    )
+    prompt: Literal["image", "object"] = Field(
+        "image",
+        description="what that is told: to restyle the whole image, or the prompt itself, which "
+        "names the object, as the experts were trained",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.4, description="attention at which a gate is half open, relative to that on the object"

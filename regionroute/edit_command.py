@@ -29,6 +29,12 @@ several objects, each in its own style:
   regionroute edit photo.png --object dog --style pixel-art --object cup --style line-art \\
       --out out.png
 
+a blend of styles:
+  regionroute edit photo.png --object dog --style "0.6 pixel-art + 0.4 line-art" --out out.png
+
+the style of an example picture (experts trained with experts.router=similarity):
+  regionroute edit photo.png --object dog --style-image ref.jpg --out out.png --experts EXPERTS
+
 many pictures, the model loaded once; one JSON object a line, paths relative to the file:
   {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
   regionroute edit --batch rows.jsonl --batch-size 8 --skip-existing
@@ -58,6 +64,7 @@ ONE = (
     "map",
     "side_by_side",
     "region_map",
+    "style_image",
 )  # options of a single picture
 SEVERAL = ("batch_size", "skip_existing")
 OF_MANIFEST = ("split", "out_dir")
@@ -76,7 +83,13 @@ def parser() -> Parser:
     parser.add_argument("image", nargs="?", type=Path, help="the picture to edit")
     one = parser.add_argument_group("one picture")
     one.add_argument("--object", action="append", help="word for the object, for example dog")
-    one.add_argument("--style", action="append", help="style by name, for example pixel-art")
+    one.add_argument(
+        "--style", action="append", help='by name, for example pixel-art, or "0.6 A + 0.4 B"'
+    )
+    one.add_argument(
+        "--style-image", type=Path, metavar="FILE", action="append",
+        help="an example of the style, in place of --style; one for each object",
+    )  # fmt: skip
     one.add_argument("--prompt", help="own wording: object in [brackets], style in {braces}")
     one.add_argument("--out", type=Path, metavar="PNG", help="the edited picture")
     one.add_argument("--map", type=Path, metavar="PNG", help="where the words look; 128 = border")
@@ -196,16 +209,22 @@ def _check_mode(args: argparse.Namespace, mode: str) -> None:
     if mode == "image":
         if not args.out:
             raise UserError("--out is missing: name the PNG to write")
-        if not args.prompt:
-            for name in ("object", "style"):
-                if not all(words.strip() for words in getattr(args, name) or [""]):
-                    raise UserError(
-                        f"--{name} is missing or empty: give a word, or mark a --prompt"
-                    )
-        if len(args.object or [""]) != len(args.style or [""]):
-            raise UserError("give as many --style as --object, in the same order")
+        _check_words(args)
     if mode == "manifest" and not args.out_dir:
         raise UserError("--out-dir is missing: name the folder for the manifest's edits")
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """As many styles, in words or pictures, as objects; a marked prompt may say both."""
+    if args.style and args.style_image:
+        raise UserError("give --style or --style-image, not both: the picture is the style")
+    if not args.prompt:
+        for name in ("object",) if args.style_image else ("object", "style"):
+            if not all(words.strip() for words in getattr(args, name) or [""]):
+                raise UserError(f"--{name} is missing or empty: give a word, or mark a --prompt")
+    name = "--style-image" if args.style_image else "--style"
+    if len(args.object or [""]) != len(args.style_image or args.style or [""]):
+        raise UserError(f"give as many {name} as --object, in the same order")
 
 
 def _edit_one(args: argparse.Namespace) -> int:
@@ -220,8 +239,11 @@ def _edit_one(args: argparse.Namespace) -> int:
     regions = tuple(read_soft_mask(path, size)[0] for path in args.region_map or ())
     destination = Destination(args.out, args.map, args.side_by_side)
     check_destination(destination, args.image)
-    (words, style), *also = zip(args.object or [""], args.style or [""], strict=True)
-    request = EditRequest(words, style, args.prompt, args.seed, tuple(also), regions)
+    shown = tuple(read_image(path) for path in args.style_image or ())
+    objects = args.object or [""]
+    styles = [""] * len(objects) if shown else args.style or [""]
+    (words, style), *also = zip(objects, styles, strict=True)
+    request = EditRequest(words, style, args.prompt, args.seed, tuple(also), regions, shown)
     editor = _load(args)
     options = editor.resolved(_options(args))
     editor.check(request, options)
@@ -238,7 +260,10 @@ def _edit_one(args: argparse.Namespace) -> int:
             want_map=destination.wants_map,
             callback=advance,
         )
-    write_edit(destination, image, result, {"image": str(args.image)})
+    facts = {"image": str(args.image)}
+    if shown:
+        facts["style_image"] = ", ".join(map(str, args.style_image))
+    write_edit(destination, image, result, facts)
     for warning in result.settings.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{args.out}: {result.prompt}")

@@ -122,7 +122,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.name and not args.style:
         raise UserError("--name: it is for the file of one --style, name that too")
     wanted = [args.style] if args.style else [entry.style for entry in registry.experts]
-    blends = {text: parse_blend(text, registry) for text in wanted}
+    blends = {text: parse_blend(text, registry.name) for text in wanted}
     check_output_folder(args.out)
     for text, blend in blends.items():
         lora = read_blend(args.experts, blend)
@@ -176,7 +176,7 @@ def _merge(args: argparse.Namespace) -> None:
     from regionroute.io import check_output_folder
 
     registry = read_registry(args.experts)
-    blend = parse_blend(args.style, registry)
+    blend = parse_blend(args.style, registry.name)
     check_output_folder(args.out)
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out}: the folder is not empty, name a new one for the merged base")

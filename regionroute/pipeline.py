@@ -28,9 +28,10 @@ from regionroute.latents import resize
 from regionroute.prompts import Prompt
 from regionroute.readings import MapChoice, Place
 from regionroute.region_maps import MapReader
-from regionroute.request import NO_EXPERT, EditOptions, EditPlan, EditRequest, Mode, plan_clauses
+from regionroute.request import EditOptions, EditPlan, EditRequest, Mode, plan_clauses
 from regionroute.routing import composite, pixel_gates
 from regionroute.sampler import Sampled, Sampler, Task, gates_of_regions, given_regions
+from regionroute.styles import Styles
 
 EXPERTS_FOLDER = "experts"  # of a base's folder: experts that come with it
 
@@ -68,11 +69,13 @@ class Editor:
         self.backbone = backbone
         self.experts_dir = experts_dir
         self.registry: ExpertRegistry | None = None
+        self.styles = Styles()
         self.routing, self._routing_was_stored = RoutingConfig(branch="base"), False
         self.read_maps(MapChoice())
         if experts_dir is not None:
             self.registry = load_experts(experts_dir, backbone)
             self.backbone.transformer.to(backbone.device)
+            self.styles = Styles(self.registry, experts_dir, backbone.device)
             self.routing = stored_routing(self.registry.extra, experts_dir)
             self._routing_was_stored = "routing" in self.registry.extra
             backbone.settings = trained_sizes(backbone.settings, self.registry.extra, experts_dir)
@@ -92,8 +95,9 @@ class Editor:
         self,
         image: Tensor,
         object: str,
-        style: str,
+        style: str = "",
         *,
+        style_image: Tensor | Sequence[Tensor] = (),
         prompt: str | Prompt | None = None,
         seed: int = 0,
         also: Sequence[tuple[str, str]] = (),
@@ -105,8 +109,10 @@ class Editor:
 
         Example:
             >>> editor.edit(photo, "dog", "pixel-art", also=[("cup", "line-art")])  # doctest: +SKIP
+            >>> editor.edit(photo, "dog", style_image=read_image("ref.png"))  # doctest: +SKIP
         """
-        request = EditRequest(object, style, prompt, seed, tuple(also), tuple(regions))
+        shown = (style_image,) if isinstance(style_image, Tensor) else tuple(style_image)
+        request = EditRequest(object, style, prompt, seed, tuple(also), tuple(regions), shown)
         return self.edit_batch([image], [request], EditOptions(**options), want_map=want_map)[0]
 
     @torch.no_grad()
@@ -146,6 +152,7 @@ class Editor:
             raise ValueError("the pictures of a batch must have equally many objects")
         sources = torch.stack(list(images))
         regions = given_regions(requests, sources)
+        clauses = [[self._embedded(plan) for plan in plans] for plans in clauses]
         task = self._task(sources, clauses, options, regions, want_map, callback)
         sampler = self._sampler
         sampled = sampler.routed(task) if options.mode == "routed" else sampler.plain(task)
@@ -172,7 +179,10 @@ class Editor:
 
     @property
     def _sampler(self) -> Sampler:
-        return Sampler(self.backbone, self._reader, self.routing, self.registry is not None)
+        return Sampler(self.backbone, self._reader, self.routing, self.styles)
+
+    def _embedded(self, plan: EditPlan) -> EditPlan:
+        return dataclasses.replace(plan, look=self.styles.embedded(plan.look))
 
     def _task(
         self,
@@ -238,13 +248,16 @@ class Editor:
         options = self.resolved(EditOptions(mode="plain"))
         clauses = [self._clauses(request, options) for request in requests]
         if bare:
-            clauses = [[dataclasses.replace(plans[0], expert=NO_EXPERT)] for plans in clauses]
+            clauses = [
+                [dataclasses.replace(plan, look=plan.look.bare()) for plan in plans]
+                for plans in clauses
+            ]
         task = self._task(torch.stack(list(images)), clauses, options)
         return self._sampler.place_maps(task)
 
     def _clauses(self, request: EditRequest, options: EditOptions) -> list[EditPlan]:
         length = self.backbone.settings.max_text_length
-        plans = plan_clauses(request, self.registry, self.backbone.tokenizer_2, length)
+        plans = plan_clauses(request, self.styles, self.backbone.tokenizer_2, length)
         if options.mode == "plain" and len(plans) > 1:
             raise UserError(
                 "mode plain edits one object at a time: use mode routed, or one edit after another"
@@ -256,12 +269,15 @@ class Editor:
         facts: dict[str, Any] = {
             "prompt": plans[0].prompt.text if one else [plan.prompt.text for plan in plans],
             "object": plans[0].object if one else [plan.object for plan in plans],
-            "style": plans[0].style if one else [plan.style for plan in plans],
+            "style": plans[0].look.name if one else [plan.look.name for plan in plans],
             "base": self.backbone.name,
             "experts": None if self.experts_dir is None else str(self.experts_dir),
             "seed": plans[0].seed,
             "versions": {name: version(name) for name in ("regionroute", "torch", "diffusers")},
         }
+        alike = [plan.look.nearest for plan in plans if plan.look.nearest]
+        if alike:
+            facts["nearest_trained_style"] = [[name, round(cosine, 3)] for name, cosine in alike]
         if sampled.level is not None:
             level = sampled.level[row].tolist()
             facts["attention_on_region"] = [round(value, 2) for value in level]
@@ -318,7 +334,7 @@ def bundled_experts(base: str) -> Path:
 def edit(
     image: Tensor,
     object: str,
-    style: str,
+    style: str = "",
     *,
     base: str = "nano",
     experts: str | PathLike[str] | None = "auto",
@@ -333,7 +349,7 @@ def edit(
     Args:
         image: [3,H,W] in [0,1].
         object: word for the object.
-        style: name of the style.
+        style: name of the style; leave it out where ``style_image`` shows it.
         base: see :func:`load_editor`.
         experts: see :func:`load_editor`.
         device: where to run.

@@ -20,6 +20,7 @@ Span = tuple[int, int]
 
 TEMPLATE = "make the {object} in {style} style, keep other area unchanged"
 RESTYLE_TEMPLATE = "make the image in {style} style"
+REFERENCE = "reference"  # says the style where an example picture shows it
 _CLAUSE = "the {object} in {style} style"
 _MARKED = re.compile(r"\[[^\[\]{}]*\]|\{[^\[\]{}]*\}")
 _EXAMPLES = {"object": '"dog"', "style": '"pixel-art"'}
@@ -67,6 +68,22 @@ def build_prompt(pairs: Sequence[tuple[str, str]]) -> Prompt:
         styles.append((len(text), len(text) + len(style_phrase)))
         text += style_phrase + " style"
     return Prompt(text + after, tuple(objects), tuple(styles))
+
+
+def with_style(prompt: Prompt, style: str) -> Prompt:
+    """The prompt with other words for all its styles."""
+    edges = sorted({*prompt.style_spans, *prompt.object_spans})
+    text, moved, last = "", {}, 0
+    for start, end in edges:
+        words = style if (start, end) in prompt.style_spans else prompt.text[start:end]
+        text += prompt.text[last:start]
+        moved[start, end] = (len(text), len(text) + len(words))
+        text, last = text + words, end
+    return Prompt(
+        text + prompt.text[last:],
+        tuple(moved[span] for span in prompt.object_spans),
+        tuple(moved[span] for span in prompt.style_spans),
+    )
 
 
 def restyle_prompt(style: str) -> str:

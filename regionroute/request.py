@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from regionroute.errors import UserError
-from regionroute.manifest import StyleSpec
-from regionroute.prompts import Prompt, Span, build_prompt, find_spans, parse_marked, token_indices
+from regionroute.prompts import (
+    Prompt,
+    Span,
+    build_prompt,
+    find_spans,
+    parse_marked,
+    token_indices,
+    with_style,
+)
 from regionroute.readings import Word
+from regionroute.styles import Look, Styles
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from regionroute.adapters import ExpertRegistry
-
-NO_EXPERT = -1
 Mode = Literal["plain", "routed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_STEPS = 1000  # the scheduler knows no more
@@ -29,13 +34,16 @@ class EditRequest:
 
     Attributes:
         object: word or phrase for the object; may be empty if ``prompt`` marks it.
-        style: name or phrase of the style; may be empty if ``prompt`` marks it.
+        style: name or phrase of the style, or a blend ("0.6 pixel-art + 0.4 line-art"); may be
+            empty if ``prompt`` marks it or a picture shows it.
         prompt: None for the template; else own words, with the phrases marked ("turn the [dog]
             into {pixel-art}") or standing in it once, or a prompt with its spans.
         seed: of the noise.
         also: further (object, style) pairs of the same picture.
         regions: where each pair acts, [H,W] in [0,1] of the picture's size, in place of the
             model's own maps; empty: the model decides.
+        style_images: an example picture [3,H,W] in [0,1] of each pair's style, in place of its
+            word; empty: the words say it.
     """
 
     object: str
@@ -44,6 +52,7 @@ class EditRequest:
     seed: int = 0
     also: tuple[tuple[str, str], ...] = ()
     regions: tuple[Tensor, ...] = ()
+    style_images: tuple[Tensor, ...] = ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -104,19 +113,17 @@ class EditPlan:
 
     Attributes:
         object: the object's phrase.
-        style: the style's name.
+        look: the style.
         prompt: what is encoded, with the spans of this pair first.
         seed: of the noise.
-        expert: index in the registry, -1 for the bare base.
         style_tokens: positions of the style phrase among the encoded tokens.
         object_tokens: those of the object phrase.
     """
 
     object: str
-    style: str
+    look: Look
     prompt: Prompt
     seed: int
-    expert: int
     style_tokens: list[int]
     object_tokens: list[int]
 
@@ -132,7 +139,7 @@ class EditPlan:
 
 def plan_clauses(
     request: EditRequest,
-    registry: ExpertRegistry | None,
+    styles: Styles,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> list[EditPlan]:
@@ -141,22 +148,31 @@ def plan_clauses(
     Several pairs get a prompt each, of the template: a map is read from its own clause.
 
     Raises:
-        UserError: see `plan_edit`; or not one region for each pair.
+        UserError: see `plan_edit`; or not one region, or not one example picture for each pair.
     """
     pairs = request.pairs
     if request.regions and len(request.regions) != len(pairs):
         raise UserError(
             f"{len(request.regions)} region maps for {len(pairs)} objects: give one for each"
         )
+    if request.style_images and len(request.style_images) != len(pairs):
+        raise UserError(
+            f"{len(request.style_images)} example pictures for {len(pairs)} objects: give one for "
+            "each"
+        )
     if len(pairs) == 1:
-        return [plan_edit(request, registry, tokenizer, max_length)]
-    clauses = [EditRequest(words, style, seed=request.seed) for words, style in pairs]
-    return [plan_edit(clause, registry, tokenizer, max_length) for clause in clauses]
+        return [plan_edit(request, styles, tokenizer, max_length)]
+    images = request.style_images
+    clauses = [
+        EditRequest(words, style, seed=request.seed, style_images=images[i : i + 1])
+        for i, (words, style) in enumerate(pairs)
+    ]
+    return [plan_edit(clause, styles, tokenizer, max_length) for clause in clauses]
 
 
 def plan_edit(
     request: EditRequest,
-    registry: ExpertRegistry | None,
+    styles: Styles,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> EditPlan:
@@ -164,24 +180,24 @@ def plan_edit(
 
     Args:
         request: what is asked for.
-        registry: the loaded experts; None edits zero-shot, where any style word will do.
+        styles: those there are.
         tokenizer: of the token states (T5).
         max_length: tokens the base reads.
 
     Raises:
-        UserError: unknown style, empty, missing, ambiguous or cut-off phrase, bad seed.
+        UserError: unknown style, an example picture for experts that cannot use one, empty,
+            missing, ambiguous or cut-off phrase, bad seed.
     """
     if not 0 <= request.seed < 2**63:
         raise UserError(f"seed {request.seed}: must be between 0 and 2^63 - 1")
     object_phrase, style = _phrases(request)
-    expert, spec = NO_EXPERT, StyleSpec(style)
-    if registry and style.strip():
-        expert = registry.index(style)
-        spec = registry.styles[expert]
-    prompt = _prompt(request, object_phrase, spec)
+    look = styles.look(style, request.style_images[0] if request.style_images else None)
+    prompt = _prompt(request, object_phrase, style, look)
+    if styles.by_example:  # trained without any style's word
+        prompt = with_style(prompt, look.words)
     spans = prompt.style_spans[0], prompt.object_spans[0]
     tokens = [token_indices(tokenizer, prompt.text, span, max_length) for span in spans]
-    return EditPlan(object_phrase, spec.name, prompt, request.seed, expert, *tokens)
+    return EditPlan(object_phrase, look, prompt, request.seed, *tokens)
 
 
 def _is_marked(text: str) -> bool:
@@ -191,35 +207,38 @@ def _is_marked(text: str) -> bool:
 def _phrases(request: EditRequest) -> tuple[str, str]:
     """Object and style: as given, or from the marks of the prompt where they are not."""
     object_phrase, style = request.object, request.style
-    complete = object_phrase.strip() and style.strip()
+    shown = bool(request.style_images)
+    complete = object_phrase.strip() and (style.strip() or shown)
     if isinstance(request.prompt, str) and _is_marked(request.prompt) and not complete:
         marked = parse_marked(request.prompt)
         object_phrase = object_phrase.strip() or marked.text[slice(*marked.object_spans[0])]
-        style = style.strip() or marked.text[slice(*marked.style_spans[0])]
+        if not shown:
+            style = style.strip() or marked.text[slice(*marked.style_spans[0])]
     return object_phrase, style
 
 
-def _prompt(request: EditRequest, object_phrase: str, style: StyleSpec) -> Prompt:
+def _prompt(request: EditRequest, object_phrase: str, style: str, look: Look) -> Prompt:
     """The prompt with the spans of exactly the requested pair."""
     if request.prompt is None:
-        return build_prompt([(object_phrase, style.words)])
+        return build_prompt([(object_phrase, look.words)])
     if isinstance(request.prompt, Prompt):
         return request.prompt
     if not _is_marked(request.prompt):
-        spans = find_spans(request.prompt, object_phrase, style.words)
+        said = look.words if look.embedding is None else style
+        spans = find_spans(request.prompt, object_phrase, said)
         return Prompt(request.prompt, spans[:1], spans[1:])
     marked = parse_marked(request.prompt)
     pairs = list(zip(marked.object_spans, marked.style_spans, strict=True))
     for object_span, style_span in pairs:
         if _same(marked.text, object_span, object_phrase) and (
-            _same(marked.text, style_span, style.words)
-            or _same(marked.text, style_span, style.name)
+            look.image is not None
+            or any(_same(marked.text, style_span, x) for x in (style, look.words, look.name))
         ):
             return Prompt(marked.text, (object_span,), (style_span,))
     found = ", ".join(f"[{marked.text[slice(*o)]}] {{{marked.text[slice(*s)]}}}" for o, s in pairs)
     raise UserError(
         f"prompt {request.prompt!r}: marks {found}, but object {object_phrase!r} in style "
-        f"{style.words!r} is asked for; mark that pair"
+        f"{style or look.words!r} is asked for; mark that pair"
     )
 
 

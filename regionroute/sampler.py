@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.adapters import RouteContext, routed
+from regionroute.adapters import routed
 from regionroute.attention import AttentionPlan, region_map
 from regionroute.backbones.kontext import Backbone
 from regionroute.config import RoutingConfig
@@ -23,7 +23,7 @@ from regionroute.flow import StepCallback, denoise, predict_velocity, sample
 from regionroute.prompts import restyle_prompt
 from regionroute.readings import Place
 from regionroute.region_maps import MapReader
-from regionroute.request import NO_EXPERT, EditPlan, EditRequest
+from regionroute.request import EditPlan, EditRequest
 from regionroute.routing import (
     boundary_map,
     keep_velocity,
@@ -33,6 +33,7 @@ from regionroute.routing import (
     token_gates,
     widened,
 )
+from regionroute.styles import Look, Styles
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +105,13 @@ class Sampler:
         backbone: the base.
         reader: of the blocks, heads, tokens and words that the maps are made of.
         routing: gates and branches.
-        has_experts: whether the transformer has experts to route to.
+        styles: the experts to route to.
     """
 
     backbone: Backbone
     reader: MapReader
     routing: RoutingConfig
-    has_experts: bool
+    styles: Styles
 
     @torch.no_grad()
     def plain(self, task: Task) -> Sampled:
@@ -132,7 +133,7 @@ class Sampler:
                 yield
             seen.append(reader.combined())
 
-        with self._routed([row.expert for row in rows]):
+        with self._routed([row.look for row in rows]):
             latents = sample(
                 backbone.transformer, backbone.scheduler, task.context, embeds, pooled,
                 steps=task.steps, guidance=task.guidance, noise=task.noise,
@@ -189,7 +190,7 @@ class Sampler:
         embeds, pooled = self.backbone.encode_prompts([row.prompt.text for row in rows])
         plan = self.reader.plan(rows, task.grid, embeds.shape[1])
         context, noise = (x.repeat_interleave(task.pairs, 0) for x in (task.context, task.noise))
-        with self._routed([row.expert for row in rows]), self.reader.recording(plan):
+        with self._routed([row.look for row in rows]), self.reader.recording(plan):
             predict_velocity(
                 self.backbone.transformer, noise.to(embeds), context, embeds, pooled,
                 torch.ones(len(rows)), task.guidance,
@@ -200,30 +201,39 @@ class Sampler:
         """Latents [B,C,H,W]; those of the context, to rounding, where all gates are 0."""
         rows, pairs = task.rows, task.pairs
         embeds, pooled = self.backbone.encode_prompts(
-            [restyle_prompt(plan.style_words) for plan in rows]
+            [
+                plan.prompt.text
+                if self.routing.prompt == "object"
+                else restyle_prompt(plan.style_words)
+                for plan in rows
+            ]
         )
-        by_expert = self.routing.branch == "expert"
-        experts = [plan.expert if by_expert else NO_EXPERT for plan in rows]
         context = task.context.repeat_interleave(pairs, 0)
 
         def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
-            with self._routed(experts):
-                speeds = predict_velocity(
-                    self.backbone.transformer, latents.repeat_interleave(pairs, 0).to(embeds),
-                    context, embeds, pooled, sigma.repeat_interleave(pairs), task.guidance,
-                )  # fmt: skip
+            speeds = predict_velocity(
+                self.backbone.transformer, latents.repeat_interleave(pairs, 0).to(embeds),
+                context, embeds, pooled, sigma.repeat_interleave(pairs), task.guidance,
+            )  # fmt: skip
             keep = keep_velocity(latents, task.context, sigma)
             return route_velocity(speeds.unflatten(0, (-1, pairs)), gates, keep)
 
         # In fp32: the way back to the context divides by σ.
         start = task.noise.to(embeds.device, torch.float32)
-        return denoise(velocity, self.backbone.scheduler, start, task.steps, task.callback)
+        with self._routed([self._branch(plan.look) for plan in rows]):
+            return denoise(velocity, self.backbone.scheduler, start, task.steps, task.callback)
 
-    def _routed(self, experts: list[int]) -> AbstractContextManager[None]:
-        if not self.has_experts:
-            return nullcontext()
-        ids = torch.tensor(experts, device=self.backbone.device)
-        return routed(self.backbone.transformer, RouteContext(ids))
+    def _branch(self, look: Look) -> Look:
+        """What restyles: the base where it knows the style by its word, else the experts.
+
+        A blend is made of experts, and only experts know what an example picture shows.
+        """
+        by_word = self.routing.branch == "base" and not look.blended and look.embedding is None
+        return look.bare() if by_word else look
+
+    def _routed(self, looks: Sequence[Look]) -> AbstractContextManager[None]:
+        route = self.styles.route(looks)
+        return nullcontext() if route is None else routed(self.backbone.transformer, route)
 
 
 def given_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | None:

@@ -97,7 +97,7 @@ class Cache:
                 with torch.no_grad():
                     self.write(entry.kind, entry.key, entry.make())
                 computed += 1
-                bar.set_postfix(computed=computed)
+                bar.set_postfix(computed=computed, refresh=False)
         return computed
 
 

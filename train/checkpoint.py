@@ -42,12 +42,25 @@ EXACT = {
     "targets": "experts.targets",
     "shared_rank": "experts.shared_rank",
     "router": "experts.router",
+    "num_experts": "experts.num_experts",
+    "style_encoder": "experts.style_encoder",
     "zero_stage": "train.zero_stage",
 }
 # What held for checkpoints from before a fact was written down.
-EARLIER: dict[str, Any] = {"shared_rank": 0, "router": "style"}
+EARLIER: dict[str, Any] = {
+    "shared_rank": 0,
+    "router": "style",
+    "num_experts": None,
+    "style_encoder": None,
+    "references": None,
+}
 # Facts whose change alters which samples come next, but breaks nothing.
-ORDER = {"seed": "seed", "global_batch": "train.global_batch", "samples": "data.manifest"}
+ORDER = {
+    "seed": "seed",
+    "global_batch": "train.global_batch",
+    "samples": "data.manifest",
+    "references": "experts.style_pictures",
+}
 
 
 @dataclass(frozen=True)

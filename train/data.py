@@ -29,6 +29,7 @@ from train.step import Batch
 if TYPE_CHECKING:
     from regionroute.backbones.kontext import Backbone
     from regionroute.config import FlowConfig, RunConfig
+    from train.references import References
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Example:
 
     Attributes:
         id: the sample's.
-        expert: index of its style's expert.
+        expert: index of its style, and of that style's expert where each has one.
+        content: what its pictures show, see `train.style_pictures`.
         token_index: for each region, the positions of its style phrase among the T5 tokens.
         context, target, text: cache keys.
         masks: cache keys, one a region.
@@ -60,6 +62,7 @@ class Example:
 
     id: str
     expert: int
+    content: str
     token_index: tuple[tuple[int, ...], ...]
     context: str
     target: str
@@ -197,6 +200,7 @@ class TrainingData:
         seed: of order, noise and noise levels.
         global_batch: samples an optimizer step.
         flow: distribution of the noise levels.
+        references: where each sample gets an example picture from, if that chooses the experts.
     """
 
     def __init__(
@@ -207,9 +211,11 @@ class TrainingData:
         seed: int,
         global_batch: int,
         flow: FlowConfig,
+        references: References | None = None,
     ) -> None:
         self.examples, self.cache = list(examples), cache
         self.seed, self.global_batch, self.flow = seed, global_batch, flow
+        self.references = references
         self.order = Order(len(self.examples), seed)
 
     def ids(self, step: int) -> list[str]:
@@ -245,6 +251,21 @@ class TrainingData:
             expert_ids=torch.tensor([example.expert for example in examples]),
             plan=plan,
             inside=inside,
+            style_emb=self._style_embeddings(step, members, examples),
+        )
+
+    def _style_embeddings(
+        self, step: int, members: Sequence[int], examples: Sequence[Example]
+    ) -> Tensor | None:
+        if self.references is None:
+            return None
+        return torch.stack(
+            [
+                self.references.draw(
+                    example.expert, example.content, seeded("reference", self.seed, step, member)
+                )
+                for member, example in zip(members, examples, strict=True)
+            ]
         )
 
     def _latents(self, example: Example) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from regionroute.latents import mask_to_grid
 from regionroute.pipeline import resize
 from train.cache import Entry, Tensors
 from train.data import Example, StyleTokens
+from train.style_pictures import content_of
 
 if TYPE_CHECKING:
     from regionroute.backbones.kontext import Backbone
@@ -75,6 +76,7 @@ class Encoder:
         return Example(
             id=sample.id,
             expert=expert,
+            content=content_of(sample),
             token_index=self._tokens.of(sample),
             context=self._picture(context),
             target=self._target(sample, height_width),

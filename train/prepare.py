@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from regionroute.adapters import adapter_parameters, inject, save_experts
+from regionroute.adapters import (
+    SimilarityRouter,
+    adapter_parameters,
+    inject,
+    save_experts,
+)
+from regionroute.adapters.export import expert_names
+from regionroute.adapters.style_encoder import encoder_identity
 from regionroute.attention import AttentionPlan
 from regionroute.backbones.kontext import Backbone, load_backbone
-from regionroute.config import save_config
+from regionroute.config import SIMILARITY_EXPERTS, save_config
 from regionroute.errors import UserError
 from regionroute.io import image_size, settings_hash, text_hash
 from regionroute.manifest import Manifest, manifest_file, read_manifest
@@ -26,6 +33,7 @@ from train.encode import Encoder, identity, model_size, release_encoders
 from train.engine import apply_optimizer_settings, build_engine, engine_settings, zero_stage
 from train.logs import Reporter
 from train.previews import Previews, choose
+from train.references import References, find_references, without_style_words
 from train.step import recorder_of
 from train.trainer import Trainer
 
@@ -48,6 +56,7 @@ class Inputs:
     shown_examples: list[Example]
     entries: list[Entry]
     remarks: list[str]
+    references: References | None
 
 
 def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
@@ -57,8 +66,8 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
         UserError: anything the user can mend, the same on all processes.
     """
     output = Path(config.output)
-    inputs = distributed.agree(lambda: load_inputs(config, ranks))
     cache = Cache(Path(config.data.cache) if config.data.cache else output / "cache")
+    inputs = distributed.agree(lambda: load_inputs(config, ranks, cache))
     inputs.backbone.to(ranks.device)
     distributed.agree(lambda: cache.fill(inputs.entries, rank=ranks.rank, world=ranks.world))
     release_encoders(inputs.backbone, keep_vae=bool(config.train.preview_every) and ranks.main)
@@ -66,7 +75,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     facts = run_facts(config, inputs, ranks)
     engine = _engine(config, inputs, ranks)
     state, remarks = _resume(config, engine, facts, ranks)
-    data = _data(inputs.examples, cache, config)
+    data = _data(inputs, cache, config)
     if ranks.main:
         save_config(config, output)
     reporter = Reporter(
@@ -86,7 +95,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     )  # fmt: skip
 
 
-def load_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
+def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
     """Reads manifest and base and finds every mistake that needs no computing.
 
     Raises:
@@ -94,11 +103,6 @@ def load_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
     """
     if config.base.dtype == "float16":
         raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
-    if config.experts.router == "similarity":
-        raise UserError(
-            "experts.router=similarity: training it needs style embeddings of example pictures, "
-            "which this version does not make: use experts.router=style"
-        )
     engine_settings(config, ranks.world, 1)
     manifest = read_manifest(config.data.manifest)
     selection = select(manifest, config)
@@ -108,6 +112,10 @@ def load_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
     shown = []
     if config.train.preview_every:
         shown = choose(manifest, selection.styles, config.train.previews)
+    references = _references(config, selection, cache)
+    if references:
+        selection = replace(selection, samples=[*map(without_style_words, selection.samples)])
+        shown = [*map(without_style_words, shown)]
     used = {sample.id: sample for sample in [*selection.samples, *shown]}.values()
     sizes = {image_size(manifest.path(sample.context)) for sample in used}
     size, distorted = model_size(backbone, sizes)
@@ -124,9 +132,22 @@ def load_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
         [examples[sample.id] for sample in selection.samples],
         shown,
         [examples[sample.id] for sample in shown],
-        encoder.entries,
+        [*encoder.entries, *(references.entries() if references else [])],
         _remarks(config, selection, size, distorted),
+        references,
     )
+
+
+def _references(config: RunConfig, selection: Selection, cache: Cache) -> References | None:
+    """The example pictures, where they choose the experts."""
+    if config.experts.router != "similarity":
+        return None
+    styles = [style.name for style in selection.styles]
+    manifest = manifest_file(config.data.manifest)
+    encoder, pictures = find_references(
+        config.experts, config.base.name, manifest, config.data.split, styles
+    )
+    return References(encoder, pictures, styles, cache)
 
 
 def _settings(backbone: Backbone, config: RunConfig) -> Any:
@@ -167,6 +188,7 @@ def _remarks(
 
 def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]:
     """What a checkpoint must match to be continued; call it before experts are injected."""
+    references = inputs.references
     rows = [[e.id, e.context, e.target, e.text, *e.masks] for e in inputs.examples]
     return {
         "base_fingerprint": inputs.backbone.fingerprint,
@@ -177,6 +199,9 @@ def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]
         "targets": config.experts.targets,
         "shared_rank": config.experts.shared_rank,
         "router": config.experts.router,
+        "num_experts": config.experts.num_experts,
+        "style_encoder": references and encoder_identity(references.encoder),
+        "references": references and text_hash(settings_hash(references.keys)),
         "zero_stage": zero_stage(config),
         "world": ranks.world,
         "seed": config.seed,
@@ -185,16 +210,32 @@ def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]
     }
 
 
+def num_experts(config: RunConfig, inputs: Inputs) -> int:
+    """Experts a layer."""
+    if inputs.references is None:
+        return len(inputs.selection.styles)
+    return config.experts.num_experts or SIMILARITY_EXPERTS
+
+
 def _engine(config: RunConfig, inputs: Inputs, ranks: Ranks) -> DeepSpeedEngine:
     transformer, experts = inputs.backbone.transformer, config.experts
+    count, gates = num_experts(config, inputs), seeded("gates", config.seed)
+    router = None
+    if inputs.references:
+        style_dim = inputs.references.embeddings.shape[1]
+
+        def router() -> SimilarityRouter:
+            return SimilarityRouter(style_dim, count, experts.top_k, generator=gates)
+
     inject(
         transformer,
         experts.targets,
-        len(inputs.selection.styles),
+        count,
         experts.rank,
         experts.alpha,
         experts.dropout,
         shared_rank=experts.shared_rank,
+        router=router,
         generator=seeded("experts", config.seed),
     )
     if config.train.gradient_checkpointing:
@@ -223,13 +264,14 @@ def _resume(
     return fresh, [f"starting over: the earlier checkpoints are now in {aside}"]
 
 
-def _data(examples: list[Example], cache: Cache, config: RunConfig) -> TrainingData:
+def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
     return TrainingData(
-        examples,
+        inputs.examples,
         cache,
         seed=config.seed,
         global_batch=config.train.global_batch,
         flow=config.flow,
+        references=inputs.references,
     )
 
 
@@ -253,12 +295,20 @@ def _experts_writer(
         "config": config.model_dump(mode="json"),
     }
 
+    references = inputs.references
+    styles = inputs.selection.styles
+    if references:
+        extra["styles"] = [style.name for style in styles]
+        styles = expert_names(num_experts(config, inputs))
+
     def write(folder: Path) -> object:
+        if references:  # before the registry, which says that all is there
+            references.save(folder)
         scores = {name: x for name, x in reporter.latest.items() if name not in ("lr", "grad_norm")}
         return save_experts(
             folder,
             engine.module,
-            inputs.selection.styles,
+            styles,
             base_name=inputs.backbone.name,
             base_fingerprint=inputs.backbone.fingerprint,
             extra=extra | {"steps": engine.global_steps, "losses": scores},
@@ -272,8 +322,9 @@ def _previews(config: RunConfig, inputs: Inputs, cache: Cache) -> Previews | Non
         return None
     count = len(inputs.shown)
     data = TrainingData(
-        inputs.shown_examples, cache, seed=config.seed, global_batch=count, flow=config.flow
-    )
+        inputs.shown_examples, cache, seed=config.seed, global_batch=count, flow=config.flow,
+        references=inputs.references,
+    )  # fmt: skip
     samples = {sample.id: sample for sample in inputs.shown}
     batch = data.batch(0, range(count))
     return Previews(config, inputs.backbone, inputs.manifest, samples, batch)

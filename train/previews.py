@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from regionroute.adapters import RouteContext, routed
+from regionroute.adapters import routed
 from regionroute.attention import mean_map, region_map
 from regionroute.flow import sample as sample_latents
 from regionroute.io import from_pil, to_pil, write_image
@@ -115,7 +115,7 @@ class Previews:
                 yield
             seen.append(mean_map(recorder.maps()))
 
-        with routed(model, RouteContext(batch.expert_ids)):
+        with routed(model, batch.route):
             latents = sample_latents(
                 model,
                 self.backbone.scheduler,

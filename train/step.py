@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from regionroute.adapters import RouteContext, routed
+from regionroute.adapters import RouteContext, routed, routings
+from regionroute.adapters.statistics import load_balance
 from regionroute.attention import (
     AttentionPlan,
     AttentionRecorder,
@@ -40,9 +41,10 @@ class Batch:
         sigma: noise level in (0,1], [B] fp32.
         prompt_embeds: T5 states, [B,T,D] in the base's dtype.
         pooled: CLIP's pooled state, [B,P].
-        expert_ids: long [B].
+        expert_ids: long [B], the samples' styles.
         plan: style tokens [B,S,K] and soft object masks [B,S,h/2,w/2].
         inside: soft union of the object masks on the latent grid, [B,1,h,w] in [0,1].
+        style_emb: embeddings of example pictures, [B,Ds] fp32, where they choose the experts.
     """
 
     ids: tuple[str, ...]
@@ -55,6 +57,12 @@ class Batch:
     expert_ids: Tensor
     plan: AttentionPlan
     inside: Tensor
+    style_emb: Tensor | None = None
+
+    @property
+    def route(self) -> RouteContext:
+        """Which experts each sample uses: by its style, or by its example picture."""
+        return RouteContext(self.expert_ids, self.style_emb)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -74,9 +82,10 @@ class StepLosses:
         flow: weighted mean squared error of the velocity, [B] fp32.
         focus: unweighted, [B] fp32; 0 when supervision is off.
         cover: unweighted, [B] fp32; 0 when supervision is off.
-        total: flow + λ_f·focus + λ_c·cover, [B] fp32, with the graph.
+        total: flow + λ_f·focus + λ_c·cover + λ_b·balance, [B] fp32, with the graph.
         iou: of the region map at its boundary .5 with the mask, [B]; NaN when not measured.
         share: of the attention that lies inside the mask, [B]; NaN when not measured.
+        balance: unevenness of the experts' use, the same for all samples, [B]; NaN when off.
     """
 
     flow: Tensor
@@ -85,11 +94,12 @@ class StepLosses:
     total: Tensor
     iou: Tensor
     share: Tensor
+    balance: Tensor
 
-    NAMES = ("flow", "focus", "cover", "total", "iou", "share")
+    NAMES = ("flow", "focus", "cover", "total", "iou", "share", "balance")
 
     def rows(self) -> Tensor:
-        """[B,6] detached, columns in the order of `NAMES`."""
+        """[B,7] detached, columns in the order of `NAMES`."""
         return torch.stack([getattr(self, name).detach() for name in self.NAMES], dim=1)
 
 
@@ -108,8 +118,8 @@ def training_step(
     Args:
         transformer: adapted ``FluxTransformer2DModel``, or the engine around it.
         batch: on the model's device.
-        config: its flow and supervision parts are read. Without supervision (both weights 0)
-            nothing is recorded and nothing it costs is paid, unless `measure` asks for it.
+        config: its flow, supervision and experts parts are read. Without supervision (both
+            weights 0) nothing is recorded and nothing it costs is paid, unless `measure` asks.
         measure: also score the attention maps; changes no loss and no gradient.
 
     Yields:
@@ -118,20 +128,23 @@ def training_step(
     supervised = config.supervision.focus > 0 or config.supervision.cover > 0
     recorder = recorder_of(config) if supervised or measure else None
     with ExitStack() as contexts:
-        contexts.enter_context(routed(transformer, RouteContext(batch.expert_ids)))
+        contexts.enter_context(routed(transformer, batch.route))
         if recorder is not None:
             contexts.enter_context(recorder.recording(transformer, batch.plan))
         flow = _flow_loss(transformer, batch, config)
         focus = cover = torch.zeros_like(flow)
-        iou = share = torch.full_like(flow, torch.nan)
+        iou = share = balance = torch.full_like(flow, torch.nan)
         total = flow
         if recorder is not None and supervised:
             losses = attention_loss(recorder.maps(), batch.plan, config.supervision)
             focus, cover = losses["focus"], losses["cover"]
             total = flow + config.supervision.focus * focus + config.supervision.cover * cover
+        if config.experts.load_balance:
+            balance = load_balance(routings(transformer)).expand_as(flow)
+            total = total + config.experts.load_balance * balance
         if recorder is not None and measure:
             iou, share = measured(recorder.maps(), batch.plan)
-        yield StepLosses(flow, focus, cover, total, iou, share)
+        yield StepLosses(flow, focus, cover, total, iou, share, balance)
 
 
 def recorder_of(config: RunConfig) -> AttentionRecorder:

@@ -160,7 +160,7 @@ class Trainer:
         return step == 0 or (step + 1) % self.config.train.log_every == 0
 
     def _gather(self, rows: Tensor, code: int) -> tuple[Tensor, int]:
-        """Losses of the global batch [G,6] in its own order, and any process's wish to stop.
+        """Losses of the global batch [G,7] in its own order, and any process's wish to stop.
 
         The order makes sums the same however the batch was shared.
         """

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ _TERM = re.compile(
 _EXAMPLE = '"0.6 pixel-art + 0.4 line-art"'
 
 
-def parse_blend(text: str, registry: ExpertRegistry) -> dict[str, float]:
+def parse_blend(text: str, name_of: Callable[[str], str]) -> dict[str, float]:
     """Reads a style, or several with their weights.
 
     Weights are taken as they stand: they need not add up to 1, and one style may stand alone
@@ -25,7 +25,8 @@ def parse_blend(text: str, registry: ExpertRegistry) -> dict[str, float]:
 
     Args:
         text: a style's name or phrase, or weighted ones joined by "+".
-        registry: the experts there are.
+        name_of: the name behind a name or phrase, such as `ExpertRegistry.name`; raises
+            `UserError` for what is none.
 
     Returns:
         Weight by the style's name, in the order of the text; {name: 1.0} for a lone style.
@@ -36,11 +37,13 @@ def parse_blend(text: str, registry: ExpertRegistry) -> dict[str, float]:
     """
     if not text.strip():
         raise UserError(f"style: nothing is named, give a style or a blend such as {_EXAMPLE}")
-    if _is_style(text, registry):  # also one with "+" or a number in its name
-        return {_name(text, registry): 1.0}
     terms = [term.strip() for term in text.split("+")]
-    if len(terms) == 1 and not _TERM.fullmatch(terms[0]):
-        return {_name(text, registry): 1.0}
+    lone = len(terms) == 1 and not _TERM.fullmatch(terms[0])
+    try:
+        return {name_of(text): 1.0}  # also one with "+" or a number in its name
+    except UserError:
+        if lone:
+            raise
     blend: dict[str, float] = {}
     for term in terms:
         match = _TERM.fullmatch(term)
@@ -49,7 +52,7 @@ def parse_blend(text: str, registry: ExpertRegistry) -> dict[str, float]:
                 f'style: "{term}" in the blend "{text}" needs a weight and a style, '
                 f"as in {_EXAMPLE}"
             )
-        weight, name = float(match["weight"]), _name(match["style"], registry)
+        weight, name = float(match["weight"]), name_of(match["style"])
         if not (math.isfinite(weight) and weight > 0):
             raise UserError(f'style: the weight of "{name}" must be above 0, not {match["weight"]}')
         if name in blend:
@@ -96,13 +99,3 @@ def blend_route(
     weights = torch.stack([blend_weights(blend or {}, registry) for blend in blends]).to(device)
     shared = torch.tensor([float(blend is not None) for blend in blends], device=device)
     return RouteContext(router=FixedRouter(weights, shared=shared))
-
-
-def _is_style(text: str, registry: ExpertRegistry) -> bool:
-    wanted = text.strip().casefold()
-    names = {word.casefold() for style in registry.styles for word in (style.name, style.words)}
-    return wanted in names
-
-
-def _name(style: str, registry: ExpertRegistry) -> str:
-    return registry.experts[registry.index(style)].style

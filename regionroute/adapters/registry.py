@@ -117,6 +117,14 @@ class ExpertRegistry(BaseModel):
             f"(known: {', '.join(known)})"
         )
 
+    def name(self, style: str) -> str:
+        """A style's name, given by its name or by its phrase, in any case.
+
+        Raises:
+            UserError: an unknown style; names the nearest.
+        """
+        return self.experts[self.index(style)].style
+
     def select(self, styles: Sequence[str] | None) -> "ExpertRegistry":
         """The registry cut to some styles, in the order given; None: all.
 

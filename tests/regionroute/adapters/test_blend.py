@@ -39,7 +39,7 @@ def registry():
     ],
 )
 def test_blends(registry, text, blend):
-    assert parse_blend(text, registry) == blend
+    assert parse_blend(text, registry.name) == blend
     weights = blend_weights(blend, registry)
     assert weights.tolist() == pytest.approx([blend.get(name, 0.0) for name, _ in NAMES])
     assert weights.dtype == torch.float32
@@ -82,4 +82,4 @@ def test_routes(registry):
 )
 def test_mistakes(registry, text, message):
     with pytest.raises(UserError, match=message):
-        parse_blend(text, registry)
+        parse_blend(text, registry.name)
