@@ -302,7 +302,8 @@ def _load(args: argparse.Namespace) -> Editor:
 
     # Read before a large base is loaded.
     choice = read_choice(args.map_from) if args.map_from else None
-    experts = None if args.zero_shot else args.experts or "auto"
+    own = "by_example" if args.style_image else "auto"
+    experts = None if args.zero_shot else args.experts or own
     dtype, device = getattr(torch, args.dtype), pick_device(args.device)
     editor = load_editor(args.base, experts, dtype, device)
     if choice:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from regionroute.adapters import ExpertRegistry, load_experts, read_registry
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.backbones.source import resolve
 from regionroute.config import RoutingConfig
+from regionroute.edit_facts import describe
 from regionroute.errors import UserError
 from regionroute.expert_settings import stored_choice, stored_routing, trained_sizes
 from regionroute.flow import StepCallback, draw_noise
@@ -30,10 +30,11 @@ from regionroute.readings import MapChoice, Place
 from regionroute.region_maps import MapReader
 from regionroute.request import EditOptions, EditPlan, EditRequest, Mode, plan_clauses
 from regionroute.routing import composite, pixel_gates
-from regionroute.sampler import Sampled, Sampler, Task, gates_of_regions, given_regions
+from regionroute.sampler import Sampler, Task, gates_of_regions, given_regions
 from regionroute.styles import Styles
 
-EXPERTS_FOLDER = "experts"  # of a base's folder: experts that come with it
+# Of a base's folder: experts that come with it, chosen by name, and by an example picture.
+EXPERTS_FOLDER, BY_EXAMPLE_FOLDER = "experts", "experts_by_example"
 
 
 @dataclass
@@ -172,7 +173,12 @@ class Editor:
                 image,
                 sampled.shown[i].cpu() if want_map and sampled.shown is not None else None,
                 " | ".join(plan.prompt.text for plan in plans),
-                self._describe(plans, sampled, i) | facts,
+                {
+                    **describe(plans, sampled, i, self.routing.confidence),
+                    "base": self.backbone.name,
+                    "experts": None if self.experts_dir is None else str(self.experts_dir),
+                    **facts,
+                },
             )
             for i, (image, plans) in enumerate(zip(edited, clauses, strict=True))
         ]
@@ -264,31 +270,6 @@ class Editor:
             )
         return plans
 
-    def _describe(self, plans: list[EditPlan], sampled: Sampled, row: int) -> dict[str, Any]:
-        one = len(plans) == 1
-        facts: dict[str, Any] = {
-            "prompt": plans[0].prompt.text if one else [plan.prompt.text for plan in plans],
-            "object": plans[0].object if one else [plan.object for plan in plans],
-            "style": plans[0].look.name if one else [plan.look.name for plan in plans],
-            "base": self.backbone.name,
-            "experts": None if self.experts_dir is None else str(self.experts_dir),
-            "seed": plans[0].seed,
-            "versions": {name: version(name) for name in ("regionroute", "torch", "diffusers")},
-        }
-        alike = [plan.look.nearest for plan in plans if plan.look.nearest]
-        if alike:
-            facts["nearest_trained_style"] = [[name, round(cosine, 3)] for name, cosine in alike]
-        if sampled.level is not None:
-            level = sampled.level[row].tolist()
-            facts["attention_on_region"] = [round(value, 2) for value in level]
-            facts["warnings"] = [
-                f'"{plan.object}" was hardly found in the picture: its attention is only '
-                f"{value:.1f} times that of an even spread"
-                for plan, value in zip(plans, level, strict=True)
-                if value < self.routing.confidence
-            ]
-        return facts
-
 
 def load_editor(
     base: str = "nano",
@@ -300,35 +281,43 @@ def load_editor(
 
     Args:
         base: see :func:`regionroute.backbones.kontext.load_backbone`.
-        experts: their folder; ``auto`` takes the folder that comes with the base; None edits
-            zero-shot, with the base alone.
+        experts: their folder; ``auto`` takes the folder that comes with the base,
+            ``by_example`` the one for example pictures; None edits zero-shot, with the base alone.
         dtype: of the networks.
         device: where they run.
 
     Raises:
         UserError: base or experts cannot be loaded.
     """
-    if experts == "auto":
-        experts = bundled_experts(base)
+    if experts in ("auto", "by_example"):
+        experts = bundled_experts(base, by_example=experts == "by_example")
     if experts is not None:
         read_registry(experts)  # a wrong folder shows before a large base is loaded
     return Editor(load_backbone(base, dtype, device), experts)
 
 
-def bundled_experts(base: str) -> Path:
-    """The experts that come with a base, in its folder ``experts``.
+def bundled_experts(base: str, *, by_example: bool = False) -> Path:
+    """The experts that come with a base, in its folder ``experts`` or ``experts_by_example``.
+
+    Args:
+        base: see :func:`load_editor`.
+        by_example: those that take the style from an example picture.
 
     Raises:
         UserError: there are none.
     """
     source = resolve(base)
-    folder = source / EXPERTS_FOLDER if isinstance(source, Path) else None
-    if folder is None or not (folder / "experts.json").is_file():
-        raise UserError(
-            f"base {base} comes without experts: train some with `python train/run.py "
-            f"base.name={base}` and pass --experts DIR, or pass --zero-shot to use the base alone"
-        )
-    return folder
+    name = BY_EXAMPLE_FOLDER if by_example else EXPERTS_FOLDER
+    folder = source / name if isinstance(source, Path) else None
+    if folder is not None and (folder / "experts.json").is_file():
+        return folder
+    kind = "experts that take an example picture" if by_example else "experts"
+    train = "experts.router=similarity " if by_example else ""
+    zero_shot = "" if by_example else ", or pass --zero-shot to use the base alone"
+    raise UserError(
+        f"base {base} comes without {kind}: train some with `python train/run.py {train}"
+        f"base.name={base}` and pass --experts DIR{zero_shot}"
+    )
 
 
 def edit(
@@ -351,8 +340,10 @@ def edit(
         object: word for the object.
         style: name of the style; leave it out where ``style_image`` shows it.
         base: see :func:`load_editor`.
-        experts: see :func:`load_editor`.
+        experts: see :func:`load_editor`; ``auto`` heeds whether there is a ``style_image``.
         device: where to run.
         options: further arguments of :meth:`Editor.edit`.
     """
+    if experts == "auto" and "style_image" in options:
+        experts = "by_example"
     return load_editor(base, experts, device=device).edit(image, object, style, **options)

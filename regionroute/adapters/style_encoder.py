@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from regionroute.adapters.lora_file import check_state, write_tensors
+from regionroute.backbones.source import is_hub_id
 from regionroute.errors import UserError
 from regionroute.io import file_hash, read_json, write_json
 from regionroute.latents import resize
@@ -194,6 +195,11 @@ def load_tower(source: str, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         UserError: it is missing, cannot be reached, is not a SigLIP model, or lacks weights.
     """
+    if not Path(source).is_dir() and not is_hub_id(source):
+        raise UserError(
+            f"style encoder tower {source}: no such folder, give one of a SigLIP model or a hub id "
+            "such as google/siglip-so400m-patch14-384"
+        )
     try:
         tower, report = SiglipVisionModel.from_pretrained(
             source, dtype=dtype, output_loading_info=True

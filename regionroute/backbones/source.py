@@ -72,13 +72,17 @@ def resolve(spec: str) -> Path | str:
         return folder
     if folder.exists():
         raise UserError(f"base {spec}: this is a file; give the folder that has model_index.json")
-    is_hub_id = spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and spec[-1] != "/"
-    if not is_hub_id:
+    if not is_hub_id(spec):
         raise UserError(
             f"base {spec!r}: no such folder; give `nano`, a folder with model_index.json, or a hub "
             "id such as black-forest-labs/FLUX.1-Kontext-dev"
         )
     return spec
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether a text has the form of a repository's name on the hub."""
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and spec[-1] != "/"
 
 
 def read_settings(folder: Path) -> BaseSettings:

@@ -16,18 +16,19 @@ EXPERTS = 2
 STAGES = pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 
 
-def learned(*args, generator, **options):
+def learned(*args, generator, shared_rank, router):
     """`inject`, with a gate in every layer that tells the two styles apart at once."""
 
-    def router():
+    def gate():
         made = SimilarityRouter(EXPERTS, EXPERTS, 1, normalize=False, generator=generator)
         torch.nn.init.eye_(made.gate.weight)
         return made
 
-    return inject(*args, router=router, generator=generator, **options)
+    assert router is None
+    return inject(*args, router=gate, generator=generator, shared_rank=shared_rank)
 
 
-def by_style(expert_ids):
+def by_style(expert_ids, style_emb):
     """A route whose style embeddings are the styles' numbers, one hot."""
     return RouteContext(style_emb=F.one_hot(expert_ids, EXPERTS).float())
 
@@ -101,11 +102,6 @@ def test_a_shared_expert_that_was_not_restored_is_noticed(runs, capsys):
     capsys.readouterr()
     assert runs("run", *rest, "train.steps=3") == 2
     assert "of all was not restored" in capsys.readouterr().err
-
-
-def test_training_by_similarity_is_refused_for_now(runs, capsys):
-    assert runs("run", "experts.router=similarity") == 2
-    assert "style embeddings of example pictures" in capsys.readouterr().err
 
 
 def test_a_continued_run_takes_later_rows_back(tmp_path):

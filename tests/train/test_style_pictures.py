@@ -42,7 +42,7 @@ def test_a_folder_a_style_and_a_stem_a_content(styles):
 
 
 def test_restyled_objects_are_cut_out_of_a_manifest(tiny_manifest):
-    pictures = read_style_pictures(tiny_manifest)
+    pictures = read_style_pictures(tiny_manifest, split=None)
     assert styles_of(pictures)
     for picture in pictures[:3]:
         y0, x0, y1, x1 = picture.box

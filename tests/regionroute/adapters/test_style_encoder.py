@@ -1,4 +1,4 @@
-"""The style encoder: shapes, what learns and what does not, files, and every way they can be bad."""
+"""The style encoder: shapes, what learns, files, and every way they can be bad."""
 
 import json
 
@@ -141,7 +141,7 @@ def test_a_damaged_encoder_is_refused_by_the_name_of_its_file(saved):
         ),
         ("head.safetensors", lambda p: p.write_bytes(b"nothing"), "this file is damaged"),
         ("head.safetensors", lambda p: p.unlink(), "head.safetensors: this file is missing"),
-        ("tower/model.safetensors", lambda p: p.unlink(), "it cannot be loaded"),
+        ("tower/model.safetensors", lambda p: p.unlink(), "no such folder|it cannot be loaded"),
     ]:
         save_style_encoder(saved, build())
         spoil(saved / name)
@@ -158,7 +158,7 @@ def test_another_models_weights_are_no_tower(tmp_path):
     ).save_pretrained(tmp_path / "clip")
     with pytest.raises(UserError, match="clip: "):
         load_tower(str(tmp_path / "clip"))
-    with pytest.raises(UserError, match="nowhere: it cannot be loaded"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         load_tower(str(tmp_path / "nowhere"))
 
 

@@ -1,0 +1,44 @@
+"""What is written down about an edit: enough to make it again, and what to be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from regionroute.request import EditPlan
+from regionroute.sampler import Sampled
+
+
+def describe(
+    plans: Sequence[EditPlan], sampled: Sampled, row: int, confidence: float
+) -> dict[str, Any]:
+    """Facts of one picture, JSON-able.
+
+    Args:
+        plans: its (object, style) pairs; facts of a lone one are told without a list.
+        sampled: the batch's result.
+        row: the picture's place in the batch.
+        confidence: attention on a region below which its object counts as hardly found.
+    """
+    one = len(plans) == 1
+    facts: dict[str, Any] = {
+        "prompt": plans[0].prompt.text if one else [plan.prompt.text for plan in plans],
+        "object": plans[0].object if one else [plan.object for plan in plans],
+        "style": plans[0].look.name if one else [plan.look.name for plan in plans],
+        "seed": plans[0].seed,
+        "versions": {name: version(name) for name in ("regionroute", "torch", "diffusers")},
+    }
+    alike = [plan.look.nearest for plan in plans if plan.look.nearest]
+    if alike:
+        facts["nearest_trained_style"] = [[name, round(cosine, 3)] for name, cosine in alike]
+    if sampled.level is not None:
+        level = sampled.level[row].tolist()
+        facts["attention_on_region"] = [round(value, 2) for value in level]
+        facts["warnings"] = [
+            f'"{plan.object}" was hardly found in the picture: its attention is only '
+            f"{value:.1f} times that of an even spread"
+            for plan, value in zip(plans, level, strict=True)
+            if value < confidence
+        ]
+    return facts
