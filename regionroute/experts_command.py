@@ -101,7 +101,8 @@ def _show(args: argparse.Namespace) -> None:
     if registry.shared_rank:
         print(f"shared:  one more expert of rank {registry.shared_rank} for all")
     if registry.router and registry.learned:
-        print(f"router:  {registry.router.top_k} at a time, by the style's embedding")
+        print(f"router:  {registry.router.top_k} at a time, by an example picture of the style")
+        print(f"styles:  {', '.join(registry.extra.get('styles', ())) or 'not stated'}")
     print(f"license: {registry.extra.get('license') or 'not stated'}")
     print(f"experts: {len(registry.experts)}")
     for style, entry in zip(registry.styles, registry.experts, strict=True):

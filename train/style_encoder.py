@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if __package__ in (None, ""):
     # Started as a file: imports begin at the repository, not at this folder.

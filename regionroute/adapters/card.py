@@ -75,6 +75,8 @@ def _introduction(registry: ExpertRegistry) -> str:
             f"{count} LoRA experts of rank {registry.rank}; in each layer the style embedding of "
             f"an example picture chooses {router.top_k} of them."
         )
+        if styles := registry.extra.get("styles"):
+            text += f" Trained on: {', '.join(styles)}."
     else:
         text = f"{count} LoRA experts of rank {registry.rank}, one a style, chosen by its name."
     if registry.shared_rank:
@@ -98,14 +100,17 @@ def _styles(registry: ExpertRegistry) -> str:
 
 def _loading(registry: ExpertRegistry) -> str:
     first = registry.experts[0]
-    lines = ["## Use", ""]
+    asked = "--style-image example.png" if registry.learned else f"--style {_quoted(first.style)}"
+    lines = [
+        "## Use",
+        "",
+        "```bash",
+        f"regionroute edit photo.png --object dog {asked} --experts THIS_FOLDER --out out.png",
+        "```",
+        "",
+    ]
     if not registry.learned:
         lines += [
-            "```bash",
-            f"regionroute edit photo.png --object dog --style {_quoted(first.style)} "
-            "--experts THIS_FOLDER --out out.png",
-            "```",
-            "",
             'Prompt: "make the dog in '
             f'{registry.styles[0].words} style, keep other area unchanged".',
             "",

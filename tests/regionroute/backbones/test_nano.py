@@ -49,14 +49,18 @@ def test_the_codec_is_not_the_limit_of_a_style(nano, scenes, pictures, style):
     assert float(lost / unedited) < 0.05
 
 
-def test_the_bundled_experts_restyle_the_object_and_little_else(scenes):
-    editor = load_editor("nano")
+@pytest.mark.parametrize("by_example", [False, True])
+def test_the_bundled_experts_restyle_the_object_and_little_else(scenes, by_example):
+    editor = load_editor("nano", "by_example" if by_example else "auto")
     inside, unedited, outside = [], [], []
-    for scene in scenes:
+    for number, scene in enumerate(scenes):
         word = scene.words()[0]
         mask = scene.mask(word)
         for style, stylize in FILTERS.items():
-            result = editor.edit(scene.image, word, style)
+            asked = {"style": style}
+            if by_example:
+                asked = {"style_image": stylize(scenes[number - 1].image)}
+            result = editor.edit(scene.image, word, **asked)
             target = stylize(scene.image)
             inside.append(((result.image - target) * 2).square().mul(mask).sum() / mask.sum() / 3)
             unedited.append(((scene.image - target) * 2).square().mul(mask).sum() / mask.sum() / 3)
