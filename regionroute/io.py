@@ -302,6 +302,11 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+def is_hub_id(spec: str) -> bool:
+    """Whether a text has the form of a repository's name on the hub."""
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and spec[-1] != "/"
+
+
 def file_hash(path: AnyPath) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

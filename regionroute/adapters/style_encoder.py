@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from regionroute.adapters.lora_file import check_state, write_tensors
-from regionroute.backbones.source import is_hub_id
 from regionroute.errors import UserError
-from regionroute.io import file_hash, read_json, write_json
+from regionroute.io import file_hash, is_hub_id, read_json, write_json
 from regionroute.latents import resize
 
 FOLDER = "style_encoder"  # of experts that are chosen by example, and of a base

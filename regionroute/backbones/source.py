@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from regionroute.backbones import nano
 from regionroute.errors import UserError
+from regionroute.io import is_hub_id
 
 SETTINGS_FILE = "regionroute.json"
 INDEX_FILE = "model_index.json"
@@ -78,11 +79,6 @@ def resolve(spec: str) -> Path | str:
             "id such as black-forest-labs/FLUX.1-Kontext-dev"
         )
     return spec
-
-
-def is_hub_id(spec: str) -> bool:
-    """Whether a text has the form of a repository's name on the hub."""
-    return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and spec[-1] != "/"
 
 
 def read_settings(folder: Path) -> BaseSettings:

@@ -506,7 +506,7 @@ def test_examples_in_the_help_are_accepted() -> None:
     examples = [
         line.split("edit ", 1)[1] for line in text.splitlines() if "regionroute edit" in line
     ]
-    assert len(examples) == 7
+    assert len(examples) == 9
     for example in examples:
         words = re.findall(r'"[^"]*"|\S+', example)
         arguments = edit_command.parser().parse_args([word.strip('"') for word in words])
