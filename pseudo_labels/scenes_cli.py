@@ -10,33 +10,24 @@ import functools
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
-from pseudo_labels import scenes, sprites
-from pseudo_labels.compose import composite
 from pseudo_labels.corpus import build_corpus
-from pseudo_labels.parallel import MOST_WORKERS, default_workers, map_in_order, one_thread
+from pseudo_labels.parallel import MOST_WORKERS, default_workers, map_in_order
 from pseudo_labels.photo import SMALLEST_SIDE, Look
-from pseudo_labels.scenes import HELD_OUT_SEEDS, Scene, render_scene
+from pseudo_labels.scene_samples import STYLE_PICTURES, SceneJob, SceneSettings, render_samples
+from pseudo_labels.scenes import HELD_OUT_SEEDS
 from pseudo_labels.stylize.registry import load_styles, packaged_styles
 from regionroute.errors import Parser, UserError, command
 from regionroute.io import (
     check_output_folder,
-    file_hash,
     read_json,
-    settings_hash,
-    write_image,
     write_json,
 )
-from regionroute.manifest import EditSample, Region, mask_box, write_manifest
-from regionroute.prompts import build_prompt
+from regionroute.manifest import EditSample, write_manifest
 
 PRETRAIN_SEEDS = range(0, HELD_OUT_SEEDS.start // 2)
 TRAIN_SEEDS = range(HELD_OUT_SEEDS.start // 2, HELD_OUT_SEEDS.start)
@@ -44,48 +35,13 @@ BLOCK = 1_000_000  # seeds apart that two values of --seed are, and the most sce
 
 LARGEST_SIDE = 1024  # pixels; drawing a scene of this size takes 1.7 GB
 
-_REVISION = 2  # raise when this module would choose other words or make other targets
 _PRODUCT = re.compile(r"\d+(-.+)?\.png")
-STYLE_PICTURES = "styles"  # split/style/scene.png in it
 _FOLDERS = ("images", "masks", "targets", f"{STYLE_PICTURES}/*/*")
 _EXAMPLE = """examples:
   regionroute scenes --out data/scenes --train 64 --test 32
   regionroute scenes --out data/pixel --train 500 --only pixel-art,line-art
   regionroute scenes --out data/pretrain --pretrain 6000
 """
-
-
-@dataclass(frozen=True)
-class SceneJob:
-    """One scene to render: its place in its split, its seed and the split."""
-
-    position: int
-    seed: int
-    split: str
-
-
-@dataclass(frozen=True)
-class SceneSettings:
-    """What all scenes of a set have in common.
-
-    Attributes:
-        size: side of the pictures in pixels.
-        looks: the styles.
-        one_style: give each scene one style, in turn, instead of all.
-        style_pictures: also keep the wholly restyled scenes, as examples of the styles.
-    """
-
-    size: int
-    looks: tuple[Look, ...]
-    one_style: bool = False
-    style_pictures: bool = False
-
-    @property
-    def key(self) -> str:
-        """Hash of all that decides the pictures, the drawing code included."""
-        looks = [[look.entry.spec, look.stylizer.fingerprint] for look in self.looks]
-        code = [_source_hash(scenes), _source_hash(sprites)]
-        return settings_hash([_REVISION, self.size, looks, code])
 
 
 def scene_jobs(train: int, test: int, seed: int = 0) -> list[SceneJob]:
@@ -138,75 +94,6 @@ def build_scenes(
     return samples
 
 
-def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[EditSample]:
-    """Render one scene and its targets into `out`.
-
-    One word of the scene is named, drawn by the scene's seed, among the half-hidden ones if it has
-    any (they are rare, and known to be hard); every object of that word is
-    restyled and under the mask.
-
-    Args:
-        job: the scene.
-        out: folder of the data set.
-        settings: size and styles.
-
-    Returns:
-        One sample a style.
-    """
-    with one_thread():
-        scene = render_scene(job.seed, settings.size)
-        hidden = [word for word in scene.words() if "occluded" in scene.flags(word)]
-        words = hidden or scene.words()
-        # A stream of its own: the scene's drawing must not depend on the choice of the word.
-        word = words[np.random.default_rng([job.seed, 2]).integers(len(words))]
-        mask = scene.mask(word)
-        context, mask_file = f"images/{job.seed}.png", f"masks/{job.seed}.png"
-        _write_once(out / context, scene.image)
-        _write_once(out / mask_file, mask)
-        looks = settings.looks
-        if settings.one_style:
-            looks = (looks[job.position % len(looks)],)
-        samples = []
-        for look in looks:
-            style = look.entry.spec.name
-            target = f"targets/{job.seed}-{style}.png"
-            whole = out / STYLE_PICTURES / job.split / style / f"{job.seed}.png"
-            wanted = settings.style_pictures and not whole.exists()
-            if wanted or not (out / target).exists():
-                styled = look.stylizer.stylize(scene.image, look.entry.spec)
-                if wanted:
-                    write_image(whole, styled)
-                write_image(out / target, composite(scene.image, styled, mask))
-            samples.append(_sample(job, scene, word, look, (context, mask_file, target)))
-    return samples
-
-
-def _sample(
-    job: SceneJob, scene: Scene, word: str, look: Look, files: tuple[str, str, str]
-) -> EditSample:
-    spec = look.entry.spec
-    prompt = build_prompt([(word, spec.words)])
-    context, mask_file, target = files
-    region = Region(
-        object=word,
-        style=spec.name,
-        mask=mask_file,
-        box=mask_box(scene.mask(word)),
-        object_span=prompt.object_spans[0],
-        style_span=prompt.style_spans[0],
-    )
-    return EditSample(
-        id=f"scene-{job.seed}-{spec.name}",
-        context=context,
-        target=target,
-        regions=(region,),
-        prompt=prompt.text,
-        split=job.split,
-        flags=scene.flags(word),
-        provenance={"scene_seed": job.seed, "stylizer": look.entry.stylizer},
-    )
-
-
 def _prepare(out: Path, key: str) -> None:
     """An `out` in which every picture that is there belongs to these settings."""
     record, manifest = out / ".cache" / "scenes.json", out / "manifest.jsonl"
@@ -226,15 +113,6 @@ def _prepare(out: Path, key: str) -> None:
 def _key(record: Path) -> Any:
     content = read_json(record)
     return content.get("key") if isinstance(content, dict) else None
-
-
-def _write_once(path: Path, image: Tensor) -> None:
-    if not path.exists():
-        write_image(path, image)
-
-
-def _source_hash(module: ModuleType) -> str:
-    return file_hash(str(module.__file__))
 
 
 def _check_block(seed: int, count: int) -> None:
@@ -270,7 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     entries = load_styles(args.styles, args.only.split(",") if args.only else None)
     looks = tuple(Look(entry, entry.build()) for entry in entries)
     jobs = scene_jobs(args.train, args.test, args.seed)
-    settings = SceneSettings(args.size, looks, not args.all_styles, args.style_pictures)
+    if args.pairs > len(looks):
+        raise UserError(f"--pairs is {args.pairs}: the styles file has {len(looks)} styles")
+    settings = SceneSettings(args.size, looks, not args.all_styles, args.style_pictures, args.pairs)
     samples = build_scenes(out, jobs, settings, args.workers)
     print(f"{len(samples)} samples of {len(jobs)} scenes: {out / 'manifest.jsonl'}")
     return 0
@@ -281,7 +161,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UserError(
             f"--size is {args.size}: scenes need {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side"
         )
-    for name, least in (("train", 0), ("test", 0), ("pretrain", 1), ("workers", 1)):
+    for name, least in (("train", 0), ("test", 0), ("pretrain", 1), ("workers", 1), ("pairs", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}: give {least} or more")
@@ -333,6 +213,13 @@ def _parser() -> Parser:
         action="store_false",
         dest="all_styles",
         help="every scene in one style, the styles taking turns",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="objects restyled in a sample, each in another style (default: 1)",
     )
     parser.add_argument(
         "--style-pictures",

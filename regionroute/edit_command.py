@@ -35,6 +35,9 @@ a blend of styles:
 the style of an example picture (experts trained with experts.router=similarity):
   regionroute edit photo.png --object dog --style-image ref.jpg --out out.png --experts EXPERTS
 
+one of several:
+  regionroute edit photo.png --object dog --style pixel-art --instance leftmost --out out.png
+
 many pictures, the model loaded once; one JSON object a line, paths relative to the file:
   {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
   regionroute edit --batch rows.jsonl --batch-size 8 --skip-existing
@@ -56,6 +59,7 @@ double.1 (mean over the heads), double.1.context:2 (head 2, asked by the source 
 (every block, the object's word). Several count alike."""
 
 MODES = ("routed", "plain")
+INSTANCES = ("all", "largest", "leftmost", "rightmost", "topmost", "bottommost")
 ONE = (
     "object",
     "style",
@@ -125,6 +129,10 @@ def parser() -> Parser:
     how.add_argument(
         "--strength", type=float, default=1.0, help="of the style, 0 to 1, when routed (1)"
     )
+    how.add_argument(
+        "--instance", choices=INSTANCES, default="all",
+        help="which of several objects of that word, when routed (all)",
+    )  # fmt: skip
     model = parser.add_argument_group("model")
     model.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
     model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
@@ -291,7 +299,9 @@ def _edit_many(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> EditOptions:
     from regionroute.request import EditOptions
 
-    return EditOptions(args.steps, args.guidance, args.mode, args.lock_background, args.strength)
+    return EditOptions(
+        args.steps, args.guidance, args.mode, args.lock_background, args.strength, args.instance
+    )
 
 
 def _load(args: argparse.Namespace) -> Editor:

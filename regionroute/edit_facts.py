@@ -32,6 +32,8 @@ def describe(
     alike = [plan.look.nearest for plan in plans if plan.look.nearest]
     if alike:
         facts["nearest_trained_style"] = [[name, round(cosine, 3)] for name, cosine in alike]
+    if sampled.instances is not None:
+        facts["instances_found"] = sampled.instances[row].tolist()
     if sampled.level is not None:
         level = sampled.level[row].tolist()
         facts["attention_on_region"] = [round(value, 2) for value in level]

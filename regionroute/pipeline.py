@@ -153,6 +153,8 @@ class Editor:
             raise ValueError("the pictures of a batch must have equally many objects")
         sources = torch.stack(list(images))
         regions = given_regions(requests, sources)
+        if regions is not None and options.instance != "all":
+            raise UserError("instance: leave it out where region maps are given, or those")
         clauses = [[self._embedded(plan) for plan in plans] for plans in clauses]
         task = self._task(sources, clauses, options, regions, want_map, callback)
         sampler = self._sampler
@@ -164,7 +166,7 @@ class Editor:
             if regions is None:
                 regions = pixel_gates(sampled.gates.cpu(), sources, self.routing)
             edited = composite(edited, sources, regions)
-        facts = {**dataclasses.asdict(options), "size": [*size]}
+        facts = dataclasses.asdict(options) | {"size": [*size]}
         facts["model_size"] = [*self.backbone.fit_size(*size)]
         if sampled.shown is not None and (task.regions is None or options.mode == "plain"):
             facts["map"] = self.map_choice.settings()
@@ -206,7 +208,7 @@ class Editor:
         assert options.guidance is not None
         task = Task(
             clauses, context, torch.cat(noise), options.steps, options.guidance, callback,
-            options.strength, bool(options.lock_background), want_map,
+            options.strength, bool(options.lock_background), want_map, instance=options.instance,
         )  # fmt: skip
         if regions is None:
             return task

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from regionroute.errors import UserError
+from regionroute.instances import INSTANCES, Instance
 from regionroute.prompts import (
     Prompt,
     Span,
@@ -76,6 +77,7 @@ class EditOptions:
             each (object, style) pair decide where its style acts, see `regionroute.routing`.
         lock_background: outside the region the picture stays bit for bit.
         strength: of the style inside the region, in [0,1]; below 1 only routed.
+        instance: which of several objects of a word, see `regionroute.instances`; routed.
     """
 
     steps: int | None = None
@@ -83,6 +85,7 @@ class EditOptions:
     mode: Mode | None = None
     lock_background: bool | None = None
     strength: float = 1.0
+    instance: Instance = "all"
 
     def resolved(self, *, steps: int, guidance: float, mode: Mode) -> EditOptions:
         """The options with nothing left open: those given here stand for None.
@@ -97,6 +100,10 @@ class EditOptions:
             raise UserError(f"strength {self.strength}: must be between 0 and 1")
         if chosen == "plain" and self.strength != 1:
             raise UserError("a strength below 1 needs mode routed")
+        if self.instance not in INSTANCES:
+            raise UserError(f"instance {self.instance!r}: must be one of {', '.join(INSTANCES)}")
+        if chosen == "plain" and self.instance != "all":
+            raise UserError(f"instance {self.instance} needs mode routed")
         steps = steps if self.steps is None else self.steps
         guidance = guidance if self.guidance is None else self.guidance
         if not 1 <= steps <= MAX_STEPS:
@@ -104,7 +111,7 @@ class EditOptions:
         if not (math.isfinite(guidance) and guidance >= 0):
             raise UserError(f"guidance {guidance}: must be 0 or more")
         lock = chosen == "routed" if self.lock_background is None else self.lock_background
-        return EditOptions(steps, guidance, chosen, lock, self.strength)
+        return EditOptions(steps, guidance, chosen, lock, self.strength, self.instance)
 
 
 @dataclass(frozen=True)

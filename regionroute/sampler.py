@@ -20,6 +20,7 @@ from regionroute.backbones.kontext import Backbone
 from regionroute.config import RoutingConfig
 from regionroute.errors import UserError
 from regionroute.flow import StepCallback, denoise, predict_velocity, sample
+from regionroute.instances import Instance, choose_instances
 from regionroute.prompts import restyle_prompt
 from regionroute.readings import Place
 from regionroute.region_maps import MapReader
@@ -51,6 +52,7 @@ class Task:
         lock: gates are wanted for a composite over the picture.
         want_map: maps are wanted.
         regions: gates [B,S,h,w] in place of the model's own maps, or None.
+        instance: which of several objects of a word.
     """
 
     clauses: Sequence[Sequence[EditPlan]]
@@ -63,6 +65,7 @@ class Task:
     lock: bool = False
     want_map: bool = False
     regions: Tensor | None = None
+    instance: Instance = "all"
 
     @property
     def rows(self) -> list[EditPlan]:
@@ -89,12 +92,14 @@ class Sampled:
         gates: [B,S,h,w] in [0,1], if they were needed.
         shown: the map to show, [B,h,w] in [0,1] with its boundary at .5, if there is one.
         level: attention on each clause's region, in multiples of an even spread, [B,S]; if routed.
+        instances: how many separate parts each clause's gates have, [B,S]; if routed.
     """
 
     latents: Tensor
     gates: Tensor | None = None
     shown: Tensor | None = None
     level: Tensor | None = None
+    instances: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -152,14 +157,17 @@ class Sampler:
 
         Each model call is for B·S pictures.
         """
+        level = instances = None
         if task.regions is not None:
-            gates, shown, level = task.regions, task.regions, None
+            gates = shown = task.regions
         else:
             maps, level = self.clause_maps(task)
             gates, shown = token_gates(maps, self.routing), boundary_map(maps, self.routing)
+            keep, instances = choose_instances(gates, task.instance)
+            gates, shown = gates * keep, shown * keep
         # A composite takes the pixels from inside wider gates, so that none is half edited twice.
         acting = task.strength * (widened(gates) if task.lock else gates)
-        return Sampled(self._branches(task, acting), gates, shown.amax(1), level)
+        return Sampled(self._branches(task, acting), gates, shown.amax(1), level, instances)
 
     def clause_maps(self, task: Task) -> tuple[Tensor, Tensor]:
         """Where each clause's own words look, by one model call at σ = 1.

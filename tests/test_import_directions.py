@@ -24,7 +24,7 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"io", "devices"},
     {"config_io", "manifest", "readings", "latents"},
     {"config"},
-    {"prompts", "attention", "adapters"},
+    {"prompts", "attention", "adapters", "instances"},
     {"flow", "styles"},
     {"routing", "request"},
     {"backbones", "region_maps"},

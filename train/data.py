@@ -7,7 +7,7 @@ alone, never on how many processes or micro-batches share it.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,32 +19,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from regionroute.attention import AttentionPlan
-from regionroute.errors import UserError, nearest
+from regionroute.errors import UserError
 from regionroute.flow import draw_sigmas
-from regionroute.manifest import EditSample, Manifest, StyleSpec, manifest_file
+from regionroute.manifest import EditSample, Manifest, manifest_file
 from regionroute.prompts import find_spans, token_indices
 from train.cache import Cache
 from train.step import Batch
 
 if TYPE_CHECKING:
     from regionroute.backbones.kontext import Backbone
-    from regionroute.config import FlowConfig, RunConfig
+    from regionroute.config import FlowConfig
     from train.references import References
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a run trains on.
-
-    Attributes:
-        samples: those of the split whose regions all have one trained style.
-        styles: one an expert, in the order of the experts.
-        skipped: how many samples of the split were left out, by reason.
-    """
-
-    samples: list[EditSample]
-    styles: list[StyleSpec]
-    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -68,66 +53,6 @@ class Example:
     target: str
     text: str
     masks: tuple[str, ...]
-
-
-def select(manifest: Manifest, config: RunConfig) -> Selection:
-    """Chooses the samples of the run.
-
-    One expert edits a picture at a time, so a sample whose regions have several styles cannot
-    teach any of them and is left out, as are whole-picture tasks and styles not trained.
-
-    Raises:
-        UserError: nothing to train on, or a style that the split does not have.
-    """
-    where = f"{manifest_file(config.data.manifest)}: split {config.data.split!r}"
-    by_style, skipped = _by_style(manifest, config.data.split)
-    if not by_style:
-        splits = Counter(sample.split for sample in manifest.samples)
-        found = ", ".join(f"{split} ({count})" for split, count in splits.items()) or "nothing"
-        raise UserError(
-            f"{where} has no sample with regions of one style; the manifest has {found}, choose "
-            "data.split among them"
-        )
-    names = config.experts.styles or sorted(by_style)
-    for name in names:
-        if name not in by_style:
-            raise UserError(
-                f"experts.styles: {where} has no style {name!r}, the nearest is "
-                f"{nearest(name, by_style)!r}"
-            )
-    if len(set(names)) < len(names):
-        raise UserError(f"experts.styles: {', '.join(names)} names a style twice")
-    wanted = {id(sample) for name in names for sample in by_style[name]}
-    samples = [sample for sample in manifest.samples if id(sample) in wanted]
-    skipped["style not trained"] = sum(map(len, by_style.values())) - len(samples)
-    styles = [StyleSpec(name, _phrase(name, by_style[name])) for name in names]
-    return Selection(samples, styles, {reason: n for reason, n in skipped.items() if n})
-
-
-def _by_style(manifest: Manifest, split: str) -> tuple[dict[str, list[EditSample]], Counter[str]]:
-    """The split's samples with regions of one style, by style; and how many are unlike that."""
-    by_style: dict[str, list[EditSample]] = {}
-    others = Counter[str]()
-    for sample in manifest.samples:
-        if sample.split != split:
-            continue
-        styles = {region.style for region in sample.regions}
-        if len(styles) == 1:
-            by_style.setdefault(styles.pop(), []).append(sample)
-        else:
-            others["several styles" if styles else "no region"] += 1
-    return by_style, others
-
-
-def _phrase(style: str, samples: Sequence[EditSample]) -> str | None:
-    """The words that stand for a style in all prompts, None if they are its name or differ."""
-    words = {
-        sample.prompt[slice(*region.style_span)].casefold()
-        for sample in samples
-        for region in sample.regions
-        if region.style == style and region.style_span
-    }
-    return words.pop() if len(words) == 1 and words != {style.casefold()} else None
 
 
 class StyleTokens:

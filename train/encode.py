@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regionroute.errors import UserError
 from regionroute.io import file_hash, image_size, read_image, read_mask, settings_hash, text_hash
@@ -19,6 +19,7 @@ from regionroute.latents import mask_to_grid
 from regionroute.pipeline import resize
 from train.cache import Entry, Tensors
 from train.data import Example, StyleTokens
+from train.selection import PART, target_of
 from train.style_pictures import content_of
 
 if TYPE_CHECKING:
@@ -99,11 +100,18 @@ class Encoder:
         return self._add("texts", key, make)
 
     def _picture(self, path: Path) -> str:
-        image_size(path)  # a missing or damaged file is named before it is hashed
-        key = settings_hash([self._hash(path), self._image_identity, self.size])
+        return self._image([path], lambda: read_image(path))
+
+    def _image(self, paths: Sequence[Path], read: Callable[[], Tensor]) -> str:
+        """Cache key of the latents of the picture that `read` makes of some files."""
+        for path in paths:
+            image_size(path)  # a missing or damaged file is named before it is hashed
+        hashes = [self._hash(path) for path in paths]
+        facts = hashes[0] if len(hashes) == 1 else hashes
+        key = settings_hash([facts, self._image_identity, self.size])
 
         def make() -> Tensors:
-            image = resize(read_image(path)[None], self.size)
+            image = resize(read()[None], self.size)
             return {"latents": self.backbone.encode_images(image)[0]}
 
         return self._add("images", key, make)
@@ -112,7 +120,11 @@ class Encoder:
         path = self.manifest.path(sample.target)
         if image_size(path) != context_size:
             self.manifest.target(sample)  # says what is wrong
-        return self._picture(path)
+        if PART not in sample.provenance:
+            return self._picture(path)
+        files = [sample.target, sample.context, *(region.mask for region in sample.regions)]
+        paths = [self.manifest.path(file) for file in files]
+        return self._image(paths, lambda: target_of(self.manifest, sample))
 
     def _mask(self, path: Path, context_size: tuple[int, int]) -> str:
         """A mask on both grids: of tokens, and of latents with twice the rows and columns."""

@@ -27,13 +27,14 @@ from regionroute.manifest import Manifest, manifest_file, read_manifest
 from train import checkpoint, distributed
 from train.cache import Cache, Entry
 from train.checkpoint import TrainerState
-from train.data import Example, Selection, TrainingData, seeded, select
+from train.data import Example, TrainingData, seeded
 from train.distributed import Ranks
 from train.encode import Encoder, identity, model_size, release_encoders
 from train.engine import apply_optimizer_settings, build_engine, engine_settings, zero_stage
 from train.logs import Reporter
 from train.previews import Previews, choose
 from train.references import References, find_references, without_style_words
+from train.selection import Selection, select
 from train.step import recorder_of
 from train.trainer import Trainer
 

@@ -20,6 +20,7 @@ from regionroute.attention import mean_map, region_map
 from regionroute.flow import sample as sample_latents
 from regionroute.io import from_pil, to_pil, write_image
 from regionroute.pipeline import resize
+from train.selection import one_style_each, target_of
 from train.step import Batch, recorder_of
 
 if TYPE_CHECKING:
@@ -42,10 +43,15 @@ def choose(manifest: Manifest, styles: Sequence[StyleSpec], count: int) -> list[
     names = [style.name for style in styles]
     for split in SPLITS:
         queues: list[list[EditSample]] = [[] for _ in names]
-        for sample in manifest.samples:
-            found = {region.style for region in sample.regions}
-            if sample.split == split and len(found) == 1 and found <= set(names):
-                queues[names.index(found.pop())].append(sample)
+        parts = (
+            part
+            for sample in manifest.samples
+            if sample.split == split
+            for part in one_style_each(sample, manifest.root)
+        )
+        for part in parts:
+            if part.regions[0].style in names:
+                queues[names.index(part.regions[0].style)].append(part)
         if any(queues):
             return _in_turns(queues, count)
     return []
@@ -135,7 +141,7 @@ class Previews:
         for number, name in enumerate(self.batch.ids):
             sample, size = self.samples[name], (edits.shape[2], edits.shape[3])
             source = resize(self.manifest.context(sample)[None], size)[0]
-            target = resize(self.manifest.target(sample)[None], size)[0]
+            target = resize(target_of(self.manifest, sample)[None], size)[0]
             shown = maps[number][self.batch.plan.valid[number]].amax(0)  # several objects in one
             heat = F.interpolate(shown[None, None], size)[0].expand(3, -1, -1)
             objects = ", ".join(region.object for region in sample.regions)

@@ -44,8 +44,14 @@ def test_train_step(tmp_path):
     assert len(steps) == 4
 
 
-@pytest.mark.parametrize("script", ["demo", "supervision"])
+@pytest.mark.parametrize("script", ["controls", "demo", "style_image", "supervision"])
 def test_help_teaches(script):
     command = [sys.executable, f"bench/{script}.py", "--help"]
     shown = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
     assert f"python bench/{script}.py" in shown.stdout
+
+
+def test_absent_words(tmp_path):
+    found = run(tmp_path, "absent_words", "--scenes", "16")
+    assert found["scenes"] == 16
+    assert 0.5 < found["area under the curve"] <= 1

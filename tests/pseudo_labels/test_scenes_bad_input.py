@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from pseudo_labels import scenes_cli
+from pseudo_labels import scene_samples, scenes_cli
 from pseudo_labels.scenes_cli import build_scenes, scene_jobs
 from regionroute.cli import main as regionroute
 from regionroute.io import write_json, write_jsonl
@@ -115,7 +115,7 @@ def test_an_interrupting_full_disk_keeps_what_is_made(folder, refused, monkeypat
     def full(path, image):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(scenes_cli, "write_image", full)
+    monkeypatch.setattr(scene_samples, "write_image", full)
     arguments = [*GOOD, "--train", "3", "--only", looks[0].entry.spec.name]
     assert "the disk is full" in refused(regionroute, arguments)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pseudo_labels import corpus, scenes_cli
+from pseudo_labels import corpus, scene_samples
 from pseudo_labels.photo import Look
 from pseudo_labels.scenes import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.scenes_cli import (
@@ -112,7 +112,7 @@ class TestAgain:
     def test_a_second_run_renders_nothing(self, tmp_path, snapshot, monkeypatch):
         build_scenes(tmp_path, scene_jobs(3, 2), SceneSettings(32, LOOKS))
         before = snapshot(tmp_path)
-        monkeypatch.setattr(scenes_cli, "write_image", lambda *args: pytest.fail("written"))
+        monkeypatch.setattr(scene_samples, "write_image", lambda *args: pytest.fail("written"))
         build_scenes(tmp_path, scene_jobs(3, 2), SceneSettings(32, LOOKS))
         after = snapshot(tmp_path)
         before.pop("manifest.jsonl"), after.pop("manifest.jsonl")
@@ -132,7 +132,7 @@ class TestAgain:
             write_image(path, image)
 
         with monkeypatch.context() as patch:
-            patch.setattr(scenes_cli, "write_image", dies)
+            patch.setattr(scene_samples, "write_image", dies)
             with pytest.raises(KeyboardInterrupt):
                 build_scenes(tmp_path / "out", job, settings)
         build_scenes(tmp_path / "out", job, settings)
@@ -200,3 +200,31 @@ class TestCommand:
 def test_the_corpus_refuses_held_out_seeds(tmp_path):
     with pytest.raises(UserError, match="held-out"):
         corpus.build_corpus(tmp_path, 10, 32, HELD_OUT_SEEDS.start - 5)
+
+
+class TestSeveralPairs:
+    def test_each_word_gets_its_own_style_exactly(self, tmp_path):
+        build_scenes(tmp_path, scene_jobs(12, 0), SceneSettings(64, LOOKS, pairs=3))
+        manifest = read_manifest(tmp_path)
+        counts = {len(sample.regions) for sample in manifest.samples}
+        assert counts == {1, 2, 3}
+        for sample in manifest.samples[::5]:
+            context, target = manifest.context(sample), manifest.target(sample)
+            masks = manifest.masks(sample)
+            assert len({region.style for region in sample.regions}) == len(sample.regions)
+            for region, mask in zip(sample.regions, masks, strict=True):
+                styled = FILTERS[region.style](render_scene(sample.provenance["scene_seed"]).image)
+                assert ((target - styled).abs() * mask).max() < 1 / 255
+                assert sample.prompt[slice(*region.style_span)] == region.style
+            assert torch.equal(target * (1 - masks.amax(0)), context * (1 - masks.amax(0)))
+
+    def test_one_pair_is_named_as_before(self, tmp_path):
+        for pairs in (1, 2):
+            settings = SceneSettings(64, LOOKS, pairs=pairs)
+            build_scenes(tmp_path / str(pairs), scene_jobs(6, 0), settings)
+        one, two = (read_manifest(tmp_path / str(pairs)).samples for pairs in (1, 2))
+        assert [s.regions[0].object for s in one] == [s.regions[0].object for s in two]
+
+    def test_more_than_there_are_styles_is_refused(self, tmp_path, capsys):
+        assert command(main)(["--out", str(tmp_path / "x"), "--pairs", "5"]) == 2
+        assert "--pairs is 5: the styles file has 4 styles" in capsys.readouterr().err

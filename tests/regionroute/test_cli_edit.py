@@ -109,6 +109,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "mode": "plain",
         "lock_background": False,
         "strength": 1.0,
+        "instance": "all",
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -506,7 +507,7 @@ def test_examples_in_the_help_are_accepted() -> None:
     examples = [
         line.split("edit ", 1)[1] for line in text.splitlines() if "regionroute edit" in line
     ]
-    assert len(examples) == 9
+    assert len(examples) == 10
     for example in examples:
         words = re.findall(r'"[^"]*"|\S+', example)
         arguments = edit_command.parser().parse_args([word.strip('"') for word in words])

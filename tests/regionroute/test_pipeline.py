@@ -132,6 +132,7 @@ def test_settings_are_complete_and_json(
         "mode": "plain",
         "lock_background": False,
         "strength": 1.0,
+        "instance": "all",
         "seed": 6,
         "size": [30, 50],
         "model_size": [24, 40],

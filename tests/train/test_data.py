@@ -13,7 +13,7 @@ from regionroute.latents import mask_to_grid
 from regionroute.manifest import read_manifest, write_manifest
 from regionroute.pipeline import resize
 from train.cache import Cache
-from train.data import Order, TrainingData, members_of, pad_token_index, select, stream
+from train.data import Order, TrainingData, members_of, pad_token_index, stream
 from train.encode import Encoder, identity, model_size
 
 SIZE = (32, 32)
@@ -136,54 +136,6 @@ def test_one_aspect_is_kept_and_several_become_a_square(backbone):
     (height, width), distorted = model_size(backbone, {(64, 128)})
     assert (height, width, distorted) == (24, 44, False)  # 2:1 as near as multiples of 4 allow
     assert model_size(backbone, {(64, 64), (64, 128)}) == ((32, 32), True)
-
-
-def test_selection_keeps_the_split_and_the_wanted_styles(manifest):
-    chosen = select(manifest, config_for(manifest))
-    assert [sample.id for sample in chosen.samples] == ["pair-0", "pair-1", "pair-2"]
-    assert [style.name for style in chosen.styles] == ["line-art", "pixel-art"]
-    chosen = select(manifest, config_for(manifest, "experts.styles=[pixel-art]"))
-    assert [sample.id for sample in chosen.samples] == ["pair-0", "pair-1"]
-    assert chosen.skipped == {"style not trained": 1}
-
-
-def test_samples_of_several_styles_or_none_are_left_out(manifest):
-    line = manifest.samples[2].regions[0]
-
-    def change(sample):
-        if sample.id == "pair-0":
-            return dataclasses.replace(sample, regions=(*sample.regions, line))
-        if sample.id == "pair-1":
-            return dataclasses.replace(sample, regions=())
-        return sample
-
-    changed = rewrite(manifest, change)
-    chosen = select(changed, config_for(changed))
-    assert [sample.id for sample in chosen.samples] == ["pair-2"]
-    assert chosen.skipped == {"several styles": 1, "no region": 1}
-
-
-def test_a_phrase_unlike_the_name_is_remembered(manifest):
-    def change(sample):
-        region = dataclasses.replace(sample.regions[0], style="s1", style_span=(16, 25))
-        return dataclasses.replace(sample, regions=(region,), prompt="make the dog in pixel-art it")
-
-    changed = rewrite(manifest, change)
-    (style,) = select(changed, config_for(changed)).styles
-    assert (style.name, style.phrase) == ("s1", "pixel-art")
-
-
-@pytest.mark.parametrize(
-    ("override", "sentence"),
-    [
-        ("experts.styles=[pixel-arts]", "no style 'pixel-arts', the nearest is 'pixel-art'"),
-        ("experts.styles=[pixel-art, pixel-art]", "names a style twice"),
-        ("data.split=tests", r"split 'tests' .* the manifest has train \(3\), val \(1\)"),
-    ],
-)
-def test_an_impossible_selection_is_refused(manifest, override, sentence):
-    with pytest.raises(UserError, match=sentence):
-        select(manifest, config_for(manifest, override))
 
 
 def test_a_phrase_that_is_cut_off_or_missing_names_its_sample(tiny_base, manifest):
