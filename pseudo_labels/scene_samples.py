@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pseudo_labels import scenes, sprites
@@ -15,7 +16,7 @@ from pseudo_labels.photo import Look
 from pseudo_labels.scenes import Scene, render_scene
 from regionroute.io import file_hash, settings_hash, write_image
 from regionroute.manifest import EditSample, Region, mask_box
-from regionroute.prompts import build_prompt
+from regionroute.prompts import build_prompt, find_spans, restyle_prompt
 
 STYLE_PICTURES = "styles"  # split/style/scene.png in it
 _REVISION = 2  # raise when this module would choose other words or make other targets
@@ -39,6 +40,7 @@ class SceneSettings:
         looks: the styles.
         one_style: give each scene one style, in turn, instead of all.
         pairs: restyled words of a sample, each in a style of its own, as far as there are words.
+        whole: train also on wholly restyled scenes.
         style_pictures: also keep the wholly restyled scenes, as examples of the styles.
     """
 
@@ -47,6 +49,7 @@ class SceneSettings:
     one_style: bool = False
     style_pictures: bool = False
     pairs: int = 1
+    whole: bool = False
 
     @property
     def key(self) -> str:
@@ -88,7 +91,29 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
             sample = _sample(job, scene, pairs, masks)
             samples.append(sample)
             _write_target(job, scene, pairs, out / sample.target, out, settings)
+            if settings.whole and job.split == "train":
+                samples.append(_whole_sample(job, scene, pairs[0][1], out))
     return samples
+
+
+def _whole_sample(job: SceneJob, scene: Scene, look: Look, out: Path) -> EditSample:
+    """The whole scene restyled: one region that is the picture, named "image"."""
+    spec, mask = look.entry.spec, f"masks/{job.seed}-whole.png"
+    everything = torch.ones_like(scene.image[:1])
+    _write_once(out / mask, everything)
+    text = restyle_prompt(spec.words)
+    spans = find_spans(text, "image", spec.words)
+    region = Region("image", spec.name, mask, mask_box(everything), 1.0, *spans)
+    return EditSample(
+        id=f"scene-{job.seed}-{spec.name}-whole",
+        context=f"images/{job.seed}.png",
+        target=f"{STYLE_PICTURES}/{job.split}/{spec.name}/{job.seed}.png",
+        regions=(region,),
+        prompt=text,
+        split=job.split,
+        flags=("whole",),
+        provenance={"scene_seed": job.seed, "stylizer": look.entry.stylizer},
+    )
 
 
 def _named_words(scene: Scene, seed: int, count: int) -> list[str]:
@@ -110,7 +135,8 @@ def _write_target(
 ) -> None:
     """The target, and the wholly restyled scene if that is wanted; what is there stays."""
     whole = out / STYLE_PICTURES / job.split / pairs[0][1].entry.spec.name / f"{job.seed}.png"
-    wanted = settings.style_pictures and not whole.exists()
+    asked = settings.style_pictures or (settings.whole and job.split == "train")
+    wanted = asked and not whole.exists()
     if not wanted and target.exists():
         return
     result = scene.image

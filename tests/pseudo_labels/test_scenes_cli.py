@@ -228,3 +228,17 @@ class TestSeveralPairs:
     def test_more_than_there_are_styles_is_refused(self, tmp_path, capsys):
         assert command(main)(["--out", str(tmp_path / "x"), "--pairs", "5"]) == 2
         assert "--pairs is 5: the styles file has 4 styles" in capsys.readouterr().err
+
+
+def test_whole_pictures_are_for_training_alone(tmp_path):
+    build_scenes(tmp_path, scene_jobs(2, 2), SceneSettings(64, LOOKS, whole=True))
+    manifest = read_manifest(tmp_path)
+    whole = [sample for sample in manifest.samples if "whole" in sample.flags]
+    assert {sample.split for sample in whole} == {"train"}
+    assert len(whole) == 2 * len(LOOKS)
+    for sample in whole:
+        [region] = sample.regions
+        assert sample.prompt == f"make the image in {region.style} style"
+        assert manifest.masks(sample).min() == 1
+        styled = FILTERS[region.style](manifest.context(sample))
+        assert (manifest.target(sample) - styled).abs().max() < 2 / 255
