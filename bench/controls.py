@@ -135,10 +135,24 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path, help="folder for sheets of the first seed")
     add_result_argument(parser, "controls")
     args = parser.parse_args()
+    result = provenance() | compare(Path(args.runs), args.seeds, args.pictures)
+    write_json(args.result, result)
+    show(result)
+    return 0
+
+
+def compare(runs: Path, seeds: Sequence[int], pictures: Path | None = None) -> dict:
+    """Edits the held-out scenes of every seed by every method.
+
+    Args:
+        runs: for each seed "seed-N/scenes" and the experts "seed-N/with" and "seed-N/without".
+        seeds: the numbers.
+        pictures: folder for sheets of the first seed.
+    """
     cells: dict[str, list[list[dict[str, float]]]] = {name: [] for name in METHODS}
     styles: dict[str, list[list[float]]] = {"supervised": [], "unsupervised": []}
-    for seed in args.seeds:
-        folder = Path(args.runs) / f"seed-{seed}"
+    for seed in seeds:
+        folder = runs / f"seed-{seed}"
         arms, samples = load_arms(folder), test_samples(folder)
         for name in METHODS:
             cells[name].append([])
@@ -153,20 +167,17 @@ def main() -> int:
                 shown.append(edited)
             for name in styles:
                 styles[name][-1].extend(whole_style_error(getattr(arms, name), scenes))
-            if args.pictures and seed == args.seeds[0]:
-                write_sheet(args.pictures / f"{start:03}.png", shown)
+            if pictures and seed == seeds[0]:
+                write_sheet(pictures / f"{start:03}.png", shown)
     flags = [set(sample.flags) for sample in samples]
-    result = provenance() | {
-        "seeds": args.seeds,
+    return {
+        "seeds": list(seeds),
         "slices": {
             flag: table(cells, [i for i, own in enumerate(flags) if flag in own])
             for flag in sorted(set().union(*flags))
         },
         "style on whole pictures": style_harm(styles),
     }
-    write_json(args.result, result)
-    show(result)
-    return 0
 
 
 def load_arms(folder: Path) -> Arms:

@@ -150,7 +150,9 @@ def main(argv: list[str] | None = None) -> int:
     jobs = scene_jobs(args.train, args.test, args.seed)
     if args.pairs > len(looks):
         raise UserError(f"--pairs is {args.pairs}: the styles file has {len(looks)} styles")
-    settings = SceneSettings(args.size, looks, not args.all_styles, args.style_pictures, args.pairs)
+    settings = SceneSettings(
+        args.size, looks, not args.all_styles, args.style_pictures, args.pairs, args.whole
+    )
     samples = build_scenes(out, jobs, settings, args.workers)
     print(f"{len(samples)} samples of {len(jobs)} scenes: {out / 'manifest.jsonl'}")
     return 0
@@ -220,6 +222,12 @@ def _parser() -> Parser:
         default=1,
         metavar="N",
         help="objects restyled in a sample, each in another style (default: 1)",
+    )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="also train on wholly restyled scenes, as many again: experts then know their styles "
+        "beyond the object",
     )
     parser.add_argument(
         "--style-pictures",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from regionroute.config import FlowConfig
     from train.references import References
 
+WHOLE = 0.999  # share of the picture from which a mask is all of it
+
 
 @dataclass(frozen=True)
 class Example:
@@ -217,10 +219,12 @@ class TrainingData:
         inside = [torch.stack([mask["latents"] for mask in group]).amax(0) for group in masks]
         objects = [torch.ones(len(group), dtype=torch.bool) for group in masks]
         padded = pad_sequence(on_tokens, batch_first=True)  # [B,S,h,w], zero where there is none
+        # An object that is the whole picture teaches no place.
+        teaches = padded.sum((-2, -1)).gt(0) & padded.mean((-2, -1)).lt(WHOLE)
         plan = AttentionPlan(
             token_index=pad_token_index([example.token_index for example in examples]),
             masks=padded,
-            valid=pad_sequence(objects, batch_first=True) & padded.sum((-2, -1)).gt(0),
+            valid=pad_sequence(objects, batch_first=True) & teaches,
             text_len=text_len,
             image_len=padded.shape[-2] * padded.shape[-1],
         )

@@ -204,3 +204,12 @@ def test_order_is_a_permutation_an_epoch_and_depends_on_the_seed():
 def test_token_positions_are_padded_with_minus_one():
     index = pad_token_index([[(3, 4)], [(5,), (6, 7)]])
     assert index.tolist() == [[[3, 4], [-1, -1]], [[5, -1], [6, 7]]]
+
+
+def test_an_object_that_is_the_whole_picture_is_not_supervised(backbone, manifest, tmp_path):
+    Image.new("L", (64, 64), 255).save(manifest.root / "0.mask.png")
+    data = prepared(backbone, manifest, tmp_path)
+    batch = data.batch(0, range(3))
+    for row, name in enumerate(batch.ids):
+        assert batch.plan.valid[row].tolist() == [name != "pair-0"]
+    assert {"pair-0"} & {name for step in range(2) for name in data.batch(step, range(3)).ids}
