@@ -7,9 +7,10 @@ import pytest
 from regionroute.config import RunConfig, load_config
 from regionroute.config_io import known_keys
 from train.engine import engine_settings
+from train.style_config import StyleEncoderConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RUNS = ["nano", "kontext", "kontext_released"]
+RUNS = ["nano", "kontext", "kontext_released", "nano_by_example"]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -33,7 +34,7 @@ def test_the_embedded_bases_configuration_shows_every_key():
 
 
 def test_the_paper_and_the_release_differ_where_they_should():
-    paper, released = (load_config(str(CONFIGS / f"{name}.yaml")) for name in RUNS[1:])
+    paper, released = (load_config(str(CONFIGS / f"{name}.yaml")) for name in RUNS[1:3])
     assert (paper.optim.lr, paper.train.steps) == (1e-4, 5000)
     assert (paper.supervision.focus, paper.supervision.cover) == (0.1, 0.2)
     assert (released.optim.lr, released.train.steps) == (1e-5, 10000)
@@ -42,3 +43,10 @@ def test_the_paper_and_the_release_differ_where_they_should():
     for config in (paper, released):
         assert (config.experts.rank, config.train.global_batch) == (4, 8)
         assert config.base.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(("name", "width"), [("nano_style_encoder", 192), ("style_encoder", 3072)])
+def test_the_style_encoders_configurations_load(name, width):
+    config = load_config(str(CONFIGS / f"{name}.yaml"), (), StyleEncoderConfig)
+    assert len(config.head.levels) * config.head.tokens * config.head.width == width
+    assert (config.tower.name is None) == (name == "nano_style_encoder")
