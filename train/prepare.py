@@ -71,6 +71,8 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache))
     inputs.backbone.to(ranks.device)
     distributed.agree(lambda: cache.fill(inputs.entries, rank=ranks.rank, world=ranks.world))
+    if inputs.references:
+        inputs.references.release_encoder()
     release_encoders(inputs.backbone, keep_vae=bool(config.train.preview_every) and ranks.main)
 
     facts = run_facts(config, inputs, ranks)
@@ -113,7 +115,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
     shown = []
     if config.train.preview_every:
         shown = choose(manifest, selection.styles, config.train.previews)
-    references = _references(config, selection, cache)
+    references = _references(config, selection, cache, ranks)
     if references:
         selection = replace(selection, samples=[*map(without_style_words, selection.samples)])
         shown = [*map(without_style_words, shown)]
@@ -139,7 +141,9 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
     )
 
 
-def _references(config: RunConfig, selection: Selection, cache: Cache) -> References | None:
+def _references(
+    config: RunConfig, selection: Selection, cache: Cache, ranks: Ranks
+) -> References | None:
     """The example pictures, where they choose the experts."""
     if config.experts.router != "similarity":
         return None
@@ -148,7 +152,7 @@ def _references(config: RunConfig, selection: Selection, cache: Cache) -> Refere
     encoder, pictures = find_references(
         config.experts, config.base.name, manifest, config.data.split, styles
     )
-    return References(encoder, pictures, styles, cache)
+    return References(encoder, pictures, styles, cache, ranks.device)
 
 
 def _settings(backbone: Backbone, config: RunConfig) -> Any:

@@ -15,9 +15,9 @@ from regionroute.adapters.style_embeddings import StyleEmbeddings
 from regionroute.adapters.style_encoder import (
     FOLDER,
     StyleEncoder,
+    copy_style_encoder,
     encoder_identity,
     load_style_encoder,
-    save_style_encoder,
 )
 from regionroute.backbones.source import resolve
 from regionroute.config import ExpertsConfig
@@ -61,12 +61,14 @@ class References:
         pictures: of the trained styles.
         styles: names, in the order of `Example.expert`.
         cache: of embeddings.
+        device: where the encoder runs.
     """
 
     encoder: Path
     pictures: Sequence[StylePicture]
     styles: Sequence[str]
     cache: Cache
+    device: torch.device | str = "cpu"
 
     def entries(self) -> list[Entry]:
         """What `Cache.fill` has to provide."""
@@ -90,7 +92,11 @@ class References:
 
     @cached_property
     def _network(self) -> StyleEncoder:
-        return load_style_encoder(self.encoder, "cuda" if torch.cuda.is_available() else "cpu")
+        return load_style_encoder(self.encoder, self.device)
+
+    def release_encoder(self) -> None:
+        """Lets go of the encoder once all embeddings are in the cache."""
+        self.__dict__.pop("_network", None)
 
     @cached_property
     def embeddings(self) -> Tensor:
@@ -114,7 +120,7 @@ class References:
 
     def save(self, folder: Path) -> None:
         """Puts what an edit needs beside the experts: the encoder, and the styles by name."""
-        save_style_encoder(folder / FOLDER, self._network)
+        copy_style_encoder(self.encoder, folder / FOLDER)
         self.means().save(folder)
 
     def means(self) -> StyleEmbeddings:

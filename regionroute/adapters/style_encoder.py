@@ -6,6 +6,7 @@ of each level, d values kept of each token, Ds = L·n·d the style embedding.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -20,13 +21,13 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from regionroute.adapters.lora_file import check_state, write_tensors
 from regionroute.errors import UserError
-from regionroute.io import file_hash, is_hub_id, read_json, write_json
+from regionroute.io import atomic_write, file_hash, is_hub_id, read_json, write_json
 from regionroute.latents import resize
 
 FOLDER = "style_encoder"  # of experts that are chosen by example, and of a base
 SETTINGS_FILE = "style_encoder.json"
 HEAD_FILE = "head.safetensors"
-TOWER_FOLDER = "tower"
+TOWER_FOLDER, TOWER_FILES = "tower", ("model.safetensors", "config.json")
 RELEASED_LEVELS = (-2, -11, -20)
 
 
@@ -254,6 +255,22 @@ def load_style_encoder(
     encoder = StyleEncoder(tower, settings)
     _load_head(encoder, folder / HEAD_FILE)
     return encoder.requires_grad_(False).eval().to(device)
+
+
+def copy_style_encoder(source: str | PathLike[str], folder: str | PathLike[str]) -> None:
+    """Copies what `save_style_encoder` wrote; the settings last.
+
+    Raises:
+        UserError: no encoder there.
+    """
+    source, folder = Path(source), Path(folder)
+    if not (source / SETTINGS_FILE).is_file():
+        raise UserError(f"{source}: no {SETTINGS_FILE} here any more, put the folder back")
+    files = [HEAD_FILE, *(f"{TOWER_FOLDER}/{name}" for name in TOWER_FILES), SETTINGS_FILE]
+    for name in files:
+        if (source / name).is_file():
+            with atomic_write(folder / name) as temporary:
+                shutil.copyfile(source / name, temporary)
 
 
 def encoder_identity(folder: str | PathLike[str]) -> str:
