@@ -203,6 +203,13 @@ def _parser() -> Parser:
         "(default: %(default)s)",
     )
     parser.add_argument("--only", metavar="A,B", help="only these styles of the file")
+    _add_what(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: by the work)")
+    return parser
+
+
+def _add_what(parser: Parser) -> None:
+    """Which samples are made of a scene."""
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--all-styles",
@@ -235,8 +242,6 @@ def _parser() -> Parser:
         help="also keep the wholly restyled scenes, in DIR/styles/SPLIT/STYLE: examples to train "
         "a style encoder on and to edit by",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: by the work)")
-    return parser
 
 
 if __name__ == "__main__":

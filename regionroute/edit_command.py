@@ -111,6 +111,23 @@ def parser() -> Parser:
     many.add_argument(
         "--skip-existing", action="store_true", default=None, help="leave out what is there"
     )
+    _add_how(parser)
+    model = parser.add_argument_group("model")
+    model.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
+    model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
+    model.add_argument("--zero-shot", action="store_true", help="the base alone, any style word")
+    model.add_argument("--steps", type=int, help="model calls for one edit (the base's own)")
+    model.add_argument("--guidance", type=float, help="guidance strength (the base's own)")
+    model.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, … (cuda where there is one)")
+    model.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
+    )  # fmt: skip
+    return parser
+
+
+def _add_how(parser: Parser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--mode", choices=MODES,
@@ -133,19 +150,6 @@ def parser() -> Parser:
         "--instance", choices=INSTANCES, default="all",
         help="which of several objects of that word, when routed (all)",
     )  # fmt: skip
-    model = parser.add_argument_group("model")
-    model.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
-    model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
-    model.add_argument("--zero-shot", action="store_true", help="the base alone, any style word")
-    model.add_argument("--steps", type=int, help="model calls for one edit (the base's own)")
-    model.add_argument("--guidance", type=float, help="guidance strength (the base's own)")
-    model.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    model.add_argument("--device", help="cpu, cuda, cuda:1, … (cuda where there is one)")
-    model.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
-    )  # fmt: skip
-    return parser
 
 
 @command

@@ -148,14 +148,14 @@ class Editor:
         if len({image.shape for image in images}) != 1:
             raise ValueError("the pictures of a batch must have one size")
         options = self.resolved(options or EditOptions())
-        clauses = [self._clauses(request, options) for request in requests]
-        if len({len(plans) for plans in clauses}) != 1:
-            raise ValueError("the pictures of a batch must have equally many objects")
         sources = torch.stack(list(images))
         regions = given_regions(requests, sources)
-        if regions is not None and options.instance != "all":
-            raise UserError("instance: leave it out where region maps are given, or those")
-        clauses = [[self._embedded(plan) for plan in plans] for plans in clauses]
+        clauses = [
+            [self._embedded(plan) for plan in self._clauses(request, options)]
+            for request in requests
+        ]
+        if len({len(plans) for plans in clauses}) != 1:
+            raise ValueError("the pictures of a batch must have equally many objects")
         task = self._task(sources, clauses, options, regions, want_map, callback)
         sampler = self._sampler
         sampled = sampler.routed(task) if options.mode == "routed" else sampler.plain(task)
@@ -168,19 +168,17 @@ class Editor:
             edited = composite(edited, sources, regions)
         facts = dataclasses.asdict(options) | {"size": [*size]}
         facts["model_size"] = [*self.backbone.fit_size(*size)]
+        facts |= {"base": self.backbone.name}
+        facts["experts"] = None if self.experts_dir is None else str(self.experts_dir)
         if sampled.shown is not None and (task.regions is None or options.mode == "plain"):
             facts["map"] = self.map_choice.settings()
+        maps = sampled.shown if want_map else None
         return [
             EditResult(
                 image,
-                sampled.shown[i].cpu() if want_map and sampled.shown is not None else None,
+                None if maps is None else maps[i].cpu(),
                 " | ".join(plan.prompt.text for plan in plans),
-                {
-                    **describe(plans, sampled, i, self.routing.confidence),
-                    "base": self.backbone.name,
-                    "experts": None if self.experts_dir is None else str(self.experts_dir),
-                    **facts,
-                },
+                describe(plans, sampled, i, self.routing.confidence) | facts,
             )
             for i, (image, plans) in enumerate(zip(edited, clauses, strict=True))
         ]
@@ -266,6 +264,8 @@ class Editor:
     def _clauses(self, request: EditRequest, options: EditOptions) -> list[EditPlan]:
         length = self.backbone.settings.max_text_length
         plans = plan_clauses(request, self.styles, self.backbone.tokenizer_2, length)
+        if request.regions and options.instance != "all":
+            raise UserError("instance: leave it out where region maps are given, or those")
         if options.mode == "plain" and len(plans) > 1:
             raise UserError(
                 "mode plain edits one object at a time: use mode routed, or one edit after another"
