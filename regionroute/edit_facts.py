@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
+from os import PathLike
 from typing import Any
 
-from regionroute.request import EditPlan
+from regionroute.backbones.kontext import Backbone
+from regionroute.request import EditOptions, EditPlan
 from regionroute.sampler import Sampled
+
+
+def common(
+    backbone: Backbone,
+    experts: str | PathLike[str] | None,
+    options: EditOptions,
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    """Facts of all pictures of a batch, JSON-able.
+
+    Args:
+        backbone: the base.
+        experts: their folder.
+        options: how it was edited.
+        size: (height, width) of the pictures.
+    """
+    return dataclasses.asdict(options) | {
+        "base": backbone.name,
+        "experts": None if experts is None else str(experts),
+        "size": [*size],
+        "model_size": [*backbone.fit_size(*size)],
+    }
 
 
 def describe(

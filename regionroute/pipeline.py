@@ -20,7 +20,7 @@ from regionroute.adapters import ExpertRegistry, load_experts, read_registry
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.backbones.source import resolve
 from regionroute.config import RoutingConfig
-from regionroute.edit_facts import describe
+from regionroute.edit_facts import common, describe
 from regionroute.errors import UserError
 from regionroute.expert_settings import stored_choice, stored_routing, trained_sizes
 from regionroute.flow import StepCallback, draw_noise
@@ -110,7 +110,6 @@ class Editor:
 
         Example:
             >>> editor.edit(photo, "dog", "pixel-art", also=[("cup", "line-art")])  # doctest: +SKIP
-            >>> editor.edit(photo, "dog", style_image=read_image("ref.png"))  # doctest: +SKIP
         """
         shown = (style_image,) if isinstance(style_image, Tensor) else tuple(style_image)
         request = EditRequest(object, style, prompt, seed, tuple(also), tuple(regions), shown)
@@ -166,10 +165,7 @@ class Editor:
             if regions is None:
                 regions = pixel_gates(sampled.gates.cpu(), sources, self.routing)
             edited = composite(edited, sources, regions)
-        facts = dataclasses.asdict(options) | {"size": [*size]}
-        facts["model_size"] = [*self.backbone.fit_size(*size)]
-        facts |= {"base": self.backbone.name}
-        facts["experts"] = None if self.experts_dir is None else str(self.experts_dir)
+        facts = common(self.backbone, self.experts_dir, options, size)
         if sampled.shown is not None and (task.regions is None or options.mode == "plain"):
             facts["map"] = self.map_choice.settings()
         maps = sampled.shown if want_map else None
@@ -341,9 +337,8 @@ def edit(
         image: [3,H,W] in [0,1].
         object: word for the object.
         style: name of the style; leave it out where ``style_image`` shows it.
-        base: see :func:`load_editor`.
+        base, device: see :func:`load_editor`.
         experts: see :func:`load_editor`; ``auto`` heeds whether there is a ``style_image``.
-        device: where to run.
         options: further arguments of :meth:`Editor.edit`.
     """
     if experts == "auto" and "style_image" in options:
