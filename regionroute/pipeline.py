@@ -337,7 +337,8 @@ def edit(
         image: [3,H,W] in [0,1].
         object: word for the object.
         style: name of the style; leave it out where ``style_image`` shows it.
-        base, device: see :func:`load_editor`.
+        base: see :func:`load_editor`.
+        device: where to run.
         experts: see :func:`load_editor`; ``auto`` heeds whether there is a ``style_image``.
         options: further arguments of :meth:`Editor.edit`.
     """
