@@ -115,6 +115,7 @@ def _measure_batch(codec: Codec, sources: list[Source]) -> list[dict[str, Any]]:
             "id": source.sample.id,
             "styles": [region.style for region in source.sample.regions],
             "flags": list(source.sample.flags),
+            "mask_share": float(source.mask.mean()),
             **{name: float(values[number]) for name, values in columns.items()},
         }
         for number, source in enumerate(sources)

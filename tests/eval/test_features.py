@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from eval import trust
 from eval.features import (
     HUB_FILE,
     LPIPS_VARIABLE,
@@ -123,11 +124,14 @@ def test_weights_are_found_where_they_may_be(tmp_path, monkeypatch):
         find_lpips_weights(None)
 
 
-def test_torchvisions_own_file_loads_as_well(tmp_path):
+def test_torchvisions_own_file_loads_as_well(tmp_path, monkeypatch):
     torch.manual_seed(0)
     state = {k: v for k, v in alexnet(weights=None).state_dict().items() if "features" in k}
     torch.save(state, tmp_path / "alexnet.pth")
     save_file(state, tmp_path / "alexnet.safetensors")
+    with pytest.raises(UserError, match="not torchvision's alexnet weights"):  # random ones
+        load_lpips(tmp_path / "alexnet.pth")
+    monkeypatch.setitem(trust.KNOWN_FEATURES, "alexnet", {trust.tensors_hash(state)})
     hashes = {
         weights_hash(load_lpips(tmp_path / f"alexnet.{kind}")) for kind in ("pth", "safetensors")
     }
@@ -170,7 +174,10 @@ def clip_folder(tiny_base, tmp_path_factory):
         projection_dim=8,
     )
     torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
+    model = CLIPModel(config)
+    for parameter in model.parameters():  # as after training: nothing left at 0 or 1
+        parameter.data.add_(0.02 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     return folder
