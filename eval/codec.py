@@ -21,7 +21,7 @@ from tqdm import tqdm
 from eval.features import usable_device
 from eval.metrics.region import in_mask_error, in_mask_ratio, leak, mse_bg
 from eval.page import check_option
-from eval.scoring import Source, load_source, select_split
+from eval.sources import Source, load_source, select_split
 from eval.stats import describe, ratio_of_means
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
 from regionroute.backbones.kontext import load_backbone

@@ -91,7 +91,9 @@ class EditFinder:
 
     def __init__(self, folders: dict[str, Path], samples: Sequence[EditSample]) -> None:
         self.folders = folders
-        self._names = {name: {file.name for file in path.iterdir()} for name, path in folders.items()}
+        self._names = {
+            name: {file.name for file in path.iterdir()} for name, path in folders.items()
+        }
         self._uses = Counter(PurePosixPath(sample.context).stem for sample in samples)
 
     def path(self, method: str, sample: EditSample) -> Path:

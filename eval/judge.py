@@ -21,7 +21,9 @@ from regionroute.io import settings_hash, text_hash, to_pil
 
 QUESTIONS = ("q1", "q2", "q3", "q4")
 SEMANTIC = "semantic"
-VERDICTS = {name: ("yes", "no") for name in QUESTIONS} | {SEMANTIC: ("semantic", "color", "neither")}
+VERDICTS = {name: ("yes", "no") for name in QUESTIONS} | {
+    SEMANTIC: ("semantic", "color", "neither")
+}
 _SHORT = "Answer with one word, yes or no."
 
 
@@ -75,7 +77,7 @@ class JudgeConfig(BaseModel):
     max_new_tokens: int = Field(16, ge=1, description="the longest answer")
 
     def question(self, name: str, object_word: str, style: str, style_name: str) -> str:
-        """A question's words about a region: its object, its style's phrase and the style's name."""
+        """The words of a question about an object; its style by phrase and by name."""
         opposite = self.opposites.get(style_name, self.default_opposite)
         text: str = getattr(self, name)
         for key, value in (("object", object_word), ("style", style), ("opposite", opposite)):
@@ -197,7 +199,9 @@ class Judge:
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed
 
-    def ask(self, name: str, where: dict[str, Any], images: Sequence[Tensor], text: str) -> str | None:
+    def ask(
+        self, name: str, where: dict[str, Any], images: Sequence[Tensor], text: str
+    ) -> str | None:
         """A question's verdict, None where the answer holds none.
 
         Args:
@@ -207,7 +211,9 @@ class Judge:
             text: the question.
         """
         pixels = [(image * 255).round().byte().cpu().contiguous() for image in images]
-        shown = [settings_hash([list(p.shape), text_hash(p.numpy().tobytes().hex())]) for p in pixels]
+        shown = [
+            settings_hash([list(p.shape), text_hash(p.numpy().tobytes().hex())]) for p in pixels
+        ]
         key = settings_hash([self._own, shown, text])
         if key not in self._known:
             self._known[key] = self.model.answer(images, text, self.config)
@@ -227,7 +233,7 @@ class Judge:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """For each question how many of this judge's answers there are, and of them unclear ones."""
+        """For each question how many answers this judge gave, and how many are unclear."""
         found: dict[str, dict[str, int]] = {}
         for place, verdict in self._verdicts.items():
             entry = found.setdefault(place[1], {"answers": 0, "unparsable": 0})

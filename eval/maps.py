@@ -22,7 +22,8 @@ from eval.maps_view import maps_view
 from eval.metrics import MAP_METRICS
 from eval.metrics.build import build_metrics
 from eval.page import check_page, write_page
-from eval.scoring import Row, Scorer, select_split
+from eval.scoring import Row, Scorer
+from eval.sources import select_split
 from eval.summary import edit_methods, summarise
 from regionroute.errors import Parser, UserError, command
 from regionroute.manifest import EditSample, read_manifest

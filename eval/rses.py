@@ -36,8 +36,9 @@ from eval.metrics.views import SCOPES
 from eval.networks import REMEDIES, Networks, load_networks, parse_places
 from eval.page import check_option, check_page
 from eval.report import write_report
-from eval.scoring import Row, Scorer, select_split
+from eval.scoring import Row, Scorer
 from eval.sets import describe_sets, score_sets
+from eval.sources import select_split
 from eval.summary import RELATIVE_DEFINITION, bootstrap_settings, edit_methods, summarise
 from eval.tables import csv_rows, latex, main_table, markdown
 from eval.thresholds import parse_thresholds, violations

@@ -7,13 +7,12 @@ are none. Nothing is dropped. Pictures that were measured before are not opened 
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from eval.cache import FileHashes, ValueCache, pair_key, value_name
@@ -29,78 +28,11 @@ from eval.edits import (
     map_path,
 )
 from eval.metrics import EvalBatch, SampleMetric
+from eval.sources import Source, load_source
 from regionroute.errors import UserError
 from regionroute.manifest import EditSample, Manifest, Region
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A sample with its pictures.
-
-    Attributes:
-        index: place in the manifest's selection.
-        sample: the manifest's row.
-        content: [3,H,W].
-        target: [3,H,W].
-        region_masks: [S,1,H,W].
-    """
-
-    index: int
-    sample: EditSample
-    content: Tensor
-    target: Tensor
-    region_masks: Tensor
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.content.shape[1], self.content.shape[2]
-
-    @property
-    def mask(self) -> Tensor:
-        """Union of the regions: [1,H,W]."""
-        return self.region_masks.amax(0)
-
-
-def select_split(manifest: Manifest, split: str) -> list[EditSample]:
-    """The samples of a split.
-
-    Raises:
-        UserError: there are none.
-    """
-    samples = [sample for sample in manifest.samples if split in (sample.split, "all")]
-    if not samples:
-        there = ", ".join(sorted({sample.split for sample in manifest.samples})) or "none"
-        raise UserError(
-            f"--split {split}: no such samples in {manifest.root}, splits there: {there} (or all)"
-        )
-    return samples
-
-
-def load_source(manifest: Manifest, index: int, sample: EditSample) -> Source:
-    """Reads a sample's own pictures.
-
-    Raises:
-        UserError: one is missing, damaged or of another size, or a mask is empty.
-    """
-    if not sample.regions:
-        raise UserError(f"sample {sample.id}: it has no region, regional scores need a mask")
-    source = Source(
-        index,
-        sample,
-        manifest.context(sample),
-        manifest.target(sample),
-        manifest.masks(sample),
-    )
-    for name, picture in ((sample.context, source.content), (sample.target, source.target)):
-        if not torch.isfinite(picture).all():
-            raise UserError(f"{manifest.path(name)}: holds values that are not finite, mend it")
-    for region, mask in zip(sample.regions, source.region_masks, strict=True):
-        if not mask.any():
-            raise UserError(f"{manifest.path(region.mask)}: the mask is empty, nothing to score")
-    return source
 
 
 class Scorer:
@@ -141,30 +73,39 @@ class Scorer:
         """One row for each sample and method, samples in their order, memory independent of it."""
         self._finder = EditFinder(self.folders, samples)
         rows: list[tuple[int, Row]] = []
+        with tqdm(total=len(samples), desc="scoring", unit="sample") as bar:
+            for found in self._parts(samples, batch_size):
+                rows += found
+                bar.update(len({index for index, _ in found}))
+        # The sort is stable, and within a sample the methods have an order of their own.
+        place = {name: number for number, name in enumerate(self.methods)}
+        rows.sort(key=lambda pair: (pair[0], place[pair[1]["method"]]))
+        return [row for _, row in rows]
+
+    def _parts(
+        self, samples: Sequence[EditSample], batch_size: int
+    ) -> Iterator[list[tuple[int, Row]]]:
+        """The rows of whole samples, as they are ready."""
         waiting: dict[tuple[int, int], list[Source]] = defaultdict(list)
-        for index, sample in enumerate(tqdm(samples, desc="scoring", unit="sample")):
+        for index, sample in enumerate(samples):
             known = self._known(sample)
             if known is not None:
-                rows += [(index, row) for row in known]
+                yield [(index, row) for row in known]
                 continue
             try:
                 source = load_source(self.manifest, index, sample)
             except UserError as error:
                 self.on_problem(f"every method: {error}")
-                rows += [(index, self._row(sample, name, str(error))) for name in self.methods]
+                yield [(index, self._row(sample, name, str(error))) for name in self.methods]
                 continue
             waiting[source.size].append(source)
             # Many sizes must not mean many pictures in memory: then batches are smaller.
             crowded = sum(map(len, waiting.values())) >= 2 * batch_size
             fullest = max(waiting, key=lambda size: len(waiting[size]))
             if crowded or len(waiting[fullest]) == batch_size:
-                rows += self._score_batch(waiting.pop(fullest))
+                yield self._score_batch(waiting.pop(fullest))
         for sources in waiting.values():
-            rows += self._score_batch(sources)
-        # The sort is stable, and within a sample the methods have an order of their own.
-        place = {name: number for number, name in enumerate(self.methods)}
-        rows.sort(key=lambda pair: (pair[0], place[pair[1]["method"]]))
-        return [row for _, row in rows]
+            yield self._score_batch(sources)
 
     def _known(self, sample: EditSample) -> list[Row] | None:
         """All rows of a sample, if every number of them was measured before."""

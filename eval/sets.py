@@ -174,4 +174,3 @@ def _reference_keys(
                 store.add(key, encoder.encode_image([read_image(file)])[0])
             keys.append(key)
     return list(dict.fromkeys(keys))
-

@@ -1,4 +1,4 @@
-"""Pictures of the styles: what an edit's style is compared with where a measure asks for examples."""
+"""Pictures of the styles, which some measures compare an edit's style with."""
 
 import re
 from collections.abc import Callable, Iterable

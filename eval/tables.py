@@ -133,7 +133,7 @@ def _judge_lines(judge: dict[str, Any]) -> list[str]:
     )
     return [
         f"- judge: {judge['encoder']}, weights {judge['weights']}, temperature "
-        f"{config['temperature']:g}, seed {config['seed']}; unclear answers: {counts or 'none asked'}"
+        f"{config['temperature']:g}, seed {config['seed']}; unclear answers: {counts or 'none'}"
         "; prompts in `summary.json`, every answer in `judge.jsonl`."
     ]
 

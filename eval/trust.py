@@ -1,8 +1,8 @@
 """Which weights may make numbers: trained ones alone.
 
 A number from random weights looks like any other. So every network is checked before it may judge:
-a transformers model by what training never leaves as it was made, torchvision's and torch-fidelity's
-files by their known checksums.
+a transformers model by what training never leaves as it was made, the files of torchvision and
+torch-fidelity by their known checksums.
 """
 
 import hashlib

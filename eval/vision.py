@@ -52,11 +52,11 @@ class VggFeatures(nn.Module):
 
     def __init__(self, features: dict[str, Tensor]) -> None:
         super().__init__()
-        from torchvision import models
+        from torchvision.models.vgg import cfgs, make_layers
 
         self.kind = "vgg19" if "features.34.weight" in features else "vgg16"
-        made = models.vgg19 if self.kind == "vgg19" else models.vgg16
-        self.layers = made(weights=None).features[:-1]  # the last pooling is of no use here
+        layers = make_layers(cfgs["E" if self.kind == "vgg19" else "D"])
+        self.layers = layers[:-1]  # the last pooling is of no use here
         own = {key.split(".", 1)[1]: v for key, v in features.items() if key.startswith("features")}
         try:
             self.layers.load_state_dict(own)
@@ -136,7 +136,9 @@ class AestheticHead:
             (key for key in state if key.endswith("weight")),
             key=lambda key: [int(part) for part in key.split(".") if part.isdigit()],
         )
-        self.layers = [(state[n].float(), state[n[: -len("weight")] + "bias"].float()) for n in names]
+        self.layers = [
+            (state[n].float(), state[n[: -len("weight")] + "bias"].float()) for n in names
+        ]
         if not self.layers or self.layers[-1][0].shape[0] != 1:
             raise ValueError("it does not end in one number")
         self._state = state
@@ -155,7 +157,7 @@ class AestheticHead:
         x = embeddings.float().cpu()
         if x.shape[1] != self.width:
             raise UserError(
-                f"--encoder aesthetic: made for embeddings of {self.width} numbers but --clip gives "
+                f"--encoder aesthetic: it takes embeddings of {self.width} numbers, --clip gives "
                 f"{x.shape[1]}, give the CLIP it was trained on (ViT-L/14)"
             )
         for weight, bias in self.layers:
@@ -247,7 +249,9 @@ def load_csd(place: str, device: str | torch.device = "cpu") -> CsdEncoder:
     try:
         model, head = convert_csd(state)
     except (KeyError, RuntimeError, ValueError, AttributeError) as error:
-        raise UserError(f"--encoder csd={place}: no CSD checkpoint ({first_line(error)})") from error
+        raise UserError(
+            f"--encoder csd={place}: no CSD checkpoint ({first_line(error)})"
+        ) from error
     check_trained(model, f"--encoder csd={place}")
     return CsdEncoder(model.to(device), head.to(device))
 

@@ -176,6 +176,7 @@ class _Seeing:
     def __init__(self, networks: Networks, scope: Scope) -> None:
         self.networks: Any = networks
         self.scope = scope
+        self._content: tuple[list[str], dict[object, Any]] = ([], {})
 
     def views(self, batch: EvalBatch, which: str) -> list[Tensor]:
         return views(batch, getattr(batch, which), self.scope)
@@ -183,12 +184,37 @@ class _Seeing:
     def embedded(self, batch: EvalBatch, network: str, which: str) -> Tensor:
         """Unit vectors [V,D] of the views."""
         encoder = getattr(self.networks, network)
-        found: Tensor = remembered(
+        found: Tensor = self._once(
             batch,
-            (network, which),
+            network,
+            which,
             lambda: encoder.encode_image(self.views(batch, which)).float().cpu(),
         )
         return found
+
+    def featured(self, batch: EvalBatch, which: str) -> style.StyleFeatures:
+        """VGG's features of the views."""
+        found: style.StyleFeatures = self._once(
+            batch,
+            "vgg",
+            which,
+            lambda: self._vgg(self.views(batch, which), batch),
+        )
+        return found
+
+    def _vgg(self, pictures: list[Tensor], batch: EvalBatch) -> style.StyleFeatures:
+        squares = square(pictures, style.VIEW_SIDE).to(batch.output.device)
+        return style.style_features(squares, self.networks.vgg)
+
+    def _once(self, batch: EvalBatch, what: str, which: str, make: Callable[[], Any]) -> Any:
+        """Made once a batch, and of the sources once for all methods that follow each other."""
+        if which != "content":
+            return remembered(batch, (what, which), make)
+        if self._content[0] != batch.ids:
+            self._content = (batch.ids, {})
+        if what not in self._content[1]:
+            self._content[1][what] = make()
+        return self._content[1][what]
 
     def texts(self, batch: EvalBatch, template: str) -> Tensor:
         """Embeddings [V,D] of a template filled with each region's object and style."""
@@ -223,7 +249,10 @@ class _Seeing:
         own = self.embedded(batch, "csd", "output")
         encode = lambda pictures: self.networks.csd.encode_image(pictures).float().cpu()  # noqa: E731
         return self._referred(
-            batch, "csd", encode, lambda n, refs: embedding.cosine(own[n].expand_as(refs), refs).mean()
+            batch,
+            "csd",
+            encode,
+            lambda n, refs: embedding.cosine(own[n].expand_as(refs), refs).mean(),
         )
 
     def dreamsim(self, batch: EvalBatch) -> Tensor:
@@ -236,36 +265,28 @@ class _Seeing:
         )
 
     def gram(self, batch: EvalBatch) -> Tensor:
-        vectors = style.gram_vectors(self._squares(batch, "output"), self.networks.vgg)
+        own = self.featured(batch, "output").grams
         return self._referred(
             batch,
-            "gram",
-            lambda refs: style.gram_vectors(self._square(refs, batch), self.networks.vgg),
-            lambda n, refs: style.gram_distance([v[n : n + 1] for v in vectors], refs).min().cpu(),
+            "vgg",
+            lambda refs: self._vgg(refs, batch),
+            lambda n, refs: (
+                style.gram_distance([g[n : n + 1] for g in own], refs.grams).min().cpu()
+            ),
         )
 
     def style_match(self, batch: EvalBatch) -> Tensor:
-        blocks = style.style_blocks(self._squares(batch, "output"), self.networks.vgg)
+        own = self.featured(batch, "output").blocks
         return self._referred(
             batch,
-            "blocks",
-            lambda refs: style.style_blocks(self._square(refs, batch), self.networks.vgg).flatten(0, 1),
-            lambda n, refs: torch.tensor(style.style_match(blocks[n], refs)),
+            "vgg",
+            lambda refs: self._vgg(refs, batch),
+            lambda n, refs: torch.tensor(style.style_match(own[n], refs.blocks.flatten(0, 1))),
         )
 
     def vgg_content(self, batch: EvalBatch) -> Tensor:
-        pair = (self._squares(batch, which) for which in ("output", "content"))
-        return per_sample(style.vgg_content(*pair, self.networks.vgg).cpu(), batch)
-
-    def _squares(self, batch: EvalBatch, which: str) -> Tensor:
-        key = ("squares", which)
-        found: Tensor = remembered(
-            batch, key, lambda: square(self.views(batch, which), style.VIEW_SIDE)
-        )
-        return found
-
-    def _square(self, pictures: list[Tensor], batch: EvalBatch) -> Tensor:
-        return square(pictures, style.VIEW_SIDE).to(batch.output.device)
+        pair = (self.featured(batch, which).content for which in ("output", "content"))
+        return per_sample(style.vgg_content(*pair).cpu(), batch)
 
     def _referred(
         self,

@@ -5,8 +5,8 @@ from eval.metrics.base import MetricInfo
 from eval.metrics.drift import MAX_SHIFT, MIN_TILES, TILES_A_SIDE
 from eval.metrics.embedding import PHOTO_TEXT, STYLED_TEXT
 from eval.metrics.region import BAND_SHARE, CHANGE_THRESHOLD, SUCCESS_RATIO
-from eval.metrics.style import GRAM_LAYERS, GRAM_SCALE, MATCH_BLOCKS, MATCH_LAYER, VIEW_SIDE
 from eval.metrics.style import CONTENT_LAYERS as VGG_LAYERS
+from eval.metrics.style import GRAM_LAYERS, GRAM_SCALE, MATCH_BLOCKS, MATCH_LAYER, VIEW_SIDE
 
 GROUPS = {
     "rse": "the Regional Style Editing Score and what it lacks",
@@ -76,10 +76,11 @@ _INFOS = [
         "drift_shift", "Shift", "lower", "pixels",
         "How far the background was moved as a whole: editors that work at a size of their own "
         "hand pictures back a few pixels off.",
-        "length of the centre's movement that, with a zoom, explains best the phase correlations of "
-        f"square luma tiles (1/{TILES_A_SIDE} of the shorter side, overlapping by half, Hann window) "
+        "length of the centre's movement that, with a zoom, explains best the phase correlations "
+        f"of square luma tiles (1/{TILES_A_SIDE} of the shorter side, half overlapping, Hann) "
         f"free of the object, each up to {MAX_SHIFT:.0%} of a tile, refined between pixels, "
-        f"outliers left out once; NaN with fewer than {MIN_TILES} tiles that correlate",
+        f"outliers left out once; NaN with fewer than {MIN_TILES} tiles that correlate or tiles that "
+        "disagree by more than a pixel",
     ),
     MetricInfo(
         "drift_zoom", "Zoom", "lower", "share",

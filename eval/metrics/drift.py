@@ -15,7 +15,10 @@ MIN_TILES = 3
 MAX_SHIFT = 0.25  # of a tile's side; larger shifts are not looked for
 MIN_CONTRAST = 0.02  # standard deviation below which a tile has nothing to correlate
 MAX_OBJECT = 0.02  # share of a tile that may be object
-MIN_PEAK = 0.05  # height of a correlation peak; 1 is a copy
+# Height of a correlation peak (1 is a copy) times the tile's side. Tiles that have nothing in common
+# correlate by chance with a standard deviation of sqrt(pi) / side; this is five of them.
+MIN_PEAK = 9.0
+MAX_REST = 1.0  # pixels; tiles that disagree more than this in the median tell no common movement
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -41,34 +44,44 @@ def _drift_of(output: Tensor, content: Tensor, mask: Tensor) -> tuple[Tensor, Te
     undefined = output.new_tensor(torch.nan)
     if min(output.shape[1:]) < side:
         return undefined, undefined
-    luma = output.new_tensor(_LUMA)[:, None, None]
-    a, b = (_tiles((picture * luma).sum(0), side) for picture in (content, output))
-    usable = _tiles(mask[0], side).mean((1, 2)) <= MAX_OBJECT
+    before, after = (_luma(content), _luma(output))
+    starts = _starts(output.shape[1], output.shape[2], side)
+    a, b = _tiles(before, starts, side), _tiles(after, starts, side)
+    usable = _tiles(mask[0], starts, side).mean((1, 2)) <= MAX_OBJECT
     usable &= torch.minimum(a.std((1, 2)), b.std((1, 2))) >= MIN_CONTRAST
     if usable.sum() < MIN_TILES:
         return undefined, undefined
     if torch.equal(a[usable], b[usable]):
         return torch.zeros_like(undefined), torch.zeros_like(undefined)
-    moved, peaks = phase_correlation(a[usable], b[usable])
-    places = _centres(output.shape[1], output.shape[2], side).to(output)[usable]
-    sure = peaks >= MIN_PEAK
+    a, starts = a[usable], starts[usable.cpu()]
+    moved, peaks = phase_correlation(a, b[usable])
+    sure = peaks >= MIN_PEAK / side
     if sure.sum() < MIN_TILES:
         return undefined, undefined
-    return _similarity(places[sure], moved[sure], peaks[sure])
+    a, moved, starts = a[sure], moved[sure], starts[sure.cpu()]
+    # Once more with each tile taken where it has gone: the window then lies on the same things.
+    room = torch.tensor(output.shape[1:]) - side
+    gone = (starts + moved.cpu().round().long()).clamp(min=torch.zeros(2).long(), max=room)
+    rest, weights = phase_correlation(a, _tiles(after, gone, side))
+    moved = (gone - starts).to(rest) + rest
+    middle = (torch.tensor(output.shape[1:]) - side) / 2
+    return _similarity((starts - middle).to(rest), moved, weights)
 
 
-def _tiles(picture: Tensor, side: int) -> Tensor:
-    """Overlapping tiles [T,side,side] of a picture [H,W]."""
+def _luma(picture: Tensor) -> Tensor:
+    return (picture * picture.new_tensor(_LUMA)[:, None, None]).sum(0)
+
+
+def _starts(height: int, width: int, side: int) -> Tensor:
+    """Upper left corners (y, x) of tiles that overlap by half: [T,2]."""
     step = side // 2
-    return picture.unfold(0, side, step).unfold(1, side, step).reshape(-1, side, side)
+    rows = torch.arange(0, height - side + 1, step)
+    return torch.cartesian_prod(rows, torch.arange(0, width - side + 1, step))
 
 
-def _centres(height: int, width: int, side: int) -> Tensor:
-    """Centres of the tiles relative to the picture's, (y, x) in pixels: [T,2]."""
-    step = side // 2
-    ys = torch.arange(0, height - side + 1, step) + side / 2 - height / 2
-    xs = torch.arange(0, width - side + 1, step) + side / 2 - width / 2
-    return torch.cartesian_prod(ys, xs)
+def _tiles(picture: Tensor, starts: Tensor, side: int) -> Tensor:
+    """Tiles [T,side,side] of a picture [H,W]."""
+    return torch.stack([picture[y : y + side, x : x + side] for y, x in starts.tolist()])
 
 
 def phase_correlation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +133,7 @@ def _vertex(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:
 
 
 def _similarity(places: Tensor, moved: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and zoom that explain the tiles' movements best, twice: the second time without outliers.
+    """Shift and zoom that explain the tiles' movements best; outliers are left out the second time.
 
     Args:
         places: [T,2] from the centre.
@@ -137,4 +150,6 @@ def _similarity(places: Tensor, moved: Tensor, weights: Tensor) -> tuple[Tensor,
         shift = shift - zoom * middle  # of the picture's centre
         rest = (moved - shift - zoom * places).norm(dim=1)
         kept = (rest <= 3 * rest.median().clamp_min(0.05)).float()
+    if rest.median() > MAX_REST:
+        return torch.full_like(zoom, torch.nan), torch.full_like(zoom, torch.nan)
     return shift.norm(), zoom.abs()

@@ -5,6 +5,7 @@ size, V of them, and a list of reference pictures for each.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -19,6 +20,7 @@ GRAM_SCALE = 1e4  # so that usual values have digits before the point
 MATCH_LAYER = "relu4_1"
 MATCH_BLOCKS = 8  # a side
 CONTENT_LAYERS = ("conv4_2", "conv5_2")
+AT_ONCE = 4  # views in one pass
 
 
 def gram_matrices(features: Tensor) -> Tensor:
@@ -27,10 +29,36 @@ def gram_matrices(features: Tensor) -> Tensor:
     return flat @ flat.transpose(1, 2) / (features[0].numel())
 
 
-def gram_vectors(pictures: Tensor, network: VggFeatures) -> list[Tensor]:
-    """The Gram matrices of five layers of pictures [V,3,H,W] in [0,1]: five of [V,C,C]."""
-    features = network(pictures, GRAM_LAYERS)
-    return [gram_matrices(features[layer]) for layer in GRAM_LAYERS]
+@dataclass(frozen=True)
+class StyleFeatures:
+    """All that the three measures ask of V views, from one pass of the network.
+
+    Attributes:
+        grams: Gram matrices of five layers, each [V,C,C].
+        blocks: unit vectors of 8 x 8 blocks of relu4_1 [V,64,C].
+        content: features of conv4_2 and conv5_2, each [V,C,h,w].
+    """
+
+    grams: list[Tensor]
+    blocks: Tensor
+    content: list[Tensor]
+
+
+def style_features(pictures: Tensor, network: VggFeatures) -> StyleFeatures:
+    """The features of pictures [V,3,H,W] in [0,1], a few at a time to spare memory."""
+    names = (*GRAM_LAYERS, *CONTENT_LAYERS)
+    parts = []
+    for some in pictures.split(AT_ONCE):
+        found = network(some, names)
+        grams = [gram_matrices(found[layer]) for layer in GRAM_LAYERS]
+        content = [found[layer].clone() for layer in CONTENT_LAYERS]
+        parts.append((grams, style_blocks(found[MATCH_LAYER]), content))
+    grams, blocks, content = zip(*parts, strict=True)
+    return StyleFeatures(
+        [torch.cat(layer) for layer in zip(*grams, strict=True)],
+        torch.cat(blocks),
+        [torch.cat(layer) for layer in zip(*content, strict=True)],
+    )
 
 
 def gram_distance(output: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
@@ -41,15 +69,13 @@ def gram_distance(output: Sequence[Tensor], reference: Sequence[Tensor]) -> Tens
         reference: layers of [R,C,C].
     """
     layers = [
-        (a[:, None] - b[None]).square().mean((2, 3))
-        for a, b in zip(output, reference, strict=True)
+        (a[:, None] - b[None]).square().mean((2, 3)) for a, b in zip(output, reference, strict=True)
     ]
     return GRAM_SCALE * torch.stack(layers).sum(0)
 
 
-def style_blocks(pictures: Tensor, network: VggFeatures) -> Tensor:
-    """Unit vectors of 8 x 8 blocks of relu4_1 of pictures [V,3,H,W] in [0,1]: [V,64,C]."""
-    features = network(pictures, (MATCH_LAYER,))[MATCH_LAYER]
+def style_blocks(features: Tensor) -> Tensor:
+    """Unit vectors of 8 x 8 blocks of features [V,C,h,w]: [V,64,C]."""
     blocks = F.adaptive_avg_pool2d(features.float(), MATCH_BLOCKS).flatten(2).transpose(1, 2)
     return F.normalize(blocks, dim=2)
 
@@ -66,14 +92,12 @@ def style_match(output: Tensor, reference: Tensor) -> float:
     return float(cosine[rows, columns].mean())
 
 
-def vgg_content(output: Tensor, content: Tensor, network: VggFeatures) -> Tensor:
+def vgg_content(output: Sequence[Tensor], content: Sequence[Tensor]) -> Tensor:
     """Σ over conv4_2 and conv5_2 of the mean squared difference of features: [V].
 
     Args:
-        output: edited pictures [V,3,H,W] in [0,1].
-        content: unedited pictures [V,3,H,W] in [0,1].
-        network: see :class:`eval.vision.VggFeatures`.
+        output: of the edited pictures, two of [V,C,h,w].
+        content: of the unedited ones.
     """
-    a, b = (network(pictures, CONTENT_LAYERS) for pictures in (output, content))
-    layers = [(a[layer] - b[layer]).square().mean((1, 2, 3)) for layer in CONTENT_LAYERS]
+    layers = [(a - b).square().mean((1, 2, 3)) for a, b in zip(output, content, strict=True)]
     return torch.stack(layers).sum(0)

@@ -5,7 +5,7 @@ import torch
 
 from eval import codec
 from eval.report import split_notes
-from eval.scoring import load_source
+from eval.sources import load_source
 from regionroute.manifest import read_manifest
 
 
