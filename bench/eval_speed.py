@@ -119,7 +119,7 @@ def _environment() -> dict[str, str]:
 
 
 def make_pairs(assets: Path, out: Path, count: int) -> None:
-    """Distinct crops of photos with their masks; edits change the object much and all else a bit."""
+    """Distinct crops of photos with masks; edits invert the object and add noise everywhere."""
     if (out / "pairs" / "manifest.jsonl").exists():
         return
     folder = assets / "photos"

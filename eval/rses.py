@@ -109,7 +109,7 @@ def make_parser() -> Parser:
     add("--report", metavar="FILE", help="also write the report as one HTML file")
     add("--title", help="title of the report")
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    add("--batch-size", type=int, default=16, help="pictures scored at once (default: 16)")
+    add("--batch-size", type=int, default=8, help="pictures scored at once (default: 8)")
     add("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
     return parser
 

@@ -69,7 +69,7 @@ class Scorer:
         self._hashes = FileHashes()
         self._names = {m.name: value_name(m.name, m.definition, m.encoder) for m in metrics}
 
-    def score(self, samples: Sequence[EditSample], batch_size: int = 16) -> list[Row]:
+    def score(self, samples: Sequence[EditSample], batch_size: int = 8) -> list[Row]:
         """One row for each sample and method, samples in their order, memory independent of it."""
         self._finder = EditFinder(self.folders, samples)
         rows: list[tuple[int, Row]] = []

@@ -20,7 +20,6 @@ from eval.metrics.region import (
     in_mask_ratio,
     leak,
     mse_bg,
-    mse_bg_unit,
     success,
 )
 from eval.metrics.rsm import rsm
@@ -112,8 +111,8 @@ def _plain() -> dict[str, Function]:
         "in_mask_ratio": lambda b: in_mask_ratio(b.output, b.content, b.target, b.mask),
         "in_mask_error": lambda b: in_mask_error(b.output, b.target, b.mask),
         "coverage": lambda b: coverage(b.output, b.content, b.mask),
-        "mse_bg": lambda b: mse_bg(b.output, b.content, b.mask),
-        "mse_bg_unit": lambda b: mse_bg_unit(b.output, b.content, b.mask),
+        "mse_bg": _mse_bg,
+        "mse_bg_unit": lambda b: _mse_bg(b) / 4,
         "boundary_error": lambda b: boundary_error(b.output, b.content, b.mask),
         "leak": lambda b: leak(b.output, b.content, b.mask),
         "drift_shift": lambda b: _drift(b)[0],
@@ -121,6 +120,13 @@ def _plain() -> dict[str, Function]:
         "attention_iou": lambda b: _from_map(b, attention_iou),
         "attention_share": lambda b: _from_map(b, attention_share),
     }
+
+
+def _mse_bg(batch: EvalBatch) -> Tensor:
+    found: Tensor = remembered(
+        batch, "mse_bg", lambda: mse_bg(batch.output, batch.content, batch.mask)
+    )
+    return found
 
 
 def _drift(batch: EvalBatch) -> tuple[Tensor, Tensor]:

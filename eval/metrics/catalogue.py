@@ -79,8 +79,8 @@ _INFOS = [
         "length of the centre's movement that, with a zoom, explains best the phase correlations "
         f"of square luma tiles (1/{TILES_A_SIDE} of the shorter side, half overlapping, Hann) "
         f"free of the object, each up to {MAX_SHIFT:.0%} of a tile, refined between pixels, "
-        f"outliers left out once; NaN with fewer than {MIN_TILES} tiles that correlate or tiles that "
-        "disagree by more than a pixel",
+        f"outliers left out once; NaN with fewer than {MIN_TILES} tiles that correlate or tiles "
+        "that disagree by more than a pixel",
     ),
     MetricInfo(
         "drift_zoom", "Zoom", "lower", "share",

@@ -15,7 +15,7 @@ MIN_TILES = 3
 MAX_SHIFT = 0.25  # of a tile's side; larger shifts are not looked for
 MIN_CONTRAST = 0.02  # standard deviation below which a tile has nothing to correlate
 MAX_OBJECT = 0.02  # share of a tile that may be object
-# Height of a correlation peak (1 is a copy) times the tile's side. Tiles that have nothing in common
+# Height of a correlation peak (1 is a copy) times the tile's side. Tiles with nothing in common
 # correlate by chance with a standard deviation of sqrt(pi) / side; this is five of them.
 MIN_PEAK = 9.0
 MAX_REST = 1.0  # pixels; tiles that disagree more than this in the median tell no common movement
