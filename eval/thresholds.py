@@ -60,7 +60,7 @@ def parse_thresholds(
             limit = None
         if parts is None or limit is None:
             raise UserError(f'--fail-if "{item}": write [METHOD:]METRIC>NUMBER, as "lpips_bg>0.1"')
-        method, metric = parts[1], parts[2]
+        method, metric = parts[1] and parts[1].strip(), parts[2]
         if method is not None and method not in methods:
             raise UserError(f'--fail-if "{item}": no such method, there are {", ".join(methods)}')
         if metric not in metrics:
