@@ -91,7 +91,7 @@ def timed(out: Path, weights: Path, name: str) -> dict[str, Any]:
 
 
 def kill_and_resume(out: Path, weights: Path, seconds: float) -> dict[str, Any]:
-    """Kills a run of the tenth on its way, starts it again and compares with the one that was left alone."""
+    """Kills a run of the tenth on its way, starts it again, compares with the one left alone."""
     scores = out / "scores_killed"
     (scores / "cache.jsonl").unlink(missing_ok=True)
     asked = command(out, weights, "tenth", scores)

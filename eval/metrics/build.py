@@ -150,25 +150,12 @@ def _from_map(batch: EvalBatch, measure: Callable[[Tensor, Tensor], Tensor]) -> 
 def _networked(networks: Networks, scope: Scope) -> dict[str, Function]:
     """Those that look through a network; only those whose needs are there may be called."""
     see = _Seeing(networks, scope)
-    return {
-        "lpips_bg": lambda b: lpips_bg(b.output, b.content, b.mask, networks.lpips),
-        "rsm": see.rsm,
+    names = ("lpips_bg", "rsm", "csd", "dreamsim", "aesthetic", "gram", "style_match", "lpips")
+    names += ("clip_score", "clip_directional", "ssim", "vgg_content")
+    functions: dict[str, Function] = {name: getattr(see, name) for name in names}
+    return functions | {
         "clip_i": lambda b: see.kept(b, "clip"),
         "dino": lambda b: see.kept(b, "dino"),
-        "csd": see.csd,
-        "dreamsim": see.dreamsim,
-        "aesthetic": lambda b: per_sample(networks.aesthetic(see.embedded(b, "clip", "output")), b),
-        "gram": see.gram,
-        "style_match": see.style_match,
-        "lpips": lambda b: per_sample(
-            structure.lpips(see.views(b, "output"), see.views(b, "content"), networks.lpips), b
-        ),
-        "clip_score": see.clip_score,
-        "clip_directional": see.clip_directional,
-        "ssim": lambda b: per_sample(
-            structure.ssim(see.views(b, "output"), see.views(b, "content")), b
-        ),
-        "vgg_content": see.vgg_content,
     }
 
 
@@ -237,6 +224,20 @@ class _Seeing:
         styles = [words for _, words, _ in _words(batch)]
         masks = torch.cat(batch.region_masks)
         return per_sample(rsm(pictures, masks, styles, self.networks.clip), batch)
+
+    def lpips_bg(self, batch: EvalBatch) -> Tensor:
+        return lpips_bg(batch.output, batch.content, batch.mask, self.networks.lpips)
+
+    def lpips(self, batch: EvalBatch) -> Tensor:
+        pair = (self.views(batch, which) for which in ("output", "content"))
+        return per_sample(structure.lpips(*pair, self.networks.lpips), batch)
+
+    def ssim(self, batch: EvalBatch) -> Tensor:
+        pair = (self.views(batch, which) for which in ("output", "content"))
+        return per_sample(structure.ssim(*pair), batch)
+
+    def aesthetic(self, batch: EvalBatch) -> Tensor:
+        return per_sample(self.networks.aesthetic(self.embedded(batch, "clip", "output")), batch)
 
     def kept(self, batch: EvalBatch, network: str) -> Tensor:
         pair = (self.embedded(batch, network, which) for which in ("output", "content"))

@@ -8,7 +8,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from eval import trust
 from eval.metrics import style
-from eval.vision import VggFeatures, load_vgg
+from eval.vgg import VggFeatures
+from eval.vision import load_vgg
 from regionroute.errors import UserError
 
 
