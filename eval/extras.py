@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regionroute.errors import UserError
@@ -117,8 +118,12 @@ def dreamsim_network(folder: Path, device: str) -> tuple[nn.Module, Any]:
         from dreamsim import dreamsim
     except ImportError as error:
         raise missing_extra("dreamsim", error) from error
-    with contextlib.redirect_stdout(sys.stderr):  # the package prints
-        made: tuple[nn.Module, Any] = dreamsim(
-            pretrained=True, device=device, cache_dir=str(folder), dreamsim_type="ensemble"
-        )
+    hub = torch.hub.get_dir()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the package prints
+            made: tuple[nn.Module, Any] = dreamsim(
+                pretrained=True, device=device, cache_dir=str(folder), dreamsim_type="ensemble"
+            )
+    finally:
+        torch.hub.set_dir(hub)  # the package moves it
     return made

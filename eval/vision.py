@@ -25,6 +25,8 @@ DREAMSIM_FILES = (
     "open_clip_vitb16_pretrain.pth.tar",
     "clip_vitb16_pretrain.pth.tar",
     "ensemble_lora",
+    "facebookresearch_dino_main",  # the package takes DINO's code and weights from torch hub
+    "checkpoints/dino_vitbase16_pretrain.pth",
 )
 
 

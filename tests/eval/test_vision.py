@@ -223,9 +223,12 @@ def test_what_is_no_network_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"dino_vitb16_pretrain.pth is not in this folder"):
         vision.load_dreamsim(str(tmp_path))
     for name in vision.DREAMSIM_FILES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
+    hub = torch.hub.get_dir()
     with pytest.raises(UserError, match=r"--encoder dreamsim=.*cannot be loaded"):
         vision.load_dreamsim(str(tmp_path))
+    assert torch.hub.get_dir() == hub
 
 
 def test_dreamsim_asks_the_package_pair_by_pair():
