@@ -150,8 +150,10 @@ def _from_map(batch: EvalBatch, measure: Callable[[Tensor, Tensor], Tensor]) -> 
 def _networked(networks: Networks, scope: Scope) -> dict[str, Function]:
     """Those that look through a network; only those whose needs are there may be called."""
     see = _Seeing(networks, scope)
-    names = ("lpips_bg", "rsm", "csd", "dreamsim", "aesthetic", "gram", "style_match", "lpips")
-    names += ("clip_score", "clip_directional", "ssim", "vgg_content")
+    names = (
+        *("lpips_bg", "rsm", "csd", "dreamsim", "aesthetic", "gram", "style_match", "lpips"),
+        *("clip_score", "clip_directional", "ssim", "vgg_content"),
+    )
     functions: dict[str, Function] = {name: getattr(see, name) for name in names}
     return functions | {
         "clip_i": lambda b: see.kept(b, "clip"),
@@ -229,8 +231,8 @@ class _Seeing:
         return lpips_bg(batch.output, batch.content, batch.mask, self.networks.lpips)
 
     def lpips(self, batch: EvalBatch) -> Tensor:
-        pair = (self.views(batch, which) for which in ("output", "content"))
-        return per_sample(structure.lpips(*pair, self.networks.lpips), batch)
+        output, content = (self.views(batch, which) for which in ("output", "content"))
+        return per_sample(structure.lpips(output, content, self.networks.lpips), batch)
 
     def ssim(self, batch: EvalBatch) -> Tensor:
         pair = (self.views(batch, which) for which in ("output", "content"))
