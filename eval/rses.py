@@ -31,7 +31,8 @@ from eval.cache import CACHE_FILE, ValueCache
 from eval.edits import SIZE_RULE, parse_edits
 from eval.features import usable_device
 from eval.metrics import CATALOGUE, GROUPS, SampleMetric
-from eval.metrics.build import SET_METRICS, build_metrics, choose_metrics, needs_of
+from eval.metrics.build import build_metrics
+from eval.metrics.choice import SET_METRICS, choose_metrics, needs_of
 from eval.metrics.views import SCOPES
 from eval.networks import REMEDIES, Networks, load_networks, parse_places
 from eval.page import check_option, check_page

@@ -10,7 +10,7 @@ from eval.judge import SEMANTIC, rate
 from eval.metrics import embedding, structure, style
 from eval.metrics.attention import attention_iou, attention_share
 from eval.metrics.base import EvalBatch, SampleMetric
-from eval.metrics.catalogue import CATALOGUE, GROUPS
+from eval.metrics.catalogue import CATALOGUE
 from eval.metrics.drift import drift
 from eval.metrics.lpips import lpips_bg
 from eval.metrics.region import (
@@ -25,45 +25,9 @@ from eval.metrics.region import (
 from eval.metrics.rsm import rsm
 from eval.metrics.views import SCOPES, Scope, per_sample, remembered, square, views
 from eval.networks import Networks
-from regionroute.errors import UserError, nearest
 
 Function = Callable[[EvalBatch], Tensor]
-SET_METRICS = {  # of no single sample, see eval/sets.py: what they need and the group they are in
-    "fid": (("inception", "styles"), "stylegallery"),
-    "artfid": (("inception", "styles", "lpips"), "stylegallery"),
-}
 SCOPED = ("styleexpert", "stylegallery", "stylemamba")  # groups whose scope can be chosen
-
-
-def choose_metrics(text: str, judged: bool = False) -> list[str]:
-    """Names of the metrics that are asked for, in the catalogue's order.
-
-    Args:
-        text: names and groups with commas between them; "all" is every one.
-        judged: there is a judge, so that its four questions are asked too.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    asked = {word.strip() for word in text.split(",") if word.strip()}
-    groups = {info.name: info.group for info in CATALOGUE.values()}
-    groups |= {name: group for name, (_, group) in SET_METRICS.items()}
-    known = {*groups, *GROUPS, "all"}
-    for word in sorted(asked - known):
-        close = nearest(word, sorted(known))
-        raise UserError(f"--metrics {word}: unknown, the nearest known name is {close!r}")
-    if not asked:
-        raise UserError(f"--metrics: no name given, groups are {', '.join(GROUPS)} and all")
-    asked |= {"vlm"} if judged else set()
-    return [n for n, group in groups.items() if asked & {n, group, "all"}]
-
-
-def needs_of(names: Sequence[str]) -> set[str]:
-    """Everything that these metrics need."""
-    found: set[str] = set()
-    for name in names:
-        found.update(SET_METRICS[name][0] if name in SET_METRICS else CATALOGUE[name].needs)
-    return found
 
 
 def build_metrics(

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from eval import networks, rses
 from eval.edits import Edit
 from eval.metrics import CATALOGUE, GROUPS
-from eval.metrics.build import SET_METRICS, build_metrics, choose_metrics, needs_of
+from eval.metrics.build import build_metrics
+from eval.metrics.choice import SET_METRICS, choose_metrics, needs_of
 from eval.metrics.embedding import PHOTO_TEXT, STYLED_TEXT, directional
 from eval.metrics.views import crop_box
 from eval.networks import REMEDIES, Networks, load_networks, parse_places
