@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.edits import FLOOR
 from eval.extras import FrechetDistance
 from eval.metrics.views import SCOPES, Scope, crop_box
 from eval.scoring import Row
@@ -139,18 +140,18 @@ def _distance(store: FeatureStore, edits: Sequence[str], reference: Sequence[str
 def _row_keys(
     row: Row, scores: Path, encoder: ImageEncoder, scope: Scope, store: FeatureStore
 ) -> list[str]:
-    """The keys of a row's views; what is not in the store yet is made."""
+    """The keys of a row's views (one of the whole picture); what is not stored yet is made."""
     files = row["files"]
-    name = files.get("edit") or files["source" if row["method"] == "floor" else "target"]
-    masks = [scores / mask for mask in files["masks"]]
-    picture_hash = file_hash(scores / name)
-    keys = [settings_hash([picture_hash, file_hash(mask), scope]) for mask in masks]
+    name = files.get("edit") or files["source" if row["method"] == FLOOR else "target"]
+    masks = [scores / mask for mask in files["masks"]] if scope == "object" else [None]
+    hashes = ["" if mask is None else file_hash(mask) for mask in masks]
+    keys = [settings_hash([file_hash(scores / name), mask_hash]) for mask_hash in hashes]
     if all(key in store for key in keys):
         return keys
     picture = read_image(scores / name)
     for key, mask in zip(keys, masks, strict=True):
         if key not in store:
-            view = _view(picture, mask, row["size"]) if scope == "object" else picture
+            view = picture if mask is None else _view(picture, mask, row["size"])
             store.add(key, encoder.encode_image([view])[0])
     return keys
 
