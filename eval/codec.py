@@ -21,7 +21,7 @@ from tqdm import tqdm
 from eval.features import usable_device
 from eval.metrics.region import in_mask_error, in_mask_ratio, leak, mse_bg
 from eval.page import check_option
-from eval.scoring import Source, load_source, select_split
+from eval.sources import Source, load_source, select_split
 from eval.stats import describe, ratio_of_means
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
 from regionroute.backbones.kontext import load_backbone
@@ -115,6 +115,7 @@ def _measure_batch(codec: Codec, sources: list[Source]) -> list[dict[str, Any]]:
             "id": source.sample.id,
             "styles": [region.style for region in source.sample.regions],
             "flags": list(source.sample.flags),
+            "mask_share": float(source.mask.mean()),
             **{name: float(values[number]) for name, values in columns.items()},
         }
         for number, source in enumerate(sources)

@@ -1,21 +1,48 @@
 """Finds and reads what a method made: the picture, its sidecar and its attention map.
 
-An edits folder holds for each sample ``<id>.png`` and, as `regionroute edit` writes them,
-``<id>.json`` (sidecar) and ``<id>.map.png`` (8-bit grey, 128 is the decision boundary).
+An edits folder holds for each sample ``<id>.png`` (or another picture of that name), else one of
+the context's file name, and, as `regionroute edit` writes them, ``<id>.json`` (sidecar) and
+``<id>.map.png`` (8-bit grey, 128 is the decision boundary).
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from eval.metrics.attention import MAP_LEVELS
 from regionroute.errors import UserError
 from regionroute.io import read_image, read_json
+from regionroute.manifest import EditSample
 
 FLOOR, CEILING = "floor", "ceiling"
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+ASPECT_TOLERANCE = 0.02
+SIZE_RULE = (
+    "an edit of another size than its context is resampled to the context's (bicubic, antialiased) "
+    f"and counted if its aspect ratio is within {ASPECT_TOLERANCE:.0%} of the context's; any other "
+    "is not scored"
+)
+RESIZED, GREY, FULL_MASK, NO_MAP = "other size", "grey-scale", "full mask", "map left out"
+_GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something about an edit that was scored all the same.
+
+    Attributes:
+        kind: one of the four constants above; remarks are counted by it.
+        text: one sentence.
+    """
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -23,14 +50,14 @@ class Edit:
     """One edited picture.
 
     Attributes:
-        image: [3,H,W] in [0,1].
+        image: [3,H,W] in [0,1] at the context's size.
         region_map: [h,w] in [0,1], None without a readable map.
-        map_problem: why there is a map file but no map, one sentence.
+        remarks: what was unusual.
     """
 
     image: Tensor
     region_map: Tensor | None = None
-    map_problem: str | None = None
+    remarks: list[Remark] = field(default_factory=list)
 
 
 def parse_edits(items: list[str]) -> dict[str, Path]:
@@ -54,9 +81,40 @@ def parse_edits(items: list[str]) -> dict[str, Path]:
     return methods
 
 
-def edit_path(folder: Path, sample_id: str) -> Path:
-    """Where a sample's edit is."""
-    return folder / f"{sample_id}.png"
+class EditFinder:
+    """Says which file of a method's folder is a sample's edit.
+
+    Args:
+        folders: {method: folder}.
+        samples: all that are scored; a context's name is no use where two of them share it.
+    """
+
+    def __init__(self, folders: dict[str, Path], samples: Sequence[EditSample]) -> None:
+        self.folders = folders
+        self._names = {
+            name: {file.name for file in path.iterdir()} for name, path in folders.items()
+        }
+        self._uses = Counter(PurePosixPath(sample.context).stem for sample in samples)
+
+    def path(self, method: str, sample: EditSample) -> Path:
+        """The file of a sample's edit; ``<id>.png`` where there is none.
+
+        Raises:
+            UserError: only the context's name is there and other samples have the same.
+        """
+        folder, names = self.folders[method], self._names[method]
+        stem = PurePosixPath(sample.context).stem
+        for base in (sample.id, stem):
+            for ending in ENDINGS:
+                if base + ending not in names:
+                    continue
+                if base == stem != sample.id and self._uses[stem] > 1:
+                    raise UserError(
+                        f"{folder / (base + ending)}: {self._uses[stem]} samples have a context of "
+                        f"this name, name their edits by id ({sample.id}.png and so on)"
+                    )
+                return folder / (base + ending)
+        return folder / f"{sample.id}.png"
 
 
 def map_path(folder: Path, sample_id: str) -> Path:
@@ -64,32 +122,42 @@ def map_path(folder: Path, sample_id: str) -> Path:
     return folder / f"{sample_id}.map.png"
 
 
-def load_edit(folder: Path, sample_id: str, size: tuple[int, int]) -> Edit:
-    """Reads a sample's edit; a bad map costs only the map.
+def load_edit(path: Path, sample_id: str, size: tuple[int, int]) -> Edit:
+    """Reads a sample's edit and the map beside it; a bad map costs only the map.
 
     Args:
-        folder: of the method.
+        path: of the edit.
         sample_id: the sample.
         size: (height, width) of its context.
 
     Raises:
-        UserError: the edit is missing, damaged, not finite or of another size.
+        UserError: the edit is missing, damaged, not finite or of another aspect ratio.
     """
-    path = edit_path(folder, sample_id)
+    remarks = []
     image = read_image(path)
-    if image.shape[1:] != size:
-        raise UserError(
-            f"{path}: {image.shape[2]}x{image.shape[1]} pixels but its context is "
-            f"{size[1]}x{size[0]}, edits must keep the size"
-        )
     if not torch.isfinite(image).all():
         raise UserError(f"{path}: holds values that are not finite, make the edit again")
-    if not map_path(folder, sample_id).exists():
-        return Edit(image)
+    if image.shape[1:] != size:
+        image, remark = _resampled(path, image, size)
+        remarks.append(remark)
+    with Image.open(path) as opened:
+        if opened.mode in _GREY_MODES:
+            remarks.append(Remark(GREY, f"{path}: grey-scale, read as three equal channels"))
+    if not map_path(path.parent, sample_id).exists():
+        return Edit(image, None, remarks)
     try:
-        return Edit(image, load_map(folder, sample_id))
+        return Edit(image, load_map(path.parent, sample_id), remarks)
     except UserError as error:
-        return Edit(image, None, str(error))
+        return Edit(image, None, [*remarks, Remark(NO_MAP, str(error))])
+
+
+def _resampled(path: Path, image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Remark]:
+    height, width = image.shape[1:]
+    sentence = f"{path}: {width}x{height} pixels but its context is {size[1]}x{size[0]}"
+    if abs((width / height) / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
+        raise UserError(f"{sentence}, another shape cannot be compared, make the edit again")
+    new = F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)
+    return new[0].clamp(0, 1), Remark(RESIZED, f"{sentence}, resampled to that")
 
 
 def load_map(folder: Path, sample_id: str) -> Tensor:

@@ -4,7 +4,6 @@ A network whose weights are absent is reported as absent. None is ever replaced 
 with random weights: a number from random weights must not look like a result.
 """
 
-import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eval.trust import check_features, check_trained, tensors_hash
 from regionroute.errors import UserError
 from regionroute.io import to_pil
 
@@ -49,11 +49,7 @@ class ImageTextEncoder(Protocol):
 
 def weights_hash(module: nn.Module) -> str:
     """First 16 hexadecimal digits of the SHA-256 over all weights, by name, with their types."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return tensors_hash(module.state_dict())
 
 
 def usable_device(name: str) -> torch.device:
@@ -157,6 +153,21 @@ def find_lpips_weights(given: str | None) -> Path | None:
     raise UserError(f"{origin} {asked}: no *alexnet*.safetensors or *alexnet*.pth in this folder")
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file; only tensors are read, no code.
+
+    Raises:
+        OSError: the file cannot be read at all.
+        Exception: of nearly any class, for a file that is something else.
+    """
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # guesses about foreign files; ours says it better
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
 def load_lpips(path: Path, device: str | torch.device = "cpu") -> PerceptualDistance:
     """The distance with the weights in `path`.
 
@@ -164,20 +175,17 @@ def load_lpips(path: Path, device: str | torch.device = "cpu") -> PerceptualDist
         UserError: the file is damaged or does not hold torchvision's AlexNet.
     """
     try:
-        if path.suffix == ".safetensors":
-            features = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # guesses about foreign files; ours says it better
-                features = torch.load(path, map_location="cpu", weights_only=True)
-        return PerceptualDistance(features, path.name).to(device)
+        features = read_weights(path)
+        distance = PerceptualDistance(features, path.name)
     except OSError:
         raise
     # Any exception class can come out of reading a file that is something else.
     except Exception as error:
         raise UserError(
-            f"{path}: not torchvision's AlexNet weights ({_first_line(error)}), give another file"
+            f"{path}: not torchvision's AlexNet weights ({first_line(error)}), give another file"
         ) from error
+    check_features("alexnet", features, path, f"--lpips-weights {path}")
+    return distance.to(device)
 
 
 class ClipEncoder:
@@ -227,30 +235,58 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> ClipEncoder:
     """CLIP by hub name or local folder.
 
     Raises:
-        UserError: not found, not reachable, not an image-text model, or weights missing.
+        UserError: not found, not reachable, not an image-text model, or weights missing or random.
     """
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+    model, processor, tokenizer = open_pretrained(
+        "--clip", name, AutoModel, (AutoImageProcessor, AutoTokenizer)
+    )
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise UserError(f"--clip {name}: this is no image-text model, give a CLIP or SigLIP")
+    return ClipEncoder(model.to(device), processor, tokenizer, shown_name(name))
+
+
+def open_pretrained(option: str, name: str, kind: Any, parts: Sequence[Any]) -> list[Any]:
+    """A transformers model with its processor and tokenizer, by hub name or local folder.
+
+    Args:
+        option: for the sentences, such as "--clip".
+        name: hub name or folder.
+        kind: the model's (auto) class.
+        parts: the other classes to load from the same place.
+
+    Returns:
+        The model and the parts, in their order.
+
+    Raises:
+        UserError: not found, not reachable, of another kind, or weights missing or random.
+    """
     local = Path(name).expanduser().is_dir()
     try:
         where: dict[str, Any] = {"local_files_only": local}
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True, **where)
-        processor = AutoImageProcessor.from_pretrained(name, **where)
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        model, report = kind.from_pretrained(name, output_loading_info=True, **where)
+        others = [part.from_pretrained(name, **where) for part in parts]
+    except (
+        *(OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError),
+        *(TypeError, AttributeError),  # of configurations of another kind of model
+    ) as error:
         remedy = "copy the whole folder again" if local else "check the name or the connection"
         raise UserError(
-            f"--clip {name}: cannot be loaded, {remedy} ({_first_line(error)})"
+            f"{option} {name}: cannot be loaded, {remedy} ({first_line(error)})"
         ) from error
-    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
-        raise UserError(f"--clip {name}: this is no image-text model, give a CLIP or SigLIP")
     # transformers fills what a file lacks with random numbers and only prints a line.
     if report["missing_keys"]:
         raise UserError(
-            f"--clip {name}: its weights lack {min(report['missing_keys'])}, copy them again"
+            f"{option} {name}: its weights lack {min(report['missing_keys'])}, copy them again"
         )
-    label = Path(name).expanduser().resolve().name if local else name
-    return ClipEncoder(model.to(device), processor, tokenizer, label)
+    check_trained(model, f"{option} {name}")
+    return [model, *others]
+
+
+def shown_name(name: str) -> str:
+    """A folder's own name, or the hub name."""
+    return Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
 
 
 def _pooled(features: Any) -> Tensor:
@@ -259,5 +295,6 @@ def _pooled(features: Any) -> Tensor:
     return result
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from eval.edits import map_path, parse_edits
 from eval.maps_view import maps_view
-from eval.metrics import MAP_METRICS, build_metrics
+from eval.metrics import MAP_METRICS
+from eval.metrics.build import build_metrics
 from eval.page import check_page, write_page
-from eval.scoring import Row, Scorer, select_split
+from eval.scoring import Row, Scorer
+from eval.sources import select_split
 from eval.summary import edit_methods, summarise
 from regionroute.errors import Parser, UserError, command
 from regionroute.manifest import EditSample, read_manifest
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     manifest = read_manifest(args.manifest)
     samples = select_split(manifest, args.split)
     require_maps(methods, samples)
-    metrics = [metric for metric in build_metrics() if metric.name in MAP_METRICS]
+    metrics = build_metrics(names=MAP_METRICS)
     # The page holds its pictures, so the rows may name them from where we stand.
     scorer = Scorer(manifest, methods, metrics, Path(), on_problem=_say)
     rows = scorer.score(samples)

@@ -16,6 +16,7 @@ MAX_SIDE = 320  # larger pictures are reduced to this for the report; the number
 PIXEL_ART_SIDE = 128  # up to this the report shows single pixels, as lossless PNG
 OVERLAY_SIDE = 224  # overlays are drawn at least this large, so that the heat looks smooth
 HEAT_OPACITY = 0.72
+CHANGE_FULL = 0.5  # change of a channel drawn as full heat
 CONTOUR_WIDTH = 2
 CONTOUR_COLOUR = torch.tensor([0.36, 0.87, 1.0])  # no heat has this hue
 JPEG_QUALITY = 88
@@ -99,6 +100,28 @@ def overlay(source: Tensor, region_map: Tensor, mask: Tensor, *, contour: bool =
         return picture
     line = mask_outline((heat > MAP_BOUNDARY).float()[None], CONTOUR_WIDTH)
     return torch.where(line > 0, CONTOUR_COLOUR[:, None, None], picture)
+
+
+def change_map(source: Tensor, edit: Tensor, mask: Tensor) -> Tensor:
+    """Where an edit changed the picture, as heat over its own grey, with the mask's rim in white.
+
+    Args:
+        source: [3,H,W] in [0,1].
+        edit: [3,H',W'] in [0,1], resized to the source's size where it differs.
+        mask: [1,H,W] in {0,1}.
+
+    Returns:
+        [3,H'',W''] of the overlays' size; full heat is a change of half the range in any channel.
+    """
+    if edit.shape != source.shape:
+        edit = F.interpolate(edit[None], source.shape[1:], mode="bilinear", antialias=True)[0]
+    change = (edit - source).abs().amax(0) / CHANGE_FULL
+    size = _overlay_size(source.shape[1], source.shape[2])
+    grey = source.mean(0, keepdim=True).expand(3, -1, -1)
+    grey = F.interpolate(grey[None], size, mode="nearest-exact")[0]
+    heat = F.interpolate(change[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    picture = (1 - HEAT_OPACITY) * grey * 0.6 + HEAT_OPACITY * heat_colours(heat.clamp(0, 1))
+    return _with_rim(picture.clamp(0, 1), mask)
 
 
 def _with_rim(picture: Tensor, mask: Tensor) -> Tensor:

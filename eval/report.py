@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from eval.metrics import CATALOGUE
 from eval.page import check_page, figure, map_overlay, missing, read_source, write_page
-from eval.pictures import spotlight
+from eval.pictures import change_map, spotlight
 from eval.report_view import COLOURS, View, numbers_view
 from eval.summary import SCHEMA_VERSION, edit_methods
 from eval.tables import format_value
@@ -68,6 +69,7 @@ def write_report(
             for place, group in enumerate(tqdm(samples, desc="report", unit="sample"))
         ],
         choice=choice,
+        worst_by=next((name for name in (WORST_BY, *names) if name in names), ""),
     )
 
 
@@ -175,14 +177,22 @@ def _number(row: View, metric: str) -> str:
 
 
 def _edit_column(scores: Path, row: View, colour: int) -> list[View]:
-    """A method's edit and, where it has one, its map below."""
+    """A method's edit, below it what it changed and, where it has one, its map."""
     name, files = row["method"], row["files"]
     if row["error"]:
         return [missing(name, colour, row["error"])]
-    column = [figure(name, colour, lambda: read_image(scores / files["edit"]))]
+    column = [
+        figure(name, colour, lambda: read_image(scores / files["edit"])),
+        figure(f"{name}: change", colour, lambda: _change(scores, files)),
+    ]
     if "map" in files and not row["map_problem"]:
         column.append(figure(f"{name}: map", colour, lambda: map_overlay(scores, row)))
     return column
+
+
+def _change(scores: Path, files: View) -> Tensor:
+    source, mask = read_source(scores, files)
+    return change_map(source, read_image(scores / files["edit"]), mask)
 
 
 @command

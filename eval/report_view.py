@@ -7,12 +7,14 @@ from markupsafe import Markup
 
 from eval.edits import CEILING, FLOOR
 from eval.metrics import CATALOGUE, MetricInfo
+from eval.plot import match_plots
 from eval.summary import ALL, RELATIVE, edit_methods
 from eval.tables import (
     format_difference,
     format_difference_interval,
     format_interval,
     format_value,
+    set_table,
 )
 
 View = dict[str, Any]
@@ -23,8 +25,11 @@ REFERENCES = {
     CEILING: "the target itself",
     CODEC: "through the autoencoder and back, no edit",
 }
-CARD_METRICS = ("success", "in_mask_ratio", "mse_bg", "leak", "attention_iou", "lpips_bg", "rsm")
-MAX_CARDS = 6
+CARD_METRICS = (
+    *("success", "in_mask_ratio", "coverage", "mse_bg", "leak", "lpips_bg", "drift_shift"),
+    *("attention_iou", "rsm", "style_match", "q1", "q2"),
+)
+MAX_CARDS = 9
 COLOURS = 6  # --m0 … --m5 in report.css
 VERDICTS = {
     "better": "clearly better in",
@@ -52,11 +57,18 @@ def numbers_view(summary: View, codec: View | None) -> View:
         "sentences": _sentences(summary, methods, shown),
         "cards": [_card(summary, methods, info) for info in _card_metrics(shown)],
         "rows": _rows(summary, methods, shown, codec),
+        "plots": match_plots(summary, colours),
+        "sets": set_table(summary),
         "pairs": [_pair(pair, shown) for pair in summary["pairs"] if pair["a"] == methods[-1]],
         "other_pairs": [
             _pair(pair, shown) for pair in summary["pairs"] if pair["a"] != methods[-1]
         ],
         "slices": _slices(summary, methods, shown),
+        "remarks": [
+            f"{name}: {count} of {summary['methods'][name]['n_samples']} edits: {kind}."
+            for name in methods
+            for kind, count in summary["methods"][name]["remarks"].items()
+        ],
         "failures": [
             {"method": name, **failure}
             for name in methods

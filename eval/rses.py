@@ -1,12 +1,21 @@
 r"""Scores edited pictures: the Regional Style Editing Score and its company.
 
-    python eval/rses.py --manifest data/scenes/manifest.jsonl --split test \
-        --edits without=out/a --edits with=out/b --out scores/ --report report.html
+    python eval/rses.py --manifest data/scenes --edits ours=out/a --edits kontext=out/b \
+        --out scores/ --report report.html
+    python eval/rses.py … --judge Qwen/Qwen2.5-VL-7B-Instruct         # its four questions as well
+    python eval/rses.py … --metrics rse,ssim,gram --style-images styles/ --encoder vgg=vgg19.pth
+    python eval/rses.py … --fail-if "lpips_bg>0.1" --fail-if "ours:success<0.8"
 
-Edits are found as DIR/<id>.png beside their sidecar DIR/<id>.json and map DIR/<id>.map.png. Written
-are samples.jsonl (a row for each sample and method), summary.json, summary.md and, when asked for,
-one self-contained report. The unedited picture ("floor") and the target ("ceiling") are scored as
-methods of their own.
+Edits are found as DIR/<id>.png, or by their context's file name, beside their sidecar DIR/<id>.json
+and map DIR/<id>.map.png. Written are samples.jsonl and samples.csv (a row for each sample and
+method), summary.json, summary.md and summary.tex and, when asked for, one self-contained report.
+The unedited picture ("floor") and the target ("ceiling") are scored as methods of their own.
+
+What was measured once is kept in cache.jsonl by the content of its files: a run that was stopped
+goes on, and a further metric or method costs only itself.
+
+Exit code: 0 all is well, 1 no edit could be scored, 2 a mistake in what was given, 3 a --fail-if
+was met.
 """
 
 import argparse
@@ -16,27 +25,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from eval.edits import parse_edits
-from eval.features import (
-    CLIP_REMEDY,
-    LPIPS_REMEDY,
-    find_lpips_weights,
-    load_clip,
-    load_lpips,
-    usable_device,
-)
-from eval.metrics import CATALOGUE, SampleMetric, build_metrics
+from eval.cache import CACHE_FILE, ValueCache
+from eval.edits import SIZE_RULE, parse_edits
+from eval.features import usable_device
+from eval.metrics import CATALOGUE, GROUPS, SampleMetric
+from eval.metrics.build import build_metrics
+from eval.metrics.choice import SET_METRICS, choose_metrics, needs_of
+from eval.metrics.views import SCOPES
+from eval.networks import REMEDIES, Networks, load_networks, parse_places
 from eval.page import check_option, check_page
 from eval.report import write_report
-from eval.scoring import Row, Scorer, select_split
+from eval.scoring import Row, Scorer
+from eval.sets import describe_sets, score_sets
+from eval.sources import select_split
 from eval.summary import RELATIVE_DEFINITION, bootstrap_settings, edit_methods, summarise
-from eval.tables import main_table, markdown
+from eval.tables import csv_rows, latex, main_table, markdown
+from eval.thresholds import parse_thresholds, violations
 from regionroute.errors import Parser, UserError, command
 from regionroute.io import atomic_write, check_output_folder, file_hash, write_json, write_jsonl
-from regionroute.manifest import manifest_file, read_manifest
+from regionroute.manifest import EditSample, manifest_file, read_manifest
 
 PACKAGES = ("regionroute", "torch", "torchvision", "transformers", "lpips", "numpy")
 
@@ -58,7 +67,15 @@ def make_parser() -> Parser:
         metavar="[NAME=]DIR",
         help="a method's folder of edits; repeat it for every method to compare",
     )
-    add("--out", required=True, help="folder for samples.jsonl, summary.json and summary.md")
+    add("--out", required=True, help="folder for the scores")
+    add(
+        "--metrics",
+        default="rse",
+        metavar="NAMES",
+        help="metrics and groups of metrics with commas between them (default: rse). Groups: "
+        + "; ".join(f"{name}, {text}" for name, text in GROUPS.items())
+        + "; all",
+    )
     add("--clip", metavar="NAME_OR_FOLDER", help="image-text encoder for RSM; without it no RSM")
     add(
         "--lpips-weights",
@@ -66,38 +83,70 @@ def make_parser() -> Parser:
         help="torchvision's AlexNet weights for LPIPS (default: $REGIONROUTE_LPIPS, else torch "
         "hub's cache)",
     )
+    add(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME=PLACE",
+        help="a further network: dino, csd, dreamsim, aesthetic, vgg or inception; repeat it",
+    )
+    add("--style-images", metavar="DIR", help="pictures of the styles: <style>.jpg, <style>/*.jpg")
+    add("--judge", metavar="NAME_OR_FOLDER", help="vision-language model for questions 1 to 4")
+    add("--judge-config", metavar="FILE", help="its prompts and table of opposite styles (YAML)")
+    add(
+        "--scope",
+        choices=list(SCOPES),
+        default="object",
+        help="what the sister systems' measures look at: each region's padded box, or the whole "
+        "picture as they are published (default: object)",
+    )
+    add(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help='exit with 3 if a mean is so, "lpips_bg>0.1" of any method, "ours:success<0.8" of one',
+    )
     add("--report", metavar="FILE", help="also write the report as one HTML file")
     add("--title", help="title of the report")
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    add("--batch-size", type=int, default=16, help="pictures scored at once (default: 16)")
+    add("--batch-size", type=int, default=8, help="pictures scored at once (default: 8)")
     add("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
     return parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; 1 if no edit at all could be scored."""
+    """Runs the command; see the exit codes above."""
     args = make_parser().parse_args(argv)
     _check(args)
     methods = parse_edits(args.edits)
+    names = choose_metrics(args.metrics, judged=args.judge is not None)
+    thresholds = parse_thresholds(args.fail_if, list(methods), names)
     manifest = read_manifest(args.manifest)
     samples = select_split(manifest, args.split)
     device = usable_device(args.device)
-    metrics, skipped = load_metrics(args.lpips_weights, args.clip, device)
+    out = Path(args.out)
+    networks = _networks(args, names, out)
+    metrics = build_metrics(networks, names, args.scope)
+    skipped = _skipped(names, networks)
     for name, reason in skipped.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
-    out = Path(args.out)
-    scorer = Scorer(manifest, methods, metrics, out, device, on_problem=_say)
+    _warn_styles(networks, samples)
+    cache = ValueCache(out / CACHE_FILE)
+    scorer = Scorer(manifest, methods, metrics, out, device, on_problem=_say, cache=cache)
     rows = scorer.score(samples, args.batch_size)
-    names = [metric.name for metric in metrics]
     summary = {
         **_header(args, methods, len(samples), metrics, skipped),
-        **summarise(rows, names, args.seed),
+        **summarise(rows, [metric.name for metric in metrics], args.seed),
+        **_sets(args, names, networks, rows, out),
+        **_judged(networks),
     }
     _write(out, rows, summary)
     if args.report:
         write_report(out, Path(args.report), title=args.title)
-    return _finish(args, summary, out)
+    code = _finish(args, summary, out)
+    return code or _failed(violations(thresholds, summary))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -109,25 +158,46 @@ def _check(args: argparse.Namespace) -> None:
     check_option("--out", args.out, check_output_folder)
     if args.report:
         check_page("--report", args.report)
+    if args.judge_config and not args.judge:
+        raise UserError("--judge-config: there is no judge to ask, give --judge as well")
 
 
-def load_metrics(
-    lpips_weights: str | None, clip: str | None, device: torch.device
-) -> tuple[list[SampleMetric], dict[str, str]]:
-    """The metrics whose networks are there, and for each other the way to get it.
+def _networks(args: argparse.Namespace, names: Sequence[str], out: Path) -> Networks:
+    """What the metrics need, as far as it was given.
 
     Raises:
-        UserError: a network that was asked for cannot be loaded.
+        UserError: something that was asked for cannot be loaded.
     """
-    path = find_lpips_weights(lpips_weights)
-    distance = load_lpips(path, device) if path else None
-    encoder = load_clip(clip, device) if clip else None
-    skipped = {}
-    if distance is None:
-        skipped["lpips_bg"] = f"no AlexNet weights; {LPIPS_REMEDY}"
-    if encoder is None:
-        skipped["rsm"] = f"no image-text encoder; {CLIP_REMEDY}"
-    return build_metrics(distance, encoder), skipped
+    return load_networks(
+        needs_of(names),
+        parse_places(args.encoder),
+        lpips_weights=args.lpips_weights,
+        clip=args.clip,
+        judge=args.judge,
+        judge_config=args.judge_config,
+        style_images=args.style_images,
+        out=out,
+        device=usable_device(args.device),
+    )
+
+
+def _skipped(names: Sequence[str], networks: Networks) -> dict[str, str]:
+    """For each metric that cannot be computed the way to get what it lacks."""
+    reasons = {}
+    for name in names:
+        needs = SET_METRICS[name][0] if name in SET_METRICS else CATALOGUE[name].needs
+        lacking = networks.lacks(needs)
+        if lacking:
+            reasons[name] = REMEDIES[lacking]
+    return reasons
+
+
+def _warn_styles(networks: Networks, samples: Sequence[EditSample]) -> None:
+    if networks.styles is None:
+        return
+    wanted = [region.style for sample in samples for region in sample.regions]
+    for style in networks.styles.missing(wanted):
+        _say(f"--style-images: no picture of {style!r}, its edits are not compared with any")
 
 
 def _header(
@@ -147,6 +217,7 @@ def _header(
             "samples": count,
         },
         "edits": {name: folder.as_posix() for name, folder in methods.items()},
+        "size_rule": SIZE_RULE,
         "metrics": {metric.name: describe_metric(metric) for metric in metrics},
         "skipped": skipped,
         "derived": {"in_mask_relative": RELATIVE_DEFINITION},
@@ -162,16 +233,44 @@ def describe_metric(metric: SampleMetric) -> dict[str, Any]:
         "label": info.label,
         "better": info.better,
         "unit": info.unit,
-        "definition": info.definition,
+        "group": info.group,
+        "definition": metric.definition,
     }
     return {**entry, "encoder": metric.encoder} if metric.encoder else entry
+
+
+def _sets(
+    args: argparse.Namespace, names: Sequence[str], networks: Networks, rows: list[Row], out: Path
+) -> dict[str, Any]:
+    """FID and ArtFID where they were asked for and can be made."""
+    if networks.inception is None or networks.styles is None:
+        return {}
+    found = score_sets(rows, out, networks.inception, networks.styles, args.scope)
+    asked = [name for name in SET_METRICS if name in names]
+    kept = {m: {n: e for n, e in entry.items() if n in asked} for m, entry in found.items()}
+    return {"sets": {**describe_sets(networks.inception, args.scope), "methods": kept}}
+
+
+def _judged(networks: Networks) -> dict[str, Any]:
+    """Who judged and how; the answers are in judge.jsonl."""
+    judge = networks.judge
+    if judge is None:
+        return {}
+    settings = judge.config.model_dump()
+    return {"judge": {**judge.identity(), "config": settings, "answers": judge.counts()}}
 
 
 def _write(out: Path, rows: list[Row], summary: dict[str, Any]) -> None:
     write_jsonl(out / "samples.jsonl", rows)
     write_json(out / "summary.json", summary)
-    with atomic_write(out / "summary.md") as temporary:
-        temporary.write_text(markdown(summary), encoding="utf-8")
+    texts = {
+        "samples.csv": csv_rows(rows, list(summary["metrics"])),
+        "summary.md": markdown(summary),
+        "summary.tex": latex(summary),
+    }
+    for name, text in texts.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _finish(args: argparse.Namespace, summary: dict[str, Any], out: Path) -> int:
@@ -181,10 +280,18 @@ def _finish(args: argparse.Namespace, summary: dict[str, Any], out: Path) -> int
     for name, entry in entries.items():
         if entry["n_failed"]:
             print(f"{name}: {entry['n_failed']} of {entry['n_samples']} failed", file=sys.stderr)
+        for kind, count in entry["remarks"].items():
+            print(f"{name}: {count} of {entry['n_samples']}: {kind}", file=sys.stderr)
     print(f"scores: {out / 'summary.md'}")
     if args.report:
         print(f"report: {args.report}")
     return 0 if any(entry["n_scored"] for entry in entries.values()) else 1
+
+
+def _failed(sentences: Sequence[str]) -> int:
+    for sentence in sentences:
+        print(f"--fail-if: {sentence}", file=sys.stderr)
+    return 3 if sentences else 0
 
 
 def _say(line: str) -> None:

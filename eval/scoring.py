@@ -1,92 +1,38 @@
 """Goes through the samples once and scores every method: rows, in batches of equal size.
 
 Every (sample, method) pair gives exactly one row: its numbers, or the sentence that says why there
-are none. Nothing is dropped.
+are none. Nothing is dropped. Pictures that were measured before are not opened again.
 """
 
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from eval.edits import CEILING, FLOOR, Edit, edit_path, load_edit, map_path
+from eval.cache import FileHashes, ValueCache, pair_key, value_name
+from eval.edits import (
+    CEILING,
+    FLOOR,
+    FULL_MASK,
+    NO_MAP,
+    Edit,
+    EditFinder,
+    Remark,
+    load_edit,
+    map_path,
+)
 from eval.metrics import EvalBatch, SampleMetric
+from eval.sources import Source, load_source
 from regionroute.errors import UserError
 from regionroute.manifest import EditSample, Manifest, Region
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A sample with its pictures.
-
-    Attributes:
-        index: place in the manifest's selection.
-        sample: the manifest's row.
-        content: [3,H,W].
-        target: [3,H,W].
-        region_masks: [S,1,H,W].
-    """
-
-    index: int
-    sample: EditSample
-    content: Tensor
-    target: Tensor
-    region_masks: Tensor
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.content.shape[1], self.content.shape[2]
-
-    @property
-    def mask(self) -> Tensor:
-        """Union of the regions: [1,H,W]."""
-        return self.region_masks.amax(0)
-
-
-def select_split(manifest: Manifest, split: str) -> list[EditSample]:
-    """The samples of a split.
-
-    Raises:
-        UserError: there are none.
-    """
-    samples = [sample for sample in manifest.samples if split in (sample.split, "all")]
-    if not samples:
-        there = ", ".join(sorted({sample.split for sample in manifest.samples})) or "none"
-        raise UserError(
-            f"--split {split}: no such samples in {manifest.root}, splits there: {there} (or all)"
-        )
-    return samples
-
-
-def load_source(manifest: Manifest, index: int, sample: EditSample) -> Source:
-    """Reads a sample's own pictures.
-
-    Raises:
-        UserError: one is missing, damaged or of another size, or a mask is empty.
-    """
-    if not sample.regions:
-        raise UserError(f"sample {sample.id}: it has no region, regional scores need a mask")
-    source = Source(
-        index,
-        sample,
-        manifest.context(sample),
-        manifest.target(sample),
-        manifest.masks(sample),
-    )
-    for region, mask in zip(sample.regions, source.region_masks, strict=True):
-        if not mask.any():
-            raise UserError(f"{manifest.path(region.mask)}: the mask is empty, nothing to score")
-    return source
 
 
 class Scorer:
@@ -98,7 +44,8 @@ class Scorer:
         metrics: see :func:`eval.metrics.build_metrics`.
         out: the folder that gets the rows; file names in rows are relative to it.
         device: where the metrics run.
-        on_problem: gets one line for each failure.
+        on_problem: gets one line for each failure and each remark.
+        cache: of values measured before.
     """
 
     def __init__(
@@ -109,66 +56,164 @@ class Scorer:
         out: Path,
         device: str | torch.device = "cpu",
         on_problem: Callable[[str], None] = lambda line: None,
+        cache: ValueCache | None = None,
     ) -> None:
         self.manifest = manifest
-        self.folders: dict[str, Path | None] = {FLOOR: None, **methods, CEILING: None}
+        self.folders = methods
+        self.methods = [FLOOR, *methods, CEILING]
         self.metrics = metrics
         self.out = out
         self.device = device
         self.on_problem = on_problem
+        self.cache = cache or ValueCache(None)
+        self._hashes = FileHashes()
+        self._names = {m.name: value_name(m.name, m.definition, m.encoder) for m in metrics}
 
-    def score(self, samples: Sequence[EditSample], batch_size: int = 16) -> list[Row]:
+    def score(self, samples: Sequence[EditSample], batch_size: int = 8) -> list[Row]:
         """One row for each sample and method, samples in their order, memory independent of it."""
+        self._finder = EditFinder(self.folders, samples)
         rows: list[tuple[int, Row]] = []
+        with tqdm(total=len(samples), desc="scoring", unit="sample") as bar:
+            for found in self._parts(samples, batch_size):
+                rows += found
+                bar.update(len({index for index, _ in found}))
+        # The sort is stable, and within a sample the methods have an order of their own.
+        place = {name: number for number, name in enumerate(self.methods)}
+        rows.sort(key=lambda pair: (pair[0], place[pair[1]["method"]]))
+        return [row for _, row in rows]
+
+    def _parts(
+        self, samples: Sequence[EditSample], batch_size: int
+    ) -> Iterator[list[tuple[int, Row]]]:
+        """The rows of whole samples, as they are ready."""
         waiting: dict[tuple[int, int], list[Source]] = defaultdict(list)
-        for index, sample in enumerate(tqdm(samples, desc="scoring", unit="sample")):
+        for index, sample in enumerate(samples):
+            known = self._known(sample)
+            if known is not None:
+                yield [(index, row) for row in known]
+                continue
             try:
                 source = load_source(self.manifest, index, sample)
             except UserError as error:
                 self.on_problem(f"every method: {error}")
-                rows += [(index, self._row(sample, name, str(error))) for name in self.folders]
+                yield [(index, self._row(sample, name, str(error))) for name in self.methods]
                 continue
             waiting[source.size].append(source)
-            if len(waiting[source.size]) == batch_size:
-                rows += self._score_batch(waiting.pop(source.size))
+            # Many sizes must not mean many pictures in memory: then batches are smaller.
+            crowded = sum(map(len, waiting.values())) >= 2 * batch_size
+            fullest = max(waiting, key=lambda size: len(waiting[size]))
+            if crowded or len(waiting[fullest]) == batch_size:
+                yield self._score_batch(waiting.pop(fullest))
         for sources in waiting.values():
-            rows += self._score_batch(sources)
-        # The sort is stable: within a sample the methods keep their order.
-        return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+            yield self._score_batch(sources)
+
+    def _known(self, sample: EditSample) -> list[Row] | None:
+        """All rows of a sample, if every number of them was measured before."""
+        rows = []
+        for method in self.methods:
+            try:
+                record = self.cache.get(self.key(sample, method))
+            except UserError:
+                return None
+            if record is None or not set(self._names.values()) <= set(record["values"]):
+                return None
+            row = self._row(sample, method)
+            rows.append(self._filled(row, record))
+        for row in rows:
+            self._tell(row["method"], [Remark(**remark) for remark in row["remarks"]])
+        return rows
+
+    def key(self, sample: EditSample, method: str) -> str | None:
+        """The cache's key of an edit, None where a file of it is missing.
+
+        Raises:
+            UserError: a path leads out of the manifest's folder, or the edit's name is not clear.
+        """
+        names = [sample.context, sample.target, *(region.mask for region in sample.regions)]
+        files = [self.manifest.path(name) for name in names]
+        if method not in self.folders:
+            return pair_key(sample, files, method, self._hashes)
+        edit = self._finder.path(method, sample)
+        beside = map_path(edit.parent, sample.id)
+        files.append(edit)
+        files += [path for path in (beside, edit.parent / f"{sample.id}.json") if path.exists()]
+        return pair_key(sample, files, "", self._hashes)
 
     def _score_batch(self, sources: list[Source]) -> list[tuple[int, Row]]:
         rows = []
-        for name, folder in self.folders.items():
+        for method in self.methods:
             kept, edits = [], []
             for source in sources:
                 try:
-                    edit = _read(name, folder, source)
+                    edit = self._read(method, source)
                 except UserError as error:
-                    self.on_problem(f"{name}: {error}")
-                    rows.append((source.index, self._row(source.sample, name, str(error))))
+                    self.on_problem(f"{method}: {error}")
+                    rows.append((source.index, self._row(source.sample, method, str(error))))
                     continue
-                if edit.map_problem:
-                    self.on_problem(f"{name}: map left out: {edit.map_problem}")
+                self._tell(method, edit.remarks)
                 kept.append(source)
                 edits.append(edit)
             if kept:
-                rows += self._measure(name, kept, edits)
+                rows += self._measure(method, kept, edits)
         return rows
 
+    def _read(self, method: str, source: Source) -> Edit:
+        if method not in self.folders:
+            return Edit(source.content if method == FLOOR else source.target)
+        path = self._finder.path(method, source.sample)
+        edit = load_edit(path, source.sample.id, source.size)
+        if source.mask.all():
+            text = f"{source.sample.id}: the mask is full, the background's measures are undefined"
+            edit.remarks.append(Remark(FULL_MASK, text))
+        return edit
+
+    def _tell(self, method: str, remarks: Sequence[Remark]) -> None:
+        for remark in remarks:
+            kind = f"{remark.kind}: " if remark.kind == NO_MAP else ""
+            self.on_problem(f"{method}: {kind}{remark.text}")
+
     def _measure(
-        self, name: str, sources: list[Source], edits: list[Edit]
+        self, method: str, sources: list[Source], edits: list[Edit]
     ) -> list[tuple[int, Row]]:
-        batch = make_batch(sources, edits, self.device)
-        columns = {metric.name: metric.update(batch).tolist() for metric in self.metrics}
-        rows = []
-        for number, (source, edit) in enumerate(zip(sources, edits, strict=True)):
-            row = self._row(source.sample, name)
-            row["size"] = list(source.size)
-            row["mask_share"] = float(source.mask.mean())
-            row["metrics"] = {key: _finite(values[number]) for key, values in columns.items()}
-            row["map_problem"] = edit.map_problem
-            rows.append((source.index, row))
-        return rows
+        keys = [self.key(source.sample, method) for source in sources]
+        known = [(self.cache.get(key) or {}).get("values", {}) for key in keys]
+        batch = make_batch(sources, edits, self.device, method)
+        columns = {}
+        for metric in self.metrics:
+            name = self._names[metric.name]
+            if all(name in values for values in known):
+                columns[name] = [values[name] for values in known]
+            else:
+                columns[name] = [_finite(value) for value in metric.update(batch).tolist()]
+        records = [
+            {
+                "size": list(source.size),
+                "mask_share": float(source.mask.mean()),
+                "remarks": [asdict(remark) for remark in edit.remarks],
+                "values": {name: values[number] for name, values in columns.items()},
+            }
+            for number, (source, edit) in enumerate(zip(sources, edits, strict=True))
+        ]
+        pairs = zip(keys, records, strict=True)
+        self.cache.put({key: record for key, record in pairs if key is not None})
+        return [
+            (source.index, self._filled(self._row(source.sample, method), record))
+            for source, record in zip(sources, records, strict=True)
+        ]
+
+    def _filled(self, row: Row, record: dict[str, Any]) -> Row:
+        """A row with the numbers of a cache's record."""
+        remarks = record["remarks"]
+        problem = [remark["text"] for remark in remarks if remark["kind"] == NO_MAP]
+        metrics = {name: record["values"][key] for name, key in self._names.items()}
+        return {
+            **row,
+            "size": record["size"],
+            "mask_share": record["mask_share"],
+            "metrics": metrics,
+            "remarks": remarks,
+            "map_problem": problem[0] if problem else None,
+        }
 
     def _row(self, sample: EditSample, method: str, error: str | None = None) -> Row:
         regions = sample.regions
@@ -186,16 +231,19 @@ class Scorer:
     def _files(self, sample: EditSample, method: str) -> dict[str, Any]:
         """The pictures behind a row, relative to the rows' own folder so that both can move."""
         root = self.manifest.root
-        folder = self.folders[method]
         files: dict[str, Any] = {
             "source": self._relative(root / sample.context),
             "target": self._relative(root / sample.target),
             "masks": [self._relative(root / region.mask) for region in sample.regions],
         }
-        if folder is not None:
-            files["edit"] = self._relative(edit_path(folder, sample.id))
-            if map_path(folder, sample.id).exists():
-                files["map"] = self._relative(map_path(folder, sample.id))
+        if method in self.folders:
+            try:
+                edit = self._finder.path(method, sample)
+            except UserError:  # told where the edit is read
+                return files
+            files["edit"] = self._relative(edit)
+            if map_path(edit.parent, sample.id).exists():
+                files["map"] = self._relative(map_path(edit.parent, sample.id))
         return files
 
     def _relative(self, path: Path) -> str:
@@ -205,7 +253,10 @@ class Scorer:
 
 
 def make_batch(
-    sources: Sequence[Source], edits: Sequence[Edit], device: str | torch.device = "cpu"
+    sources: Sequence[Source],
+    edits: Sequence[Edit],
+    device: str | torch.device = "cpu",
+    method: str = "",
 ) -> EvalBatch:
     """Stacks samples of one size; see :class:`eval.metrics.EvalBatch`."""
     samples = [source.sample for source in sources]
@@ -221,13 +272,10 @@ def make_batch(
         region_maps=[
             None if edit.region_map is None else edit.region_map.to(device) for edit in edits
         ],
+        style_names=[tuple(region.style for region in sample.regions) for sample in samples],
+        prompts=[sample.prompt for sample in samples],
+        method=method,
     )
-
-
-def _read(name: str, folder: Path | None, source: Source) -> Edit:
-    if folder is not None:
-        return load_edit(folder, source.sample.id, source.size)
-    return Edit(source.content if name == FLOOR else source.target)
 
 
 def _phrase(sample: EditSample, region: Region) -> str:

@@ -1,6 +1,7 @@
 """From rows to the summary: means with intervals by slice, paired differences, failures."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,19 +21,32 @@ RELATIVE_DEFINITION = (
 )
 
 
+SMALL_AREA = 0.05  # of the picture, as everywhere in the project
+
+
 def slices_of(row: Row) -> list[str]:
-    """The slices a row belongs to: ``all``, ``flag:<flag>`` and ``style:<style>``."""
+    """The slices a row belongs to: ``all``, ``size:…``, ``count:…``, ``flag:…``, ``style:…``.
+
+    Size is that of all its objects together and known of scored rows; the count is "several" for
+    more than one region or a word that names several things.
+    """
+    sizes = []
+    if row.get("mask_share") is not None:
+        sizes = ["size:small" if row["mask_share"] < SMALL_AREA else "size:large"]
+    several = len(row["styles"]) > 1 or "several" in row["flags"]
+    count = "count:several" if several else "count:one"
     flags = [f"flag:{flag}" for flag in row["flags"]]
-    return [ALL, *flags, *(f"style:{style}" for style in dict.fromkeys(row["styles"]))]
+    styles = [f"style:{style}" for style in dict.fromkeys(row["styles"])]
+    return [ALL, *sizes, count, *flags, *styles]
 
 
 def group_by_slice(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """{slice: its rows}: ``all`` first, then flags, then styles, each in alphabetical order."""
+    """{slice: its rows}: ``all`` first, then sizes, counts, flags and styles, each by name."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         for name in slices_of(row):
             groups.setdefault(name, []).append(row)
-    rank = {ALL: 0, "flag": 1, "style": 2}
+    rank = {ALL: 0, "size": 1, "count": 2, "flag": 3, "style": 4}
     names = sorted(groups, key=lambda name: (rank[name.split(":", 1)[0]], name))
     return {name: groups[name] for name in names}
 
@@ -58,6 +72,7 @@ def summarise(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> dic
             "n_scored": len(own) - len(failures),
             "n_failed": len(failures),
             "failures": failures,
+            "remarks": _remark_counts(own),
             "slices": {name: table.estimates(method, name, seed) for name in table.slices},
         }
     pairs = [
@@ -70,6 +85,12 @@ def summarise(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> dic
     ]
     counts = {name: len(members) for name, members in table.slices.items()}
     return {"schema": SCHEMA_VERSION, "slices": counts, "methods": methods, "pairs": pairs}
+
+
+def _remark_counts(rows: Iterable[Row]) -> dict[str, int]:
+    """How many edits had each kind of remark."""
+    counts = Counter(remark["kind"] for row in rows for remark in row.get("remarks", []))
+    return dict(sorted(counts.items()))
 
 
 def edit_methods(methods: Iterable[str]) -> list[str]:

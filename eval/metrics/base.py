@@ -5,7 +5,7 @@ Shape legend: B batch, S regions of a sample, H W pixels, h w cells of an attent
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ class EvalBatch:
         styles: for each sample S style phrases, aligned with `region_masks`.
         labels: for each sample S object words, aligned with `region_masks`.
         region_maps: for each sample its attention map [h,w] in [0,1], None if there is none.
+        style_names: for each sample the styles' names in the manifest, aligned with `styles`.
+        prompts: B instructions.
+        method: whose edits these are.
+        memo: what metrics share, see :func:`eval.metrics.views.remembered`.
     """
 
     ids: list[str]
@@ -37,6 +41,10 @@ class EvalBatch:
     styles: list[tuple[str, ...]]
     labels: list[tuple[str, ...]]
     region_maps: list[Tensor | None]
+    style_names: list[tuple[str, ...]]
+    prompts: list[str]
+    method: str = ""
+    memo: dict[object, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -48,17 +56,21 @@ class MetricInfo:
         label: short heading.
         better: which way is better.
         unit: "share" is in [0,1] and shown in percent, "fraction" in [0,1] and shown as it is,
-            "value" is any number.
+            "value" is any number, "pixels" a length.
         short: one sentence for somebody who meets the metric for the first time.
         definition: exact formula with value range, thresholds and padding.
+        group: what it is chosen by together with others, see `eval.metrics.GROUPS`.
+        needs: the networks and files it cannot do without, see `eval.networks.REMEDIES`.
     """
 
     name: str
     label: str
     better: Literal["higher", "lower"]
-    unit: Literal["share", "fraction", "value"]
+    unit: Literal["share", "fraction", "value", "pixels"]
     short: str
     definition: str
+    group: str = "rse"
+    needs: tuple[str, ...] = ()
 
     @property
     def arrow(self) -> str:
@@ -104,20 +116,27 @@ class SampleMetric:
     Attributes:
         info: the description.
         function: batch to values [B]; NaN where the metric is undefined.
-        needs: what must be there, among {"lpips", "clip", "map"}.
+        needs: what must be there beside the pictures.
         encoder: name and weight hash of the network used, empty if none.
+        remark: what is added to the description's definition, such as the scope.
     """
 
     info: MetricInfo
     function: Callable[[EvalBatch], Tensor]
     needs: frozenset[str] = frozenset()
     encoder: dict[str, str] = field(default_factory=dict)
+    remark: str = ""
     values: list[float] = field(default_factory=list, init=False)
 
     @property
     def name(self) -> str:
         """The key in every output file."""
         return self.info.name
+
+    @property
+    def definition(self) -> str:
+        """The exact definition as it was computed."""
+        return f"{self.info.definition}; {self.remark}" if self.remark else self.info.definition
 
     @property
     def higher_is_better(self) -> bool:

@@ -1,25 +1,20 @@
-"""Every metric in words, and the way from a batch to its pure function."""
+"""Every metric in words, in the order of the reports."""
 
-from collections.abc import Callable
+from eval.metrics.attention import MAP_BOUNDARY
+from eval.metrics.base import MetricInfo
+from eval.metrics.drift import MAX_SHIFT, MIN_TILES, TILES_A_SIDE
+from eval.metrics.embedding import PHOTO_TEXT, STYLED_TEXT
+from eval.metrics.region import BAND_SHARE, CHANGE_THRESHOLD, SUCCESS_RATIO
+from eval.metrics.style import CONTENT_LAYERS as VGG_LAYERS
+from eval.metrics.style import GRAM_LAYERS, GRAM_SCALE, MATCH_BLOCKS, MATCH_LAYER, VIEW_SIDE
 
-import torch
-from torch import Tensor
-
-from eval.features import ImageTextEncoder, PerceptualDistance
-from eval.metrics.attention import MAP_BOUNDARY, attention_iou, attention_share
-from eval.metrics.base import EvalBatch, MetricInfo, SampleMetric
-from eval.metrics.lpips import lpips_bg
-from eval.metrics.region import (
-    CHANGE_THRESHOLD,
-    SUCCESS_RATIO,
-    coverage,
-    in_mask_error,
-    in_mask_ratio,
-    leak,
-    mse_bg,
-    success,
-)
-from eval.metrics.rsm import rsm
+GROUPS = {
+    "rse": "the Regional Style Editing Score and what it lacks",
+    "vlm": "the four questions to a vision-language model",
+    "styleexpert": "the measures of StyleExpert",
+    "stylegallery": "the measures of StyleGallery",
+    "stylemamba": "the measures of StyleMamba",
+}
 
 _INFOS = [
     MetricInfo(
@@ -52,11 +47,24 @@ _INFOS = [
         "sum((1-M) (edit - source)^2) / (3 sum(1-M)), pictures in [-1,1]; NaN without background",
     ),
     MetricInfo(
+        "mse_bg_unit", "Background error in [0,1]", "lower", "value",
+        "The same background error with pictures in [0,1], a quarter of the other: for comparing "
+        "with papers that use this range.",
+        "mse_bg / 4: sum((1-M) (edit - source)^2) / (3 sum(1-M)), pictures in [0,1]",
+    ),
+    MetricInfo(
+        "boundary_error", "Boundary error", "lower", "value",
+        "Squared change right next to the object, where seams and halos are.",
+        "as mse_bg over the background pixels within r rows and columns of M, r = "
+        f"{BAND_SHARE:.0%} of the shorter side, rounded, at least 1; pictures in [-1,1]",
+    ),
+    MetricInfo(
         "lpips_bg", "Background LPIPS", "lower", "value",
         "Change of the background as a vision network perceives it; 0 is no change.",
         "spatial LPIPS map (lpips package 0.1, AlexNet) between the source and the edit with the "
         "source pasted inside M, averaged over 1-M; NaN without background, and for changed "
         "pictures below 32 pixels",
+        needs=("lpips",),
     ),
     MetricInfo(
         "leak", "Leak", "lower", "share",
@@ -65,12 +73,28 @@ _INFOS = [
         f"> {CHANGE_THRESHOLD} in [0,1]",
     ),
     MetricInfo(
+        "drift_shift", "Shift", "lower", "pixels",
+        "How far the background was moved as a whole: editors that work at a size of their own "
+        "hand pictures back a few pixels off.",
+        "length of the centre's movement that, with a zoom, explains best the phase correlations "
+        f"of square luma tiles (1/{TILES_A_SIDE} of the shorter side, half overlapping, Hann) "
+        f"free of the object, each up to {MAX_SHIFT:.0%} of a tile, refined between pixels, "
+        f"outliers left out once; NaN with fewer than {MIN_TILES} tiles that correlate or tiles "
+        "that disagree by more than a pixel",
+    ),
+    MetricInfo(
+        "drift_zoom", "Zoom", "lower", "share",
+        "How much the background was enlarged or shrunk; 0 % is not at all.",
+        "|scale - 1| of the same fit",
+    ),
+    MetricInfo(
         "attention_iou", "Attention IoU", "higher", "fraction",
         "How well the place the style word attends to coincides with the object: 1 is exactly, "
         "0 is somewhere else.",
         f"IoU of (region map > {MAP_BOUNDARY}) with the mask on the map's grid (cell mean >= .5, "
         "or the touched cells where that is empty); map file 8 bit, value / 256, averaged to the "
         "grid named in the edit's sidecar",
+        needs=("map",),
     ),
     MetricInfo(
         "attention_share", "Attention on the object", "higher", "share",
@@ -79,6 +103,7 @@ _INFOS = [
         "sum(m A) / sum(A) over the map's grid, A = r / (1 - r) the attention relative to that at "
         "the map's boundary, at most the number of cells, r = the map file's level / 255, m = the "
         "part of the cell that is object",
+        needs=("map",),
     ),
     MetricInfo(
         "rsm", "Style match (RSM)", "higher", "value",
@@ -86,66 +111,128 @@ _INFOS = [
         "useful range is narrow: read it beside the floor and the ceiling.",
         "(1 + cos(image(crop), text('{style} style'))) / 2; crop = box of the mask padded by 5 % "
         "of its longer side, at least 8 pixels, clipped; mean over the regions",
+        needs=("clip",),
+    ),
+    MetricInfo(
+        "q1", "Q1: object in the style", "higher", "share",
+        "Share of edits whose object a vision-language model finds in the style asked for.",
+        "yes-rate of question 1, unclear answers left out and counted",
+        "vlm", ("judge",),
+    ),
+    MetricInfo(
+        "q2", "Q2: background in the style", "lower", "share",
+        "Share of edits whose background it finds in that style too.",
+        "yes-rate of question 2, unclear answers left out and counted",
+        "vlm", ("judge",),
+    ),
+    MetricInfo(
+        "q3", "Q3: object in the opposite style", "lower", "share",
+        "Share of edits whose object it finds in an opposite style.",
+        "yes-rate of question 3 with the opposite of the judge's settings, unclear answers left "
+        "out and counted",
+        "vlm", ("judge",),
+    ),
+    MetricInfo(
+        "q4", "Q4: background in the opposite style", "lower", "share",
+        "Share of edits whose background it finds in an opposite style.",
+        "yes-rate of question 4 with the opposite of the judge's settings, unclear answers left "
+        "out and counted",
+        "vlm", ("judge",),
+    ),
+    MetricInfo(
+        "clip_i", "CLIP-I", "higher", "fraction",
+        "How much the edit still shows what the source shows, to an image-text network.",
+        "cos(image(edit), image(source))",
+        "styleexpert", ("clip",),
+    ),
+    MetricInfo(
+        "dino", "DINO", "higher", "fraction",
+        "The same to a network that looks at shapes and materials; a change of material lowers it "
+        "though it is wanted.",
+        "cos of the class tokens of edit and source",
+        "styleexpert", ("dino",),
+    ),
+    MetricInfo(
+        "csd", "CSD", "higher", "fraction",
+        "Nearness to the style's pictures for a network trained on style.",
+        "mean over the style's pictures of cos(style(edit), style(picture))",
+        "styleexpert", ("csd", "styles"),
+    ),
+    MetricInfo(
+        "dreamsim", "DreamSim", "lower", "fraction",
+        "Distance to the style's pictures as people see it.",
+        "mean over the style's pictures of the dreamsim package's ensemble distance",
+        "styleexpert", ("dreamsim", "styles"),
+    ),
+    MetricInfo(
+        "aesthetic", "Aesthetic", "higher", "value",
+        "How well people would like the picture, about 1 to 10.",
+        "LAION's head on the unit CLIP embedding of the edit",
+        "styleexpert", ("clip", "aesthetic"),
+    ),
+    MetricInfo(
+        "semantic", "Semantic style", "higher", "share",
+        "Share of edits that, to a vision-language model, carry the reference's textures and "
+        "materials. Our own wording: not comparable with published values.",
+        "share of verdicts 'semantic' among semantic, color and neither, over the style's first "
+        "picture and the edited view; unclear answers left out and counted",
+        "styleexpert", ("judge", "styles"),
+    ),
+    MetricInfo(
+        "semantic_color", "Colour only", "lower", "share",
+        "Share of edits that carry the reference's colours alone.",
+        "share of verdicts 'color' of the same question",
+        "styleexpert", ("judge", "styles"),
+    ),
+    MetricInfo(
+        "gram", "Gram", "lower", "value",
+        "Distance to the style's pictures in the statistics of their textures.",
+        f"{GRAM_SCALE:.0f} x sum over {', '.join(GRAM_LAYERS)} of mean((G(edit) - G(picture))^2), "
+        f"G = F F^T / (C H W), views and pictures at {VIEW_SIDE}x{VIEW_SIDE}; least over the "
+        "style's pictures",
+        "stylegallery", ("vgg", "styles"),
+    ),
+    MetricInfo(
+        "style_match", "Style", "higher", "fraction",
+        "How well the edit's patches can be matched one to one with patches of the style's "
+        "pictures.",
+        f"mean cosine of {MATCH_LAYER} in {MATCH_BLOCKS}x{MATCH_BLOCKS} blocks at "
+        f"{VIEW_SIDE}x{VIEW_SIDE}, matched with all pictures' blocks by the Hungarian method",
+        "stylegallery", ("vgg", "styles"),
+    ),
+    MetricInfo(
+        "lpips", "LPIPS", "lower", "value",
+        "How much the picture changed as a vision network perceives it.",
+        "lpips package 0.1, AlexNet, edit against source",
+        "stylegallery", ("lpips",),
+    ),
+    MetricInfo(
+        "clip_score", "CLIP score", "higher", "fraction",
+        "How well the edit fits a sentence that names object and style.",
+        f"cos(image(edit), text('{STYLED_TEXT}'))",
+        "stylemamba", ("clip",),
+    ),
+    MetricInfo(
+        "clip_directional", "Directional CLIP", "higher", "fraction",
+        "Whether the edit moved the picture the way the words move.",
+        f"cos(image(edit) - image(source), text('{STYLED_TEXT}') - text('{PHOTO_TEXT}')); NaN "
+        "where the picture did not move",
+        "stylemamba", ("clip",),
+    ),
+    MetricInfo(
+        "ssim", "SSIM", "higher", "fraction",
+        "How much of the source's structure is left.",
+        "torchmetrics' SSIM map, Gaussian window of 11 pixels (sigma 1.5), channels apart, data "
+        "range 1, averaged where the window lies inside; NaN below 11 pixels",
+        "stylemamba",
+    ),
+    MetricInfo(
+        "vgg_content", "VGG content", "lower", "value",
+        "How far the edit's content moved in a vision network's deep layers.",
+        f"sum over {' and '.join(VGG_LAYERS)} of the mean squared difference of edit and source, "
+        f"at {VIEW_SIDE}x{VIEW_SIDE}, ImageNet-normalised",
+        "stylemamba", ("vgg",),
     ),
 ]  # fmt: skip
 CATALOGUE: dict[str, MetricInfo] = {info.name: info for info in _INFOS}
 MAP_METRICS = ("attention_iou", "attention_share")
-
-
-def build_metrics(
-    distance: PerceptualDistance | None = None, encoder: ImageTextEncoder | None = None
-) -> list[SampleMetric]:
-    """All metrics that can be computed with what is there, in the catalogue's order.
-
-    Args:
-        distance: for ``lpips_bg``; left out without.
-        encoder: for ``rsm``; left out without.
-    """
-    functions = {
-        "success": lambda b: success(b.output, b.content, b.target, b.mask),
-        "in_mask_ratio": lambda b: in_mask_ratio(b.output, b.content, b.target, b.mask),
-        "in_mask_error": lambda b: in_mask_error(b.output, b.target, b.mask),
-        "coverage": lambda b: coverage(b.output, b.content, b.mask),
-        "mse_bg": lambda b: mse_bg(b.output, b.content, b.mask),
-        "leak": lambda b: leak(b.output, b.content, b.mask),
-        "attention_iou": lambda b: _from_map(b, attention_iou),
-        "attention_share": lambda b: _from_map(b, attention_share),
-    }
-    metrics = {name: SampleMetric(CATALOGUE[name], run) for name, run in functions.items()}
-    for name in MAP_METRICS:
-        metrics[name].needs = frozenset({"map"})
-    if distance is not None:
-        metrics["lpips_bg"] = SampleMetric(
-            CATALOGUE["lpips_bg"],
-            lambda b: lpips_bg(b.output, b.content, b.mask, distance),
-            frozenset({"lpips"}),
-            distance.identity(),
-        )
-    if encoder is not None:
-        metrics["rsm"] = SampleMetric(
-            CATALOGUE["rsm"],
-            lambda b: _mean_rsm(b, encoder),
-            frozenset({"clip"}),
-            encoder.identity(),
-        )
-    return [metrics[name] for name in CATALOGUE if name in metrics]
-
-
-def _from_map(batch: EvalBatch, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """[B]; one sample at a time because grids may differ, NaN where there is no map."""
-    values = []
-    for region_map, mask in zip(batch.region_maps, batch.mask, strict=True):
-        if region_map is None:
-            values.append(torch.tensor(torch.nan))
-        else:
-            values.append(measure(region_map[None, None], mask[None])[0].cpu())
-    return torch.stack(values)
-
-
-def _mean_rsm(batch: EvalBatch, encoder: ImageTextEncoder) -> Tensor:
-    """[B]: all regions of the batch in one call of the encoder, then the mean of each sample."""
-    counts = [len(masks) for masks in batch.region_masks]
-    pictures = batch.output.repeat_interleave(torch.tensor(counts, device=batch.output.device), 0)
-    styles = [style for sample in batch.styles for style in sample]
-    values = rsm(pictures, torch.cat(batch.region_masks), styles, encoder)
-    return torch.stack([part.mean() for part in values.split(counts)])

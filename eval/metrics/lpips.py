@@ -6,6 +6,8 @@ from torch import Tensor
 from eval.features import PerceptualDistance
 from eval.metrics.region import masked_mean
 
+AT_ONCE = 4  # pictures in one pass, to spare memory
+
 
 def lpips_bg(output: Tensor, content: Tensor, mask: Tensor, distance: PerceptualDistance) -> Tensor:
     """Spatial LPIPS averaged over the background, the source pasted into the edit inside the mask.
@@ -25,6 +27,7 @@ def lpips_bg(output: Tensor, content: Tensor, mask: Tensor, distance: Perceptual
     pasted = torch.where(mask > 0.5, content, output)
     spatial = torch.zeros_like(content[:, :1])
     # Equal pictures have distance zero: floor, ceiling and pasted results need no network.
-    changed = (pasted != content).flatten(1).any(1)
-    spatial[changed] = distance.spatial_map(pasted[changed], content[changed])
+    changed = (pasted != content).flatten(1).any(1).nonzero()[:, 0]
+    for some in changed.split(AT_ONCE):
+        spatial[some] = distance.spatial_map(pasted[some], content[some])
     return masked_mean(spatial, 1 - mask)

@@ -6,8 +6,10 @@ return [B]. Where a sample has no background (or no object) its value is NaN, ne
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CHANGE_THRESHOLD = 0.1  # a pixel counts as changed above this, largest channel, [0,1] range
+BAND_SHARE = 0.02  # width of the boundary band as a share of the shorter side
 SUCCESS_RATIO = 0.5  # an edit succeeds when less than this share of the unedited error is left
 
 
@@ -35,6 +37,24 @@ def mse_bg(output: Tensor, content: Tensor, mask: Tensor) -> Tensor:
         mask: M, [B,1,H,W], 1 on the object.
     """
     return masked_mean(_squared_error(output, content), 1 - mask)
+
+
+def boundary_band(mask: Tensor) -> Tensor:
+    """The background next to the object: [B,1,H,W] in {0,1}.
+
+    Every background pixel within r rows and columns of the mask [B,1,H,W], r being 2 % of the
+    shorter side, rounded, at least 1.
+    """
+    radius = max(1, round(BAND_SHARE * min(mask.shape[2:])))
+    # Rows, then columns: the same square at a fraction of the work.
+    grown = F.max_pool2d(mask.float(), (2 * radius + 1, 1), stride=1, padding=(radius, 0))
+    grown = F.max_pool2d(grown, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return grown - mask.float()
+
+
+def boundary_error(output: Tensor, content: Tensor, mask: Tensor) -> Tensor:
+    """`mse_bg` on the boundary band alone, where seams and halos are: [B]; NaN without a band."""
+    return masked_mean(_squared_error(output, content), boundary_band(mask))
 
 
 def in_mask_error(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:

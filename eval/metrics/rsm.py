@@ -7,25 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.features import ImageTextEncoder
-from regionroute.manifest import mask_box
+from eval.metrics.views import crop_box
 
-CROP_PADDING = 0.05  # of the longer side of the mask's box
-CROP_MIN_PADDING = 8  # pixels
 STYLE_TEXT = "{style} style"
-
-
-def crop_box(mask: Tensor) -> tuple[int, int, int, int]:
-    """The padded box (y0, x0, y1, x1), half-open, around a mask [1,H,W], clipped to the picture.
-
-    Padding is 5 % of the longer side of the box, at least 8 pixels, on each side.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
-    y0, x0, y1, x1 = mask_box(mask)
-    pad = max(CROP_MIN_PADDING, round(CROP_PADDING * max(y1 - y0, x1 - x0)))
-    height, width = mask.shape[1:]
-    return max(0, y0 - pad), max(0, x0 - pad), min(height, y1 + pad), min(width, x1 + pad)
 
 
 def rsm(output: Tensor, mask: Tensor, styles: Sequence[str], encoder: ImageTextEncoder) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from eval import codec
 from eval.report import split_notes
-from eval.scoring import load_source
+from eval.sources import load_source
 from regionroute.manifest import read_manifest
 
 
@@ -62,7 +62,9 @@ def test_slices_are_all_and_each_style(sources):
     rows = codec.measure(Blur(), sources)
     rows[0]["flags"] = ["single"]
     summary = codec.summarise(rows)
-    assert list(summary) == ["all", "flag:single", "style:line-art", "style:pixel-art"]
+    assert list(summary) == [
+        *("all", "size:large", "count:one", "flag:single", "style:line-art", "style:pixel-art")
+    ]
     assert summary["flag:single"]["mse_bg"]["n"] == 1
     assert summary["all"]["mse_bg"]["n"] == 4
     assert summary["style:pixel-art"]["psnr_target"]["n"] == 2

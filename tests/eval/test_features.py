@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from eval import trust
 from eval.features import (
     HUB_FILE,
     LPIPS_VARIABLE,
@@ -123,11 +123,14 @@ def test_weights_are_found_where_they_may_be(tmp_path, monkeypatch):
         find_lpips_weights(None)
 
 
-def test_torchvisions_own_file_loads_as_well(tmp_path):
+def test_torchvisions_own_file_loads_as_well(tmp_path, monkeypatch):
     torch.manual_seed(0)
     state = {k: v for k, v in alexnet(weights=None).state_dict().items() if "features" in k}
     torch.save(state, tmp_path / "alexnet.pth")
     save_file(state, tmp_path / "alexnet.safetensors")
+    with pytest.raises(UserError, match="not torchvision's alexnet weights"):  # random ones
+        load_lpips(tmp_path / "alexnet.pth")
+    monkeypatch.setitem(trust.KNOWN_FEATURES, "alexnet", {trust.tensors_hash(state)})
     hashes = {
         weights_hash(load_lpips(tmp_path / f"alexnet.{kind}")) for kind in ("pth", "safetensors")
     }
@@ -151,29 +154,6 @@ def test_other_files_are_refused_and_nothing_stays_random(tmp_path):
     ):
         with pytest.raises(UserError, match="not torchvision's AlexNet weights"):
             load_lpips(tmp_path / name)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tiny_base, tmp_path_factory):
-    """A random CLIP saved as transformers saves it, with the tiny base's tokenizer."""
-    from transformers import CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    small |= {"num_attention_heads": 2, "projection_dim": 8}
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 20}
-    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    config = CLIPConfig(
-        text_config=small | text,
-        vision_config=small | {"image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    return folder
 
 
 def test_clip_embeds_like_the_model_itself(clip_folder):

@@ -75,7 +75,7 @@ FILES = [
     (each(lambda s, e: s.text(f"{e}.json", "{")), "pair-0.json:1: this is not JSON"),
     (each(lambda s, e: s.text(f"{e}.json", '{"map": {"grid": [0, 8]}}')), "map.grid [0, 8]"),
     (each(lambda s, e: s.text(f"{e}.json", '{"map": {"grid": "8x8"}}')), "map.grid '8x8'"),
-    (each(lambda s, e: s.png(f"{e}.png", (8, 8))), "pair-0.png: 8x8 pixels but its context"),
+    (each(lambda s, e: s.png(f"{e}.png", (8, 4))), "pair-0.png: 8x4 pixels but its context"),
 ]
 
 

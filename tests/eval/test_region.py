@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 
-from eval.metrics.region import coverage, in_mask_error, in_mask_ratio, leak, mse_bg, success
+from eval.metrics.region import (
+    boundary_band,
+    boundary_error,
+    coverage,
+    in_mask_error,
+    in_mask_ratio,
+    leak,
+    mse_bg,
+    success,
+)
 
 
 @pytest.fixture
@@ -115,3 +125,21 @@ def test_shapes_that_do_not_go_together_are_refused(pictures):
         mse_bg(output, content, mask.expand(-1, 3, -1, -1))
     with pytest.raises(ValueError, match="differ in shape"):
         leak(output[:, :1], content, mask)
+
+
+def test_the_band_is_the_background_next_to_the_object():
+    mask = torch.zeros(1, 1, 100, 140)
+    mask[:, :, 40:60, 50:80] = 1
+    mask[:, :, 0, 0] = 1
+    inside = mask[0, 0].numpy() > 0
+    expected = binary_dilation(inside, np.ones((5, 5))) & ~inside  # 2 % of 100 pixels: 2
+    np.testing.assert_array_equal(boundary_band(mask)[0, 0].numpy() > 0, expected)
+    content = torch.rand(1, 3, 100, 140)
+    output = torch.where(boundary_band(mask) > 0, content, 1 - content)
+    assert boundary_error(output, content, mask) == 0
+    seam = torch.where(boundary_band(mask) > 0, content + 0.1, content)
+    np.testing.assert_allclose(boundary_error(seam, content, mask), 0.04, rtol=1e-4)
+    assert boundary_error(seam, content, torch.ones_like(mask)).isnan()
+    small = torch.zeros(1, 1, 20, 20)
+    small[:, :, 10, 10] = 1
+    assert boundary_band(small).sum() == 8  # never less than one pixel

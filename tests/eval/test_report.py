@@ -10,7 +10,14 @@ from PIL import Image
 
 from eval import report, rses
 from eval.features import LPIPS_VARIABLE
-from eval.pictures import MAX_SIDE, data_address, heat_colours, mask_outline, overlay
+from eval.pictures import (
+    MAX_SIDE,
+    change_map,
+    data_address,
+    heat_colours,
+    mask_outline,
+    overlay,
+)
 from eval.report import choose_samples, write_report
 from regionroute.errors import UserError
 
@@ -41,8 +48,8 @@ def test_one_file_with_everything_in_it(scores, tmp_path, tiny_manifest):
     assert "@import" not in html
     assert "url(" not in html
     pictures = re.findall(r'src="(data:image/[^"]+)"', html)
-    # Four samples: source, object, target, two edits (one missing), one map.
-    assert len(pictures) == 4 * 6 - 1
+    # Four samples: source, object, target, two edits with their changes (one missing), one map.
+    assert len(pictures) == 4 * 8 - 2
     assert html.count('class="missing"') == 1
     assert decode(pictures[0]).size == (64, 64)
     expected = np.asarray(Image.open(tiny_manifest / "0.context.png"))
@@ -52,6 +59,42 @@ def test_one_file_with_everything_in_it(scores, tmp_path, tiny_manifest):
     assert "Not scored" in html
     assert "no such picture" in html
     assert "clearly better in" in html
+
+
+def test_the_page_opens_with_the_plot_and_the_worst_cases(scores, tmp_path):
+    write_report(scores, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count('<svg class="plot"') == 1
+    assert html.index('<svg class="plot"') < html.index("All numbers")
+    chosen = re.search(r'<select id="sort-metric">.*?</select>', html, re.DOTALL)[0]
+    assert re.findall(r'value="(\w+)" data-better="\w+" selected', chosen) == ["in_mask_ratio"]
+    assert '<option value="worst">' in html
+    assert "half: change" in html
+    assert "an edit of another size than its context is resampled" in html
+
+
+def test_remarks_and_definitions_are_on_the_page(scores, tmp_path):
+    summary = json.loads((scores / "summary.json").read_text())
+    summary["methods"]["half"]["remarks"] = {"grey-scale": 2}
+    summary["metrics"]["mse_bg"]["definition"] += "; measured by hand"
+    (scores / "summary.json").write_text(json.dumps(summary))
+    write_report(scores, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "half: 2 of 4 edits: grey-scale." in html
+    assert "measured by hand" in html
+
+
+def test_a_change_map_is_bright_where_the_edit_changed():
+    source, mask = torch.full((3, 64, 64), 0.5), torch.zeros(1, 64, 64)
+    mask[:, 8:24, 8:24] = 1
+    edit = source.clone()
+    edit[1, 40:56, 40:56] += 0.4
+    picture = change_map(source, edit, mask)
+    assert picture.shape == (3, 224, 224)
+    assert picture[:, 168, 168].mean() > picture[:, 56, 168].mean() + 0.3
+    torch.testing.assert_close(picture[:, 56, 168], picture[:, 56, 56])  # unchanged is dark
+    half = torch.nn.functional.interpolate(edit[None], (32, 32))[0]
+    assert change_map(source, half, mask).shape == (3, 224, 224)
 
 
 def test_rows_carry_the_numbers_for_sorting(scores, tmp_path):

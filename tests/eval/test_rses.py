@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import rses
+from eval import networks, rses
 from eval.features import LPIPS_VARIABLE
 from eval.metrics import CATALOGUE
 from eval.summary import RELATIVE
@@ -91,6 +91,8 @@ def test_slices_are_the_samples_own(score, tiny_manifest):
     _, summary, rows = score()
     assert summary["slices"] == {
         "all": 4,
+        "size:large": 4,
+        "count:one": 4,
         "flag:small": 2,
         "flag:touching": 1,
         "style:line-art": 2,
@@ -147,7 +149,7 @@ def test_lpips_weights_make_lpips(score, assets, monkeypatch):
 
 def test_an_encoder_makes_rsm(score, stub_encoder, monkeypatch):
     encoder = stub_encoder({"line-art style": [1.0, 1.0, 1.0], "pixel-art style": [0.0, 1.0, 0.0]})
-    monkeypatch.setattr(rses, "load_clip", lambda name, device: encoder)
+    monkeypatch.setattr(networks, "load_clip", lambda name, device: encoder)
     _, summary, _ = score("--clip", "stub")
     assert mean(summary, "ceiling", "rsm") > mean(summary, "floor", "rsm")
     assert summary["metrics"]["rsm"]["encoder"] == {"encoder": "stub", "weights": "none"}
@@ -200,7 +202,10 @@ def test_a_bad_map_costs_only_the_map(score, edits, capsys):
     assert summary["methods"]["good"]["n_failed"] == 0
     entry = summary["methods"]["good"]["slices"]["all"]["attention_iou"]
     assert (entry["n"], entry["n_invalid"]) == (2, 2)
-    assert capsys.readouterr().err.count("map left out") == 2
+    said = capsys.readouterr().err
+    assert said.count("map left out: ") == 2
+    assert "good: 2 of 4: map left out" in said
+    assert summary["methods"]["good"]["remarks"] == {"map left out": 2}
 
 
 def test_pictures_of_several_sizes_keep_their_order(score, tiny_manifest, edits):
@@ -258,4 +263,4 @@ def test_it_starts_as_a_script():
         [sys.executable, "eval/rses.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "--edits without=out/a" in result.stdout
+    assert "--edits ours=out/a" in result.stdout

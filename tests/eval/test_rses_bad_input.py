@@ -64,6 +64,21 @@ ARGUMENTS = [
     ([*GOOD, "--clip", "./nowhere"], "--clip ./nowhere: cannot be loaded"),
     ([*GOOD, "--clip", "empty"], "--clip empty: cannot be loaded"),
     ([*GOOD, "--splt", "all"], "unrecognized arguments: --splt"),
+    ([*GOOD, "--metrics", "mse_gb"], "--metrics mse_gb: unknown, the nearest known name is"),
+    ([*GOOD, "--metrics", ""], "--metrics: no name given"),
+    ([*GOOD, "--metrics", "dino", "--encoder", "dino=./nowhere"], "dino ./nowhere: cannot be"),
+    ([*GOOD, "--metrics", "dino", "--encoder", "dino=empty"], "dino empty: cannot be loaded"),
+    ([*GOOD, "--encoder", "dinno=x"], "the nearest known one is 'dino'"),
+    ([*GOOD, "--encoder", "dino"], "write NAME=PLACE"),
+    ([*GOOD, "--metrics", "gram", "--style-images", "nowhere"], "nowhere: no such folder"),
+    ([*GOOD, "--metrics", "gram", "--style-images", "empty"], "empty: no picture"),
+    ([*GOOD, "--metrics", "gram", "--encoder", "vgg=junk.pth"], "vgg=junk.pth: these are no"),
+    ([*GOOD, "--judge", "./nowhere"], "--judge ./nowhere: cannot be loaded"),
+    ([*GOOD, "--judge-config", "file"], "give --judge as well"),
+    ([*GOOD, "--scope", "object picture"], "invalid choice"),
+    ([*GOOD, "--fail-if", "leak"], "write [METHOD:]METRIC>NUMBER"),
+    ([*GOOD, "--fail-if", "bad:leak>0"], "no such method, there are good"),
+    ([*GOOD, "--fail-if", "q1<1"], "'q1' is not among the metrics asked for"),
 ]
 
 

@@ -1,0 +1,109 @@
+"""What was measured once and need not be again: values by the content they were measured on.
+
+One file of JSON lines, appended to after every batch: a run that is killed goes on from there, and
+a further metric or method costs only itself. Nothing is ever stale, because the key is made of the
+hashes of all files of a pair and a value's name of the metric's whole definition.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from regionroute.errors import UserError
+from regionroute.io import file_hash, settings_hash, text_hash
+from regionroute.manifest import EditSample
+
+CACHE_FILE = "cache.jsonl"
+REVISION = 1  # raise when a metric's arithmetic changes without its definition
+_MISSING = "-"
+
+
+class FileHashes:
+    """Hashes of files' contents, each read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str] = {}
+
+    def of(self, path: Path) -> str:
+        """The hash; a mark of its own for a file that cannot be read."""
+        if path not in self._known:
+            try:
+                self._known[path] = file_hash(path)
+            except OSError:
+                self._known[path] = _MISSING
+        return self._known[path]
+
+
+def pair_key(sample: EditSample, files: list[Path], method: str, hashes: FileHashes) -> str | None:
+    """The key of an edit: of what all its files hold and of the sample's words.
+
+    Args:
+        sample: whose prompt and regions belong to the key.
+        files: every file that the numbers depend on.
+        method: "floor" or "ceiling", or an empty text for edits, whose name does not matter.
+        hashes: of files.
+
+    Returns:
+        None if a file is missing, whose key would change.
+    """
+    found = [hashes.of(file) for file in files]
+    if _MISSING in found:
+        return None
+    words = [[r.object, r.style, r.object_span, r.style_span] for r in sample.regions]
+    return settings_hash([sample.prompt, words, method, found])
+
+
+def value_name(name: str, definition: str, encoder: dict[str, str]) -> str:
+    """A metric's name with a hash of how exactly it is computed."""
+    return f"{name}@{text_hash(json.dumps([REVISION, definition, encoder], sort_keys=True))[:8]}"
+
+
+class ValueCache:
+    """Records by key, kept in a file.
+
+    Args:
+        path: the file, made when the first record is put; None keeps nothing.
+
+    Raises:
+        UserError: the path is a folder.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._records: dict[str, dict[str, Any]] = {}
+        self._torn = False
+        if path is None or not path.exists():
+            return
+        if path.is_dir():
+            raise UserError(f"{path}: this folder is in the way of a file, remove it")
+        data = path.read_bytes()
+        self._torn = bool(data) and not data.endswith(b"\n")
+        for line in data.split(b"\n"):
+            try:
+                entry = json.loads(line)
+                self._merge(entry["key"], entry["record"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # the line that was being written when the run was killed
+
+    def get(self, key: str | None) -> dict[str, Any] | None:
+        """What is known of a key."""
+        return None if key is None else self._records.get(key)
+
+    def put(self, records: dict[str, dict[str, Any]]) -> None:
+        """Keeps records {key: {..., "values": {name: number}}}; values add to those known."""
+        lines = []
+        for key, record in records.items():
+            if set(record["values"]) <= set(self._records.get(key, {}).get("values", {})):
+                continue
+            self._merge(key, record)
+            lines.append(json.dumps({"key": key, "record": record}, allow_nan=False) + "\n")
+        if self.path is None or not lines:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if self._torn else "") + "".join(lines))
+        self._torn = False
+
+    def _merge(self, key: str, record: dict[str, Any]) -> None:
+        values = {**self._records.get(key, {}).get("values", {}), **record["values"]}
+        self._records[key] = {**record, "values": values}

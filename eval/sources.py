@@ -1,0 +1,77 @@
+"""The samples to score and their own pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regionroute.errors import UserError
+from regionroute.manifest import EditSample, Manifest
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sample with its pictures.
+
+    Attributes:
+        index: place in the manifest's selection.
+        sample: the manifest's row.
+        content: [3,H,W].
+        target: [3,H,W].
+        region_masks: [S,1,H,W].
+    """
+
+    index: int
+    sample: EditSample
+    content: Tensor
+    target: Tensor
+    region_masks: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.content.shape[1], self.content.shape[2]
+
+    @property
+    def mask(self) -> Tensor:
+        """Union of the regions: [1,H,W]."""
+        return self.region_masks.amax(0)
+
+
+def select_split(manifest: Manifest, split: str) -> list[EditSample]:
+    """The samples of a split.
+
+    Raises:
+        UserError: there are none.
+    """
+    samples = [sample for sample in manifest.samples if split in (sample.split, "all")]
+    if not samples:
+        there = ", ".join(sorted({sample.split for sample in manifest.samples})) or "none"
+        raise UserError(
+            f"--split {split}: no such samples in {manifest.root}, splits there: {there} (or all)"
+        )
+    return samples
+
+
+def load_source(manifest: Manifest, index: int, sample: EditSample) -> Source:
+    """Reads a sample's own pictures.
+
+    Raises:
+        UserError: one is missing, damaged or of another size, or a mask is empty.
+    """
+    if not sample.regions:
+        raise UserError(f"sample {sample.id}: it has no region, regional scores need a mask")
+    source = Source(
+        index,
+        sample,
+        manifest.context(sample),
+        manifest.target(sample),
+        manifest.masks(sample),
+    )
+    for name, picture in ((sample.context, source.content), (sample.target, source.target)):
+        if not torch.isfinite(picture).all():
+            raise UserError(f"{manifest.path(name)}: holds values that are not finite, mend it")
+    for region, mask in zip(sample.regions, source.region_masks, strict=True):
+        if not mask.any():
+            raise UserError(f"{manifest.path(region.mask)}: the mask is empty, nothing to score")
+    return source

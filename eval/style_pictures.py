@@ -1,0 +1,95 @@
+"""Pictures of the styles, which some measures compare an edit's style with."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from regionroute.errors import UserError
+from regionroute.io import file_hash, read_image, settings_hash
+
+MAX_SIDE = 512  # larger references are reduced to this
+_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_Found = TypeVar("_Found")
+
+
+class StylePictures:
+    """The pictures of a folder by style: ``<style>.jpg`` or ``<style>/*.jpg``.
+
+    A style's name is compared by its letters and digits alone: PixelArt.jpg is "pixel-art".
+
+    Args:
+        folder: with a picture or a folder of pictures for each style.
+
+    Raises:
+        UserError: it is no folder or holds no picture.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise UserError(f"--style-images {folder}: no such folder, check the path")
+        self.files: dict[str, list[Path]] = {}
+        for path in sorted(root.iterdir()):
+            found = sorted(path.iterdir()) if path.is_dir() else [path]
+            pictures = [file for file in found if file.suffix.lower() in _ENDINGS]
+            if pictures:
+                self.files.setdefault(letters(path.stem), []).extend(pictures)
+        if not self.files:
+            raise UserError(f"--style-images {folder}: no picture in this folder")
+        self._made: dict[tuple[str, str], object] = {}
+
+    def missing(self, styles: Iterable[str]) -> list[str]:
+        """The styles without a picture."""
+        return sorted({style for style in styles if letters(style) not in self.files})
+
+    def of(self, style: str) -> list[Path]:
+        """A style's files, none for an unknown style."""
+        return self.files.get(letters(style), [])
+
+    def pictures(self, style: str) -> list[Tensor]:
+        """A style's pictures [3,h,w] in [0,1], none for an unknown style.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        return [_reduced(read_image(file)) for file in self.of(style)]
+
+    def made(self, what: str, style: str, make: Callable[[list[Tensor]], _Found]) -> _Found | None:
+        """What a network makes of a style's pictures, made once; None for an unknown style.
+
+        Args:
+            what: a name for what is made.
+            style: the style.
+            make: pictures to whatever it is.
+        """
+        key = (what, letters(style))
+        if key not in self._made:
+            pictures = self.pictures(style)
+            self._made[key] = make(pictures) if pictures else None
+        found: _Found | None = self._made[key]  # type: ignore[assignment]
+        return found
+
+    def identity(self) -> str:
+        """A hash of all pictures and the styles they stand for."""
+        return settings_hash(
+            {style: [file_hash(file) for file in files] for style, files in self.files.items()}
+        )
+
+
+def letters(name: str) -> str:
+    """Letters and digits of a name, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _reduced(picture: Tensor) -> Tensor:
+    longer = max(picture.shape[1:])
+    if longer <= MAX_SIDE:
+        return picture
+    size = [max(1, round(side * MAX_SIDE / longer)) for side in picture.shape[1:]]
+    resized = F.interpolate(picture[None], size, mode="bilinear", antialias=True)
+    return torch.clamp(resized[0], 0, 1)

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import torch
+
+from eval import rses, scoring
+from eval.cache import CACHE_FILE, FileHashes, ValueCache, pair_key, value_name
+from eval.metrics.base import SampleMetric
+from regionroute.errors import UserError
+from regionroute.io import read_image, write_image
+from regionroute.manifest import read_manifest
+
+
+@pytest.fixture
+def score(tiny_manifest, edits, tmp_path):
+    """Runs the command; gives what it wrote."""
+
+    def run(*extra, out="scores"):
+        arguments = ["--manifest", str(tiny_manifest), "--split", "all"]
+        for name, folder in edits.items():
+            arguments += ["--edits", f"{name}={folder}"]
+        rses.main([*arguments, "--out", str(tmp_path / out), *extra])
+        return (tmp_path / out / "samples.jsonl").read_text()
+
+    return run
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Which (metric, ids, method) were really measured."""
+    calls = []
+    update = SampleMetric.update
+
+    def counted(self, batch):
+        calls.append((self.name, tuple(batch.ids), batch.method))
+        return update(self, batch)
+
+    monkeypatch.setattr(SampleMetric, "update", counted)
+    return calls
+
+
+def test_nothing_is_measured_or_opened_twice(score, measured, monkeypatch):
+    first = score()
+    assert measured
+    measured.clear()
+    monkeypatch.setattr(scoring, "load_source", lambda *_: pytest.fail("a picture was opened"))
+    assert score() == first
+    assert measured == []
+
+
+def test_a_killed_run_goes_on(score, measured, monkeypatch, tmp_path):
+    whole = score(out="whole")
+    measured.clear()
+    update = SampleMetric.update
+
+    def killed(self, batch):
+        if "pair-2" in batch.ids:
+            raise KeyboardInterrupt
+        return update(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleMetric, "update", killed)
+        with pytest.raises(FileNotFoundError):  # no scores yet
+            score("--batch-size", "1")
+    cache = tmp_path / "scores" / CACHE_FILE
+    with cache.open("a") as file:
+        file.write('{"key": "cut o')  # as a kill in the midst of writing leaves it
+    measured.clear()
+    assert score("--batch-size", "1") == whole
+    assert {ids for _, ids, _ in measured} == {("pair-2",), ("pair-3",)}
+    assert all(json.loads(line) for line in cache.read_text().splitlines() if "cut o" not in line)
+
+
+def test_a_further_metric_costs_only_itself(score, measured):
+    score()
+    measured.clear()
+    score("--metrics", "rse,ssim")
+    assert {name for name, _, _ in measured} == {"ssim"}
+
+
+def test_what_changed_is_measured_again(score, measured, edits):
+    score()
+    measured.clear()
+    edit = edits["half"] / "pair-1.png"
+    write_image(edit, read_image(edit).flip(2))
+    score()
+    assert {(ids, method) for _, ids, method in measured} == {(("pair-1",), "half")}
+
+
+def test_another_name_of_the_same_edits_is_no_change(score, measured, edits, tiny_manifest):
+    score()
+    measured.clear()
+    (edits["half"]).rename(edits["half"].with_name("renamed"))
+    edits["other"] = edits["half"].with_name("renamed")
+    del edits["half"]
+    text = score()
+    assert measured == []
+    assert '"method": "other"' in text
+
+
+def test_the_key_is_of_contents_and_words(tiny_manifest, tmp_path, spoil):
+    sample, other = read_manifest(tiny_manifest).samples[:2]
+    file = tiny_manifest / "0.context.png"
+    key = pair_key(sample, [file], "", FileHashes())
+    assert key == pair_key(sample, [file], "", FileHashes())
+    assert key != pair_key(other, [file], "", FileHashes())
+    assert key != pair_key(sample, [file], "floor", FileHashes())
+    assert pair_key(sample, [tmp_path / "nowhere"], "", FileHashes()) is None
+    write_image(file, torch.zeros(3, 64, 64))
+    assert key != pair_key(sample, [file], "", FileHashes())
+    names = [value_name("m", text, {}) for text in ("a", "b")]
+    assert names[0] != names[1]
+    assert value_name("m", "a", {"weights": "1"}) != names[0]
+
+
+def test_values_add_up_and_survive(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    cache = ValueCache(path)
+    assert cache.get(None) is cache.get("k") is None
+    cache.put({"k": {"size": [1, 2], "values": {"a": 1.0}}})
+    cache.put({"k": {"size": [1, 2], "values": {"b": None}}})
+    size = path.stat().st_size
+    cache.put({"k": {"size": [1, 2], "values": {"a": 1.0}}})  # nothing new, nothing written
+    assert path.stat().st_size == size
+    assert ValueCache(path).get("k")["values"] == {"a": 1.0, "b": None}
+    path.write_text(path.read_text() + "[1]\nnull\n{}\n" + path.read_text())
+    assert ValueCache(path).get("k")["values"] == {"a": 1.0, "b": None}
+    with pytest.raises(UserError, match="in the way"):
+        ValueCache(tmp_path)
+    nowhere = ValueCache(None)
+    nowhere.put({"k": {"values": {}}})

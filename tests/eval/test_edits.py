@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval import rses
+from eval.edits import GREY, RESIZED, EditFinder, load_edit
+from regionroute.errors import UserError
+from regionroute.io import read_image, read_json, read_jsonl, write_image
+from regionroute.manifest import read_manifest
+
+
+def test_an_edit_goes_by_id_then_by_the_contexts_name(tiny_manifest, tmp_path):
+    samples = read_manifest(tiny_manifest).samples
+    folder = tmp_path / "edits"
+    for name in ("pair-0.png", "0.context.png", "1.context.jpg", "pair-2.webp"):
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(folder / name)
+    finder = EditFinder({"m": folder}, samples)
+    names = [finder.path("m", sample).name for sample in samples]
+    assert names == ["pair-0.png", "1.context.jpg", "pair-2.webp", "pair-3.png"]
+
+
+def test_a_shared_context_needs_ids(tiny_manifest, spoil, tmp_path):
+    spoil.row(context="0.context.png")
+    samples = read_manifest(tiny_manifest).samples
+    folder = tmp_path / "edits"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "0.context.png")
+    finder = EditFinder({"m": folder}, samples)
+    with pytest.raises(UserError, match=r"2 samples have a context of this name.*pair-1.png"):
+        finder.path("m", samples[1])
+    assert finder.path("m", samples[2]).name == "pair-2.png"
+
+
+def test_other_sizes_are_resampled_by_the_stated_rule(tmp_path):
+    picture = torch.linspace(0, 1, 50)[None, None, :].expand(3, 40, -1)
+    write_image(tmp_path / "a.png", picture)
+    edit = load_edit(tmp_path / "a.png", "a", (80, 101))  # 1 % off in shape
+    assert edit.image.shape == (3, 80, 101)
+    assert [remark.kind for remark in edit.remarks] == [RESIZED]
+    assert "50x40 pixels but its context is 101x80" in edit.remarks[0].text
+    steps = edit.image[0, 40].diff()
+    assert (steps > -1e-3).all()
+    with pytest.raises(UserError, match="another shape cannot be compared"):
+        load_edit(tmp_path / "a.png", "a", (80, 104))  # 4 % off
+
+
+def test_grey_edits_are_read_and_told(tmp_path):
+    Image.new("L", (8, 8), 90).save(tmp_path / "a.png")
+    edit = load_edit(tmp_path / "a.png", "a", (8, 8))
+    assert [remark.kind for remark in edit.remarks] == [GREY]
+    assert edit.image.shape == (3, 8, 8)
+    torch.testing.assert_close(edit.image, torch.full((3, 8, 8), 90 / 255))
+
+
+@pytest.fixture
+def unusual(tiny_manifest, edits):
+    """Edits that are a smaller copy, grey, with NaN, missing; and a full mask for the first."""
+    folder = edits["good"]
+    Image.new("L", (64, 64), 255).save(tiny_manifest / "0.mask.png")
+    small = read_image(folder / "pair-1.png")[:, ::2, ::2]
+    write_image(folder / "pair-1.png", small)
+    Image.open(folder / "pair-2.png").convert("L").save(folder / "pair-2.png")
+    (folder / "pair-3.png").unlink()
+    values = np.full((64, 64), 0.5, dtype=np.float32)
+    values[3, 3] = np.nan
+    Image.fromarray(values).save(folder / "pair-3.tif")
+    return folder
+
+
+def test_unusual_input_is_one_line_each_and_counted(unusual, tiny_manifest, tmp_path, capsys):
+    out = tmp_path / "scores"
+    arguments = ["--manifest", str(tiny_manifest), "--split", "all", "--edits", str(unusual)]
+    assert rses.main([*arguments, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    for sentence in (
+        "good: pair-0: the mask is full, the background's measures are undefined",
+        "pair-1.png: 32x32 pixels but its context is 64x64, resampled to that",
+        "pair-2.png: grey-scale, read as three equal channels",
+        "pair-3.tif: holds values that are not finite",
+    ):
+        assert said.count(sentence) == 1
+    for line in ("1 of 4: full mask", "1 of 4: grey-scale", "1 of 4: other size", "1 of 4 failed"):
+        assert f"good: {line}" in said
+    summary = read_json(out / "summary.json")
+    entry = summary["methods"]["good"]
+    assert entry["remarks"] == {"full mask": 1, "grey-scale": 1, "other size": 1}
+    assert (entry["n_scored"], entry["n_failed"]) == (3, 1)
+    estimates = entry["slices"]["all"]
+    assert (estimates["mse_bg"]["n"], estimates["mse_bg"]["n_invalid"]) == (2, 1)
+    assert estimates["coverage"]["n"] == 3
+    assert "bicubic" in summary["size_rule"]
+    assert "full mask: 1 of 4" in (out / "summary.md").read_text()
+    kinds = {r["id"]: r.get("remarks") for r in read_jsonl(out / "samples.jsonl")}
+    assert kinds["pair-3"] == []  # the last row is the ceiling's
+    # Said again when nothing is measured again.
+    rses.main([*arguments, "--out", str(out)])
+    assert capsys.readouterr().err.count("grey-scale, read as") == 1
+
+
+def test_a_source_with_nan_costs_every_method(tiny_manifest, edits, tmp_path, capsys, spoil):
+    values = np.full((64, 64), np.nan, dtype=np.float32)
+    Image.fromarray(values).save(tiny_manifest / "1.context.tif")
+    spoil.row(context="1.context.tif")
+    arguments = ["--manifest", str(tiny_manifest), "--split", "all", "--edits", str(edits["good"])]
+    assert rses.main([*arguments, "--out", str(tmp_path / "scores")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("every method: ") == 1
+    assert "1.context.tif: holds values that are not finite" in said
+    assert "good: 1 of 4 failed" in said
