@@ -101,14 +101,16 @@ def build(
     plan = {job.hash: [built[i % len(built)]] if in_turn else built for i, job in enumerate(jobs)}
     results = _run(jobs, out, plan, settings, workers)
     samples, alike = _distinct(jobs, results, settings.limits.max_alike)
-    rejected += [item for result in results for item in result.rejected] + alike
+    found = [item for result in results for item in result.rejected] + alike
+    rejected += found
     samples, struck = _without_struck(samples, read_struck(out))
     rejected += struck
     write_keeping_time(
         out / "rejected.jsonl", write_jsonl, [_rejection_row(item) for item in rejected]
     )
     if not samples:
-        reason = f"; the first reason: {rejected[0].reason}" if rejected else ""
+        reasons = [*found, *rejected]  # of photos that were looked at, sooner than of other files
+        reason = f"; the first reason: {reasons[0].reason}" if reasons else ""
         raise UserError(f"{source.name}: not one sample could be made{reason}")
     samples = split_by_photo(samples, test_share)
     if encoder is not None:

@@ -13,7 +13,7 @@ from regionroute.errors import UserError
 from regionroute.io import to_pil
 
 _HASH_SIDE = 16  # the look of a photo in 16 x 16 bits
-_EDGE_BLUR = 0.012  # of the shorter side: edges may move that far in a style
+_EDGE_BLURS = (0.004, 0.012)  # of the shorter side: how far edges may move in a style
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Limits:
         min_score: least confidence in a mask that was found.
         min_strength: least mean change of the pixels inside the mask, 0 to 1: below it the style
             cannot be seen.
-        min_structure: least correlation of the edges before and after inside the mask, -1 to 1:
-            below it the object cannot be recognised.
+        min_structure: least correlation of the picture before and after inside the mask, by its
+            edges or its tones, whichever is better, -1 to 1: below it the object is lost.
         max_alike: bits of 256 in which two photos may differ and still count as one; -1 keeps all.
     """
 
@@ -38,7 +38,7 @@ class Limits:
     max_border: float = 0.60
     min_score: float = 0.30
     min_strength: float = 0.04
-    min_structure: float = 0.15
+    min_structure: float = 0.08
     max_alike: int = 12
 
     def __post_init__(self) -> None:
@@ -69,15 +69,15 @@ def sample_checks(context: Tensor, target: Tensor, mask: Tensor) -> dict[str, fl
 
     Returns:
         "strength": mean absolute change inside the mask; "structure": correlation, inside it, of
-        the strength of edges before and after, blurred a little.
+        the strength of edges at two scales or of the tones, the highest of the three: a drawing
+        keeps edges, a painting whose strokes hide them keeps tones.
     """
     inside = mask[0] > 0
     change = (target - context).abs().mean(0)[inside]
-    before, after = (_edges(picture)[inside] for picture in (context, target))
-    return {
-        "strength": round(float(change.mean()), 4),
-        "structure": round(_correlation(before, after), 4),
-    }
+    views = [(context.mean(0), target.mean(0))]
+    views += [(_edges(context, blur), _edges(target, blur)) for blur in _EDGE_BLURS]
+    kept = max(_correlation(before[inside], after[inside]) for before, after in views)
+    return {"strength": round(float(change.mean()), 4), "structure": round(kept, 4)}
 
 
 def object_fault(checks: Mapping[str, float], word: str, limits: Limits) -> str | None:
@@ -109,7 +109,7 @@ def sample_fault(checks: Mapping[str, float], word: str, style: str, limits: Lim
         )
     if checks["structure"] < limits.min_structure:
         return (
-            f"{style} keeps too little of the {word}'s edges (correlation "
+            f"{style} keeps too little of the {word}'s shape (correlation "
             f"{checks['structure']:.2f}, usable is from {limits.min_structure:.2f})"
         )
     return None
@@ -138,13 +138,13 @@ def first_alike(look: str, others: Sequence[str], most: int) -> int | None:
     return int(near[0]) if len(near) else None
 
 
-def _edges(picture: Tensor) -> Tensor:
-    """Strength of edges [H, W] of a picture [3, H, W], blurred by `_EDGE_BLUR`."""
+def _edges(picture: Tensor, blur: float) -> Tensor:
+    """Strength of edges [H, W] of a picture [3, H, W], blurred by a share of its shorter side."""
     grey = F.pad(picture.mean(0)[None, None], (1, 1, 1, 1), mode="replicate")
     dx = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
     dy = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
     strength = (dx.square() + dy.square()).sqrt()
-    reach = max(1, round(_EDGE_BLUR * min(picture.shape[-2:])))
+    reach = max(1, round(blur * min(picture.shape[-2:])))
     for _ in range(2):  # two boxes are nearly a Gaussian
         padded = F.pad(strength, (reach,) * 4, mode="replicate")
         strength = F.avg_pool2d(padded, 2 * reach + 1, stride=1)

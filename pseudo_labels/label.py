@@ -189,7 +189,7 @@ def _add_limits(parser: Parser) -> None:
         "max_border": "largest share of the picture's frame an object may cover",
         "min_score": "least confidence in a mask that was found",
         "min_strength": "least mean change of the pixels inside the mask, 0 to 1",
-        "min_structure": "least correlation of the edges before and after, -1 to 1",
+        "min_structure": "least correlation of edges or tones before and after, -1 to 1",
         "max_alike": "of 256 bits, how many may differ in photos that count as one; -1 keeps all",
     }
     for field in dataclasses.fields(Limits):

@@ -16,7 +16,7 @@ FILE_NAME = "review.html"
 
 
 def write_review(
-    out: Path, samples: Sequence[EditSample], rejected: Sequence[Rejection], title: str = ""
+    out: Path, samples: Sequence[EditSample], rejected: Sequence[Rejection], title: str = "Training pairs"
 ) -> Path:
     """Write the page; it shows the pictures of the data set's folder and needs nothing else.
 
@@ -24,7 +24,7 @@ def write_review(
         out: the data set's folder.
         samples: what is in it.
         rejected: what was left out, and why.
-        title: heading, the folder's name if left out.
+        title: heading.
 
     Returns:
         The page.
@@ -39,7 +39,7 @@ def write_review(
         )
         .get_template(FILE_NAME)
         .render(
-            title=title or out.resolve().name,
+            title=title,
             samples=cards,
             photos=len({sample.context for sample in samples}),
             styles=_each(region.style for sample in samples for region in sample.regions),

@@ -1,5 +1,6 @@
 """Networks of transformers, from a local folder or the hub, with every failure in one sentence."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ def from_hub(source: str, auto_class: str, what: str) -> tuple[Any, Any]:
     """
     import transformers
 
-    where = {"local_files_only": check_source(source, what)}
+    from regionroute.backbones.kontext import quiet  # brings diffusers along
+
+    local = check_source(source, what)
+    where = {"local_files_only": local}
     kind = getattr(transformers, auto_class)
     try:
-        model, report = kind.from_pretrained(source, output_loading_info=True, **where)
-        processor = transformers.AutoProcessor.from_pretrained(source, **where)
+        with quiet() if local else contextlib.nullcontext():
+            model, report = kind.from_pretrained(source, output_loading_info=True, **where)
+            processor = transformers.AutoProcessor.from_pretrained(source, **where)
     # What the library raises on files that are missing, damaged or something else.
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError) as error:
-        raise _explained(source, what, error, where["local_files_only"]) from error
+        raise _explained(source, what, error, local) from error
     if report["missing_keys"]:  # it fills these with random numbers
         first = min(report["missing_keys"])
         raise UserError(f"{source}: its weights lack {first}, copy them again")

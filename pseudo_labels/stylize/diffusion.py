@@ -10,6 +10,7 @@ with an optional style LoRA. One pipeline a process serves all styles; LoRAs are
 
 import functools
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,7 @@ class DiffusionStylizer:
         self._model, self._lora, self._lora_scale = model, lora, lora_scale
         self._dtype, self._device = dtype, device
         self._prompt, self._size = prompt, size
-        self._call = {
+        self._call: dict[str, Any] = {
             "strength": strength,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
@@ -148,6 +149,10 @@ class DiffusionStylizer:
             "generator": generator,
             **self._call,
         }
+        steps, strength = self._call["num_inference_steps"], self._call["strength"]
+        if "strength" in known and steps is not None:
+            # Image-to-image takes that share of the steps only, and fails when none is left.
+            wanted["num_inference_steps"] = max(steps, math.ceil(1 / strength))
         return {key: v for key, v in wanted.items() if key in known and v is not None}
 
     @contextmanager
