@@ -21,7 +21,7 @@ from pseudo_labels.job import (
     write_once,
 )
 from pseudo_labels.pairs import PairMaker
-from pseudo_labels.segment import Segment, choose_instances, resize_mask, touching
+from pseudo_labels.segment import Box, Segment, choose_instances, resize_mask, touching
 from pseudo_labels.segment.find import find_objects, restore, store
 from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection, open_photo
 from pseudo_labels.segment.loading import FinderSettings
@@ -99,12 +99,15 @@ def _smaller(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = from_pil(to_pil(picture).resize(size, Image.Resampling.LANCZOS))
     scaled = [
-        dataclasses.replace(item, box=tuple(round(edge * scale) for edge in item.box))
-        if item.box is not None
-        else item
+        item if item.box is None else dataclasses.replace(item, box=_scaled(item.box, scale))
         for item in objects
     ]
     return small, scaled
+
+
+def _scaled(box: Box, scale: float) -> Box:
+    y0, x0, y1, x1 = (round(edge * scale) for edge in box)
+    return y0, x0, y1, x1
 
 
 def _unchosen(

@@ -16,7 +16,10 @@ FILE_NAME = "review.html"
 
 
 def write_review(
-    out: Path, samples: Sequence[EditSample], rejected: Sequence[Rejection], title: str = "Training pairs"
+    out: Path,
+    samples: Sequence[EditSample],
+    rejected: Sequence[Rejection],
+    title: str = "Training pairs",
 ) -> Path:
     """Write the page; it shows the pictures of the data set's folder and needs nothing else.
 

@@ -4,6 +4,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from regionroute.errors import UserError
 
 
@@ -33,7 +35,9 @@ def from_hub(source: str, auto_class: str, what: str) -> tuple[Any, Any]:
             model, report = kind.from_pretrained(source, output_loading_info=True, **where)
             processor = transformers.AutoProcessor.from_pretrained(source, **where)
     # What the library raises on files that are missing, damaged or something else.
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError) as error:
+    except (
+        OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, ImportError
+    ) as error:  # fmt: skip
         raise _explained(source, what, error, local) from error
     if report["missing_keys"]:  # it fills these with random numbers
         first = min(report["missing_keys"])

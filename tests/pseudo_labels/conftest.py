@@ -54,7 +54,9 @@ def contents(snapshot):
 @pytest.fixture(scope="session")
 def networks():
     """The module beside this one: functions that save small random networks of real classes."""
-    spec = importlib.util.spec_from_file_location("networks", Path(__file__).with_name("networks.py"))
+    spec = importlib.util.spec_from_file_location(
+        "networks", Path(__file__).with_name("networks.py")
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

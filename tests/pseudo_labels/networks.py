@@ -135,9 +135,7 @@ def save_owlv2(folder):
 
     torch.manual_seed(0)
     tokenizer = word_tokenizer(model_max_length=16)
-    shape = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
+    shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     config = Owlv2Config(
         text_config=dict(
             vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=3, pad_token_id=0, **shape
@@ -145,9 +143,7 @@ def save_owlv2(folder):
         vision_config=dict(image_size=64, patch_size=16, **shape),
         projection_dim=16,
     )
-    processor = Owlv2Processor(
-        Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer
-    )
+    processor = Owlv2Processor(Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer)
     return _save(folder, Owlv2ForObjectDetection(config), processor)
 
 

@@ -120,7 +120,7 @@ class TestYolox:
         assert common / both > 0.75
 
     def test_a_word_it_does_not_know_names_the_nearest(self, grounder):
-        with pytest.raises(UserError, match="none of the 80 words.*'teddy bear'"):
+        with pytest.raises(UserError, match=r"none of the 80 words.*'teddy bear'"):
             grounder.ground(IMAGE, ["teddy bears"])
 
     def test_other_files_are_refused(self, assets, tmp_path):

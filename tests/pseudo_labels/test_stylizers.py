@@ -7,8 +7,8 @@ from PIL import Image
 from pseudo_labels.scenes import render_scene
 from pseudo_labels.stylize import FunctionalStylizer
 from pseudo_labels.stylize.filters import FILTERS
-from pseudo_labels.stylize.photo_filters import PHOTO_FILTERS
 from pseudo_labels.stylize.painting import PaintingStylizer
+from pseudo_labels.stylize.photo_filters import PHOTO_FILTERS
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.errors import UserError
 from regionroute.manifest import StyleSpec
@@ -110,8 +110,10 @@ class TestFilters:
     def test_a_look_is_about_the_same_at_twice_the_size(self, name):
         filter = (FILTERS | PHOTO_FILTERS)[name]
         small, large = (filter(picture(side, side)) for side in (128, 256))
-        halved = torch.nn.functional.avg_pool2d(large, 2)
-        assert (small - halved).abs().mean() < 0.04
+        # Dots and hatching have a least width: what they make of an area is compared.
+        cell = 16 if name in ("risograph", "ink-drawing") else 1
+        pool = torch.nn.functional.avg_pool2d
+        assert (pool(small, cell) - pool(large, 2 * cell)).abs().mean() < 0.04
 
 
 class TestPhotoFilters:
