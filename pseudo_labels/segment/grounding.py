@@ -125,7 +125,7 @@ class YoloxGrounder:
             raise UserError(f"{weights}: this is no YOLOX network for the 80 COCO words")
         self._side = int(shape[2])
         self._threshold = threshold
-        self.name = f"yolox {self._path.stem}"
+        self.name = self._path.stem
 
     def ground(self, image: Tensor, words: Sequence[str]) -> list[list[Detection]]:
         """See `Grounder.ground`; a word that is not among the 80 is a `UserError`."""

@@ -111,7 +111,7 @@ class TestFilters:
         filter = (FILTERS | PHOTO_FILTERS)[name]
         small, large = (filter(picture(side, side)) for side in (128, 256))
         # Dots and hatching have a least width: what they make of an area is compared.
-        cell = 16 if name in ("risograph", "ink-drawing") else 1
+        cell = 16 if name in ("risograph", "ink-drawing", "fine-pixel-art") else 1
         pool = torch.nn.functional.avg_pool2d
         assert (pool(small, cell) - pool(large, 2 * cell)).abs().mean() < 0.04
 
@@ -120,6 +120,12 @@ class TestPhotoFilters:
     def test_the_scenes_know_their_four_and_no_more(self):
         assert list(FILTERS) == ["pixel-art", "line-art", "cyberpunk", "expressionist"]
         assert not FILTERS.keys() & PHOTO_FILTERS.keys()
+
+    def test_fine_pixel_art_has_flat_cells_in_five_levels(self):
+        styled = PHOTO_FILTERS["fine-pixel-art"](picture(64, 64))
+        cells = styled.reshape(3, 16, 4, 16, 4)
+        assert torch.equal(cells.amax((2, 4)), cells.amin((2, 4)))
+        assert set(styled.unique().tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
 
     def test_posterised_has_five_tones_away_from_outlines(self):
         styled = PHOTO_FILTERS["posterised"](picture(64, 64))
