@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regionroute.errors import UserError
 from regionroute.io import to_pil
+from regionroute.manifest import mask_box
 
 _HASH_SIDE = 16  # the look of a photo in 16 x 16 bits
 _EDGE_BLURS = (0.004, 0.012)  # of the shorter side: how far edges may move in a style
@@ -72,12 +73,21 @@ def sample_checks(context: Tensor, target: Tensor, mask: Tensor) -> dict[str, fl
         the strength of edges at two scales or of the tones, the highest of the three: a drawing
         keeps edges, a painting whose strokes hide them keeps tones.
     """
+    reaches = [max(1, round(blur * min(mask.shape[-2:]))) for blur in _EDGE_BLURS]
+    context, target, mask = _around((context, target, mask), 2 * max(reaches) + 1)
     inside = mask[0] > 0
     change = (target - context).abs().mean(0)[inside]
     views = [(context.mean(0), target.mean(0))]
-    views += [(_edges(context, blur), _edges(target, blur)) for blur in _EDGE_BLURS]
+    views += [(_edges(context, reach), _edges(target, reach)) for reach in reaches]
     kept = max(_correlation(before[inside], after[inside]) for before, after in views)
     return {"strength": round(float(change.mean()), 4), "structure": round(kept, 4)}
+
+
+def _around(pictures: tuple[Tensor, Tensor, Tensor], rim: int) -> list[Tensor]:
+    """The part around the object, wide enough that nothing inside it comes out otherwise."""
+    y0, x0, y1, x1 = mask_box(pictures[-1])
+    top, left = max(0, y0 - rim), max(0, x0 - rim)
+    return [picture[:, top : y1 + rim, left : x1 + rim] for picture in pictures]
 
 
 def object_fault(checks: Mapping[str, float], word: str, limits: Limits) -> str | None:
@@ -138,13 +148,12 @@ def first_alike(look: str, others: Sequence[str], most: int) -> int | None:
     return int(near[0]) if len(near) else None
 
 
-def _edges(picture: Tensor, blur: float) -> Tensor:
-    """Strength of edges [H, W] of a picture [3, H, W], blurred by a share of its shorter side."""
+def _edges(picture: Tensor, reach: int) -> Tensor:
+    """Strength of edges [H, W] of a picture [3, H, W], blurred over `reach` pixels either way."""
     grey = F.pad(picture.mean(0)[None, None], (1, 1, 1, 1), mode="replicate")
     dx = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
     dy = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
     strength = (dx.square() + dy.square()).sqrt()
-    reach = max(1, round(blur * min(picture.shape[-2:])))
     for _ in range(2):  # two boxes are nearly a Gaussian
         padded = F.pad(strength, (reach,) * 4, mode="replicate")
         strength = F.avg_pool2d(padded, 2 * reach + 1, stride=1)

@@ -57,6 +57,7 @@ def test_absent_words(tmp_path):
     assert 0.5 < found["area under the curve"] <= 1
 
 
+@pytest.mark.slow
 def test_label(tmp_path, assets):
     shared = ["--assets", assets, "--masks", "2", "--photos", "1", "--size", "64", "--rounds", "2"]
     values = run(tmp_path, "label", "--parts", "masks,pipeline", *shared)

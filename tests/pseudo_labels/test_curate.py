@@ -67,6 +67,15 @@ class TestSamples:
         assert blot == 0.0
         assert not math.isnan(blot)
 
+    def test_what_lies_far_outside_the_mask_does_not_count(self):
+        scene = render_scene(3, 96, count=1)
+        mask = torch.zeros(1, 96, 96)
+        mask[:, 30:50, 40:60] = 1
+        target = 1 - scene.image
+        other = target.clone()
+        other[:, :10], other[:, 80:] = 0, 1
+        assert sample_checks(scene.image, target, mask) == sample_checks(scene.image, other, mask)
+
     def test_faults(self):
         assert "neon changes the dog by 0.010 only" in sample_fault(
             {"strength": 0.01, "structure": 1.0}, "dog", "neon", LIMITS
