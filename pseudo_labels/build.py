@@ -271,11 +271,9 @@ def _load_networks(
         Whether a network is at work that should not be loaded once a process.
     """
     objects = [item for job in jobs for item in job.photo.objects if not item.masked]
-    words, boxes = (any((item.box is None) == wordy for item in objects) for wordy in (True, False))
-    if words and settings.find.grounder is not None:
-        settings.find.load_grounder()
-    finding = boxes or (words and settings.find.grounder is not None)
-    if finding:
+    words = settings.find.grounder is not None and any(item.box is None for item in objects)
+    boxes = any(item.box is not None for item in objects)
+    if boxes or (words and not settings.find.load_grounder().masks):
         settings.find.load_segmenter()
     if jobs and settings.judge is not None:
         settings.judge.load()
@@ -283,7 +281,7 @@ def _load_networks(
     networks = [look.stylizer for look in loading.values() if hasattr(look.stylizer, "load")]
     for stylizer in networks:
         stylizer.load()
-    return bool(networks or settings.judge or (finding and settings.find.heavy))
+    return bool(networks or settings.judge or ((words or boxes) and settings.find.heavy))
 
 
 def _photo_samples(

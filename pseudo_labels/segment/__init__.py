@@ -38,9 +38,11 @@ class Grounder(Protocol):
 
     Attributes:
         name: for the provenance of samples.
+        masks: whether it cuts out by itself, so that no segmenter is needed.
     """
 
     name: str
+    masks: bool
 
     def ground(self, image: Tensor, words: Sequence[str]) -> list[list[Detection]]:
         """Look for words in a picture [3, H, W] in [0, 1]; the picture is looked at once.

@@ -33,6 +33,8 @@ class HubGrounder:
         UserError: it is not there, damaged, or no such detector.
     """
 
+    masks = False
+
     def __init__(
         self, source: str, threshold: float = 0.3, device: str | torch.device = "cpu"
     ) -> None:
@@ -74,6 +76,8 @@ class ConceptGrounder:
         UserError: it is not there, damaged, or not SAM 3.
     """
 
+    masks = True
+
     def __init__(
         self, source: str, threshold: float = 0.3, device: str | torch.device = "cpu"
     ) -> None:
@@ -114,6 +118,8 @@ class YoloxGrounder:
     Raises:
         UserError: the file is missing, damaged or another network.
     """
+
+    masks = False
 
     def __init__(self, weights: str, threshold: float = 0.3) -> None:
         self._path = Path(weights).expanduser()

@@ -65,6 +65,7 @@ class SalientGrounder:
     """
 
     name = "u2netp"
+    masks = True
 
     def __init__(self, weights: str | None = None) -> None:
         self._network = SalientNetwork(weights)

@@ -71,7 +71,8 @@ def _fetch(file: WeightsFile, path: Path) -> Path:
     try:
         with atomic_write(path) as temporary:
             torch.hub.download_url_to_file(file.url, str(temporary))
-            digest = hashlib.md5(temporary.read_bytes()).hexdigest()
+            with temporary.open("rb") as fetched:
+                digest = hashlib.file_digest(fetched, "md5").hexdigest()
             if not digest.startswith(file.md5):
                 raise UserError(f"{file.url}: the download is damaged, try again")
     except OSError as error:

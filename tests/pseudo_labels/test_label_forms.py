@@ -60,7 +60,7 @@ class TestFolderOfPhotos:
         shared = ["--images", str(folder), "--objects", " pet ", "--styles", "photos"]
         shared += ["--only", "neon,ink-drawing", "--grounder", f"salient:{u2netp}"]
         shared += ["--min-structure", "-1"]  # 96 pixels are few for neon tubes
-        return [*shared, "--segmenter", f"offline:{u2netp}", "--size", "96", "--out", out]
+        return [*shared, "--size", "96", "--out", out]
 
     def test_photos_of_all_sub_folders_are_searched(self, folder, arguments):
         assert main(arguments) == 0
@@ -90,9 +90,12 @@ class TestFolderOfPhotos:
         with pytest.raises(UserError, match="has one word"):
             main([*arguments, "--objects", "dog,cat"])
 
-    def test_a_grounder_that_knows_words_rejects_what_is_not_there(self, assets, folder, arguments):
+    def test_a_grounder_that_knows_words_rejects_what_is_not_there(
+        self, assets, folder, arguments, u2netp
+    ):
         yolox = assets / "weights" / "detect" / "yolox_nano_coco.onnx"
-        main([*arguments, "--objects", "dog,cat", "--grounder", f"yolox:{yolox}"])
+        named = ["--grounder", f"yolox:{yolox}", "--segmenter", f"offline:{u2netp}"]
+        main([*arguments, "--objects", "dog,cat", *named])
         manifest = read_manifest(folder / "out")
         found = {(s.provenance["photo"], s.regions[0].object) for s in manifest.samples}
         assert found == {("a.jpg", "dog"), ("sub/b.jpg", "cat")}
