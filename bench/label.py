@@ -184,7 +184,9 @@ def pipeline_part(assets: Path, photos: int, rounds: int, size: int) -> dict[str
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the parts asked for and merge them into the result file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     usual = Path(__file__).resolve().parent.parent.parent / "shared" / "assets"
     parser.add_argument("--assets", type=Path, default=usual, help="folder of photos and masks")
     parser.add_argument("--parts", default=",".join(PARTS), help="which (default: %(default)s)")
