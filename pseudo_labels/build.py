@@ -1,9 +1,11 @@
-"""From labelled photos to training pairs: the resumable pipeline that writes a manifest.
+"""From photos to training pairs: the resumable pipeline that writes a manifest.
 
     OUT/images/    photos at the working size          (contexts)
-    OUT/masks/     one mask a photo and word
+    OUT/masks/     one mask a photo and object
     OUT/targets/   the photo with that object restyled
-    OUT/manifest.jsonl, OUT/rejected.jsonl
+    OUT/manifest.jsonl, OUT/rejected.jsonl, OUT/review.html
+    OUT/metadata.jsonl   the same pairs for the image-folder loader of Hugging Face's datasets
+    OUT/struck.txt       ids of samples that somebody struck out on the review page
     OUT/.cache/    what was decided for each photo
 
 Every product is named by a hash of all it depends on and written under a temporary name, so a
@@ -15,30 +17,31 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from pseudo_labels.curate import first_alike
+from pseudo_labels.job import BuildSettings, Look, PhotoJob, PhotoResult, rejection
 from pseudo_labels.parallel import default_workers, map_in_order, one_thread
-from pseudo_labels.photo import REVISION, BuildSettings, Look, PhotoJob, PhotoResult, make_samples
-from pseudo_labels.segment.given import LabelledPhoto, Rejection, content_hash, read_labels
+from pseudo_labels.photo import make_samples
+from pseudo_labels.records import load_record, record_file
+from pseudo_labels.references import add_references
+from pseudo_labels.review import write_review
+from pseudo_labels.segment.given import LabelledPhoto, Rejection, content_hash
 from pseudo_labels.stylize.registry import StyleEntry
+from pseudo_labels.tidy import read_struck, write_keeping_time
 from regionroute.errors import UserError
 from regionroute.io import (
-    file_hash,
-    read_json,
-    settings_hash,
     text_hash,
     write_json,
     write_jsonl,
 )
 from regionroute.manifest import EditSample, write_manifest
 
-_RECORD = TypeAdapter(PhotoResult)
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
 
 
@@ -51,8 +54,17 @@ class BuildReport:
     rejected: list[Rejection]
 
 
+@dataclass(frozen=True)
+class Source:
+    """Photos to work on, what was wrong with others, and what to call it all in messages."""
+
+    name: str
+    photos: list[LabelledPhoto]
+    rejected: list[Rejection]
+
+
 def build(
-    labels: Path,
+    source: Source,
     styles: Sequence[StyleEntry],
     out: Path,
     settings: BuildSettings,
@@ -60,39 +72,107 @@ def build(
     test_share: float = 0.2,
     limit: int | None = None,
     workers: int | None = None,
+    encoder: str | None = None,
+    in_turn: bool = False,
 ) -> BuildReport:
-    """Make every (photo, object, style) pair of a labels file.
+    """Make every (photo, object, style) pair of a source.
 
     Args:
-        labels: labels file (`pseudo_labels.segment.given`).
+        source: photos and what is known of them (`pseudo_labels.segment.given`).
         styles: the styles; each photo is restyled once in each, whatever the number of objects.
         out: folder of the data set; made if missing.
-        settings: size, feather, limits of area.
+        settings: sizes, limits, and how objects are found.
         test_share: share of the photos whose samples go to the split "test".
         limit: only the first so many photos.
         workers: processes, None to choose.
+        encoder: an image encoder that picks an example picture for each sample, None for none.
+        in_turn: each photo in one style only, the photos taking turns.
 
     Returns:
         The samples, and what was rejected and why.
 
     Raises:
-        UserError: no such labels file, or not one sample could be made.
+        UserError: not one sample could be made, or a network cannot be had.
     """
-    photos, rejected = read_labels(labels)
-    jobs, doubles = _jobs(photos[:limit])
-    rejected += doubles
+    jobs, doubles = _jobs(source.photos[:limit])
+    rejected = [*source.rejected, *doubles]
     _prepare(out)
     built = [Look(entry, entry.build()) for entry in styles]
-    results = _run(jobs, out, built, settings, workers)
-    samples = [sample for result in results for sample in result.samples]
-    rejected += [item for result in results for item in result.rejected]
-    write_jsonl(out / "rejected.jsonl", [_rejection_row(item) for item in rejected])
+    plan = {job.hash: [built[i % len(built)]] if in_turn else built for i, job in enumerate(jobs)}
+    results = _run(jobs, out, plan, settings, workers)
+    samples, alike = _distinct(jobs, results, settings.limits.max_alike)
+    found = [item for result in results for item in result.rejected] + alike
+    rejected += found
+    samples, struck = _without_struck(samples, read_struck(out))
+    rejected += struck
+    write_keeping_time(
+        out / "rejected.jsonl", write_jsonl, [_rejection_row(item) for item in rejected]
+    )
     if not samples:
-        reason = f"; the first reason: {rejected[0].reason}" if rejected else ""
-        raise UserError(f"{labels}: not one sample could be made{reason}")
+        reasons = [*found, *rejected]  # of photos that were looked at, sooner than of other files
+        reason = f"; the first reason: {reasons[0].reason}" if reasons else ""
+        raise UserError(f"{source.name}: not one sample could be made{reason}")
     samples = split_by_photo(samples, test_share)
-    write_manifest(out / "manifest.jsonl", samples)
+    if encoder is not None:
+        samples = add_references(samples, out, encoder, settings.find.device)
+    write_keeping_time(
+        out / "metadata.jsonl", write_jsonl, [_metadata(sample) for sample in samples]
+    )
+    write_review(out, samples, rejected)
+    write_keeping_time(out / "manifest.jsonl", write_manifest, samples)
     return BuildReport(out / "manifest.jsonl", samples, rejected)
+
+
+def _distinct(
+    jobs: Sequence[PhotoJob], results: Sequence[PhotoResult], most: int
+) -> tuple[list[EditSample], list[Rejection]]:
+    """Samples of photos that are not nearly an earlier one."""
+    kept: list[tuple[str, str]] = []
+    samples: list[EditSample] = []
+    rejected = []
+    for job, result in zip(jobs, results, strict=True):
+        looks = [look for look, _ in kept]
+        double = first_alike(result.look, looks, most) if result.look else None
+        if double is not None:
+            first = kept[double][1]
+            rejected.append(rejection(job, f"nearly the same picture as {first}, which is used"))
+            continue
+        if result.look and result.samples:
+            kept.append((result.look, job.photo.name))
+        samples += result.samples
+    return samples, rejected
+
+
+def _without_struck(
+    samples: Sequence[EditSample], struck: frozenset[str]
+) -> tuple[list[EditSample], list[Rejection]]:
+    """Samples nobody struck out; one with several objects falls with any of its parts."""
+    kept, rejected = [], []
+    for sample in samples:
+        parts = {sample.id, *sample.provenance.get("parts", ())}
+        if parts & struck:
+            facts = sample.provenance
+            word = ", ".join(region.object for region in sample.regions)
+            style = ", ".join(region.style for region in sample.regions)
+            reason = "struck out on the review page"
+            rejected.append(Rejection(reason, facts["photo"], word, style, sample=sample.id))
+        else:
+            kept.append(sample)
+    return kept, rejected
+
+
+def _metadata(sample: EditSample) -> dict[str, Any]:
+    """A sample as a row of an image folder: every key that ends in file_name is a picture."""
+    return {
+        "file_name": sample.context,
+        "target_file_name": sample.target,
+        "mask_file_name": sample.regions[0].mask,
+        "id": sample.id,
+        "prompt": sample.prompt,
+        "object": ", ".join(region.object for region in sample.regions),
+        "style": ", ".join(region.style for region in sample.regions),
+        "split": sample.split,
+    }
 
 
 def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[EditSample]:
@@ -135,7 +215,7 @@ def _jobs(photos: Sequence[LabelledPhoto]) -> tuple[list[PhotoJob], list[Rejecti
                 raise UserError(f"{photo.path}: the same picture as {first}, which is used already")
             jobs[key] = PhotoJob(photo, key)
         except UserError as error:
-            rejected.append(Rejection(str(error), photo.name, line=photo.line))
+            rejected.append(_refused(error, photo))
     return list(jobs.values()), rejected
 
 
@@ -145,7 +225,9 @@ def _prepare(out: Path) -> None:
     if (out / "manifest.jsonl").exists() and (not records or "scenes.json" in records):
         raise UserError(f"{out}: another data set lies here, give a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    for folder in (out, *(out / name for name in ("images", "masks", "targets", ".cache"))):
+    folders = [out / name for name in ("images", "masks", "targets", ".cache")]
+    folders += [path for path in (out / ".cache").glob("*") if path.is_dir()]
+    for folder in (out, *folders):
         for path in folder.glob(".*") if folder.is_dir() else ():
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -154,16 +236,20 @@ def _prepare(out: Path) -> None:
 def _run(
     jobs: Sequence[PhotoJob],
     out: Path,
-    styles: Sequence[Look],
+    plan: Mapping[str, Sequence[Look]],
     settings: BuildSettings,
     workers: int | None,
 ) -> list[PhotoResult]:
     """Each photo's result: from the record of an earlier run, or made now; in the jobs' order."""
-    results = {job.hash: _load_record(_record(job, out, styles, settings), out) for job in jobs}
+    results = {
+        job.hash: load_record(record_file(job, out, plan[job.hash], settings), out) for job in jobs
+    }
     missing = [job for job in jobs if results[job.hash] is None]
+    heavy = _load_networks(missing, plan, settings)
     if workers is None:
-        workers = default_workers(len(missing) * len(styles), jobs_per_worker=64)
-    work = functools.partial(_photo_samples, out=out, styles=styles, settings=settings)
+        pairs = sum(len(plan[job.hash]) for job in missing)
+        workers = default_workers(0 if heavy else pairs, jobs_per_worker=64)
+    work = functools.partial(_photo_samples, out=out, plan=plan, settings=settings)
     done = [result for result in results.values() if result is not None]
     counts = Counter(samples=sum(len(result.samples) for result in done))
     counts["rejected"] = sum(len(result.rejected) for result in done)
@@ -176,54 +262,45 @@ def _run(
     return [result for result in results.values() if result is not None]
 
 
+def _load_networks(
+    jobs: Sequence[PhotoJob], plan: Mapping[str, Sequence[Look]], settings: BuildSettings
+) -> bool:
+    """What cannot be had is one error before the work, not one rejection a photo.
+
+    Returns:
+        Whether a network is at work that should not be loaded once a process.
+    """
+    objects = [item for job in jobs for item in job.photo.objects if not item.masked]
+    words = settings.find.grounder is not None and any(item.box is None for item in objects)
+    boxes = any(item.box is not None for item in objects)
+    if boxes or (words and not settings.find.load_grounder().masks):
+        settings.find.load_segmenter()
+    if jobs and settings.judge is not None:
+        settings.judge.load()
+    loading = {id(look): look for job in jobs for look in plan[job.hash]}
+    networks = [look.stylizer for look in loading.values() if hasattr(look.stylizer, "load")]
+    for stylizer in networks:
+        stylizer.load()
+    return bool(networks or settings.judge or ((words or boxes) and settings.find.heavy))
+
+
 def _photo_samples(
-    job: PhotoJob, out: Path, styles: Sequence[Look], settings: BuildSettings
+    job: PhotoJob, out: Path, plan: Mapping[str, Sequence[Look]], settings: BuildSettings
 ) -> PhotoResult:
     """Make all samples of one photo and record them."""
+    styles = plan[job.hash]
     try:
         with one_thread():
             result = make_samples(job, out, styles, settings)
     except UserError as error:
-        result = PhotoResult([], [Rejection(str(error), job.photo.name, line=job.photo.line)])
-    write_json(_record(job, out, styles, settings), dataclasses.asdict(result))
-    return result
-
-
-def _record(job: PhotoJob, out: Path, styles: Sequence[Look], settings: BuildSettings) -> Path:
-    """Where the result is recorded, under a name that hashes all it depends on."""
-    return out / ".cache" / f"{job.slug}-{_record_key(job, styles, settings)}.json"
-
-
-def _record_key(job: PhotoJob, styles: Sequence[Look], settings: BuildSettings) -> str:
-    masks = [
-        (item.word, _hash_or_none(item.mask), item.source, item.count) for item in job.photo.objects
-    ]
-    looks = [(style.entry.spec, style.stylizer.fingerprint) for style in styles]
-    photo = (job.hash, job.photo.name, str(job.photo.path), job.photo.line, dict(job.photo.facts))
-    return settings_hash([REVISION, photo, masks, looks, settings])[:10]
-
-
-def _hash_or_none(path: Path) -> str | None:
-    try:
-        return file_hash(path)
-    except (OSError, ValueError):  # ValueError: a name no file can have
-        return None
-
-
-def _load_record(record: Path, out: Path) -> PhotoResult | None:
-    """The record's result if it is there with all products it names."""
-    if not record.exists():
-        return None
-    try:
-        result = _RECORD.validate_python(read_json(record))
-    except (UserError, ValidationError):
-        return None  # damaged from outside: make it again
-    for sample in result.samples:
-        files = (sample.context, sample.target, *(region.mask for region in sample.regions))
-        if not all((out / file).exists() for file in files):
-            return None
+        result = PhotoResult([], [_refused(error, job.photo)])
+    write_json(record_file(job, out, styles, settings), dataclasses.asdict(result))
     return result
 
 
 def _rejection_row(item: Rejection) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(item).items() if value is not None}
+
+
+def _refused(error: UserError, photo: LabelledPhoto) -> Rejection:
+    return Rejection(str(error), photo.name, line=photo.line or None)

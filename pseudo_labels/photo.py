@@ -1,81 +1,35 @@
-"""The training pairs of one photo: each of its objects in each style."""
+"""The objects of one photo, and from them its training pairs."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
-from pseudo_labels.compose import composite
-from pseudo_labels.segment import Segment, resize_mask, touching
-from pseudo_labels.segment.given import LabelledPhoto, Rejection, open_photo
-from pseudo_labels.stylize import Stylizer
-from pseudo_labels.stylize.registry import StyleEntry
+from pseudo_labels.curate import object_checks, object_fault, photo_look
+from pseudo_labels.job import (
+    REVISION,
+    SMALLEST_SIDE,
+    BuildSettings,
+    Look,
+    PhotoJob,
+    PhotoObject,
+    PhotoResult,
+    rejection,
+    slug,
+    write_once,
+)
+from pseudo_labels.pairs import PairMaker
+from pseudo_labels.segment import Box, Segment, choose_instances, resize_mask, touching
+from pseudo_labels.segment.find import find_objects, restore, store
+from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection, open_photo
+from pseudo_labels.segment.loading import FinderSettings
 from regionroute.errors import UserError
-from regionroute.io import from_pil, settings_hash, text_hash, to_pil, write_image
-from regionroute.manifest import EditSample, Region
-from regionroute.prompts import build_prompt
+from regionroute.io import from_pil, settings_hash, to_pil
 
-SMALLEST_SIDE = 32  # pixels; smaller photos hold nothing to learn
 SMALL_AREA = 0.05  # share of the picture below which an object is flagged "small"
-
-# Part of every name of a product: raise it when equal settings would give another product.
-REVISION = 1
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What decides the pictures and the choice of samples.
-
-    Attributes:
-        size: longest side of the pictures; smaller photos keep their size.
-        feather: ramp inside the mask's edge in pixels, 0 for a hard edge.
-        min_area: smallest share of the picture an object may have (spec: 1 %).
-        max_area: largest share (spec: 70 %).
-    """
-
-    size: int = 512
-    feather: int = 0
-    min_area: float = 0.01
-    max_area: float = 0.70
-
-    def __post_init__(self) -> None:
-        if self.size < SMALLEST_SIDE:
-            raise UserError(f"size is {self.size}: use {SMALLEST_SIDE} pixels or more")
-        if not 0 <= self.feather <= self.size:
-            raise UserError(f"feather is {self.feather}: use 0 to {self.size} pixels, the size")
-
-
-@dataclass(frozen=True)
-class Look:
-    """A style and the stylizer made from it."""
-
-    entry: StyleEntry
-    stylizer: Stylizer
-
-
-@dataclass(frozen=True)
-class PhotoJob:
-    """A photo to work on and the hash of its bytes."""
-
-    photo: LabelledPhoto
-    hash: str
-
-    @property
-    def slug(self) -> str:
-        """The photo's part of file names and sample ids."""
-        return f"{_readable(Path(self.photo.name).stem)}-{self.hash[:8]}".lstrip("-")
-
-
-@dataclass
-class PhotoResult:
-    """What came of a photo; splits are given later, when all photos are known."""
-
-    samples: list[EditSample]
-    rejected: list[Rejection]
+FINDING_SIDE = 1024  # pixels of the longer side at which objects are looked for
 
 
 def make_samples(
@@ -87,42 +41,114 @@ def make_samples(
         job: the photo.
         out: the data set's folder.
         styles: the styles; the photo is restyled at most once in each.
-        settings: size, feather and limits of area.
+        settings: sizes, limits, and how objects are found.
 
     Returns:
-        One sample an object and style, and the objects that were left out.
+        One sample an object and style, and what was left out.
 
     Raises:
         UserError: the photo itself cannot be used.
     """
     picture, segments, rejected = open_photo(job.photo)
     content = _fit(picture, settings.size, job.photo)
+    found, missing = _found(job, picture, out, settings.find)
+    rejected += missing
+    chosen = choose_instances([*segments, *found], settings.find.instances)
+    rejected += _unchosen(job, [*segments, *found], chosen, settings.find.instances)
     context = f"images/{job.slug}-{settings_hash([REVISION, settings.size])[:8]}.png"
+    objects, faulty = _usable(job, content, chosen, settings)
+    rejected += faulty
+    if objects:
+        write_once(out / context, content)
+    for item in objects:
+        write_once(out / item.mask_file, item.segment.mask)
+    maker = PairMaker(job, out, settings, content, context)
+    samples = [s for style in styles for s in maker.samples(style, objects, rejected)]
+    samples += maker.several(samples, objects)
+    return PhotoResult(samples, rejected, photo_look(content))
+
+
+def _found(
+    job: PhotoJob, picture: Tensor, out: Path, settings: FinderSettings
+) -> tuple[list[Segment], list[Rejection]]:
+    """Objects without masks, looked for once and remembered."""
+    wanted = [item for item in job.photo.objects if not item.masked]
+    if not wanted:
+        return [], []
+    picture, wanted = _smaller(picture, wanted)
+    size = (picture.shape[-2], picture.shape[-1])
+    asked = [(item.word, item.box) for item in wanted]
+    key = settings_hash([REVISION, settings.fingerprint(), size, job.photo.name, asked])[:10]
+    record = out / ".cache" / "found" / f"{job.slug}-{key}.json"
+    known = restore(record, size)
+    if known is None:
+        photo = dataclasses.replace(job.photo, objects=tuple(wanted))
+        known = find_objects(picture, photo, settings)
+        store(record, *known)
+    return known
+
+
+def _smaller(
+    picture: Tensor, objects: Sequence[LabelledObject]
+) -> tuple[Tensor, list[LabelledObject]]:
+    """Picture and boxes at the size at which objects are looked for."""
+    height, width = picture.shape[-2:]
+    scale = min(1.0, FINDING_SIDE / max(height, width))
+    if scale == 1:
+        return picture, list(objects)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = from_pil(to_pil(picture).resize(size, Image.Resampling.LANCZOS))
+    scaled = [
+        item if item.box is None else dataclasses.replace(item, box=_scaled(item.box, scale))
+        for item in objects
+    ]
+    return small, scaled
+
+
+def _scaled(box: Box, scale: float) -> Box:
+    y0, x0, y1, x1 = (round(edge * scale) for edge in box)
+    return y0, x0, y1, x1
+
+
+def _unchosen(
+    job: PhotoJob, found: Sequence[Segment], chosen: Sequence[Segment], policy: str
+) -> list[Rejection]:
+    """Words of which there are fewer objects than the number asked for."""
+    kept = {segment.word.casefold() for segment in chosen}
+    lost = {segment.word.casefold(): segment.word for segment in found}
+    return [
+        rejection(job, f"there is no {word} number {policy} in it", word)
+        for key, word in lost.items()
+        if key not in kept
+    ]
+
+
+def _usable(
+    job: PhotoJob, content: Tensor, segments: Sequence[Segment], settings: BuildSettings
+) -> tuple[list[PhotoObject], list[Rejection]]:
+    """The objects that keep the limits, at the working size."""
     size = (content.shape[-2], content.shape[-1])
-    usable: list[tuple[Segment, str]] = []
+    kept: list[tuple[Segment, dict[str, float]]] = []
+    rejected = []
     for segment in segments:
         try:
-            smaller = dataclasses.replace(segment, mask=resize_mask(segment.mask, size))
-            _check_area(smaller, job.photo, settings)
+            mask = resize_mask(segment.mask, size)
         except UserError as error:
-            rejected.append(
-                Rejection(str(error), job.photo.name, segment.word, line=job.photo.line)
-            )
+            rejected.append(rejection(job, str(error), segment.word))
             continue
-        key = settings_hash([REVISION, size, _bits(smaller.mask)])[:8]
-        usable.append((smaller, f"masks/{job.slug}-{slug(segment.word)}-{key}.png"))
-    if usable:
-        _write_once(out / context, content)
-    for segment, file in usable:
-        _write_once(out / file, segment.mask)
-    samples = []
-    for style in styles:
-        targets = _targets(style, content, context, usable, settings, out)
-        for (segment, mask_file), target in zip(usable, targets, strict=True):
-            others = [other for other, _ in usable if other is not segment]
-            flags = _flags(segment, others)
-            samples.append(_sample(job, style, segment, context, mask_file, target, flags))
-    return PhotoResult(samples, rejected)
+        checks = object_checks(mask, segment.score)
+        fault = object_fault(checks, segment.word, settings.limits)
+        if fault:
+            rejected.append(rejection(job, fault, segment.word, checks=checks))
+        else:
+            kept.append((dataclasses.replace(segment, mask=mask), checks))
+    objects = []
+    for segment, checks in kept:
+        key = settings_hash([REVISION, size, _bits(segment.mask)])[:8]
+        others = [other for other, _ in kept if other is not segment]
+        file = f"masks/{job.slug}-{slug(segment.word)}-{key}.png"
+        objects.append(PhotoObject(segment, file, _flags(segment, others), checks))
+    return objects, rejected
 
 
 def _fit(picture: Tensor, size: int, photo: LabelledPhoto) -> Tensor:
@@ -141,39 +167,8 @@ def _fit(picture: Tensor, size: int, photo: LabelledPhoto) -> Tensor:
     return from_pil(stored)
 
 
-def _check_area(segment: Segment, photo: LabelledPhoto, settings: BuildSettings) -> None:
-    if not settings.min_area <= segment.area <= settings.max_area:
-        raise UserError(
-            f"{photo.path}: the {segment.word} covers {segment.area:.1%} of the picture, usable is "
-            f"{settings.min_area:.0%} to {settings.max_area:.0%}"
-        )
-
-
 def _bits(mask: Tensor) -> str:
     return mask.bool().numpy().tobytes().hex()
-
-
-def _targets(
-    style: Look,
-    content: Tensor,
-    context: str,
-    usable: Sequence[tuple[Segment, str]],
-    settings: BuildSettings,
-    out: Path,
-) -> list[str]:
-    """One target a segment; the photo is restyled once, and only if a target is missing."""
-    key = [context, style.stylizer.fingerprint, settings.feather]
-    files = []
-    for _, mask_file in usable:
-        stem = f"{Path(mask_file).stem}-{slug(style.entry.spec.name)}"
-        files.append(f"targets/{stem}-{settings_hash([*key, mask_file])[:8]}.png")
-    missing = [i for i, file in enumerate(files) if not (out / file).exists()]
-    if missing:
-        styled = style.stylizer.stylize(content, style.entry.spec)
-        for i in missing:
-            target = composite(content, styled, usable[i][0].mask, settings.feather)
-            write_image(out / files[i], target)
-    return files
 
 
 def _flags(segment: Segment, others: Sequence[Segment]) -> tuple[str, ...]:
@@ -186,60 +181,3 @@ def _flags(segment: Segment, others: Sequence[Segment]) -> tuple[str, ...]:
     if segment.area < SMALL_AREA:
         flags.append("small")
     return tuple(flags)
-
-
-def _sample(
-    job: PhotoJob,
-    style: Look,
-    segment: Segment,
-    context: str,
-    mask_file: str,
-    target: str,
-    flags: tuple[str, ...],
-) -> EditSample:
-    spec = style.entry.spec
-    prompt = build_prompt([(segment.word, spec.words)])
-    region = Region(
-        object=segment.word,
-        style=spec.name,
-        mask=mask_file,
-        box=segment.box,
-        score=segment.score,
-        object_span=prompt.object_spans[0],
-        style_span=prompt.style_spans[0],
-    )
-    photo = Path(job.photo.name)
-    provenance = {
-        # A relative name only: absolute paths mean nothing on another machine.
-        "photo": photo.name if photo.is_absolute() else job.photo.name,
-        "photo_hash": job.hash,
-        "mask_source": segment.source,
-        "stylizer": style.entry.stylizer,
-        "stylizer_hash": text_hash(style.stylizer.fingerprint),
-        "area": round(segment.area, 4),
-        **job.photo.facts,
-    }
-    return EditSample(
-        id=f"{job.slug}-{slug(segment.word)}-{spec.name}",
-        context=context,
-        target=target,
-        regions=(region,),
-        prompt=prompt.text,
-        flags=flags,
-        provenance=provenance,
-    )
-
-
-def _write_once(path: Path, image: Tensor) -> None:
-    if not path.exists():
-        write_image(path, image)
-
-
-def slug(text: str) -> str:
-    """A readable part of a file name; texts that differ give slugs that differ."""
-    plain = _readable(text)
-    return plain if plain == text else f"{plain}-{text_hash(text)[:6]}".lstrip("-")
-
-
-def _readable(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:40]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pseudo_labels import scenes, sprites
 from pseudo_labels.compose import composite
+from pseudo_labels.job import Look
 from pseudo_labels.parallel import one_thread
-from pseudo_labels.photo import Look
 from pseudo_labels.scenes import Scene, render_scene
 from regionroute.io import file_hash, settings_hash, write_image
 from regionroute.manifest import EditSample, Region, mask_box

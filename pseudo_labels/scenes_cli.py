@@ -16,8 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pseudo_labels.corpus import build_corpus
+from pseudo_labels.job import SMALLEST_SIDE, Look
 from pseudo_labels.parallel import MOST_WORKERS, default_workers, map_in_order
-from pseudo_labels.photo import SMALLEST_SIDE, Look
 from pseudo_labels.scene_samples import STYLE_PICTURES, SceneJob, SceneSettings, render_samples
 from pseudo_labels.scenes import HELD_OUT_SEEDS
 from pseudo_labels.stylize.registry import load_styles, packaged_styles

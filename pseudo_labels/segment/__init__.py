@@ -1,6 +1,12 @@
-"""Where objects are: masks with the words, scores and sources that belong to them."""
+"""Where objects are: masks with the words, scores and sources that belong to them.
 
+A `Grounder` finds the boxes of a word, a `BoxSegmenter` cuts the object out of its box; which of
+them there are and how they are named is in `pseudo_labels.segment.loading`.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +14,61 @@ from torch import Tensor
 
 from regionroute.errors import UserError
 from regionroute.manifest import mask_box
+
+Box = tuple[int, int, int, int]  # (y0, x0, y1, x1) in pixels, half-open
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A place where a word was found.
+
+    Attributes:
+        box: around the object, inside the picture.
+        score: confidence in [0, 1].
+        mask: [1, H, W] in {0, 1} where the finder cuts out by itself, else None.
+    """
+
+    box: Box
+    score: float
+    mask: Tensor | None = None
+
+
+class Grounder(Protocol):
+    """Finds objects by their words.
+
+    Attributes:
+        name: for the provenance of samples.
+        masks: whether it cuts out by itself, so that no segmenter is needed.
+    """
+
+    name: str
+    masks: bool
+
+    def ground(self, image: Tensor, words: Sequence[str]) -> list[list[Detection]]:
+        """Look for words in a picture [3, H, W] in [0, 1]; the picture is looked at once.
+
+        Returns:
+            For each word its places, the best first; an empty list where it is not there.
+        """
+        ...
+
+
+class BoxSegmenter(Protocol):
+    """Cuts objects out of their boxes.
+
+    Attributes:
+        name: for the provenance of samples.
+    """
+
+    name: str
+
+    def segment(self, image: Tensor, boxes: Sequence[Box]) -> list[tuple[Tensor, float]]:
+        """Masks of several boxes of a picture [3, H, W] in [0, 1]; it is embedded once for all.
+
+        Returns:
+            For each box a mask [1, H, W] in {0, 1}, which may be empty, and a score in [0, 1].
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +98,48 @@ class Segment:
     def box(self) -> tuple[int, int, int, int]:
         """Tight box (y0, x0, y1, x1), half-open."""
         return mask_box(self.mask)
+
+
+def choose_instances(segments: list[Segment], policy: str) -> list[Segment]:
+    """Which of several objects of one word are meant.
+
+    Args:
+        segments: segments of one picture.
+        policy: "all", "largest", or a number: "1" is the leftmost, "2" the next.
+
+    Returns:
+        Segments with masks of a word united ("all") or with the one chosen; a word with fewer
+        objects than the number asked for is left out.
+
+    Raises:
+        UserError: another policy.
+    """
+    check_policy(policy)
+    if policy == "all":
+        return merge_words(segments)
+    groups: dict[str, list[Segment]] = {}
+    for segment in segments:
+        groups.setdefault(segment.word.casefold(), []).append(segment)
+    if policy == "largest":
+        return [max(group, key=lambda segment: segment.area) for group in groups.values()]
+    place = int(policy) - 1
+    ordered = [sorted(group, key=_middle) for group in groups.values()]
+    return [group[place] for group in ordered if place < len(group)]
+
+
+def check_policy(policy: str) -> None:
+    """Refuses a policy for several instances that `choose_instances` does not know.
+
+    Raises:
+        UserError: neither "all" nor "largest" nor a whole number from 1.
+    """
+    if policy not in ("all", "largest") and not (policy.isdecimal() and int(policy) >= 1):
+        raise UserError(f"instances is '{policy}': use all, largest, or a number from 1")
+
+
+def _middle(segment: Segment) -> int:
+    """Twice the horizontal middle of the segment's box."""
+    return segment.box[1] + segment.box[3]
 
 
 def merge_words(segments: list[Segment]) -> list[Segment]:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from pseudo_labels.stylize import filters
+from pseudo_labels.stylize import filters, photo_filters
 from regionroute.errors import UserError, nearest
 from regionroute.io import file_hash
 from regionroute.manifest import StyleSpec
@@ -19,9 +19,13 @@ from regionroute.manifest import StyleSpec
 class Stylizer(Protocol):
     """Restyles whole pictures.
 
+    One with a method `load()` is told to load its network before the first photo, in one process
+    unless more are asked for: what is wrong with it is then one error.
+
     Attributes:
-        needs: what a `StyleSpec` must bring, a subset of {"text", "images"}; a missing need is a
-            `ValueError` before any work is done.
+        needs: what it must be given, a subset of {"text", "images", "mask"}; a missing need is a
+            `ValueError` before any work is done. With "mask" it is asked once an object, with the
+            object's mask, else once a photo without.
         fingerprint: changes whenever the same picture would come out differently; products are
             cached under it.
     """
@@ -55,7 +59,7 @@ class FunctionalStylizer:
     """A style as exact arithmetic: no weights, nothing random, targets known to the last bit.
 
     Args:
-        filter: a name in `pseudo_labels.stylize.filters.FILTERS`.
+        filter: a name in `filters.FILTERS` or `photo_filters.PHOTO_FILTERS`.
 
     Raises:
         UserError: no filter has this name.
@@ -64,11 +68,14 @@ class FunctionalStylizer:
     needs: frozenset[str] = frozenset()
 
     def __init__(self, filter: str) -> None:
-        if not isinstance(filter, str) or filter not in filters.FILTERS:
-            close = nearest(str(filter), list(filters.FILTERS))
+        known = filters.FILTERS | photo_filters.PHOTO_FILTERS
+        if not isinstance(filter, str) or filter not in known:
+            close = nearest(str(filter), list(known))
             raise UserError(f"unknown filter '{filter}', the nearest known one is '{close}'")
-        self._filter = filters.FILTERS[filter]
-        self.fingerprint = f"filter {filter} {file_hash(Path(filters.__file__))}"
+        self._filter = known[filter]
+        modules = [filters] if filter in filters.FILTERS else [filters, photo_filters]
+        hashes = [file_hash(Path(str(module.__file__))) for module in modules]
+        self.fingerprint = " ".join(["filter", filter, *hashes])
 
     def stylize(
         self,

@@ -3,12 +3,13 @@
     styles:
       starry-night:
         phrase: starry night        # words in prompts; the name itself when left out
-        stylizer: painting          # filter | painting
+        stylizer: painting          # filter | painting | diffusion
         settings: {style: 19}       # arguments of the stylizer
 
 A new kind of stylizer is one entry in `STYLIZERS`.
 """
 
+import importlib
 import importlib.resources
 import inspect
 import re
@@ -17,40 +18,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pseudo_labels.stylize import FunctionalStylizer, Stylizer
+from pseudo_labels.stylize import Stylizer
 from regionroute.config_io import parse_yaml
 from regionroute.errors import UserError, nearest
 from regionroute.manifest import StyleSpec
 
 
-def _painting(**settings: Any) -> Stylizer:
-    # Imported here: the networks' runtime is slow to load and filters do without it.
-    from pseudo_labels.stylize.painting import PaintingStylizer
-
-    return PaintingStylizer(**settings)
-
-
-def _painting_settings() -> Iterable[str]:
-    from pseudo_labels.stylize.painting import PaintingStylizer
-
-    return inspect.signature(PaintingStylizer).parameters
-
-
 @dataclass(frozen=True)
 class _Kind:
-    """How a stylizer is built and the names of its settings."""
+    """A stylizer's class, imported when it is asked for: filters do without the networks' weight.
 
-    build: Callable[..., Stylizer]
-    settings: Callable[[], Iterable[str]]
+    Attributes:
+        module: where the class is.
+        name: the class; its arguments are the settings.
+    """
+
+    module: str
+    name: str
+
+    def build(self, **settings: Any) -> Stylizer:
+        """The stylizer with these settings."""
+        made: Stylizer = self._class()(**settings)
+        return made
+
+    def settings(self) -> Iterable[str]:
+        """Names of the settings."""
+        return inspect.signature(self._class()).parameters
+
+    def _class(self) -> Callable[..., Stylizer]:
+        found: Callable[..., Stylizer] = getattr(importlib.import_module(self.module), self.name)
+        return found
 
 
 STYLIZERS: dict[str, _Kind] = {
-    "filter": _Kind(FunctionalStylizer, lambda: inspect.signature(FunctionalStylizer).parameters),
-    "painting": _Kind(_painting, _painting_settings),
+    "filter": _Kind("pseudo_labels.stylize", "FunctionalStylizer"),
+    "painting": _Kind("pseudo_labels.stylize.painting", "PaintingStylizer"),
+    "diffusion": _Kind("pseudo_labels.stylize.diffusion", "DiffusionStylizer"),
 }
 
-# Settings that are file names, relative to the styles file.
+# Settings that are file names, relative to the styles file; the latter may be hub ids instead.
 _PATHS = ("reference",)
+_PATHS_OR_IDS = ("model", "lora")
 
 # Style names become parts of file names and folders of experts.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -166,9 +174,15 @@ def _settings(settings: Any, kind: str, where: str, folder: Path) -> dict[str, A
     for key in settings:
         if key not in known:
             raise UserError(_unknown(where, "setting", key, known))
-        if key in _PATHS and not isinstance(settings[key], str):
+        if key in (*_PATHS, *_PATHS_OR_IDS) and not isinstance(settings[key], str):
             raise UserError(f"{where}: setting '{key}' must be a file name, not {settings[key]!r}")
-    return {k: str(folder / v) if k in _PATHS else v for k, v in settings.items()}
+    return {key: _located(key, value, folder) for key, value in settings.items()}
+
+
+def _located(key: str, value: Any, folder: Path) -> Any:
+    """File names as paths from where the program runs."""
+    is_file = key in _PATHS or (key in _PATHS_OR_IDS and (folder / value).exists())
+    return str(folder / value) if is_file else value
 
 
 def _check_phrases(entries: Mapping[str, StyleEntry], label: str) -> None:

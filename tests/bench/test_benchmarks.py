@@ -55,3 +55,14 @@ def test_absent_words(tmp_path):
     found = run(tmp_path, "absent_words", "--scenes", "16")
     assert found["scenes"] == 16
     assert 0.5 < found["area under the curve"] <= 1
+
+
+@pytest.mark.slow
+def test_label(tmp_path, assets):
+    shared = ["--assets", assets, "--masks", "2", "--photos", "1", "--size", "64", "--rounds", "2"]
+    values = run(tmp_path, "label", "--parts", "masks,pipeline", *shared)
+    assert values["masks"]["masks"] == 2
+    assert 0 < values["masks"]["iou"]["offline"]["all"]["mean"] <= 1
+    pipeline = values["pipeline"]
+    assert pipeline["samples"] == pipeline["objects"] * pipeline["styles"]
+    assert pipeline["build over plain loop"] > 0

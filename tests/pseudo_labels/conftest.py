@@ -1,6 +1,8 @@
 """A small folder of "photos" (scenes saved as pictures) with labels in both forms."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,20 @@ def snapshot():
 def contents(snapshot):
     """A function: every file under a folder with its bytes."""
     return lambda folder: {name: data for name, (data, _) in snapshot(folder).items()}
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """The module beside this one: functions that save small random networks of real classes."""
+    spec = importlib.util.spec_from_file_location(
+        "networks", Path(__file__).with_name("networks.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def u2netp(assets):
+    """The file of U²-Net-p."""
+    return str(assets / "weights" / "segment" / "u2netp.onnx")

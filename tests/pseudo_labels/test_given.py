@@ -81,7 +81,7 @@ def test_masks_of_one_word_become_one_segment(folder):
         for word, mask in (("dog", "dog.png"), ("Dog", "cat.png"))
     ]
     (photo,), _ = read_labels(write_labels(folder, *rows))
-    (segment,) = open_photo(photo)[1]
+    (segment,) = merge_words(open_photo(photo)[1])
     assert (segment.word, segment.count, segment.box) == ("dog", 2, (5, 5, 38, 50))
 
 
@@ -97,7 +97,10 @@ def test_masks_of_one_word_become_one_segment(folder):
         ({"image": 3, "objects": [{"word": "dog", "mask": "dog.png"}]}, "name must be text"),
         ({"file": "a.png", "mask": "dog.png"}, "needs 'word'"),
         ({"file": "a.png", "word": "  ", "mask": "dog.png"}, "needs 'word'"),
-        ({"file": "a.png", "word": "dog"}, "needs 'mask'"),
+        ({"file": "a.png", "word": "dog", "mask": None}, "needs 'mask'"),
+        ({"file_name": "a.png", "text": "dog"}, "'attn_list' must be a list"),
+        ({"file_name": "a.png", "attn_list": [["dog"]]}, "must hold pairs"),
+        ({"file": "a.png", "word": "dog", "bbox": [1, 2]}, "'bbox' must be"),
         ({"file": "a.png", "word": "dog", "mask": "dog.png", "instances": "2"}, "whole number"),
     ],
 )

@@ -3,15 +3,16 @@
 import errno
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from pseudo_labels import photo
+from pseudo_labels import job
 from regionroute.cli import main as regionroute
 from regionroute.io import read_jsonl, write_jsonl
 
 GOOD = ["label", "--labels", "photos/labels.jsonl", "--styles", "scenes", "--only", "line-art"]
-GOOD += ["--size", "32", "--workers", "1", "--out", "out"]
+GOOD += ["--size", "32", "--workers", "1", "--out", "out", "--min-structure", "-1"]
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def folder(tmp_path, photos, monkeypatch):
 
 
 ARGUMENTS = [
-    (["label"], "required: --labels, --out"),
+    (["label"], "required: --out"),
     ([*GOOD, "--labels", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ([*GOOD, "--labels", "photos"], "photos: this is a folder"),
     ([*GOOD, "--labels", "binary.jsonl"], "binary.jsonl: this is not UTF-8"),
@@ -40,7 +41,7 @@ ARGUMENTS = [
     ([*GOOD, "--out", "theirs"], "theirs: another data set lies here"),
     ([*GOOD, "--out", "scenes"], "scenes: another data set lies here"),
     ([*GOOD, "--styles", "nowhere.yaml"], "nowhere.yaml: no such styles file"),
-    ([*GOOD, "--styles", "photos"], "photos: no such styles file"),
+    ([*GOOD, "--styles", "theirs"], "theirs: no such styles file"),
     ([*GOOD, "--styles", "binary.jsonl"], "binary.jsonl: this is not UTF-8"),
     ([*GOOD, "--styles", "painting.yaml", "--only", "a"], "style 'a': a painting style needs"),
     ([*GOOD, "--only", "neon"], "unknown style 'neon', the nearest known one is"),
@@ -56,6 +57,24 @@ ARGUMENTS = [
     ([*GOOD, "--limit", "0"], "--limit is 0"),
     ([*GOOD, "--workers", "-2"], "--workers is -2"),
     ([*GOOD, "--workers", "100000"], "--workers is 100000: the most are 256"),
+    ([*GOOD, "--objects", "dog"], "--objects goes with --images"),
+    (["label", "--out", "out"], "give --labels FILE, or --images FOLDER"),
+    (["label", "--out", "out", "--images", "photos"], "--images needs --objects"),
+    (["label", "--out", "out", "--images", "photos", "--objects", " , "], "needs --objects"),
+    (["label", "--out", "out", "--images", "none", "--objects", "dog"], "none: no such folder of"),
+    (["label", "--out", "out", "--images", "theirs", "--objects", "dog"], "there is no photo in"),
+    ([*GOOD, "--images", "none"], "not one sample could be made"),
+    ([*GOOD, "--multi", "1"], "--multi needs two styles"),
+    ([*GOOD, "--caption"], "--caption needs --judge"),
+    ([*GOOD, "--judge", "/no/model"], "/no/model: no such folder"),
+    ([*GOOD, "--references", "/no/model"], "/no/model: no such folder"),
+    ([*GOOD, "--instances", "some"], "instances is 'some'"),
+    ([*GOOD, "--threshold", "2"], "threshold of the grounder is 2.0"),
+    ([*GOOD, "--min-area", "0.9"], "min_area and max_area must be shares"),
+    ([*GOOD, "--max-alike", "999"], "max_alike is 999"),
+    ([*GOOD, "--strike", "none.txt"], "none.txt: no such list of struck samples"),
+    ([*GOOD, "--preview", "0"], "--preview is 0"),
+    ([*GOOD, "--device", "cuda:99"], "--device cuda:99: not usable here"),
     ([*GOOD, "--lables", "x"], "unrecognized arguments: --lables"),
 ]
 
@@ -115,6 +134,13 @@ ROWS = [
     {"file": ".", **obj()},
     {"file": "labels.jsonl", **obj()},
     {"file": "p0.png", "word": "dog"},
+    {"file": "p0.png", "word": "dog", "bbox": [1, 2, 3]},
+    {"file": "p0.png", "word": "dog", "segmentation": [[1, 2, 3, 4]]},
+    {"file_name": "p0.png", "text": "a dog"},
+    {"file_name": "p0.png", "attn_list": [["dog", 7]]},
+    {"file": "bomb.png", **obj()},
+    {"file": "empty.png", **obj()},
+    {"file": "cut.jpg", **obj()},
     {"file": "p0.png", "word": " ", "mask": "p0.png"},
     {"file": "p0.png", "word": 7, "mask": "p0.png"},
     {"file": "p0.png", **obj(mask="nowhere.png")},
@@ -135,12 +161,22 @@ ROWS = [
 ]
 
 
+def bomb(path):
+    """A picture of 144 million pixels in a few bytes."""
+    Image.new("1", (12_000, 12_000)).save(path)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_a_row_that_cannot_be_used_is_the_reason(folder, capsys, row):
     for name, size, value in (
         ("small", 8, 255), ("black", 96, 0), ("white", 96, 255), ("tiny", 8, 255)
     ):  # fmt: skip
         Image.new("L", (size, size), value).save(folder / "photos" / f"{name}.png")
+    (folder / "photos" / "empty.png").touch()
+    whole = folder / "photos" / "whole.jpg"
+    Image.open(folder / "photos" / "p0.png").save(whole)
+    (folder / "photos" / "cut.jpg").write_bytes(whole.read_bytes()[:900])
+    bomb(folder / "photos" / "bomb.png")
     text = row if isinstance(row, str) else json.dumps(row)
     (folder / "photos" / "labels.jsonl").write_text(text + "\n")
     assert regionroute(GOOD) == 2
@@ -160,16 +196,16 @@ def test_no_rows_at_all(folder, refused):
 def test_bad_rows_do_not_stop_the_good_ones(folder, capsys):
     with (folder / "photos" / "labels.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(
-            (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in ROWS[:14]
+            (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in ROWS[:16]
         )
     assert regionroute(GOOD) == 0
     said = capsys.readouterr()
-    assert "14 rejected" in said.out
+    assert "16 rejected" in said.out
     assert "Traceback" not in said.err
 
 
 def test_a_full_disk_keeps_what_is_made_and_the_next_run_goes_on(folder, refused, monkeypatch):
-    write, count = photo.write_image, 0
+    write, count = job.write_image, 0
 
     def full(path, image):
         nonlocal count
@@ -179,7 +215,7 @@ def test_a_full_disk_keeps_what_is_made_and_the_next_run_goes_on(folder, refused
         write(path, image)
 
     with monkeypatch.context() as patch:
-        patch.setattr(photo, "write_image", full)
+        patch.setattr(job, "write_image", full)
         assert "the disk is full" in refused(regionroute, GOOD)
     assert not (folder / "out" / "manifest.jsonl").exists()
     assert regionroute(GOOD) == 0
@@ -194,3 +230,72 @@ def test_a_file_in_the_place_of_a_folder_is_named(folder, refused):
 def test_no_permission_is_told_before_the_work(folder, refused, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert "out: no permission to write in" in refused(regionroute, GOOD)
+
+
+def odd_photo(kind, photo):
+    """The same picture in an unusual form: (picture to save, its options)."""
+    if kind == "cmyk.jpg":
+        return photo.convert("CMYK"), {}
+    if kind == "16bit.png":
+        wide = np.asarray(photo.convert("L")).astype(np.uint16) * 257
+        return Image.fromarray(wide), {}
+    if kind == "turned.jpg":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # shown turned by a quarter to the right
+        return photo.transpose(Image.Transpose.ROTATE_90), {"exif": exif, "quality": 95}
+    if kind == "clear.png":
+        photo.putalpha(Image.new("L", photo.size, 200))
+        return photo, {}
+    if kind == "moving.gif":
+        others = [Image.new("RGB", photo.size, "red")]
+        return photo, {"save_all": True, "append_images": others}
+    return photo.convert("L"), {}
+
+
+ODD = ["cmyk.jpg", "16bit.png", "turned.jpg", "clear.png", "moving.gif", "grey.png"]
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_photos_of_unusual_kinds_are_used_as_they_look(folder, kind):
+    photo = Image.open(folder / "photos" / "p2.png").convert("RGB")
+    plain = np.asarray(photo.convert("L"), dtype=float)
+    picture, options = odd_photo(kind, photo)
+    picture.save(folder / "photos" / kind, **options)
+    mask = next((folder / "photos").glob("p2.*.png")).name
+    row = {"file": kind, "word": "dog", "mask": mask}
+    (folder / "photos" / "labels.jsonl").write_text(json.dumps(row) + "\n")
+    assert regionroute([*GOOD, "--size", "96"]) == 0
+    (context,) = (folder / "out" / "images").iterdir()
+    stored = np.asarray(Image.open(context).convert("L"), dtype=float)
+    assert stored.shape == plain.shape
+    expected = 0.784 * plain + 0.216 * 255 if kind == "clear.png" else plain
+    assert np.abs(stored - expected).mean() < 8
+
+
+def test_a_photo_beyond_the_limit_is_named_with_its_size(folder, capsys):
+    bomb(folder / "photos" / "bomb.png")
+    row = {"file": "bomb.png", **obj()}
+    with (folder / "photos" / "labels.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    assert regionroute(GOOD) == 0
+    (rejected,) = read_jsonl(folder / "out" / "rejected.jsonl")
+    assert "bomb.png: 12000x12000 pixels are too many" in rejected["reason"]
+    assert "Warning" not in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_one_word_and_keeps_what_is_made(folder, capsys, monkeypatch):
+    write, count = job.write_image, 0
+
+    def interrupted(path, image):
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise KeyboardInterrupt
+        write(path, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_image", interrupted)
+        assert regionroute(GOOD) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert len(list((folder / "out").rglob("*.png"))) == 4
+    assert regionroute(GOOD) == 0

@@ -17,7 +17,7 @@ def write(folder, text):
 
 def test_packaged_files_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert packaged_styles() == ["painting", "scenes"]
+    assert packaged_styles() == ["painting", "photos", "scenes"]
     assert [entry.spec.name for entry in load_styles("scenes")] == list(FILTERS)
     assert len(load_styles("painting")) >= 4
 
@@ -91,7 +91,7 @@ def test_wrong_settings_name_the_style(tmp_path, settings, message):
 
 
 def test_a_missing_file_and_an_unknown_style_say_what_there_is(tmp_path):
-    with pytest.raises(UserError, match="packaged ones are painting, scenes"):
+    with pytest.raises(UserError, match="packaged ones are painting, photos, scenes"):
         load_styles(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="nearest known one is 'line-art'"):
         load_styles("scenes", ["lineart"])

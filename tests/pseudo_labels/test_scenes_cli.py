@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pseudo_labels import corpus, scene_samples
-from pseudo_labels.photo import Look
+from pseudo_labels.job import Look
 from pseudo_labels.scenes import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.scenes_cli import (
     BLOCK,

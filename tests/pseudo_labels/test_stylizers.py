@@ -8,12 +8,13 @@ from pseudo_labels.scenes import render_scene
 from pseudo_labels.stylize import FunctionalStylizer
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.painting import PaintingStylizer
+from pseudo_labels.stylize.photo_filters import PHOTO_FILTERS
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.errors import UserError
 from regionroute.manifest import StyleSpec
 
 SPEC = StyleSpec("any")
-PACKAGED = [*load_styles("scenes"), *load_styles("painting")]
+PACKAGED = load_styles("photos")
 
 
 def picture(height, width):
@@ -105,11 +106,51 @@ class TestFilters:
         assert dark[2] > dark[0]
         assert light[0] > light[2]
 
-    @pytest.mark.parametrize("name", FILTERS)
+    @pytest.mark.parametrize("name", FILTERS | PHOTO_FILTERS)
     def test_a_look_is_about_the_same_at_twice_the_size(self, name):
-        small, large = (FILTERS[name](picture(side, side)) for side in (128, 256))
-        halved = torch.nn.functional.avg_pool2d(large, 2)
-        assert (small - halved).abs().mean() < 0.04
+        filter = (FILTERS | PHOTO_FILTERS)[name]
+        small, large = (filter(picture(side, side)) for side in (128, 256))
+        # Dots and hatching have a least width: what they make of an area is compared.
+        cell = 16 if name in ("risograph", "ink-drawing", "fine-pixel-art") else 1
+        pool = torch.nn.functional.avg_pool2d
+        assert (pool(small, cell) - pool(large, 2 * cell)).abs().mean() < 0.04
+
+
+class TestPhotoFilters:
+    def test_the_scenes_know_their_four_and_no_more(self):
+        assert list(FILTERS) == ["pixel-art", "line-art", "cyberpunk", "expressionist"]
+        assert not FILTERS.keys() & PHOTO_FILTERS.keys()
+
+    def test_fine_pixel_art_has_flat_cells_in_five_levels(self):
+        styled = PHOTO_FILTERS["fine-pixel-art"](picture(64, 64))
+        cells = styled.reshape(3, 16, 4, 16, 4)
+        assert torch.equal(cells.amax((2, 4)), cells.amin((2, 4)))
+        assert set(styled.unique().tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+
+    def test_posterised_has_five_tones_away_from_outlines(self):
+        styled = PHOTO_FILTERS["posterised"](picture(64, 64))
+        tones = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+        away = (styled[..., None] - tones).abs().amin(-1) < 1e-4
+        assert away.float().mean() > 0.7
+
+    def test_neon_is_dark_but_for_the_outlines(self):
+        styled = PHOTO_FILTERS["neon"](picture(64, 64))
+        assert styled.mean(0)[2, 2] < 0.2
+        assert styled.amax() > 0.9
+        assert PHOTO_FILTERS["neon"](torch.full((3, 32, 32), 0.5)).mean() < 0.1
+
+    def test_a_blueprint_has_white_lines_on_blue(self):
+        styled = PHOTO_FILTERS["blueprint"](picture(64, 64))
+        assert styled[2, 2, 2] > styled[0, 2, 2] + 0.2
+        assert styled.amin(0).amax() > 0.85
+
+    def test_a_risograph_has_dots_and_two_inks(self):
+        dark, light = (
+            PHOTO_FILTERS["risograph"](torch.full((3, 64, 64), tone)) for tone in (0.15, 0.55)
+        )
+        assert dark[1].mean() > dark[0].mean()
+        assert light[0].mean() > light[1].mean()
+        assert light.std() > 0.02
 
 
 class TestPainting:

@@ -1,0 +1,195 @@
+"""Training pairs of a photo: single objects in single styles, and several objects at once."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pseudo_labels.compose import composite
+from pseudo_labels.curate import sample_checks, sample_fault
+from pseudo_labels.job import (
+    REVISION,
+    BuildSettings,
+    Look,
+    PhotoJob,
+    PhotoObject,
+    rejection,
+    slug,
+    write_once,
+)
+from pseudo_labels.judge import cached_answers, cached_caption
+from pseudo_labels.segment.given import Rejection
+from regionroute.io import read_image, read_mask, settings_hash, text_hash
+from regionroute.manifest import EditSample, Region
+from regionroute.prompts import build_prompt
+
+MOST_REGIONS = 3  # objects of a sample with several
+
+
+@dataclass(frozen=True)
+class PairMaker:
+    """Makes the samples of one photo."""
+
+    job: PhotoJob
+    out: Path
+    settings: BuildSettings
+    content: Tensor
+    context: str
+
+    def samples(
+        self, style: Look, objects: Sequence[PhotoObject], rejected: list[Rejection]
+    ) -> list[EditSample]:
+        """One sample an object in a style; what keeps not the limits goes to `rejected`."""
+        kept = []
+        for item, file in zip(objects, self._targets(style, objects), strict=True):
+            target = read_image(self.out / file)
+            word, words = item.segment.word, style.entry.spec.words
+            checks: dict[str, Any] = {
+                **item.checks,
+                **sample_checks(self.content, target, item.segment.mask),
+            }
+            fault = sample_fault(checks, word, words, self.settings.limits)
+            if fault is None and self.settings.judge is not None:
+                judge = self.settings.judge
+                checks |= cached_answers(self.out, file, target, item.segment, words, judge)
+                fault = judge.fault(checks)
+            if fault:
+                name = style.entry.spec.name
+                rejected.append(rejection(self.job, fault, word, name, checks))
+            else:
+                kept.append(self._sample(style, item, file, checks))
+        return kept
+
+    def _targets(self, style: Look, objects: Sequence[PhotoObject]) -> list[str]:
+        """One target an object; the photo is restyled once, and only if a target is missing."""
+        key = [self.context, style.stylizer.fingerprint, self.settings.feather]
+        files = []
+        for item in objects:
+            stem = f"{Path(item.mask_file).stem}-{slug(style.entry.spec.name)}"
+            files.append(f"targets/{stem}-{settings_hash([*key, item.mask_file])[:8]}.png")
+        styled = None
+        for item, file in zip(objects, files, strict=True):
+            if (self.out / file).exists():
+                continue
+            mask = item.segment.mask
+            if styled is None or "mask" in style.stylizer.needs:
+                styled = self._styled(style, mask if "mask" in style.stylizer.needs else None)
+            target = composite(self.content, styled, mask, self.settings.feather)
+            write_once(self.out / file, target)
+        return files
+
+    def _styled(self, style: Look, mask: Tensor | None) -> Tensor:
+        """The whole photo in a style; chance is the photo's and the style's own."""
+        seed = int(text_hash(f"{self.job.hash} {style.entry.spec.name}")[:15], 16)
+        generator = torch.Generator().manual_seed(seed)
+        return style.stylizer.stylize(
+            self.content, style.entry.spec, mask=mask, generator=generator
+        )
+
+    def several(
+        self, samples: Sequence[EditSample], objects: Sequence[PhotoObject]
+    ) -> list[EditSample]:
+        """Samples with two or three objects at once, each in another style.
+
+        Their pixels are those of the single samples; where masks overlap the later object wins.
+        """
+        by_object = [
+            [s for s in samples if s.regions[0].mask == item.mask_file] for item in objects
+        ]
+        by_object = [choices for choices in by_object if choices][:MOST_REGIONS]
+        if len(by_object) < 2:
+            return []
+        made: dict[str, EditSample] = {}
+        start = int(self.job.hash[:8], 16)  # photos begin with different styles
+        for turn in range(self.settings.multi):
+            parts: list[EditSample] = []
+            for place, choices in enumerate(by_object):
+                taken = {part.regions[0].style for part in parts}
+                first = (start + turn + place) % len(choices)
+                ring = [*choices[first:], *choices[:first]]
+                parts += [s for s in ring if s.regions[0].style not in taken][:1]
+            if len(parts) > 1:
+                sample = self._joined(parts)
+                made[sample.id] = sample
+        return list(made.values())
+
+    def _joined(self, parts: Sequence[EditSample]) -> EditSample:
+        """One sample of several single ones of this photo."""
+        key = settings_hash([REVISION, [part.target for part in parts]])[:8]
+        file = f"targets/{self.job.slug}-multi-{key}.png"
+        if not (self.out / file).exists():
+            target = self.content.clone()
+            for part in parts:
+                inside = read_mask(self.out / part.regions[0].mask) > 0
+                target = torch.where(inside, read_image(self.out / part.target), target)
+            write_once(self.out / file, target)
+        words = [part.provenance["style_words"] for part in parts]
+        prompt = build_prompt(
+            [(part.regions[0].object, style) for part, style in zip(parts, words, strict=True)]
+        )
+        regions = tuple(
+            dataclasses.replace(part.regions[0], object_span=span, style_span=style_span)
+            for part, span, style_span in zip(
+                parts, prompt.object_spans, prompt.style_spans, strict=True
+            )
+        )
+        shared = {
+            key: value
+            for key, value in parts[0].provenance.items()
+            if all(part.provenance.get(key) == value for part in parts)
+        }
+        return EditSample(
+            id=f"{self.job.slug}-multi-{key}",
+            context=self.context,
+            target=file,
+            regions=regions,
+            prompt=prompt.text,
+            flags=("multi", "regions"),
+            provenance=shared | {"parts": [part.id for part in parts]},
+        )
+
+    def _sample(
+        self, style: Look, item: PhotoObject, target: str, checks: dict[str, Any]
+    ) -> EditSample:
+        spec, segment = style.entry.spec, item.segment
+        prompt = build_prompt([(segment.word, spec.words)])
+        region = Region(
+            object=segment.word,
+            style=spec.name,
+            mask=item.mask_file,
+            box=segment.box,
+            score=segment.score,
+            object_span=prompt.object_spans[0],
+            style_span=prompt.style_spans[0],
+        )
+        photo = Path(self.job.photo.name)
+        provenance = {
+            # A relative name only: absolute paths mean nothing on another machine.
+            "photo": photo.name if photo.is_absolute() else self.job.photo.name,
+            "photo_hash": self.job.hash,
+            "mask_source": segment.source,
+            "stylizer": style.entry.stylizer,
+            "stylizer_hash": text_hash(style.stylizer.fingerprint),
+            "style_words": spec.words,
+            "settings_hash": settings_hash([REVISION, self.settings]),
+            "area": round(segment.area, 4),
+            "checks": checks,
+            **self.job.photo.facts,
+        }
+        if self.settings.judge is not None and self.settings.judge.caption:
+            provenance["caption"] = cached_caption(
+                self.out, self.context, self.content, self.settings.judge
+            )
+        return EditSample(
+            id=f"{self.job.slug}-{slug(segment.word)}-{spec.name}",
+            context=self.context,
+            target=target,
+            regions=(region,),
+            prompt=prompt.text,
+            flags=item.flags,
+            provenance=provenance,
+        )

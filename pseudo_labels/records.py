@@ -1,0 +1,56 @@
+"""What was decided for each photo, kept under a name that hashes all it depends on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from pseudo_labels.job import REVISION, BuildSettings, Look, PhotoJob, PhotoResult
+from pseudo_labels.segment.weights import fingerprint
+from regionroute.errors import UserError
+from regionroute.io import file_hash, read_json, settings_hash
+
+_RECORD = TypeAdapter(PhotoResult)
+_RECORD_REVISION = 2  # raise when records hold other facts than before
+
+
+def record_file(job: PhotoJob, out: Path, styles: Sequence[Look], settings: BuildSettings) -> Path:
+    """Where the result is recorded, under a name that hashes all it depends on."""
+    return out / ".cache" / f"{job.slug}-{_key(job, styles, settings)}.json"
+
+
+def _key(job: PhotoJob, styles: Sequence[Look], settings: BuildSettings) -> str:
+    objects = [
+        (item.word, _hash_or_none(item.mask), item.outline, item.box, item.source, item.count)
+        for item in job.photo.objects
+    ]
+    finder = settings.find.fingerprint() if not all(i.masked for i in job.photo.objects) else None
+    judge = fingerprint(settings.judge.model) if settings.judge else None
+    looks = [(style.entry.spec, style.stylizer.fingerprint) for style in styles]
+    photo = (job.hash, job.photo.name, str(job.photo.path), job.photo.line, dict(job.photo.facts))
+    revisions = [REVISION, _RECORD_REVISION]
+    return settings_hash([revisions, photo, objects, finder, judge, looks, settings])[:10]
+
+
+def _hash_or_none(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return file_hash(path)
+    except (OSError, ValueError):  # ValueError: a name no file can have
+        return None
+
+
+def load_record(record: Path, out: Path) -> PhotoResult | None:
+    """The record's result if it is there with all products it names."""
+    if not record.exists():
+        return None
+    try:
+        result = _RECORD.validate_python(read_json(record))
+    except (UserError, ValidationError):
+        return None  # damaged from outside: make it again
+    for sample in result.samples:
+        files = (sample.context, sample.target, *(region.mask for region in sample.regions))
+        if not all((out / file).exists() for file in files):
+            return None
+    return result
