@@ -3,7 +3,7 @@
     styles:
       starry-night:
         phrase: starry night        # words in prompts; the name itself when left out
-        stylizer: painting          # filter | painting
+        stylizer: painting          # filter | painting | mamba
         settings: {style: 19}       # arguments of the stylizer
 
 A new kind of stylizer is one entry in `STYLIZERS`.
@@ -36,21 +36,35 @@ def _painting_settings() -> Iterable[str]:
     return inspect.signature(PaintingStylizer).parameters
 
 
+def _mamba(**settings: Any) -> Stylizer:
+    from pseudo_labels.stylemamba.stylizer import MambaStylizer
+
+    return MambaStylizer(**settings)
+
+
+def _mamba_settings() -> Iterable[str]:
+    from pseudo_labels.stylemamba.stylizer import MambaStylizer
+
+    return inspect.signature(MambaStylizer).parameters
+
+
 @dataclass(frozen=True)
 class _Kind:
-    """How a stylizer is built and the names of its settings."""
+    """How a stylizer is built, the names of its settings, and which of them the phrase fills."""
 
     build: Callable[..., Stylizer]
     settings: Callable[[], Iterable[str]]
+    words: str | None = None
 
 
 STYLIZERS: dict[str, _Kind] = {
     "filter": _Kind(FunctionalStylizer, lambda: inspect.signature(FunctionalStylizer).parameters),
     "painting": _Kind(_painting, _painting_settings),
+    "mamba": _Kind(_mamba, _mamba_settings, words="prompt"),
 }
 
 # Settings that are file names, relative to the styles file.
-_PATHS = ("reference",)
+_PATHS = ("reference", "fitted", "picture", "images", "vgg", "config")
 
 # Style names become parts of file names and folders of experts.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -76,8 +90,10 @@ class StyleEntry:
         Raises:
             UserError: a setting has a wrong value.
         """
+        kind = STYLIZERS[self.stylizer]
+        words = {} if kind.words is None else {kind.words: self.spec.words}
         try:
-            return STYLIZERS[self.stylizer].build(**self.settings)
+            return kind.build(**words | dict(self.settings))
         except (TypeError, ValueError) as error:
             raise UserError(f"style '{self.spec.name}': {error}") from error
 
