@@ -132,17 +132,23 @@ def _check(
 
 
 def _fused(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The kernel keeps tokens last."""
-    kernel = fused_kernel()
-    if kernel is None:
+    if fused_kernel() is None:
         raise UserError(
             "the scan method 'fused' needs the package mamba-ssm: install it for your CUDA with "
             "`pip install mamba-ssm`, or use 'auto'"
         )
     if not x.is_cuda:
         raise UserError("the scan method 'fused' runs on a GPU only: use 'auto' on the processor")
-    y = kernel(*(t.mT.contiguous() for t in (x, delta)), A, *(t.mT.contiguous() for t in (B, C)))
-    return y.mT
+    return _run_kernel(x, delta, A, B, C)
+
+
+def _run_kernel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The kernel keeps tokens last."""
+    kernel = fused_kernel()
+    assert kernel is not None
+    return kernel(
+        *(t.mT.contiguous() for t in (x, delta)), A, *(t.mT.contiguous() for t in (B, C))
+    ).mT
 
 
 def _loop(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
