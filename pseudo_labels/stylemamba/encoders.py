@@ -85,7 +85,9 @@ class StyleEncoder(Protocol):
 def describe(
     encoder: StyleEncoder, target: StyleTarget, source: Tensor, style_input: str
 ) -> Tensor:
-    """What the fusion module is told of a style.
+    """What the fusion module is told of a style: parts of root mean square 1, or of zeros.
+
+    Unit vectors as they are would drown in the first layer's biases.
 
     Args:
         encoder: the encoder.
@@ -96,13 +98,17 @@ def describe(
     Returns:
         [C] or, for both, [2C].
     """
-    place = encoder.summarise(target.embedding[None])[0]
-    direction = encoder.summarise(F.normalize(target.direction(source).mean(0, keepdim=True)))[0]
+    place = _loud(encoder.summarise(target.embedding[None])[0])
+    direction = _loud(encoder.summarise(target.direction(source).mean(0, keepdim=True))[0])
     return {
         "text": place,
         "direction": direction,
         "both": torch.cat([place, direction]),
     }[style_input]
+
+
+def _loud(vector: Tensor) -> Tensor:
+    return F.normalize(vector, dim=-1) * vector.shape[-1] ** 0.5
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -80,7 +80,8 @@ def test_words_have_directions_that_differ():
     assert first.norm().item() == pytest.approx(1)
     assert first @ second < 0.99
     described = describe(encoder, encoder.target("neon"), source, "both")
-    torch.testing.assert_close(described[32:], second)
+    torch.testing.assert_close(described[32:], second * 32**0.5)
+    torch.testing.assert_close(described.square().mean(), torch.tensor(1.0))
     assert describe(encoder, encoder.target("neon"), source, "text").shape == (32,)
 
 

@@ -231,7 +231,7 @@ def test_turns_reach_every_pair_alike():
 def test_middle_squares_of_pictures_and_masks():
     picture = torch.zeros(3, 20, 40)
     picture[:, :, 10:30] = 1
-    assert (centre_square(picture, 16) == 1).all()
+    assert centre_square(picture, 16).min() > 0.99
     mask = (torch.rand(1, 33, 33) > 0.5).float()
     assert set(centre_square(mask, 16).unique().tolist()) <= {0.0, 1.0}
     assert stacked([picture, torch.rand(3, 50, 30)], 16).shape == (2, 3, 16, 16)
