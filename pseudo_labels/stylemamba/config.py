@@ -106,7 +106,7 @@ class TrainConfig(OptimConfig):
     log_every: Count = Field(20, description="steps between log rows")
     save_every: Count = Field(500, description="steps between checkpoints")
     preview_every: Count = Field(500, description="steps between preview sheets")
-    previews: Count = Field(4, description="pictures on a preview sheet")
+    judged: Count = Field(4, description="photos that scores and preview sheets are made of")
 
 
 class MambaConfig(Section):

@@ -240,7 +240,9 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
         UserError: not found, not an image-text model, or weights missing.
     """
     if name == RANDOM:
-        return random_encoder()
+        encoder = random_encoder()
+        encoder.model.to(device)
+        return encoder
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     local = Path(name).expanduser().is_dir()

@@ -26,6 +26,7 @@ from regionroute.io import from_pil, to_pil, write_image, write_jsonl
 
 LOSSES_FILE, PREVIEW_FILE = "losses.jsonl", "preview.png"
 CELL, GAP, LINE = 256, 8, 20  # pixels of a sheet
+SHOWN = 4  # photos on a sheet
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def assemble(
 
 @torch.no_grad()
 def judge(
-    style: SavedStyle, images: Tensor, parts: Parts, sources: Sequence[str], most: int = 4
+    style: SavedStyle, images: Tensor, parts: Parts, sources: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Tensor]]]:
     """Scores of each style, and pictures for a sheet.
 
@@ -108,19 +109,18 @@ def judge(
         style: the style.
         images: [n, 3, H, W] in [0, 1].
         parts: the networks it was fitted with.
-        sources: words or file names of the styles, in the order of `style.facts.styles`.
-        most: photos on the sheet.
+        sources: words or file names, those of `style.facts.styles` first and in their order.
 
     Returns:
-        Style -> "directional" and "ssim", means over the photos; and a row of named pictures for
-        each photo.
+        Style -> "directional" and "ssim", means over the photos; and rows of named pictures, one
+        for each of the first few photos.
     """
-    rows: list[dict[str, Tensor]] = [{"photo": image} for image in images[:most]]
+    rows: list[dict[str, Tensor]] = [{"photo": image} for image in images[:SHOWN]]
     scores = {}
     plain = parts.codec.decode(parts.codec.encode(images))
     seen = parts.encoder.embed(plain)
     for name, source, description in zip(
-        style.facts.styles, sources, style.descriptions, strict=True
+        style.facts.styles, sources, style.descriptions, strict=False
     ):
         styled = style.apply(images, descriptions=description[None])
         direction = parts.encoder.target(source).direction(seen)

@@ -72,6 +72,7 @@ class SavedStyle:
 
     def save(self, folder: Path) -> None:
         """Write the style; ``style.json`` last: where it is, the rest is too."""
+        (folder / FACTS_FILE).unlink(missing_ok=True)  # an older style's does not fit any more
         state = {_MODULE + name: value for name, value in self.fusion.state_dict().items()}
         state[_DESCRIPTIONS] = self.descriptions
         with atomic_write(folder / WEIGHTS_FILE) as temporary:

@@ -94,7 +94,7 @@ def train(bank: Bank, config: MambaConfig, folder: Path, device: torch.device) -
             finite.
     """
     options = config.train
-    shown = read_pictures(bank.images[: options.previews], options.size).to(device)
+    shown = read_pictures(bank.images[: options.judged], options.size).to(device)
     parts = load_parts(bank.names, _codec_pictures(bank, options), bank.pictures, device)
     targets = [parts.encoder.target(style) for style in bank.styles]
     seen = Objective(parts, config.loss).source(shown).embeddings
@@ -104,25 +104,23 @@ def train(bank: Bank, config: MambaConfig, folder: Path, device: torch.device) -
     start = _resume(run)
     save_config(config, folder)
     rows = _rewound(folder / LOSSES_FILE, start)
-    names = [target.name for target in targets]
-    bar = range(start + 1, options.steps + 1)
-    for step in tqdm(bar, initial=start, total=options.steps, desc="train", unit="step"):
-        row = _step(run, step)
-        last = step == options.steps
+    todo = range(start + 1, options.steps + 1)
+    for step in tqdm(todo, initial=start, total=options.steps, desc="train", unit="step"):
+        row, last = _step(run, step), step == options.steps
         if last or step % options.log_every == 0:
             rows.append({"step": step} | row)
         if last or step % options.save_every == 0:
             _save(run, step)
             write_jsonl(folder / LOSSES_FILE, rows)
         if last or step % options.preview_every == 0:
-            style = assemble(names, fusion, descriptions, parts, bank.names, config, "train")
-            scores, pictures = judge(style, shown, parts, bank.styles, options.previews)
-            most = [dict(list(row.items())[: 1 + _SHOWN_STYLES]) for row in pictures]
-            write_sheet(folder / PREVIEWS / f"step-{step:06d}.png", most, parts)
+            first = _saved(run, descriptions[:_SHOWN_STYLES])
+            sheet = folder / PREVIEWS / f"step-{step:06d}.png"
+            write_sheet(sheet, judge(first, shown, parts, bank.styles)[1], parts)
             fusion.train().requires_grad_(True)
-    style = assemble(names, fusion, descriptions, parts, bank.names, config, "train")
-    scores, pictures = judge(style, shown, parts, bank.styles, options.previews)
-    write_sheet(folder / PREVIEW_FILE, pictures, parts)
+    first = _saved(run, descriptions[:_SHOWN_STYLES])
+    write_sheet(folder / PREVIEW_FILE, judge(first, shown, parts, bank.styles)[1], parts)
+    style = _saved(run, descriptions)
+    scores = judge(style, shown, parts, bank.styles)[0]
     style.facts.settings.update(scores=scores, steps=options.steps, photos=len(bank.images))
     style.save(folder)
     return style
@@ -149,6 +147,13 @@ def _optimizer(fusion: StyleFusion, options: TrainConfig) -> torch.optim.Optimiz
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate)
+
+
+def _saved(run: _Run, descriptions: Tensor) -> SavedStyle:
+    """The module as it is, for the first so many styles of the bank."""
+    names = [target.name for target in run.targets[: len(descriptions)]]
+    networks = run.bank.names
+    return assemble(names, run.fusion, descriptions, run.parts, networks, run.config, "train")
 
 
 def _described(parts: Parts, target: StyleTarget, seen: Tensor, options: TrainConfig) -> Tensor:
@@ -242,7 +247,7 @@ def _save(run: _Run, step: int) -> None:
 
 def _run_hash(run: _Run) -> str:
     """Of all that a run must not change on its way; how often it logs and saves may."""
-    free = {"log_every", "save_every", "preview_every", "previews"}
+    free = {"log_every", "save_every", "preview_every"}
     options = run.options.model_dump(exclude=free)
     networks = (run.parts.codec.facts, run.parts.encoder.facts, run.parts.vgg is None)
     photos = [file.name for file in run.bank.images]

@@ -41,7 +41,7 @@ def tiny():
         loss=LossConfig(masks=2),
         fit={"steps": 3, "size": SIZE},
         train={"steps": 4, "size": SIZE, "batch": 4, "warmup": 1, "save_every": 2, "log_every": 1,
-               "preview_every": 4, "previews": 2, "neutral": 0.4},
+               "preview_every": 4, "judged": 2, "neutral": 0.4},
     )  # fmt: skip
 
 

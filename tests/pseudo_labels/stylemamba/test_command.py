@@ -21,7 +21,7 @@ from regionroute.manifest import StyleSpec
 SMALL = ["fusion.width=16", "fusion.blocks=1", "fusion.states=4", "loss.masks=1"]
 FIT = [*SMALL, "fit.size=32", "fit.steps=2"]
 TRAIN = [*SMALL, "train.size=32", "train.batch=2", "train.warmup=1", "train.log_every=1",
-         "train.save_every=2", "train.preview_every=2", "train.previews=1"]  # fmt: skip
+         "train.save_every=2", "train.preview_every=2", "train.judged=1"]  # fmt: skip
 RANDOM = ["--encoder", "random", "--vae", "random", "--device", "cpu"]
 SPEC = StyleSpec("neon")
 
@@ -109,7 +109,8 @@ def test_strength_goes_from_the_photo_to_the_style_and_beyond(folder):
 def test_a_style_picture_needs_no_other_weights_than_vgg(folder, capsys):
     options = ["--vgg", "vgg.safetensors", "--vae", "patch", "--device", "cpu", *SMALL]
     run("fit", "--picture", "art/red.png", "--picture", "art/blue.png", "--images", "photos/a.png",
-        "--out", "styles/art", *options, "fit.size=64", "fit.steps=4", "fit.learning_rate=0.02")  # fmt: skip
+        "--out", "styles/art", *options, "fit.size=64", "fit.steps=4",
+        "fit.learning_rate=0.02")  # fmt: skip
     assert "random" not in capsys.readouterr().err
     style = load_style("styles/art")
     assert style.facts.styles == ["red.png", "blue.png"]
