@@ -38,11 +38,7 @@ from pseudo_labels.stylemamba.config import PictureConfig
 from pseudo_labels.stylemamba.encoders import GramEncoder, StyleTarget
 from pseudo_labels.stylemamba.encoders import describe as described
 from pseudo_labels.stylemamba.fitting import new_fusion, update
-from pseudo_labels.stylemamba.losses import (
-    directional_loss,
-    masked_directional_loss,
-    random_patches,
-)
+from pseudo_labels.stylemamba.losses import directional_loss, hide, random_patches
 from pseudo_labels.stylemamba.measures import ssim
 from pseudo_labels.stylemamba.networks import read_pictures
 from pseudo_labels.stylemamba.objective import Objective, Parts, Source
@@ -99,20 +95,22 @@ class Task:
     source: Source
     direction: Tensor
     held_out: Tensor  # masks that no arm trains on
+    hidden: list[Tensor]  # embeddings of the photo under each of them
     softening: float
 
     @torch.no_grad()
     def judge(self, styled: Tensor) -> dict[str, float]:
         """First-order losses on held-out masks, and SSIM to the photo."""
-        embed, before = self.parts.encoder.embed, self.source.pictures
-        now = directional_loss(
-            self.source.embeddings, embed(styled), self.direction, self.softening
-        )
-        masked = masked_directional_loss(
-            embed, before, styled, self.direction, self.held_out, self.softening
+        embed = self.parts.encoder.embed
+        fill = self.source.pictures.mean((2, 3), keepdim=True)
+        pairs = [(self.source.embeddings, embed(styled))]
+        for mask, before in zip(self.held_out, self.hidden, strict=True):
+            pairs.append((before, embed(hide(styled, mask, fill))))
+        whole, *masked = (
+            float(directional_loss(*pair, self.direction, self.softening)) for pair in pairs
         )
         return {
-            "loss": float((now + masked).mean()) / 2,
+            "loss": (whole + float(np.mean(masked))) / 2,
             "ssim": float(ssim(self.photo, styled).mean()),
         }
 
@@ -173,10 +171,15 @@ def _task(args: argparse.Namespace, vgg: Any, photo: str, style: str) -> Task:
     config = PictureConfig()
     source = Objective(parts, config.loss).source(picture)
     target = parts.encoder.target(str(args.assets / "style_images" / style))
-    masks = random_patches(14, 0.5, 4, (args.size, args.size), Generator().manual_seed(99))
+    masks = random_patches(14, 0.5, 2, (args.size, args.size), Generator().manual_seed(99))
+    fill = source.pictures.mean((2, 3), keepdim=True)
+    with torch.no_grad():
+        hidden = [parts.encoder.embed(hide(source.pictures, mask, fill)) for mask in masks]
     name = f"{Path(photo).stem} in {Path(style).stem}"
     direction = target.direction(source.embeddings)
-    return Task(name, parts, target, picture, source, direction, masks, config.loss.softening)
+    return Task(
+        name, parts, target, picture, source, direction, masks, hidden, config.loss.softening
+    )
 
 
 def _ours(

@@ -216,6 +216,7 @@ def _sample(
         "mask_source": segment.source,
         "stylizer": style.entry.stylizer,
         "stylizer_hash": text_hash(style.stylizer.fingerprint),
+        **getattr(style.stylizer, "remarks", {}),
         "area": round(segment.area, 4),
         **job.photo.facts,
     }

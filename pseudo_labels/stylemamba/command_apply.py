@@ -142,7 +142,7 @@ def _described(args: argparse.Namespace, style: SavedStyle, names: Sequence[str]
     """Descriptions [n, K] of the styles asked for: known ones, or new words."""
     if not args.prompt:
         return style.choose(names)
-    if "side" in style.facts.encoder:
+    if style.facts.encoder.get("takes") != "words":
         raise UserError("--prompt: this folder's styles are pictures, choose one by --name")
     encoder = load_encoder(args.encoder)
     if encoder.facts["weights"] != style.facts.encoder["weights"]:

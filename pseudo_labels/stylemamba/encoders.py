@@ -61,13 +61,12 @@ class StyleEncoder(Protocol):
 
     Attributes:
         width: C, numbers in a summary.
-        facts: name, hash of the weights, and whether they are random.
-        takes: "words" or "pictures", what a style is given as.
+        facts: name, hash of the weights, whether they are random, and what a style is given as,
+            "words" or "pictures" (key ``takes``).
     """
 
     width: int
     facts: dict[str, Any]
-    takes: str
 
     def embed(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] to [B, K] of length 1; differentiable."""
@@ -129,8 +128,6 @@ class JointEncoder:
         name: for the facts.
     """
 
-    takes = "words"
-
     def __init__(
         self,
         model: Any,
@@ -142,7 +139,12 @@ class JointEncoder:
         self.model = model.requires_grad_(False).eval()
         self._tokenize, self._mean, self._std = tokenize, list(mean), list(std)
         self._side = model.config.vision_config.image_size
-        self.facts = {"name": name, "weights": weights_hash(model), "random": name == RANDOM}
+        self.facts = {
+            "name": name,
+            "weights": weights_hash(model),
+            "random": name == RANDOM,
+            "takes": "words",
+        }
         self.width = self.embed(torch.zeros(1, 3, self._side, self._side)).shape[1]
 
     def embed(self, images: Tensor) -> Tensor:
@@ -194,13 +196,16 @@ class GramEncoder:
             of the photos'.
     """
 
-    takes = "pictures"
-
     def __init__(self, vgg: VggFeatures, name: str, side: int) -> None:
         self.vgg, self._side = vgg, side
-        self.facts = {"name": name, "weights": weights_hash(vgg), "random": False, "side": side}
-        self._channels = [vgg.convolutions[layer].weight.shape[0] for layer in GRAM_LAYERS]
-        self.width = sum(self._channels)
+        self.facts = {
+            "name": name,
+            "weights": weights_hash(vgg),
+            "random": False,
+            "takes": "pictures",
+        }
+        self._channels = [vgg.channels(layer) for layer in GRAM_LAYERS]
+        self.width: int = sum(self._channels)
 
     def embed(self, images: Tensor) -> Tensor:
         """See `StyleEncoder.embed`."""

@@ -41,8 +41,8 @@ class StyleFusion(nn.Module):
         self.blocks = nn.ModuleList(FusionBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Conv2d(width, latent_channels, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, style: Tensor) -> Tensor:
         """Fuse a style into latents.
@@ -212,7 +212,8 @@ def sine_positions(height: int, width: int, channels: int) -> Tensor:
 
 def decayed_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters with and without weight decay: none on A_log, D, biases and norms."""
-    with_decay, without = [], []
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         kept = parameter.ndim < 2 or name.endswith("A_log")
         (without if kept else with_decay).append(parameter)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pseudo_labels.stylemamba.config import MambaConfig
 from pseudo_labels.stylemamba.fitting import fit, stacked
+from pseudo_labels.stylemamba.fusion import StyleFusion
 from pseudo_labels.stylemamba.measures import directional_score, ssim
 from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
 from pseudo_labels.stylemamba.objective import Parts
@@ -72,7 +73,7 @@ def fit_style(order: Order, config: MambaConfig, folder: Path, device: torch.dev
 
 def assemble(
     names: Sequence[str],
-    fusion: torch.nn.Module,
+    fusion: StyleFusion,
     descriptions: Tensor,
     parts: Parts,
     networks: Names,
@@ -94,7 +95,8 @@ def assemble(
             "content_loss": "latents" if parts.vgg is None else parts.vgg.kind,
         },
     )
-    return SavedStyle(facts, fusion.eval().requires_grad_(False), descriptions, parts.codec)
+    fusion.eval().requires_grad_(False)
+    return SavedStyle(facts, fusion, descriptions, parts.codec)
 
 
 @torch.no_grad()

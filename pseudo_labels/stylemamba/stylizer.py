@@ -17,11 +17,17 @@ import torch
 from torch import Generator, Tensor
 
 from pseudo_labels.stylemamba.config import MambaConfig, PictureConfig
-from pseudo_labels.stylemamba.encoders import load_encoder
+from pseudo_labels.stylemamba.encoders import RANDOM, load_encoder
 from pseudo_labels.stylemamba.make import Order, fit_style
 from pseudo_labels.stylemamba.measures import directional_score
 from pseudo_labels.stylemamba.networks import ENCODER, VAE, Names, find_pictures, source_hash
-from pseudo_labels.stylemamba.saved import FACTS_FILE, SavedStyle, load_style, style_hash
+from pseudo_labels.stylemamba.saved import (
+    FACTS_FILE,
+    SavedStyle,
+    load_style,
+    read_facts,
+    style_hash,
+)
 from regionroute.config_io import load_config
 from regionroute.errors import UserError
 from regionroute.io import file_hash, settings_hash
@@ -51,11 +57,15 @@ class MambaStylizer:
             only. The scores of SigLIP and CLIP do not compare.
         device: where it runs; None: cuda where there is one.
 
+    Attributes:
+        remarks: which networks have random weights, if any: goes into every sample's provenance.
+
     Raises:
         UserError: settings that do not go together, or files that are not there.
     """
 
     needs: frozenset[str] = frozenset({"text"})
+    remarks: dict[str, Any]
 
     def __init__(
         self,
@@ -90,6 +100,10 @@ class MambaStylizer:
         if fitted is not None:
             self._folder = Path(fitted)
             self._key = style_hash(self._folder)
+            known = read_facts(self._folder)
+            if gate is not None and known.encoder.get("takes") != "words":
+                raise UserError(f"{fitted}: its styles are pictures, the gate is for words")
+            random = known.random
         else:
             assert images is not None
             model = MambaConfig if picture is None else PictureConfig
@@ -100,6 +114,9 @@ class MambaStylizer:
             self._order = Order((style,), picture is not None, files, names)
             self._key = settings_hash(self._fit_facts(self._order))
             self._folder = Path(cache) / self._key
+            random = [] if picture or encoder != RANDOM else ["encoder"]
+            random += ["vae"] if vae == RANDOM else []
+        self.remarks = {"random_weights": random} if random else {}
         facts = [_REVISION, self._key, prompt, strength, gate]
         self.fingerprint = f"mamba {settings_hash(facts)}"
 

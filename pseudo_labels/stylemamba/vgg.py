@@ -52,6 +52,12 @@ class VggFeatures(nn.Module):
         )
         self.requires_grad_(False).eval()
 
+    def channels(self, layer: str) -> int:
+        """How many feature maps a layer has."""
+        convolution = self.convolutions[layer]
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution.out_channels
+
     def forward(self, images: Tensor, layers: Sequence[str] = CONTENT_LAYERS) -> list[Tensor]:
         """Feature maps of pictures.
 

@@ -24,6 +24,8 @@ class Stylizer(Protocol):
             `ValueError` before any work is done.
         fingerprint: changes whenever the same picture would come out differently; products are
             cached under it.
+
+    A stylizer may have a mapping `remarks` too: facts that go into every sample's provenance.
     """
 
     needs: frozenset[str]

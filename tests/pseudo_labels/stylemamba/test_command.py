@@ -178,6 +178,7 @@ class TestStylizer:
         monkeypatch.setattr(stylizer_module, "fit_style", lambda *a: fits.append(a) or real(*a))
         first = self.make()
         assert not fits
+        assert first.remarks == {"random_weights": ["encoder", "vae"]}
         content = read_image("photos/a.png")
         before = content.clone()
         styled = first.stylize(content, SPEC)
@@ -233,6 +234,7 @@ class TestStylizer:
                             "--out", "data", "--workers", "1", "--size", "64"]) == 0  # fmt: skip
         [row] = read_jsonl("data/manifest.jsonl")
         assert row["provenance"]["stylizer"] == "mamba"
+        assert row["provenance"]["random_weights"] == ["vae", "encoder"]
         assert (folder / "data" / row["target"]).is_file()
 
     @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit(start):
 class RedEncoder:
     """Linear: mean colours. The style is more red."""
 
-    width, takes = 3, "words"
+    width = 3
     facts = {"name": "red", "weights": "none", "random": False}  # noqa: RUF012
 
     def embed(self, images):
