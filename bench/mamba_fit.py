@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from _clipstyler import Pixels, StyleNet
 from _shared import add_result_argument, provenance
 from PIL import Image, ImageDraw, ImageFont
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from eval.stats import describe
 from pseudo_labels.stylemamba.codecs import patch_codec
@@ -51,37 +51,6 @@ FULL, FIRST, RIVAL = "full", "no second order", "CLIPstyler"
 ARMS = (FULL, FIRST, RIVAL)
 RIVAL_RATE = 5e-4  # CLIPstyler's learning rate, halved every 100 steps
 COLOURS = {FULL: "#2ca02c", FIRST: "#1f77b4", RIVAL: "#d62728"}
-
-
-class StyleNet(nn.Module):
-    """CLIPstyler's network in short: a small U-Net on pixels that starts near the photo."""
-
-    def __init__(self, width: int = 16) -> None:
-        super().__init__()
-        self.down = nn.ModuleList(
-            [_conv(3, width), _conv(width, 2 * width), _conv(2 * width, 4 * width)]
-        )
-        self.middle = nn.Sequential(*[_conv(4 * width, 4 * width) for _ in range(3)])
-        self.up = nn.ModuleList([_conv(8 * width, 2 * width), _conv(4 * width, width)])
-        self.leave = nn.Conv2d(2 * width, 3, 3, padding=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1], sides multiples of 4, to the same."""
-        first = self.down[0](images)
-        second = self.down[1](F.avg_pool2d(first, 2))
-        third = self.down[2](F.avg_pool2d(second, 2))
-        x = torch.cat([self.middle(third), third], 1)
-        x = torch.cat([F.interpolate(self.up[0](x), scale_factor=2), second], 1)
-        x = torch.cat([F.interpolate(self.up[1](x), scale_factor=2), first], 1)
-        return (images + self.leave(x).tanh()).clamp(0, 1)
-
-
-def _conv(enter: int, leave: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(enter, leave, 3, padding=1, padding_mode="reflect"),
-        nn.InstanceNorm2d(leave, affine=True),
-        nn.ReLU(),
-    )
 
 
 @dataclass
@@ -223,7 +192,7 @@ def _rival(
     optimizer = torch.optim.Adam(net.parameters(), lr=RIVAL_RATE)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 100, 0.5)
     # Its network works on pixels: the codec steps aside.
-    objective = Objective(Parts(_Pixels(), task.parts.encoder, task.parts.vgg), loss)
+    objective = Objective(Parts(Pixels(), task.parts.encoder, task.parts.vgg), loss)
     source = objective.source(task.photo)
     generator = Generator().manual_seed(seed)
 
@@ -237,18 +206,6 @@ def _rival(
             return net(task.photo)
 
     return _curve(task, step, steps, {args.steps, steps, *range(5, steps, 5)})
-
-
-class _Pixels(nn.Module):
-    """A codec that does nothing."""
-
-    facts = {"name": "pixels", "weights": "none", "random": False}  # noqa: RUF012
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
 
 
 def _curve(
