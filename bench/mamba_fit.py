@@ -20,6 +20,7 @@ the curves and the pictures beside it.
 
 import argparse
 import itertools
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ PHOTOS = ("dog_00.jpg", "robot_toy_00.jpg")
 STYLES = ("Monet.jpg", "Cubism.jpg")
 FULL, FIRST, RIVAL = "full", "no second order", "CLIPstyler"
 ARMS = (FULL, FIRST, RIVAL)
+VARIABLE = "REGIONROUTE_ASSETS"
 RIVAL_RATE = 5e-4  # CLIPstyler's learning rate, halved every 100 steps
 COLOURS = {FULL: "#2ca02c", FIRST: "#1f77b4", RIVAL: "#d62728"}
 
@@ -87,6 +89,9 @@ class Task:
 def main() -> int:
     """Runs or reuses every fit and writes the comparison."""
     args = _parser().parse_args()
+    if args.assets is None:
+        print(f"left out: give --assets, or set {VARIABLE}, the folder of photos and VGG16 weights")
+        return 0
     torch.set_num_threads(1)
     vgg = load_vgg(args.assets / "weights/lpips/vgg16_features.safetensors")
     runs: dict[str, dict[str, Any]] = {}
@@ -118,7 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--assets", type=Path, required=True, help="photos, styles, VGG16 weights")
+    given = os.environ.get(VARIABLE)
+    parser.add_argument(
+        "--assets",
+        type=Path,
+        default=Path(given) if given else None,
+        help=f"photos, styles, VGG16 weights ({VARIABLE})",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40, help="of our fits (40)")
     parser.add_argument("--rival-steps", type=int, default=200, help="of CLIPstyler's (200)")
