@@ -124,12 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     given = os.environ.get(VARIABLE)
-    parser.add_argument(
-        "--assets",
-        type=Path,
-        default=Path(given) if given else None,
-        help=f"photos, styles, VGG16 weights ({VARIABLE})",
-    )
+    folder = Path(given) if given else None
+    parser.add_argument("--assets", type=Path, default=folder, help=f"the folder ({VARIABLE})")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40, help="of our fits (40)")
     parser.add_argument("--rival-steps", type=int, default=200, help="of CLIPstyler's (200)")
