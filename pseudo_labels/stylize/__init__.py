@@ -28,6 +28,8 @@ class Stylizer(Protocol):
             object's mask, else once a photo without.
         fingerprint: changes whenever the same picture would come out differently; products are
             cached under it.
+
+    A stylizer may have a mapping `remarks` too: facts that go into every sample's provenance.
     """
 
     needs: frozenset[str]

@@ -3,7 +3,7 @@
     styles:
       starry-night:
         phrase: starry night        # words in prompts; the name itself when left out
-        stylizer: painting          # filter | painting | diffusion
+        stylizer: painting          # filter | painting | diffusion | mamba
         settings: {style: 19}       # arguments of the stylizer
 
 A new kind of stylizer is one entry in `STYLIZERS`.
@@ -31,10 +31,12 @@ class _Kind:
     Attributes:
         module: where the class is.
         name: the class; its arguments are the settings.
+        words: the setting that the phrase fills if nothing else does.
     """
 
     module: str
     name: str
+    words: str | None = None
 
     def build(self, **settings: Any) -> Stylizer:
         """The stylizer with these settings."""
@@ -54,10 +56,11 @@ STYLIZERS: dict[str, _Kind] = {
     "filter": _Kind("pseudo_labels.stylize", "FunctionalStylizer"),
     "painting": _Kind("pseudo_labels.stylize.painting", "PaintingStylizer"),
     "diffusion": _Kind("pseudo_labels.stylize.diffusion", "DiffusionStylizer"),
+    "mamba": _Kind("pseudo_labels.stylemamba.stylizer", "MambaStylizer", words="prompt"),
 }
 
 # Settings that are file names, relative to the styles file; the latter may be hub ids instead.
-_PATHS = ("reference",)
+_PATHS = ("reference", "fitted", "picture", "images", "vgg", "config")
 _PATHS_OR_IDS = ("model", "lora")
 
 # Style names become parts of file names and folders of experts.
@@ -84,8 +87,10 @@ class StyleEntry:
         Raises:
             UserError: a setting has a wrong value.
         """
+        kind = STYLIZERS[self.stylizer]
+        words = {} if kind.words is None else {kind.words: self.spec.words}
         try:
-            return STYLIZERS[self.stylizer].build(**self.settings)
+            return kind.build(**words | dict(self.settings))
         except (TypeError, ValueError) as error:
             raise UserError(f"style '{self.spec.name}': {error}") from error
 

@@ -44,7 +44,25 @@ def test_train_step(tmp_path):
     assert len(steps) == 4
 
 
-@pytest.mark.parametrize("script", ["controls", "demo", "style_image", "supervision"])
+def test_ssm(tmp_path):
+    options = ("--widths", "16", "--rounds", "2", "--longest", "1024")
+    result = run(tmp_path, "ssm", *options)
+    row = result["scans"]["16"]["512"]["forward and backward"]
+    assert row["loop"]["over loop"] == 1
+    assert row["associative"]["over loop"] > 0
+    assert list(result["layers"]["16"]) == ["1024", "crossing"]
+    assert (tmp_path / "result.png").is_file()
+
+
+@pytest.mark.slow
+def test_mamba_fit(tmp_path, assets):
+    options = ("--seeds", "0", "--steps", "5", "--rival-steps", "5", "--tasks", "1")
+    result = run(tmp_path, "mamba_fit", "--assets", assets, "--out", tmp_path, *options)
+    assert result["loss at 5 steps"]["full"]["n"] == 1
+    assert len(result["curves"]) == 3
+
+
+@pytest.mark.parametrize("script", ["controls", "demo", "mamba_fit", "style_image", "supervision"])
 def test_help_teaches(script):
     command = [sys.executable, f"bench/{script}.py", "--help"]
     shown = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)

@@ -1,0 +1,123 @@
+"""Latent codecs: a Stable-Diffusion VAE, a patch transform fitted on the spot, or a random VAE."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pseudo_labels.stylemamba.encoders import RANDOM, weights_hash
+from regionroute.backbones.patch_codec import PatchCodec
+from regionroute.errors import UserError
+from regionroute.io import read_json
+from regionroute.latents import decode_latents, encode_images
+
+PATCH = "patch"  # the name that asks for a patch transform fitted to the given pictures
+PATCH_LEVELS, PATCH_CHANNELS = 4, 64  # 8 px a latent cell, as a VAE has; a third of the numbers
+_KINDS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
+
+
+class Codec(nn.Module):
+    """Pictures to latents and back; frozen, but differentiable in the latents.
+
+    Args:
+        vae: the network.
+        name: for the facts.
+
+    Attributes:
+        channels: of the latents.
+        multiple: what the sides of pictures must be multiples of.
+        facts: name, hash of the weights, and whether they are random.
+    """
+
+    def __init__(self, vae: Any, name: str) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+        self.channels = vae.config.latent_channels
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.multiple = 2 * scale if isinstance(vae, PatchCodec) else scale
+        self.facts = {"name": name, "weights": weights_hash(vae), "random": name == RANDOM}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1], sides multiples of `multiple`, to latents [B, C, h, w]."""
+        return encode_images(self.vae, images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to pictures [B, 3, H, W] in [0, 1]."""
+        return decode_latents(self.vae, latents)
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Pictures of any size, the last row and column repeated up to the next multiple."""
+        height, width = images.shape[-2:]
+        right, below = -width % self.multiple, -height % self.multiple
+        return F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images
+
+
+def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
+    """A VAE by folder (its own, or a pipeline's with ``vae`` in it) or hub id; or `RANDOM`.
+
+    Raises:
+        UserError: not found, or not a VAE.
+    """
+    if name == RANDOM:
+        return random_codec()
+    path = Path(name).expanduser()
+    folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+    local = folder.is_dir()
+    kind = AutoencoderKL
+    if local:
+        config = folder / "config.json"
+        if not config.is_file():
+            raise UserError(f"--vae {name}: no config.json, give the folder of an AutoencoderKL")
+        facts = read_json(config)
+        found = facts.get("_class_name") if isinstance(facts, dict) else None
+        if found not in _KINDS:
+            raise UserError(f"--vae {name}: this is a {found}, give an AutoencoderKL")
+        kind = _KINDS[found]
+    try:
+        vae = kind.from_pretrained(folder if local else name, local_files_only=local)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        remedy = "copy the whole folder again" if local else "give a folder, or check the name"
+        raise UserError(f"--vae {name}: cannot be loaded, {remedy} ({reason})") from error
+    return Codec(vae.to(device), path.name if local else name)
+
+
+def patch_codec(
+    images: Tensor, channels: int = PATCH_CHANNELS, levels: int = PATCH_LEVELS
+) -> Codec:
+    """A linear patch transform fitted to pictures in closed form: no weights are needed.
+
+    Args:
+        images: [B, 3, H, W] in [0, 1].
+        channels: C of its latents.
+        levels: a latent cell is 2^(levels − 1) pixels wide.
+    """
+    vae = PatchCodec(latent_channels=channels, block_out_channels=(1,) * levels)
+    height, width = (side // vae.patch * vae.patch - vae.patch for side in images.shape[-2:])
+    if min(height, width) < vae.patch:
+        raise UserError(f"--vae {PATCH}: pictures need sides of at least {2 * vae.patch} pixels")
+    # Patches at many offsets: one picture's own grid would give too few for the covariance.
+    step = max(1, vae.patch // 4)
+    shifts = range(0, vae.patch, step)
+    crops = [images[..., y : y + height, x : x + width] for y in shifts for x in shifts]
+    vae.fit(torch.cat(crops).cpu() * 2 - 1)
+    return Codec(vae, PATCH)
+
+
+def random_codec(seed: int = 0) -> Codec:
+    """An `AutoencoderKL` of the real class with random weights: plumbing for tests, no skill."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+        )
+    return Codec(vae, RANDOM)

@@ -1,0 +1,142 @@
+"""Settings of StyleMamba: the fusion module, the losses, fitting one style, training on many.
+
+None of the numbers is published; they are choices, near those of CLIPstyler where it has them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pseudo_labels.stylemamba.ssm import Method
+from regionroute.config import Section
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class FusionConfig(Section):
+    """The style fusion module."""
+
+    width: Annotated[int, Field(ge=4, multiple_of=4)] = Field(
+        256, description="width of a token; a multiple of 4, for the sine positions"
+    )
+    blocks: Count = Field(4, description="blocks, each with one state-space mixer")
+    states: Count = Field(16, description="states a channel of the scan")
+    expand: Count = Field(2, description="channels of the scan, in widths")
+    kernel: Count = Field(4, description="taps of the causal convolution before the scan")
+    directions: Literal[1, 4] = Field(
+        4, description="scans with shared weights: rows and columns, forwards and backwards; or 1"
+    )
+    condition: Literal["adaln", "ssm"] = Field(
+        "adaln",
+        description="where the style acts: in the adaptive LayerNorm alone, or also on the step "
+        "sizes and input weights of the scan",
+    )
+    feed_forward: bool = Field(False, description="a gated feed-forward layer after each scan")
+    scan: Method = Field("auto", description="how the scan is computed")
+
+
+class LossConfig(Section):
+    """Weights and settings of the losses."""
+
+    directional: NonNegative = Field(1.0, description="weight of the directional loss")
+    masked: NonNegative = Field(5.0, description="weight of the masked directional loss")
+    second_order: NonNegative = Field(
+        1.0, description="weight of the second-order directional loss"
+    )
+    content: NonNegative = Field(0.3, description="weight of the content loss")
+    tv: NonNegative = Field(1e-3, description="weight of the total variation")
+    patch_clip: NonNegative = Field(
+        0.0, description="weight of CLIPstyler's loss of augmented crops; 0: not computed"
+    )
+    softening: Positive = Field(
+        0.01,
+        description="edits of this size in the encoder's space count half in the directional "
+        "losses; a larger one asks for stronger styles",
+    )
+    masks: Count = Field(4, description="random masks a step of the masked loss")
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="share of the patches that a mask hides"
+    )
+    mask_grid: Count = Field(14, description="patches along a side")
+    crops: Count = Field(16, description="crops a step of the patch loss")
+    crop_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="side of a crop, in sides of the picture"
+    )
+    crop_reject: NonNegative = Field(
+        0.7, description="crops whose loss is below this count as done"
+    )
+
+
+class OptimConfig(Section):
+    """What both ways of training share."""
+
+    size: Annotated[int, Field(ge=16)] = Field(256, description="side of the pictures in pixels")
+    batch: Count = Field(4, description="pictures a step, or all if there are fewer")
+    seed: int = Field(0, description="seed of weights, masks and order", ge=0, lt=2**32)
+    clip: Positive = Field(1.0, description="largest norm of the gradient")
+    style_input: Literal["both", "text", "direction"] = Field(
+        "both",
+        description="what the module is told of the style: its embedding, the direction from the "
+        "neutral words to it, or both",
+    )
+
+
+class FitConfig(OptimConfig):
+    """Fitting one style to one or a few pictures."""
+
+    steps: Count = Field(40, description="optimizer steps")
+    learning_rate: Positive = Field(5e-4, description="of Adam")
+
+
+class TrainConfig(OptimConfig):
+    """Amortised training: one module for a bank of styles."""
+
+    batch: Count = Field(8, description="(picture, style) pairs a step")
+    steps: Count = Field(20000, description="optimizer steps")
+    learning_rate: Positive = Field(1e-4, description="peak of AdamW, falling along a cosine")
+    warmup: Annotated[int, Field(ge=0)] = Field(1000, description="steps of linear warm-up")
+    weight_decay: NonNegative = Field(
+        0.01, description="of AdamW; never on the rates of the scan, biases and norms"
+    )
+    neutral: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the rows that get the neutral words and must stay as they are"
+    )
+    log_every: Count = Field(20, description="steps between log rows")
+    save_every: Count = Field(500, description="steps between checkpoints")
+    preview_every: Count = Field(500, description="steps between preview sheets")
+    judged: Count = Field(4, description="photos that scores and preview sheets are made of")
+
+
+class MambaConfig(Section):
+    """Everything `regionroute mamba` reads."""
+
+    fusion: FusionConfig = FusionConfig()
+    loss: LossConfig = LossConfig()
+    fit: FitConfig = FitConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class PictureLossConfig(LossConfig):
+    """Losses for styles given as pictures, whose directions lie between Gram statistics."""
+
+    softening: Positive = Field(
+        0.5,
+        description="edits of this size in the encoder's space count half in the directional "
+        "losses; Gram statistics of a photo and of a style lie 0.7 to 0.9 apart",
+    )
+    content: NonNegative = Field(0.05, description="weight of the content loss")
+
+
+class PictureFitConfig(FitConfig):
+    """Fitting a style that is given as a picture."""
+
+    learning_rate: Positive = Field(5e-3, description="of Adam")
+
+
+class PictureConfig(MambaConfig):
+    """`MambaConfig` with defaults for styles given as pictures, found by trial on real photos."""
+
+    loss: PictureLossConfig = PictureLossConfig()
+    fit: PictureFitConfig = PictureFitConfig()

@@ -1,0 +1,146 @@
+"""Fitting one style to one or a few pictures in some forty steps."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from pseudo_labels.stylemamba.config import MambaConfig
+from pseudo_labels.stylemamba.encoders import StyleTarget, describe
+from pseudo_labels.stylemamba.fusion import StyleFusion
+from pseudo_labels.stylemamba.objective import Objective, Parts
+from regionroute.errors import UserError
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit came to.
+
+    Attributes:
+        fusion: the module.
+        descriptions: of the styles, what `fusion` is told, [S, C].
+        rows: losses of each step, and the total.
+    """
+
+    fusion: StyleFusion
+    descriptions: Tensor
+    rows: list[dict[str, float]]
+
+
+def fit(
+    targets: Sequence[StyleTarget],
+    images: Tensor,
+    parts: Parts,
+    config: MambaConfig,
+    region: Tensor | None = None,
+    report: Report | None = None,
+) -> Fit:
+    """Fit one fusion module to one style, or to a few that are to be blended.
+
+    Args:
+        targets: the styles, S.
+        images: [n, 3, H, W] in [0, 1], sides multiples of the codec's.
+        parts: the frozen networks.
+        config: its `fusion`, `loss` and `fit`.
+        region: [n, 1, H, W] in {0, 1}, where the style is wanted; None: everywhere.
+        report: called after each step with its number, from 1, and its losses.
+
+    Returns:
+        The module after the last step. Equal arguments give equal weights on one device.
+
+    Raises:
+        UserError: a loss that is not finite.
+    """
+    options = config.fit
+    objective = Objective(parts, config.loss)
+    source = objective.source(images, region)
+    seen = source.embeddings
+    descriptions = torch.stack(
+        [describe(parts.encoder, target, seen, options.style_input) for target in targets]
+    )
+    directions = torch.stack([target.direction(seen) for target in targets])
+    fusion = new_fusion(parts, descriptions, config, options.seed).to(images.device)
+    optimizer = torch.optim.Adam(fusion.parameters(), lr=options.learning_rate)
+    pairs = list(itertools.product(range(len(images)), range(len(targets))))
+    previous: dict[tuple[int, int], Tensor] = {}  # each pair's last E(Y)
+    generator = Generator().manual_seed(options.seed)
+    rows = []
+    for step in tqdm(range(1, options.steps + 1), desc="fit", unit="step", disable=None):
+        batch = [pairs[i] for i in turn(step, len(pairs), options.batch)]
+        index, style = torch.tensor(batch, device=images.device).unbind(1)
+        result = objective(
+            fusion(source.latents[index], descriptions[style]),
+            source.rows(index),
+            directions[style, index],
+            generator,
+            previous=_stack_known(previous, batch),
+        )
+        update(fusion, optimizer, result.total, options.clip, step)
+        previous |= dict(zip(batch, result.embeddings, strict=True))
+        rows.append(as_row(result.terms, result.total))
+        if report is not None:
+            report(step, rows[-1])
+    return Fit(fusion, descriptions, rows)
+
+
+def _stack_known(
+    previous: dict[tuple[int, int], Tensor], batch: Sequence[tuple[int, int]]
+) -> Tensor | None:
+    """The pairs' previous states; None as long as one of them has none."""
+    if any(pair not in previous for pair in batch):
+        return None
+    return torch.stack([previous[pair] for pair in batch])
+
+
+def turn(step: int, count: int, batch: int) -> list[int]:
+    """Which pictures a step, counted from 1, works on: all, or the next `batch` in turn."""
+    size = min(batch, count)
+    return [((step - 1) * size + i) % count for i in range(size)]
+
+
+def new_fusion(parts: Parts, descriptions: Tensor, config: MambaConfig, seed: int) -> StyleFusion:
+    """A module at its start, its weights drawn from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StyleFusion(parts.codec.channels, descriptions.shape[-1], config.fusion)
+
+
+def update(
+    fusion: StyleFusion, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float, step: int
+) -> None:
+    """One optimizer step.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    if not torch.isfinite(loss):
+        raise UserError(f"the loss of step {step} is {loss.item()}: lower the learning rate")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(fusion.parameters(), clip)
+    optimizer.step()
+
+
+def as_row(terms: dict[str, Tensor], total: Tensor) -> dict[str, float]:
+    """Plain numbers: a list of losses must not keep graphs alive."""
+    return {name: float(value) for name, value in terms.items()} | {"total": float(total.detach())}
+
+
+def centre_square(image: Tensor, size: int) -> Tensor:
+    """The middle of a picture [c, H, W] as [c, size, size]; masks stay in {0, 1}."""
+    side = min(image.shape[-2:])
+    top, left = ((length - side) // 2 for length in image.shape[-2:])
+    square = image[None, :, top : top + side, left : left + side]
+    square = F.interpolate(square, (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return (square >= 0.5).float() if image.shape[0] == 1 else square
+
+
+def stacked(images: Sequence[Tensor], size: int) -> Tensor:
+    """Pictures [c, H, W] of any sizes as [n, c, size, size]."""
+    return torch.stack([centre_square(image, size) for image in images])

@@ -1,0 +1,164 @@
+"""From names and pictures to a saved style: what `regionroute mamba fit` and the stylizer share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pseudo_labels.stylemamba.config import MambaConfig
+from pseudo_labels.stylemamba.fitting import fit, stacked
+from pseudo_labels.stylemamba.fusion import StyleFusion
+from pseudo_labels.stylemamba.measures import directional_score, ssim
+from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
+from pseudo_labels.stylemamba.objective import Parts
+from pseudo_labels.stylemamba.saved import (
+    SavedStyle,
+    StyleFacts,
+    codec_facts,
+    png_metadata,
+    vae_name,
+    warning,
+)
+from regionroute.io import from_pil, to_pil, write_image, write_jsonl
+
+LOSSES_FILE, PREVIEW_FILE = "losses.jsonl", "preview.png"
+CELL, GAP, LINE = 256, 8, 20  # pixels of a sheet
+SHOWN = 4  # photos on a sheet
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be fitted.
+
+    Attributes:
+        styles: words, or file names of pictures.
+        pictures: whether `styles` are file names.
+        images: files of the photos.
+        names: of the networks.
+        regions: masks [1, H, W] of the photos' sizes, one a photo; None: the whole photos.
+    """
+
+    styles: tuple[str, ...]
+    pictures: bool
+    images: tuple[Path, ...]
+    names: Names
+    regions: tuple[Tensor, ...] | None = None
+
+
+def fit_style(order: Order, config: MambaConfig, folder: Path, device: torch.device) -> SavedStyle:
+    """Fit a style and write its folder: the style, its losses, and a preview with scores.
+
+    Raises:
+        UserError: networks or pictures that cannot be used.
+    """
+    size = config.fit.size
+    images = read_pictures(order.images, size).to(device)
+    region = None if order.regions is None else stacked(order.regions, size).to(device)
+    parts = load_parts(order.names, images, order.pictures, device)
+    targets = [parts.encoder.target(style) for style in order.styles]
+    result = fit(targets, images, parts, config, region)
+    names = [target.name for target in targets]
+    style = assemble(names, result.fusion, result.descriptions, parts, order.names, config)
+    scores, rows = judge(style, images, parts, order.styles)
+    style.facts.settings.update(scores=scores, pictures=[file.name for file in order.images])
+    write_jsonl(folder / LOSSES_FILE, [{"step": i} | r for i, r in enumerate(result.rows, 1)])
+    write_sheet(folder / PREVIEW_FILE, rows, parts)
+    style.save(folder)
+    return style
+
+
+def assemble(
+    names: Sequence[str],
+    fusion: StyleFusion,
+    descriptions: Tensor,
+    parts: Parts,
+    networks: Names,
+    config: MambaConfig,
+    options: str = "fit",
+) -> SavedStyle:
+    """A saved style of its pieces; `options` names the group of settings it was made with."""
+    facts = StyleFacts(
+        styles=list(names),
+        fusion=config.fusion,
+        codec=codec_facts(parts.codec),
+        vae=vae_name(networks.vae),
+        encoder=parts.encoder.facts,
+        style_input=getattr(config, options).style_input,
+        random=parts.random,
+        settings={
+            "loss": config.loss.model_dump(mode="json"),
+            options: getattr(config, options).model_dump(mode="json"),
+            "content_loss": "latents" if parts.vgg is None else parts.vgg.kind,
+        },
+    )
+    fusion.eval().requires_grad_(False)
+    return SavedStyle(facts, fusion, descriptions, parts.codec)
+
+
+@torch.no_grad()
+def judge(
+    style: SavedStyle, images: Tensor, parts: Parts, sources: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Tensor]]]:
+    """Scores of each style, and pictures for a sheet.
+
+    The directional score is of the encoder that was trained on, so it flatters.
+
+    Args:
+        style: the style.
+        images: [n, 3, H, W] in [0, 1].
+        parts: the networks it was fitted with.
+        sources: words or file names, those of `style.facts.styles` first and in their order.
+
+    Returns:
+        Style -> "directional" and "ssim", means over the photos; and rows of named pictures, one
+        for each of the first few photos.
+    """
+    rows: list[dict[str, Tensor]] = [{"photo": image} for image in images[:SHOWN]]
+    scores = {}
+    plain = parts.codec.decode(parts.codec.encode(images))
+    seen = parts.encoder.embed(plain)
+    for name, source, description in zip(
+        style.facts.styles, sources, style.descriptions, strict=False
+    ):
+        styled = style.apply(images, descriptions=description[None])
+        direction = parts.encoder.target(source).direction(seen)
+        scores[name] = {
+            "directional": float(
+                directional_score(seen, parts.encoder.embed(styled), direction).mean()
+            ),
+            "ssim": float(ssim(plain, styled).mean()),
+        }
+        for row, picture in zip(rows, styled, strict=False):
+            row[name] = picture
+    return scores, rows
+
+
+def write_sheet(path: Path, rows: Sequence[dict[str, Tensor]], parts: Parts) -> None:
+    """Rows of named pictures in one PNG; random networks are confessed in its first line."""
+    said = warning(parts.random)
+    head = LINE if said else 0
+    width = GAP + max(len(row) for row in rows) * (CELL + GAP)
+    sheet = Image.new("RGB", (width, head + len(rows) * (CELL + LINE + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    if said:
+        draw.text((GAP, 2), said, "red", font)
+    for number, row in enumerate(rows):
+        top = head + number * (CELL + LINE + GAP)
+        for column, (name, picture) in enumerate(row.items()):
+            left = GAP + column * (CELL + GAP)
+            draw.text((left, top + 2), _shortened(name, draw, font), "black", font)
+            cell = to_pil(picture)
+            cell.thumbnail((CELL, CELL))
+            sheet.paste(cell, (left, top + LINE))
+    facts: dict[str, Any] = {"random_weights": parts.random}
+    write_image(path, from_pil(sheet), png_metadata(facts))
+
+
+def _shortened(name: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    while len(name) > 1 and draw.textlength(name, font) > CELL:
+        name = name[:-2] + "…"
+    return name

@@ -1,0 +1,137 @@
+"""The frozen networks by the names a user gives, and the pictures to fit to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pseudo_labels.segment.given import open_photo, read_labels
+from pseudo_labels.stylemamba.codecs import PATCH, load_codec, patch_codec
+from pseudo_labels.stylemamba.encoders import GramEncoder, StyleEncoder, load_encoder
+from pseudo_labels.stylemamba.fitting import stacked
+from pseudo_labels.stylemamba.objective import Parts
+from pseudo_labels.stylemamba.vgg import load_vgg
+from regionroute.errors import UserError
+from regionroute.io import file_hash, read_image, read_mask, settings_hash
+
+ENCODER, VAE = "google/siglip-base-patch16-224", "stabilityai/sd-vae-ft-mse"
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where the networks lie.
+
+    Attributes:
+        encoder: SigLIP or CLIP by folder or hub id, or "random"; not used with style pictures.
+        vae: an AutoencoderKL by folder or hub id, "patch" for a transform fitted to the pictures,
+            or "random".
+        vgg: safetensors of torchvision's VGG16 or VGG19. Needed for style pictures; for words it
+            is the content loss's, which without it looks at the latents.
+    """
+
+    encoder: str = ENCODER
+    vae: str = VAE
+    vgg: str | None = None
+
+
+def load_parts(names: Names, images: Tensor, pictures: bool, device: torch.device) -> Parts:
+    """Load the networks.
+
+    Args:
+        names: where they lie.
+        images: [n, 3, S, S] in [0, 1], for the "patch" codec and the scale of style pictures.
+        pictures: whether styles are given as pictures, not as words.
+        device: where they will run.
+
+    Raises:
+        UserError: one of them cannot be loaded, or does not take pictures of this size.
+    """
+    vgg = None if names.vgg is None else load_vgg(names.vgg).to(device)
+    if pictures and vgg is None:
+        raise UserError("a style picture is seen through VGG: give --vgg FILE")
+    codec = patch_codec(images) if names.vae == PATCH else load_codec(names.vae)
+    side = images.shape[-1]
+    if side % codec.multiple:
+        raise UserError(f"size is {side}: this codec takes multiples of {codec.multiple} pixels")
+    encoder: StyleEncoder
+    if pictures:
+        assert vgg is not None
+        encoder = GramEncoder(vgg, f"Gram statistics of {vgg.kind}", side)
+    else:
+        encoder = load_encoder(names.encoder, device)
+    return Parts(codec.to(device), encoder, vgg)
+
+
+def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
+    """Files as they are, of folders the pictures directly in them, sorted.
+
+    Raises:
+        UserError: something is not there, or there is no picture at all.
+    """
+    found: list[Path] = []
+    for given in paths:
+        path = Path(given)
+        if not path.exists():
+            raise UserError(f"{path}: no such picture or folder, check the path")
+        if path.is_dir():
+            found += sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
+        else:
+            found.append(path)
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: no pictures here")
+    return found
+
+
+def read_pictures(files: Sequence[Path], size: int) -> Tensor:
+    """The middle squares of pictures, [n, 3, size, size] in [0, 1].
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    return stacked([read_image(file) for file in files], size)
+
+
+def find_region(region: str, photo: Path, labels: str | None) -> Tensor:
+    """The mask of a region of a photo.
+
+    Args:
+        region: a mask's file name, or with `labels` an object word.
+        photo: the photo.
+        labels: a labels file that names the photo, its objects and their masks; or None.
+
+    Returns:
+        [1, H, W] in {0, 1} of the photo's size.
+
+    Raises:
+        UserError: there is no such mask.
+    """
+    if labels is None:
+        image = read_image(photo)
+        if not Path(region).is_file():
+            raise UserError(
+                f"--region {region}: no such mask; give a mask's file, or --labels FILE with an "
+                "object's word"
+            )
+        return read_mask(region, (image.shape[-2], image.shape[-1]))
+    for known in read_labels(labels)[0]:
+        if known.path.resolve() == photo.resolve():
+            for segment in open_photo(known)[1]:
+                if segment.word.casefold() == region.casefold():
+                    return segment.mask
+            words = ", ".join(item.word for item in known.objects)
+            raise UserError(f"--region {region}: {labels} has for {photo.name} only: {words}")
+    raise UserError(f"{labels}: {photo.name} is not in it, give its mask by --region FILE")
+
+
+def source_hash(name: str) -> str:
+    """Changes with a network's files; of a hub id only the id is known."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return file_hash(path)
+    files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".bin", ".json"))
+    if not path.is_dir() or not files:
+        return name
+    return settings_hash([[f.relative_to(path).as_posix(), file_hash(f)] for f in files])

@@ -1,0 +1,300 @@
+"""The selective scan of Mamba: h_l = exp(Δ_l A) h_{l-1} + Δ_l B_l x_l, y_l = C_l·h_l + D x_l.
+
+After Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), in
+three ways behind one function, `selective_scan`: a loop over the tokens (the reference), a scan of
+logarithmic depth in pure torch, and the fused kernel of the package `mamba-ssm` where it is
+installed and the tensors are on a GPU.
+
+Shapes: B batch, L tokens, E channels, N states a channel.
+"""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from regionroute.errors import UserError
+
+Method = Literal["auto", "loop", "associative", "fused"]
+METHODS: tuple[Method, ...] = ("auto", "loop", "associative", "fused")
+
+# States [L, B, channels, N] held at a time. On a processor so many as its cache takes: two to three
+# times faster than all at once; a GPU wants large kernels.
+_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+
+
+def selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    method: Method = "auto",
+    elements: int | None = None,
+) -> Tensor:
+    """Run the recurrence over all tokens, from a zero state.
+
+    The state is kept in fp32 (fp64 for fp64 inputs), also under autocast.
+
+    Args:
+        x: input [B, L, E].
+        delta: step sizes > 0, [B, L, E].
+        A: rates < 0, [E, N].
+        B: input weights [B, L, N].
+        C: output weights [B, L, N].
+        D: weight of the direct path [E].
+        method: "loop", "associative" or "fused"; "auto" takes the fused kernel where it can run,
+            else the associative scan.
+        elements: states that the associative scan holds at a time (memory is a few times 4 bytes
+            each, at least one channel's B·L·N); None chooses by the device.
+
+    Returns:
+        [B, L, E] in x's type; differentiable once in every tensor.
+
+    Raises:
+        UserError: "fused" was asked for and cannot run here.
+        ValueError: shapes that do not fit, or an unknown method.
+    """
+    _check(x, delta, A, B, C, D, method)
+    if method == "auto":
+        method = "fused" if x.is_cuda and fused_kernel() else "associative"
+    working = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        tensors = [tensor.to(working) for tensor in (x, delta, A, B, C)]
+        if method == "fused":
+            y = _fused(*tensors)
+        elif method == "loop":
+            y = _loop(*tensors)
+        else:
+            limit = elements or _ELEMENTS.get(x.device.type, _ELEMENTS["cuda"])
+            y = _Associative.apply(*tensors, limit)
+        return (y + D.to(working) * tensors[0]).to(x.dtype)
+
+
+def associative_scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
+    """h_l = decay_l h_{l-1} + drive_l by pairs (a, b)∘(a', b') = (a a', a' b + b').
+
+    Brent and Kung's scheme: about 3 L multiplications in 2 log2 L vector operations. Products of
+    decays stay in [0, 1] where the decays do, so nothing overflows, unlike with cumulative sums of
+    logarithms. Not differentiable; `selective_scan` is.
+
+    Args:
+        decay: [L, ...].
+        drive: [L, ...], of the same shape.
+        reverse: run from the last token to the first, h_l = decay_l h_{l+1} + drive_l.
+
+    Returns:
+        h [L, ...], a new tensor.
+    """
+    return _scan_in_place(decay.clone(), drive.clone(), reverse)
+
+
+def fused_kernel() -> Callable[..., Tensor] | None:
+    """`selective_scan_fn` of the package mamba-ssm, None where it is not installed or broken."""
+    return _import_kernel()
+
+
+@functools.cache
+def _import_kernel() -> Callable[..., Tensor] | None:
+    try:
+        module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    # A build for another torch or CUDA fails with an ImportError or an OSError of the linker.
+    except (ImportError, OSError):
+        return None
+    kernel: Callable[..., Tensor] = module.selective_scan_fn
+    return kernel
+
+
+def _check(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, method: str
+) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, known are {', '.join(METHODS)}")
+    batch, length, channels = x.shape
+    states = A.shape[-1]
+    wanted = {
+        "delta": (delta, (batch, length, channels)),
+        "A": (A, (channels, states)),
+        "B": (B, (batch, length, states)),
+        "C": (C, (batch, length, states)),
+        "D": (D, (channels,)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} is {list(tensor.shape)}, x asks for {list(shape)}")
+
+
+def _fused(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    if fused_kernel() is None:
+        raise UserError(
+            "the scan method 'fused' needs the package mamba-ssm: install it for your CUDA with "
+            "`pip install mamba-ssm`, or use 'auto'"
+        )
+    if not x.is_cuda:
+        raise UserError("the scan method 'fused' runs on a GPU only: use 'auto' on the processor")
+    return _run_kernel(x, delta, A, B, C)
+
+
+def _run_kernel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The kernel keeps tokens last."""
+    kernel = fused_kernel()
+    assert kernel is not None
+    return kernel(
+        *(t.mT.contiguous() for t in (x, delta)), A, *(t.mT.contiguous() for t in (B, C))
+    ).mT
+
+
+def _loop(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """Token after token; everything that does not depend on the state is done for all at once."""
+    decay = torch.exp(delta[..., None] * A)
+    drive = (delta * x)[..., None] * B[:, :, None]
+    state = torch.zeros_like(drive[:, 0])
+    states = []
+    for a, b in zip(decay.unbind(1), drive.unbind(1), strict=True):
+        state = torch.addcmul(b, a, state)
+        states.append(state)
+    return (torch.stack(states, 1) @ C[..., None])[..., 0]
+
+
+def _scan_in_place(decay: Tensor, drive: Tensor, reverse: bool = False) -> Tensor:
+    """Turns `drive` into h and `decay` into products; see `associative_scan`."""
+    length = drive.shape[0]
+    reach = 1
+    while reach < length:
+        later, earlier = _pairs(length, 2 * reach - 1, reach, reverse)
+        drive[later].addcmul_(decay[later], drive[earlier])
+        if 2 * reach < length:
+            decay[later].mul_(decay[earlier])
+        reach *= 2
+    while reach >= 1:
+        if 3 * reach <= length:
+            later, earlier = _pairs(length, 3 * reach - 1, reach, reverse)
+            drive[later].addcmul_(decay[later], drive[earlier])
+        reach //= 2
+    return drive
+
+
+def _pairs(length: int, first: int, reach: int, reverse: bool) -> tuple[slice, slice]:
+    """Tokens first, first + 2·reach, ... and those `reach` before each, counted from either end."""
+    step = 2 * reach
+    if not reverse:
+        return slice(first, length, step), slice(first - reach, length - reach, step)
+    low = (length - 1 - first) % step
+    high = length - first
+    return slice(low, high, step), slice(low + reach, high + reach, step)
+
+
+class _Chunks:
+    """Groups of channels, and the buffers that all of them share.
+
+    Fresh megabytes for every group would cost more than the arithmetic: the system hands them out
+    page by page.
+    """
+
+    def __init__(self, x: Tensor, states: int, elements: int, buffers: int) -> None:
+        batch, length, channels = x.shape
+        self._tokens, self._states = (length, batch), states
+        self._size = max(1, min(channels, elements // max(1, batch * length * states)))
+        self._starts = range(0, channels, self._size)
+        whole = (*self._tokens, self._size, states)
+        self._buffers = [x.new_empty(whole).view(-1) for _ in range(buffers)]
+
+    def __iter__(self) -> Iterator[slice]:
+        return (slice(start, start + self._size) for start in self._starts)
+
+    def views(self, channels: int) -> list[Tensor]:
+        """The buffers as [L, B, channels, N]."""
+        shape = (*self._tokens, channels, self._states)
+        return [buffer[: math.prod(shape)].view(shape) for buffer in self._buffers]
+
+
+def _states(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, decay: Tensor, drive: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fills decay and drive [L, B, e, N] from x, delta [L, B, e], A [e, N] and B [L, B, N]."""
+    torch.mul(delta[..., None], A, out=decay).exp_()
+    torch.mul((delta * x)[..., None], B[:, :, None], out=drive)
+    return decay, drive
+
+
+class _Associative(torch.autograd.Function):
+    """The scan by channel chunks; states are computed again in the backward pass.
+
+    Memory is that of the inputs and of one chunk, at any length and number of channels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, elements: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, delta, A, B, C)
+        ctx.elements = elements
+        x_, delta_, B_, C_ = (t.transpose(0, 1) for t in (x, delta, B, C))  # tokens first
+        y = torch.empty_like(x_)
+        chunks = _Chunks(x, A.shape[1], elements, buffers=2)
+        for part in chunks:
+            views = chunks.views(len(A[part]))
+            decay, drive = _states(x_[..., part], delta_[..., part], A[part], B_, *views)
+            h = _scan_in_place(decay, drive)
+            y[..., part] = (h @ C_[..., None])[..., 0]
+        return y.transpose(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, delta, A, B, C = ctx.saved_tensors
+        x_, delta_, B_, C_ = (t.transpose(0, 1) for t in (x, delta, B, C))
+        grad_y = grad_y.to(x.dtype).transpose(0, 1)
+        grad_x, grad_delta = torch.empty_like(x_), torch.empty_like(x_)
+        grad_A, grad_B, grad_C = torch.empty_like(A), torch.zeros_like(B_), torch.zeros_like(C_)
+        chunks = _Chunks(x, A.shape[1], ctx.elements, buffers=4)
+        with torch.autocast(x.device.type, enabled=False):
+            for part in chunks:
+                grads = _chunk_gradients(
+                    *(x_[..., part], delta_[..., part], A[part], B_, C_, grad_y[..., part]),
+                    chunks.views(len(A[part])),
+                )
+                grad_x[..., part], grad_delta[..., part], grad_A[part] = grads[:3]
+                grad_B += grads[3]
+                grad_C += grads[4]
+        grads_ = (grad_x.transpose(0, 1), grad_delta.transpose(0, 1), grad_A)
+        return *grads_, grad_B.transpose(0, 1), grad_C.transpose(0, 1), None
+
+
+def _chunk_gradients(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    grad_y: Tensor,
+    buffers: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, delta, A, B, C; tokens first, see `_states`.
+
+    The state's gradient obeys the same recurrence backwards: g_l = C_l ∂y_l + decay_{l+1} g_{l+1}.
+    """
+    decay, spare, h, g = buffers
+    _states(x, delta, A, B, decay, h)
+    _scan_in_place(spare.copy_(decay), h)
+    grad_C = (grad_y[..., None, :] @ h)[..., 0, :]
+    spare[:-1].copy_(decay[1:])
+    spare[-1:].zero_()
+    torch.mul(grad_y[..., None], C[:, :, None], out=g)
+    _scan_in_place(spare, g, reverse=True)
+    grad_drive = (g @ B[..., None])[..., 0]  # of (delta x), summed over the states
+    grad_B = ((delta * x)[..., None, :] @ g)[..., 0, :]
+    # Of delta·A, the exponent; the first token decays nothing, its state before is zero.
+    exponent = decay.mul_(g)
+    exponent[1:].mul_(h[:-1])
+    exponent[:1].zero_()
+    grad_A = torch.mul(exponent, delta[..., None], out=spare).sum((0, 1))
+    grad_delta = exponent.mul_(A).sum(-1) + grad_drive * x
+    return grad_drive * delta, grad_delta, grad_A, grad_B, grad_C

@@ -1,0 +1,266 @@
+"""Amortised training: one fusion module for a bank of styles.
+
+Each step's photos, styles and masks depend on (seed, step) alone, so that a run that was stopped
+and goes on from its checkpoint gives the same module as one that was not.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from pseudo_labels.stylemamba.config import MambaConfig, TrainConfig
+from pseudo_labels.stylemamba.encoders import StyleTarget, describe
+from pseudo_labels.stylemamba.fitting import as_row, new_fusion, update
+from pseudo_labels.stylemamba.fusion import StyleFusion, decayed_parameters
+from pseudo_labels.stylemamba.make import LOSSES_FILE, PREVIEW_FILE, assemble, judge, write_sheet
+from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
+from pseudo_labels.stylemamba.objective import Objective, Parts, Result
+from pseudo_labels.stylemamba.saved import SavedStyle
+from regionroute.config_io import save_config
+from regionroute.errors import UserError
+from regionroute.io import atomic_write, numbered_lines, read_jsonl, settings_hash, write_jsonl
+
+CHECKPOINT, PREVIEWS = "checkpoint.safetensors", "previews"
+_SHOWN_STYLES = 4  # on a preview sheet
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What is to be learnt.
+
+    Attributes:
+        styles: words, or file names of pictures.
+        pictures: whether `styles` are file names.
+        images: files of the photos.
+        names: of the networks.
+    """
+
+    styles: tuple[str, ...]
+    pictures: bool
+    images: tuple[Path, ...]
+    names: Names
+
+
+@dataclass
+class _Run:
+    """What every step needs."""
+
+    bank: Bank
+    config: MambaConfig
+    parts: Parts
+    targets: list[StyleTarget]
+    fusion: StyleFusion
+    optimizer: torch.optim.Optimizer
+    folder: Path
+    device: torch.device
+
+    @property
+    def options(self) -> TrainConfig:
+        return self.config.train
+
+
+def read_bank(path: Path, pictures: bool) -> tuple[str, ...]:
+    """Styles of a file, one a line; empty lines and lines that start with # are skipped.
+
+    Args:
+        path: the file.
+        pictures: the lines are file names, relative to the file.
+
+    Raises:
+        UserError: no such file, no styles, or one that stands twice.
+    """
+    lines = [line.strip() for _, line in numbered_lines(path)]
+    styles = [line for line in lines if not line.startswith("#")]
+    if not styles:
+        raise UserError(f"{path}: no styles here, write one a line")
+    for style in styles:
+        if styles.count(style) > 1:
+            raise UserError(f"{path}: the style '{style}' stands twice, remove one")
+    return tuple(str(path.parent / style) if pictures else style for style in styles)
+
+
+def train(bank: Bank, config: MambaConfig, folder: Path, device: torch.device) -> SavedStyle:
+    """Train, or go on training, and write the folder of styles.
+
+    Raises:
+        UserError: networks, pictures or a checkpoint that cannot be used, or a loss that is not
+            finite.
+    """
+    options = config.train
+    shown = read_pictures(bank.images[: options.judged], options.size).to(device)
+    parts = load_parts(bank.names, _codec_pictures(bank, options), bank.pictures, device)
+    targets = [parts.encoder.target(style) for style in bank.styles]
+    seen = Objective(parts, config.loss).source(shown).embeddings
+    descriptions = torch.stack([_described(parts, t, seen, options) for t in targets])
+    fusion = new_fusion(parts, descriptions, config, options.seed).to(device)
+    run = _Run(bank, config, parts, targets, fusion, _optimizer(fusion, options), folder, device)
+    start = _resume(run)
+    save_config(config, folder)
+    rows = _rewound(folder / LOSSES_FILE, start)
+    todo = range(start + 1, options.steps + 1)
+    for step in tqdm(todo, initial=start, total=options.steps, desc="train", unit="step"):
+        row, last = _step(run, step), step == options.steps
+        if last or step % options.log_every == 0:
+            rows.append({"step": step} | row)
+        if last or step % options.save_every == 0:
+            _save(run, step)
+            write_jsonl(folder / LOSSES_FILE, rows)
+        if last or step % options.preview_every == 0:
+            first = _saved(run, descriptions[:_SHOWN_STYLES])
+            sheet = folder / PREVIEWS / f"step-{step:06d}.png"
+            write_sheet(sheet, judge(first, shown, parts, bank.styles)[1], parts)
+            fusion.train().requires_grad_(True)
+    first = _saved(run, descriptions[:_SHOWN_STYLES])
+    write_sheet(folder / PREVIEW_FILE, judge(first, shown, parts, bank.styles)[1], parts)
+    style = _saved(run, descriptions)
+    scores = judge(style, shown, parts, bank.styles)[0]
+    style.facts.settings.update(scores=scores, steps=options.steps, photos=len(bank.images))
+    style.save(folder)
+    return style
+
+
+def learning_rate(step: int, options: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine down to 0; steps count from 1."""
+    if step <= options.warmup:
+        return options.learning_rate * step / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _codec_pictures(bank: Bank, options: TrainConfig) -> Tensor:
+    """Photos spread evenly over the bank's: for the scale, and for a codec fitted to them."""
+    stride = max(1, len(bank.images) // 32)
+    return read_pictures(bank.images[::stride][:32], options.size)
+
+
+def _optimizer(fusion: StyleFusion, options: TrainConfig) -> torch.optim.Optimizer:
+    decayed, others = decayed_parameters(fusion)
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate)
+
+
+def _saved(run: _Run, descriptions: Tensor) -> SavedStyle:
+    """The module as it is, for the first so many styles of the bank."""
+    names = [target.name for target in run.targets[: len(descriptions)]]
+    networks = run.bank.names
+    return assemble(names, run.fusion, descriptions, run.parts, networks, run.config, "train")
+
+
+def _described(parts: Parts, target: StyleTarget, seen: Tensor, options: TrainConfig) -> Tensor:
+    return describe(parts.encoder, target, seen, options.style_input)
+
+
+def _step(run: _Run, step: int) -> dict[str, float]:
+    """One optimizer step on the batch that (seed, step) names."""
+    options = run.options
+    generator = Generator().manual_seed(options.seed * 1_000_003 + step)
+    shape = (options.batch,)
+    index = torch.randint(len(run.bank.images), shape, generator=generator).tolist()
+    styles = torch.randint(len(run.targets), shape, generator=generator).tolist()
+    neutral = torch.rand(shape, generator=generator) < options.neutral
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(step, options)
+    images = read_pictures([run.bank.images[i] for i in index], options.size).to(run.device)
+    result = _losses(run, images, [run.targets[i] for i in styles], neutral, generator)
+    update(run.fusion, run.optimizer, result.total, options.clip, step)
+    return as_row(result.terms, result.total)
+
+
+def _losses(
+    run: _Run,
+    images: Tensor,
+    targets: list[StyleTarget],
+    neutral: Tensor,
+    generator: Generator,
+) -> Result:
+    """Losses of photos [B, 3, S, S], each in its own style or, where neutral, in none."""
+    objective = Objective(run.parts, run.config.loss)
+    source = objective.source(images)
+    rows = list(source.embeddings.split(1))
+    used = [
+        _unstyled(target, row) if still else target
+        for target, row, still in zip(targets, rows, neutral.tolist(), strict=True)
+    ]
+    pairs = list(zip(used, rows, strict=True))
+    directions = torch.cat([target.direction(row) for target, row in pairs])
+    told = torch.stack([_described(run.parts, target, row, run.options) for target, row in pairs])
+    latents = run.fusion(source.latents, told)
+    with torch.no_grad():
+        # There is no previous state of the same pair: half way stands for it.
+        half = run.parts.codec.decode((source.latents + latents) / 2)
+        previous = objective.embed(half, source)
+    still = neutral.to(run.device)
+    return objective(latents, source, directions, generator, previous=previous, neutral=still)
+
+
+def _unstyled(target: StyleTarget, source: Tensor) -> StyleTarget:
+    """The neutral style: no direction leads to it."""
+    place = source[0] if target.neutral is None else target.neutral
+    return StyleTarget("neutral", place, place)
+
+
+def _resume(run: _Run) -> int:
+    """Steps done before; the module and the optimizer as the checkpoint has them."""
+    path = run.folder / CHECKPOINT
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts["run"] != _run_hash(run):
+            raise UserError(
+                f"{path}: this checkpoint is of another bank, other networks or settings: set "
+                "them back, choose another --out, or remove the file"
+            )
+        run.fusion.load_state_dict(_part(state, "fusion."))
+        optimizer = run.optimizer.state_dict()
+        slots = _part(state, "optimizer.")
+        optimizer["state"] = {
+            number: _part(slots, f"{number}.") for number in range(json.loads(facts["slots"]))
+        }
+        run.optimizer.load_state_dict(optimizer)
+        return min(int(facts["step"]), run.options.steps)
+    except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
+        raise UserError(f"{path}: this checkpoint is damaged, remove it to start anew") from error
+
+
+def _save(run: _Run, step: int) -> None:
+    state = {f"fusion.{name}": value for name, value in run.fusion.state_dict().items()}
+    slots = run.optimizer.state_dict()["state"]
+    for number, values in slots.items():
+        state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+    facts = {"step": str(step), "slots": str(len(slots)), "run": _run_hash(run)}
+    with atomic_write(run.folder / CHECKPOINT) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in state.items()}, temporary, facts)
+
+
+def _run_hash(run: _Run) -> str:
+    """Of all that a run must not change on its way; how often it logs and saves may."""
+    free = {"log_every", "save_every", "preview_every"}
+    options = run.options.model_dump(exclude=free)
+    networks = (run.parts.codec.facts, run.parts.encoder.facts, run.parts.vgg is None)
+    photos = [file.name for file in run.bank.images]
+    names = [target.name for target in run.targets]
+    return settings_hash([run.config.fusion, run.config.loss, options, networks, names, photos])
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _rewound(path: Path, start: int) -> list[dict[str, float]]:
+    """Log rows up to a step: those of steps that will be done again are taken back."""
+    if not path.exists():
+        return []
+    return [row for row in read_jsonl(path) if row.get("step", 0) <= start]
