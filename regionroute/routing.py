@@ -121,7 +121,9 @@ def _guided_filter(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> T
 
     def box(x: Tensor) -> Tensor:
         padded = F.pad(x, (radius,) * 4, mode="replicate")
-        return F.avg_pool2d(padded, 2 * radius + 1, stride=1)
+        side = 2 * radius + 1
+        # Rows, then columns: the windows of a small grid on a large photo have thousands of pixels.
+        return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
 
     mean, mean_wanted = box(guide), box(wanted)
     joint = box(guide * wanted) - mean * mean_wanted  # [B,3,H,W]
