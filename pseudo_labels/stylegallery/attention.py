@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 Masking = Literal["exclude", "multiply"]
@@ -34,7 +34,7 @@ class Recorded:
     outputs: list[Tensor] = field(default_factory=list)
 
 
-def self_attention_layers(unet: nn.Module) -> list[Any]:
+def self_attention_layers(unet: Any) -> list[Any]:
     """All self-attention modules of a `UNet2DConditionModel`, in the order of execution."""
     stages = [*unet.down_blocks, *([unet.mid_block] if unet.mid_block else []), *unet.up_blocks]
     return [

@@ -82,7 +82,7 @@ class DiffusionModel:
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        """Latents [1, c, h, w] in float32 of a picture [3, H, W] in [0, 1]: the posterior's mode."""
+        """Mode of the latents [1, c, h, w], in float32, of a picture [3, H, W] in [0, 1]."""
         with self.at_work(self.vae) as vae:
             found = vae.encode(image[None].to(self.device) * 2 - 1).latent_dist.mode()
         latents: Tensor = found.float() * vae.config.scaling_factor
@@ -225,10 +225,13 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
                 if part in ("unet", "vae"):
                     options |= {"use_safetensors": True, "variant": _variant(name, part)}
                     options["dtype"] = dtype if part == "unet" else torch.float32
-                parts[part] = getattr(library, kind).from_pretrained(
-                    name, subfolder=part, **options
-                )
+                if part != "tokenizer":
+                    options["output_loading_info"] = True
+                found = getattr(library, kind).from_pretrained(name, subfolder=part, **options)
+                parts[part] = found if part == "tokenizer" else _complete(name, part, *found)
     # What the libraries raise on files that are missing, damaged or something else.
+    except UserError:
+        raise
     except (
         OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError
     ) as error:  # fmt: skip
@@ -242,6 +245,14 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
     _check_family(name, parts, scheduler)
     alphas = scheduler.alphas_cumprod.double()
     return parts, alphas, int(scheduler.config.get("steps_offset", 0))
+
+
+def _complete(name: str, part: str, network: Any, report: dict[str, Any]) -> Any:
+    """A network none of whose weights was missing: the libraries fill those with random numbers."""
+    if report["missing_keys"]:
+        first = min(report["missing_keys"])
+        raise UserError(f"--model {name}: the weights of {part} lack {first}; copy them again")
+    return network
 
 
 def _check_source(name: str) -> bool:
@@ -266,6 +277,9 @@ def _check_source(name: str) -> bool:
             f"--model {name}: this is a {kind}; StyleGallery needs the attention of Stable "
             "Diffusion 1.5, give its folder"
         )
+    vocabulary = [path / "tokenizer" / file for file in ("tokenizer.json", "vocab.json")]
+    if not any(file.is_file() for file in vocabulary):  # transformers would invent one
+        raise UserError(f"--model {name}: its tokenizer is missing, copy the whole folder")
     return True
 
 
@@ -283,7 +297,7 @@ def _check_family(name: str, parts: dict[str, Any], scheduler: Any) -> None:
 
 
 def _variant(name: str, part: str) -> str | None:
-    """ "fp16" where a folder holds these weights only."""
+    """The variant "fp16" where a folder holds no other weights."""
     folder = Path(name).expanduser() / part
     plain = any(folder.glob("diffusion_pytorch_model*.safetensors"))
     half = any(folder.glob("diffusion_pytorch_model*fp16*.safetensors"))
