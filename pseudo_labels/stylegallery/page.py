@@ -57,7 +57,12 @@ def write_page(
         result=_uri(result.image),
         regions=_uri(region_picture(result.content, image)),
         references=[
-            {"name": item.name, "regions": _uri(region_picture(item))} for item in result.references
+            {
+                "name": item.name,
+                "picture": _uri(item.image),
+                "regions": _uri(region_picture(item)),
+            }
+            for item in result.references
         ],
         rows=rows,
         semantic=any(match.semantic is not None for match in result.matches),
