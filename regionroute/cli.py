@@ -25,6 +25,9 @@ COMMANDS = {
     "scenes": Command("pseudo_labels.scenes_cli", "draw training scenes with exact targets"),
     "label": Command("pseudo_labels.label", "turn photos, words and masks into training pairs"),
     "mamba": Command("pseudo_labels.stylemamba.command", "restyle photos after words or a picture"),
+    "gallery": Command(
+        "pseudo_labels.stylegallery.command", "restyle a photo after reference pictures, by region"
+    ),
     "experts": Command(
         "regionroute.experts_command", "experts to and from diffusers, PEFT, ComfyUI; merging"
     ),

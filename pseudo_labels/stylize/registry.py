@@ -3,7 +3,7 @@
     styles:
       starry-night:
         phrase: starry night        # words in prompts; the name itself when left out
-        stylizer: painting          # filter | painting | diffusion | mamba
+        stylizer: painting          # filter | painting | diffusion | gallery | mamba
         settings: {style: 19}       # arguments of the stylizer
 
 A new kind of stylizer is one entry in `STYLIZERS`.
@@ -56,12 +56,13 @@ STYLIZERS: dict[str, _Kind] = {
     "filter": _Kind("pseudo_labels.stylize", "FunctionalStylizer"),
     "painting": _Kind("pseudo_labels.stylize.painting", "PaintingStylizer"),
     "diffusion": _Kind("pseudo_labels.stylize.diffusion", "DiffusionStylizer"),
+    "gallery": _Kind("pseudo_labels.stylegallery.stylizer", "AttentionEnergyStylizer"),
     "mamba": _Kind("pseudo_labels.stylemamba.stylizer", "MambaStylizer", words="prompt"),
 }
 
 # Settings that are file names, relative to the styles file; the latter may be hub ids instead.
-_PATHS = ("reference", "fitted", "picture", "images", "vgg", "config")
-_PATHS_OR_IDS = ("model", "lora")
+_PATHS = ("reference", "references", "fitted", "picture", "images", "vgg", "sam", "config")
+_PATHS_OR_IDS = ("model", "lora", "dino", "depth")
 
 # Style names become parts of file names and folders of experts.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

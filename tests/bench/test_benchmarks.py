@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -60,6 +61,58 @@ def test_mamba_fit(tmp_path, assets):
     result = run(tmp_path, "mamba_fit", "--assets", assets, "--out", tmp_path, *options)
     assert result["loss at 5 steps"]["full"]["n"] == 1
     assert len(result["curves"]) == 3
+
+
+@pytest.mark.slow
+def test_stylegallery(tmp_path):
+    options = ("--size", "64", "--widths", *["16", "32", "32", "32"], "--rounds", "2")
+    result = run(tmp_path, "stylegallery", *options)
+    assert result["relative difference"] < 1e-3
+    assert result["steps"]["published scheme"]["times faster"] == 1
+    assert result["steps"]["ours, warm"]["times faster"] > 0
+
+
+@pytest.mark.slow
+def test_stylegallery_clusters(tmp_path, assets):
+    labels = assets / "photos/labels.jsonl"
+    vgg = assets / "weights/lpips/vgg16_features.safetensors"
+    options = ("--labels", labels, "--vgg", vgg, "--limit", "1")
+    result = run(tmp_path, "stylegallery_clusters", *options)
+    assert result["photos"] == 1
+    table = result["partitions"]
+    ours = table["chosen: features"]
+    assert 0 < ours["best cluster IoU"] <= ours["union IoU"] <= 1
+    assert {"chosen: whole picture", "4: SLIC", "8: features", "8: K-means, colour"} <= table.keys()
+
+
+@pytest.mark.slow
+def test_stylegallery_protocol(tmp_path, assets):
+    """Two families and two contents of noise: made once, scored, and made anew by new settings."""
+    from regionroute.io import write_image
+
+    for place, name in enumerate(("contents/a", "contents/b", "styles/x/1", "styles/y/1")):
+        generator = torch.Generator().manual_seed(place)
+        write_image(tmp_path / f"{name}.png", torch.rand(3, 64, 64, generator=generator))
+    vgg = assets / "weights/lpips/vgg16_features.safetensors"
+    alexnet = assets / "weights/lpips/alexnet_features.safetensors"
+    command = [sys.executable, "bench/stylegallery_protocol.py"]
+    command += ["--contents", tmp_path / "contents", "--styles", tmp_path / "styles"]
+    command += ["--out", tmp_path / "out", "--model", "random", "--dino", "random"]
+    command += ["--vgg", vgg, "--lpips", alexnet, "size=64", "features.steps=2"]
+
+    def make(steps):
+        arguments = [*map(str, command), f"energy.steps={steps}"]
+        subprocess.run(arguments, cwd=REPOSITORY, check=True, capture_output=True)
+        pictures = sorted((tmp_path / "out/stylegallery").rglob("*.png"))
+        assert len(pictures) == 4
+        return {path.name: path.stat().st_mtime_ns for path in pictures}
+
+    first = make(2)
+    scores = json.loads((tmp_path / "out/stylegallery.json").read_text())["scores"]
+    assert scores.keys() == {"gram", "style", "lpips"}
+    assert scores["lpips"]["n"] == 4
+    assert make(2) == first
+    assert make(3) != first
 
 
 @pytest.mark.parametrize("script", ["controls", "demo", "mamba_fit", "style_image", "supervision"])

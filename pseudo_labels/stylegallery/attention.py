@@ -1,0 +1,150 @@
+"""What the last self-attention layers of a UNet compute: recorded, and asked about regions.
+
+Shape legend: B pictures, H heads, N cells of a layer's grid, n cells of a region, d head width.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Masking = Literal["exclude", "multiply"]
+
+
+@dataclass
+class Recorded:
+    """One entry a layer, in the order of execution.
+
+    Attributes:
+        queries: [B, H, N, d].
+        keys: [B, H, N, d].
+        values: [B, H, N, d].
+        outputs: attention's results before their projection, [B, H, N, d]; the last layer's is
+            missing if the pass ended at it.
+    """
+
+    queries: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+def self_attention_layers(unet: Any) -> list[Any]:
+    """All self-attention modules of a `UNet2DConditionModel`, in the order of execution."""
+    stages = [*unet.down_blocks, *([unet.mid_block] if unet.mid_block else []), *unet.up_blocks]
+    return [
+        module
+        for stage in stages
+        for name, module in stage.named_modules()
+        if name.rpartition(".")[2] == "attn1"
+    ]
+
+
+class _Complete(Exception):
+    """Everything asked for is recorded: the rest of the pass need not run."""
+
+
+class _RecordingProcessor:
+    """Attention as diffusers' `AttnProcessor2_0` computes it, with what it computes written down.
+
+    Args:
+        record: where.
+        inputs_only: end the pass once queries, keys and values are known.
+        last: end the pass once the output is.
+    """
+
+    def __init__(self, record: Recorded, inputs_only: bool, last: bool) -> None:
+        self._record, self._inputs_only, self._last = record, inputs_only, last
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **options: Any,
+    ) -> Tensor:
+        """One self-attention layer on [B, N, C]."""
+        query, key, value = (
+            linear(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for linear in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        self._record.queries.append(query)
+        self._record.keys.append(key)
+        self._record.values.append(value)
+        if self._last and self._inputs_only:
+            raise _Complete
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        self._record.outputs.append(output)
+        if self._last:
+            raise _Complete
+        merged = attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))
+        residual = hidden_states if attn.residual_connection else 0
+        result: Tensor = (merged + residual) / attn.rescale_output_factor
+        return result
+
+
+@contextmanager
+def recording(layers: Sequence[Any], inputs_only: bool = False) -> Iterator[Recorded]:
+    """Puts recording processors into layers, and the old ones back, whatever happens.
+
+    A pass of the network inside the block ends quietly after the last of the layers, so it may be
+    the block's last statement only.
+
+    Args:
+        layers: of `self_attention_layers`, in the order of execution.
+        inputs_only: the last layer's output is not needed.
+    """
+    record = Recorded()
+    before = [layer.processor for layer in layers]
+    try:
+        for layer in layers:
+            last = layer is layers[-1]
+            layer.set_processor(_RecordingProcessor(record, inputs_only, last))
+        yield record
+    except _Complete:
+        pass
+    finally:
+        for layer, processor in zip(layers, before, strict=True):
+            layer.set_processor(processor)
+
+
+def region_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    temperature: float = 1.0,
+    masking: Masking = "exclude",
+    total: int | None = None,
+) -> Tensor:
+    """Attention of some queries to the keys of one region only, with fused kernels.
+
+    Args:
+        query: [B, H, m, d].
+        key: the region's keys [B, H, n, d].
+        value: its values [B, H, n, d].
+        temperature: factor on the logits beside 1/√d.
+        masking: "exclude": keys outside the region get no weight, as if masked by −∞. "multiply":
+            what the published code computes by setting keys and values outside to zero, which
+            leaves each of them the weight exp(0). They are all alike, so one zero key with the
+            logit log(total − n) stands for them exactly.
+        total: with "multiply", how many keys the picture has.
+
+    Returns:
+        [B, H, m, d].
+    """
+    scale = temperature / math.sqrt(query.shape[-1])
+    outside = 0 if total is None or masking == "exclude" else total - key.shape[-2]
+    if not outside:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+    bias = torch.zeros(1, 1, 1, key.shape[-2], dtype=query.dtype, device=query.device)
+    bias[..., -1] = math.log(outside)
+    bias = bias.expand(1, 1, query.shape[-2], -1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)

@@ -1,0 +1,140 @@
+"""DDIM inversion and the time-weighted mix of the features met on the way (StyleGallery §3.1).
+
+Shape legend: C channels, c latent channels, h w cells of the feature grid, T timesteps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pseudo_labels.stylegallery.config import FeatureConfig
+
+Predict = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """What is known of a picture before its regions are.
+
+    Attributes:
+        mix: features [C, h, w].
+        latent: the clean latents [c, h, w], of the mix's grid.
+        inverted: the latents at the inversion's last timestep, [c, h, w].
+    """
+
+    mix: Tensor
+    latent: Tensor
+    inverted: Tensor
+
+
+class FeatureSource(Protocol):
+    """Gives features of pictures; the diffusion model is one, any other network may stand in.
+
+    Attributes:
+        fingerprint: changes whenever the same picture would give other features.
+    """
+
+    fingerprint: str
+
+    def describe(self, image: Tensor) -> PictureFeatures:
+        """Features of a picture [3, H, W] in [0, 1]."""
+        ...
+
+
+def time_weights(steps: int, midpoint: float = 0.7, sharpness: float = 5.0) -> Tensor:
+    """Weights of T features: w_i ∝ 1 / (1 + exp(5 (i/T − 0.7))), which falls with the noise.
+
+    Returns:
+        [T], strictly decreasing, with sum 1, in float64.
+    """
+    places = torch.arange(steps, dtype=torch.float64) / steps
+    decay = torch.sigmoid(-sharpness * (places - midpoint))
+    return decay / decay.sum()
+
+
+def inversion_timesteps(steps: int, training_steps: int = 1000, offset: int = 1) -> list[int]:
+    """Ascending timesteps with "leading" spacing: 1, 67, …, 925 for 15 of 1000.
+
+    Raises:
+        ValueError: more steps than the model was trained with.
+    """
+    if steps > training_steps:
+        raise ValueError(f"{steps} timesteps asked for, the model has {training_steps}")
+    ratio = training_steps // steps
+    return [min(place * ratio + offset, training_steps - 1) for place in range(steps)]
+
+
+def ddim_move(latents: Tensor, noise: Tensor, alpha: float, target_alpha: float) -> Tensor:
+    """A deterministic DDIM step between two noise levels, in either direction.
+
+    Args:
+        latents: z at the level with ᾱ = `alpha`, any shape.
+        noise: the predicted noise ε, of the same shape.
+        alpha: ᾱ of the level that is left, in (0, 1].
+        target_alpha: ᾱ of the level that is reached.
+
+    Returns:
+        √(ᾱ'/ᾱ) (z − √(1−ᾱ) ε) + √(1−ᾱ') ε.
+    """
+    clean = (target_alpha / alpha) ** 0.5 * (latents - (1 - alpha) ** 0.5 * noise)
+    return clean + (1 - target_alpha) ** 0.5 * noise
+
+
+def alpha_before(alphas: Tensor, timestep: int, ratio: int) -> float:
+    """ᾱ of the level below a timestep: that of max(0, t − ratio)."""
+    return float(alphas[max(0, timestep - ratio)])
+
+
+@torch.no_grad()
+def invert(
+    latent: Tensor,
+    predict: Predict,
+    alphas: Tensor,
+    config: FeatureConfig,
+    offset: int = 1,
+    progress: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Follows the sampler backwards, from the picture to noise.
+
+    Args:
+        latent: clean latents [1, c, h, w] in float32.
+        predict: (z, t) to the predicted noise, of z's shape, and features [1, C, h', w'].
+        alphas: ᾱ of all training timesteps.
+        config: number of timesteps and their weights.
+        offset: the first timestep.
+        progress: whether to show a bar.
+
+    Returns:
+        The mix of the features [1, C, h', w'] in float32, and the last latents.
+    """
+    timesteps = inversion_timesteps(config.steps, len(alphas), offset)
+    ratio = len(alphas) // config.steps
+    weights = time_weights(config.steps, config.midpoint, config.sharpness)
+    mix: Tensor | None = None
+    for weight, timestep in zip(
+        weights.tolist(),
+        tqdm(timesteps, desc="inversion", unit="step", leave=False, disable=not progress),
+        strict=True,
+    ):
+        noise, features = predict(latent, timestep)
+        before = alpha_before(alphas, timestep, ratio)
+        latent = ddim_move(latent, noise.float(), before, float(alphas[timestep]))
+        part = weight * features.float()
+        mix = part if mix is None else mix + part
+    assert mix is not None
+    return mix, latent
+
+
+def sample(
+    latent: Tensor, predict: Predict, alphas: Tensor, timesteps: Sequence[int], ratio: int
+) -> Tensor:
+    """The way back of `invert`: DDIM from the last of ascending timesteps to the picture."""
+    for timestep in reversed(timesteps):
+        noise, _ = predict(latent, timestep)
+        before = alpha_before(alphas, timestep, ratio)
+        latent = ddim_move(latent, noise.float(), float(alphas[timestep]), before)
+    return latent

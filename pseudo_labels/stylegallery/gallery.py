@@ -1,0 +1,333 @@
+"""The whole way: features, regions, matches, energy, picture; every stage kept and resumed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pseudo_labels.compose import composite
+from pseudo_labels.stylegallery.cache import StageCache, tensor_hash
+from pseudo_labels.stylegallery.clusters import find_regions, to_grid
+from pseudo_labels.stylegallery.config import GalleryConfig
+from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank
+from pseudo_labels.stylegallery.features import FeatureSource, PictureFeatures
+from pseudo_labels.stylegallery.matching import Match, RegionMatcher, RegionSet
+from pseudo_labels.stylegallery.model import DiffusionFeatures, DiffusionModel
+from pseudo_labels.stylegallery.networks import DepthEstimator, MaskGenerator, SemanticEncoder
+from pseudo_labels.stylegallery.optimise import (
+    OptimState,
+    energy_timesteps,
+    first_latents,
+    guide,
+    guided_timesteps,
+    minimise,
+)
+from regionroute.errors import UserError
+
+REVISION = 1  # raise when equal settings would give something else
+Choice = tuple[int, int | None]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what the stages found in it.
+
+    Attributes:
+        name: for the user.
+        image: [3, S, S] in [0, 1] at the working size.
+        features: its features and latents.
+        labels: regions [h, w] from 1.
+        tokens: semantic tokens, or None.
+        key: hash of the working image.
+        region: label of the user's region, None without one.
+    """
+
+    name: str
+    image: Tensor
+    features: PictureFeatures
+    labels: Tensor
+    tokens: Tensor | None
+    key: str
+    region: int | None = None
+
+    @property
+    def set(self) -> RegionSet:
+        """For matching."""
+        return RegionSet(self.features.mix, self.labels, self.tokens)
+
+
+@dataclass(frozen=True)
+class GalleryResult:
+    """A restyled picture and how it came about.
+
+    Attributes:
+        image: [3, H, W] in [0, 1], of the content's own size.
+        content: the content picture.
+        references: the reference pictures.
+        matches: of every content region.
+        styled: labels of the regions that were restyled.
+        losses: [evaluations, 3] of (total, style, content).
+    """
+
+    image: Tensor
+    content: Picture
+    references: list[Picture]
+    matches: list[Match]
+    styled: list[int]
+    losses: list[list[float]] = field(default_factory=list)
+
+
+class Gallery:
+    """StyleGallery with its networks.
+
+    Args:
+        model: the diffusion model.
+        config: all settings.
+        semantic: DINOv2, None: regions are compared without it.
+        depth: splits regions that reach from near to far, None: they are not split.
+        masks: Segment Anything, needed with ``clusters.source=sam``.
+        features: another source of features than the diffusion model.
+        cache: folder where stages are kept, None: nowhere.
+        bank: bytes of references' keys and values kept in memory for further pictures.
+        progress: whether to show bars.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        config: GalleryConfig,
+        *,
+        semantic: SemanticEncoder | None = None,
+        depth: DepthEstimator | None = None,
+        masks: MaskGenerator | None = None,
+        features: FeatureSource | None = None,
+        cache: Path | None = None,
+        bank: int = 0,
+        progress: bool = True,
+    ) -> None:
+        if config.clusters.source == "sam" and masks is None:
+            raise UserError("clusters.source=sam needs --sam FILE, a checkpoint")
+        if config.size % model.factor:
+            raise UserError(f"size is {config.size}: this model takes multiples of {model.factor}")
+        weights = config.matching
+        if semantic is None and weights.statistical + weights.geometric == 0:
+            raise UserError("matching has a weight for DINOv2 only, which is not there: give it")
+        self.model, self.config = model, config
+        self.semantic, self.depth, self.masks = semantic, depth, masks
+        self.inversion = DiffusionFeatures(model, config.features, progress)
+        self.source: FeatureSource = features or self.inversion
+        self.cache = StageCache(cache)
+        self.bank = ReferenceBank(bank) if bank else None
+        self.matcher = RegionMatcher(config.matching)
+        self._progress = progress
+
+    def look(self, name: str, image: Tensor, region: Tensor | None = None) -> Picture:
+        """Features and regions of a picture.
+
+        Args:
+            name: for the user.
+            image: [3, H, W] in [0, 1], resized to the working square.
+            region: [1, H, W] in {0, 1}, a region of its own; None: none.
+
+        Raises:
+            UserError: the region is empty.
+        """
+        side = (self.config.size, self.config.size)
+        small = F.interpolate(image[None], side, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        key = tensor_hash(small)
+        features = self._features(small, key)
+        grid = (features.latent.shape[-2], features.latent.shape[-1])
+        user = None if region is None else to_grid(region, grid)
+        if user is not None and not user.any():
+            raise UserError(f"{name}: the region's mask is empty, give one with white pixels")
+        labels = self._labels(small, key, features, user)
+        found = None if user is None else int(labels[user > 0][0])
+        return Picture(name, small, features, labels, self._tokens(small, key), key, found)
+
+    def restyle(
+        self,
+        image: Tensor,
+        references: Sequence[Picture],
+        *,
+        name: str = "content",
+        region: Tensor | None = None,
+        only_region: bool = False,
+        chosen: Mapping[int | None, Choice] | None = None,
+    ) -> GalleryResult:
+        """Restyle a picture.
+
+        Args:
+            image: [3, H, W] in [0, 1].
+            references: of `look`, at least one.
+            name: of the picture, for the user.
+            region: [1, H, W] in {0, 1}, a region of its own.
+            only_region: restyle it alone; outside, the result is the picture bit for bit.
+            chosen: the user's matches {label (None: the region's): (reference, label or None)}.
+
+        Raises:
+            UserError: a choice that names what is not there, or settings the model cannot serve.
+        """
+        if only_region and region is None:
+            raise UserError("to restyle only the region, give the region")
+        content = self.look(name, image, region)
+        picked = _picked(chosen or {}, content, references)
+        matches = self.matcher.match(content.set, [item.set for item in references], picked)
+        styled = [content.region] if only_region and content.region else None
+        state = self._optimised(content, references, matches, styled)
+        made = self.model.decode(state.latents)
+        size = (image.shape[-2], image.shape[-1])
+        made = F.interpolate(made[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        if only_region and region is not None:
+            made = composite(image, made, region)
+        labels = styled or list(range(1, int(content.labels.max()) + 1))
+        return GalleryResult(made, content, list(references), matches, labels, state.losses)
+
+    def _features(self, image: Tensor, key: str) -> PictureFeatures:
+        def make() -> dict[str, Tensor]:
+            found = self.source.describe(image)
+            return {"mix": found.mix, "latent": found.latent, "inverted": found.inverted}
+
+        facts = [REVISION, key, self.source.fingerprint]
+        return PictureFeatures(**self.cache.make("features", facts, make))
+
+    def _labels(
+        self, image: Tensor, key: str, features: PictureFeatures, user: Tensor | None
+    ) -> Tensor:
+        config = self.config.clusters
+        grid = (features.latent.shape[-2], features.latent.shape[-1])
+
+        def make() -> dict[str, Tensor]:
+            sam = config.source == "sam" and self.masks is not None
+            found = find_regions(
+                features.mix,
+                features.latent,
+                config,
+                seed=self.config.seed,
+                depth=self.depth.depth(image, grid) if self.depth and not sam else None,
+                masks=self.masks.masks(image) if sam and self.masks else None,
+                user=user,
+            )
+            return {"labels": found}
+
+        networks = [item and item.fingerprint for item in (self.depth, self.masks)]
+        given = None if user is None else tensor_hash(user)
+        facts = [REVISION, key, self.source.fingerprint, config, self.config.seed, networks, given]
+        return self.cache.make("regions", facts, make)["labels"]
+
+    def _tokens(self, image: Tensor, key: str) -> Tensor | None:
+        if self.semantic is None:
+            return None
+        encoder = self.semantic
+        facts = [REVISION, key, encoder.fingerprint]
+        return self.cache.make("tokens", facts, lambda: {"tokens": encoder.tokens(image)})["tokens"]
+
+    def _optimised(
+        self,
+        content: Picture,
+        references: Sequence[Picture],
+        matches: list[Match],
+        styled: list[int] | None,
+    ) -> OptimState:
+        """The final latents: known, resumed, or made."""
+        pictures = [content, *references]
+        facts = [
+            REVISION,
+            self.model.fingerprint,
+            self.source.fingerprint,
+            self.config.energy,
+            [[item.key, tensor_hash(item.labels)] for item in pictures],
+            [[match.region, match.reference, match.cluster] for match in matches],
+            styled,
+        ]
+        device = self.model.device
+        done = self.cache.read("result", facts)
+        if done is not None:
+            return OptimState.restored(done, device)
+        latents = [item.features.latent[None].to(device) for item in pictures]
+        kept = self.cache.read("progress", facts)
+        if kept is None:
+            inverted = content.features.inverted[None].to(device)
+            start = self.config.energy.start
+            state = OptimState(first_latents(inverted, latents[0], start))
+        else:
+            state = OptimState.restored(kept, device)
+        with self.model.at_work(self.model.unet):
+            state = self._run(pictures, latents, (matches, styled), state, facts)
+        self.cache.write("result", facts, state.tensors())
+        self.cache.remove("progress", facts)
+        return state
+
+    def _run(
+        self,
+        pictures: Sequence[Picture],
+        latents: list[Tensor],
+        chosen: tuple[list[Match], list[int] | None],
+        state: OptimState,
+        facts: Any,
+    ) -> OptimState:
+        model, config = self.model, self.config.energy
+        matches, styled = chosen
+        # Guided mode noises references by the place they stand at.
+        names = [(p.key, place * (config.mode == "guided")) for place, p in enumerate(pictures[1:])]
+        try:
+            energy = AttentionEnergy(
+                model.unet,
+                model.text,
+                latents[0],
+                torch.cat(latents[1:]),
+                (matches, pictures[0].labels, [item.labels for item in pictures[1:]]),
+                config,
+                styled=styled,
+                bank=self.bank,
+                names=names,
+            )
+            timesteps = self._timesteps()
+        except ValueError as error:
+            raise UserError(f"energy: {error}; choose fewer") from error
+
+        def save(made: OptimState) -> None:
+            self.cache.write("progress", facts, made.tensors())
+
+        if config.mode == "optimize":
+            return minimise(energy, state, timesteps, save, self._progress)
+        generator = torch.Generator().manual_seed(config.seed)
+        shape = (len(latents), *latents[0].shape[1:])
+        noise = torch.randn(shape, generator=generator).to(model.device)
+        clean = (latents[0], torch.cat(latents[1:]))
+        alphas = model.alphas
+        return guide(energy, state, timesteps, alphas, clean, noise, save, self._progress)
+
+    def _timesteps(self) -> list[int]:
+        config = self.config.energy
+        if config.mode == "guided":
+            return guided_timesteps(self.inversion.last_timestep, config.steps)
+        return energy_timesteps(config, len(self.model.alphas), self.model.offset)
+
+
+def _picked(
+    chosen: Mapping[int | None, Choice], content: Picture, references: Sequence[Picture]
+) -> dict[int, Choice]:
+    """The user's matches, checked."""
+    picked: dict[int, Choice] = {}
+    most = int(content.labels.max())
+    for label, (reference, cluster) in chosen.items():
+        if label is None and content.region is None:
+            raise UserError("--match region=...: there is no region, give --region")
+        place = content.region if label is None else label
+        if place is None or not 1 <= place <= most:
+            raise UserError(f"--match {label}=...: {content.name} has regions 1 to {most}")
+        picture = references[reference]
+        last = int(picture.labels.max())
+        if cluster is not None and not 1 <= cluster <= last:
+            raise UserError(
+                f"--match {place}={picture.name}:{cluster}: {picture.name} has regions 1 to {last}"
+            )
+        picked[place] = (reference, cluster)
+    return picked

@@ -1,0 +1,336 @@
+"""The frozen diffusion model: any Stable Diffusion 1.x or 2.x folder that predicts noise.
+
+On a GPU parts move there only while they work (`offload`), so that 512 px fits 8 GB in bfloat16.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pseudo_labels.stylegallery.config import FeatureConfig
+from pseudo_labels.stylegallery.features import PictureFeatures, inversion_timesteps, invert
+from regionroute.errors import UserError
+from regionroute.io import file_hash, is_hub_id, settings_hash
+
+DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+RANDOM = "random"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+_PARTS = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "tokenizer": "CLIPTokenizer",
+}
+
+
+@dataclass
+class DiffusionModel:
+    """Frozen parts of a Stable Diffusion model.
+
+    Attributes:
+        unet: predicts noise.
+        vae: pictures to latents and back, always in float32.
+        text: the empty prompt's embedding [1, L, D].
+        alphas: ᾱ of all training timesteps, [1000] in float64.
+        offset: the scheduler's first timestep.
+        fingerprint: changes with the weights.
+        device: where they work.
+        offload: whether parts go back to main memory after work.
+        random: whether the weights are random, that is for trying the plumbing only.
+    """
+
+    unet: Any
+    vae: Any
+    text: Tensor
+    alphas: Tensor
+    offset: int
+    fingerprint: str
+    device: torch.device
+    offload: bool = False
+    random: bool = False
+
+    def __post_init__(self) -> None:
+        for part in (self.unet, self.vae):
+            part.eval().requires_grad_(False)
+            if not self.offload:
+                part.to(self.device)
+        self.text = self.text.to(self.device)
+
+    @contextlib.contextmanager
+    def at_work(self, part: Any) -> Iterator[Any]:
+        """A part on its device, for the time of the block."""
+        part.to(self.device)
+        try:
+            yield part
+        finally:
+            if self.offload:
+                part.to("cpu")
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a side of one cell of the latents."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Mode of the latents [1, c, h, w], in float32, of a picture [3, H, W] in [0, 1]."""
+        with self.at_work(self.vae) as vae:
+            found = vae.encode(image[None].to(self.device) * 2 - 1).latent_dist.mode()
+        latents: Tensor = found.float() * vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The picture [3, H, W] in [0, 1] of latents [1, c, h, w]."""
+        with self.at_work(self.vae) as vae:
+            found = vae.decode(latents.float() / vae.config.scaling_factor).sample[0]
+        image: Tensor = (found / 2 + 0.5).clamp(0, 1).float().cpu()
+        return image
+
+
+class DiffusionFeatures:
+    """The features of StyleGallery, as a `FeatureSource`.
+
+    Args:
+        model: the diffusion model.
+        config: timesteps, up-block, weights.
+        progress: whether to show bars.
+
+    Raises:
+        UserError: the model has no such up-block.
+    """
+
+    def __init__(self, model: DiffusionModel, config: FeatureConfig, progress: bool = True) -> None:
+        blocks = len(model.unet.up_blocks)
+        self._block = max(0, blocks - 2) if config.block is None else config.block
+        if self._block >= blocks:
+            raise UserError(f"features.block is {config.block}: this model has {blocks} up-blocks")
+        self.model, self.config, self._progress = model, config, progress
+        self.fingerprint = settings_hash([model.fingerprint, config])
+
+    def describe(self, image: Tensor) -> PictureFeatures:
+        """Inverts a picture [3, H, W] in [0, 1]; all results in float32 on the processor."""
+        latent = self.model.encode(image)
+        with self.model.at_work(self.model.unet) as unet:
+            held: list[Tensor] = []
+            hook = unet.up_blocks[self._block].register_forward_hook(
+                lambda module, inputs, output: held.append(output)
+            )
+
+            def predict(latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+                held.clear()
+                text = self.model.text.to(unet.dtype)
+                told = latents.to(unet.dtype)
+                noise = unet(told, timestep, encoder_hidden_states=text).sample
+                return noise, held[0]
+
+            try:
+                alphas, offset = self.model.alphas, self.model.offset
+                mix, inverted = invert(latent, predict, alphas, self.config, offset, self._progress)
+            finally:
+                hook.remove()
+        size = (latent.shape[-2], latent.shape[-1])
+        mix = torch.nn.functional.interpolate(mix, size, mode="nearest")
+        return PictureFeatures(mix[0].cpu(), latent[0].cpu(), inverted[0].cpu())
+
+    @property
+    def last_timestep(self) -> int:
+        """The noise level of the inverted latents."""
+        return inversion_timesteps(self.config.steps, len(self.model.alphas), self.model.offset)[-1]
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: torch.device | None = None,
+    offload: bool = False,
+    lora: str | None = None,
+) -> DiffusionModel:
+    """Load a model.
+
+    Args:
+        name: folder in diffusers' layout, hub id, or "random" for a small random one.
+        dtype: of the UNet: float32, bfloat16 or float16.
+        device: where it works, None: the processor.
+        offload: keep in main memory what is not at work.
+        lora: file of a LoRA that makes the model fast (LCM-LoRA, Hyper-SD), merged into the UNet.
+
+    Raises:
+        UserError: it is not there, damaged, or of another family.
+    """
+    device = device or torch.device("cpu")
+    if name == RANDOM:
+        from pseudo_labels.stylegallery.random_model import random_model
+
+        return random_model(device=device)
+    parts, alphas, offset = _read_parts(name, DTYPES[dtype])
+    if lora is not None:
+        _merge_lora(parts["unet"], lora)
+    identity = [source_hash(name), dtype, source_hash(lora) if lora else None]
+    return DiffusionModel(
+        parts["unet"],
+        parts["vae"],
+        _empty_prompt(parts["tokenizer"], parts["text_encoder"]),
+        alphas,
+        offset,
+        settings_hash(identity),
+        device,
+        offload,
+    )
+
+
+def source_hash(name: str) -> str:
+    """Changes with the files of a folder; of a hub id only the id is known."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return file_hash(path)
+    files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".json"))
+    if not path.is_dir() or not files:
+        return name
+    # Size and time stand for the content: hashing gigabytes at every start would take minutes.
+    facts = [
+        [f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns] for f in files
+    ]
+    return settings_hash(facts)
+
+
+def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, int]:
+    import diffusers
+    import transformers
+    from safetensors import SafetensorError
+
+    from regionroute.backbones.kontext import quiet
+
+    local = _check_source(name)
+    where: dict[str, Any] = {"local_files_only": local}
+    parts: dict[str, Any] = {}
+    try:
+        with quiet() if local else contextlib.nullcontext():
+            scheduler = diffusers.DDIMScheduler.from_pretrained(
+                name, subfolder="scheduler", **where
+            )
+            for part, kind in _PARTS.items():
+                library = diffusers if hasattr(diffusers, kind) else transformers
+                options = dict(where)
+                if part in ("unet", "vae"):
+                    options |= {"use_safetensors": True, "variant": _variant(name, part)}
+                    options["dtype"] = dtype if part == "unet" else torch.float32
+                if part != "tokenizer":
+                    options["output_loading_info"] = True
+                found = getattr(library, kind).from_pretrained(name, subfolder=part, **options)
+                parts[part] = found if part == "tokenizer" else _complete(name, part, *found)
+    # What the libraries raise on files that are missing, damaged or something else.
+    except UserError:
+        raise
+    except (
+        OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError
+    ) as error:  # fmt: skip
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        problem = (
+            "a part of this Stable Diffusion folder is missing or damaged, copy it again"
+            if local
+            else "the hub cannot be reached or has no such model: download it and give its folder"
+        )
+        raise UserError(f"--model {name}: {problem} ({reason})") from error
+    _check_family(name, parts, scheduler)
+    alphas = scheduler.alphas_cumprod.double()
+    return parts, alphas, int(scheduler.config.get("steps_offset", 0))
+
+
+def _complete(name: str, part: str, network: Any, report: dict[str, Any]) -> Any:
+    """A network none of whose weights was missing: the libraries fill those with random numbers."""
+    if report["missing_keys"]:
+        first = min(report["missing_keys"])
+        raise UserError(f"--model {name}: the weights of {part} lack {first}; copy them again")
+    return network
+
+
+def _check_source(name: str) -> bool:
+    """Whether a name is a local folder, of the right family as far as its index tells."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if path.exists() or not is_hub_id(name):
+            raise UserError(
+                f"--model {name}: no such folder; give a folder of Stable Diffusion 1.5, or a hub "
+                f"id such as {DEFAULT}"
+            )
+        return False
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"--model {name}: no model_index.json here, copy the whole folder")
+    try:
+        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: this file is damaged, copy it again") from error
+    if kind not in _PIPELINES:
+        raise UserError(
+            f"--model {name}: this is a {kind}; StyleGallery needs the attention of Stable "
+            "Diffusion 1.5, give its folder"
+        )
+    vocabulary = [path / "tokenizer" / file for file in ("tokenizer.json", "vocab.json")]
+    if not any(file.is_file() for file in vocabulary):  # transformers would invent one
+        raise UserError(f"--model {name}: its tokenizer is missing, copy the whole folder")
+    return True
+
+
+def _check_family(name: str, parts: dict[str, Any], scheduler: Any) -> None:
+    unet, vae = parts["unet"].config, parts["vae"].config
+    problem = None
+    if unet.in_channels != vae.latent_channels:
+        problem = f"its UNet takes {unet.in_channels} channels, its VAE has {vae.latent_channels}"
+    elif unet.addition_embed_type is not None:
+        problem = "its UNet asks for more than text (Stable Diffusion XL)"
+    elif scheduler.config.prediction_type != "epsilon":
+        problem = f"it predicts {scheduler.config.prediction_type}, not noise"
+    if problem:
+        raise UserError(f"--model {name}: {problem}; give a folder of Stable Diffusion 1.5")
+
+
+def _variant(name: str, part: str) -> str | None:
+    """The variant "fp16" where a folder holds no other weights."""
+    folder = Path(name).expanduser() / part
+    plain = any(folder.glob("diffusion_pytorch_model*.safetensors"))
+    half = any(folder.glob("diffusion_pytorch_model*fp16*.safetensors"))
+    full = plain and any(
+        "fp16" not in file.name for file in folder.glob("diffusion_pytorch_model*.safetensors")
+    )
+    return "fp16" if half and not full else None
+
+
+@torch.no_grad()
+def _empty_prompt(tokenizer: Any, encoder: Any) -> Tensor:
+    length = encoder.config.max_position_embeddings
+    tokens = tokenizer(
+        "", padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    embedding: Tensor = encoder(tokens.input_ids)[0].float()
+    return embedding
+
+
+def _merge_lora(unet: Any, lora: str) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    path = Path(lora).expanduser()
+    if not path.is_file():
+        raise UserError(f"--lora {lora}: no such file, check the path")
+    try:
+        state, alphas = StableDiffusionPipeline.lora_state_dict(
+            str(path.parent), weight_name=path.name, local_files_only=True, unet_config=unet.config
+        )
+        StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, adapter_name="fast")
+        unet.fuse_lora()
+        unet.unload_lora()
+    # safetensors, peft and diffusers each have their own.
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"--lora {lora}: this LoRA does not fit the model ({reason})") from error

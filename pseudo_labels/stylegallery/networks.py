@@ -1,0 +1,183 @@
+"""The optional networks beside the diffusion model: DINOv2, depth, Segment Anything."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pseudo_labels.stylegallery.model import RANDOM, source_hash
+from regionroute.errors import UserError
+from regionroute.io import is_hub_id, text_hash, to_pil
+
+DINO = "facebook/dinov2-base"
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_TOKENS = 16  # a side
+_SAM = {  # of the published code
+    "points_per_side": 16,
+    "pred_iou_thresh": 0.98,
+    "stability_score_thresh": 0.95,
+    "min_mask_region_area": 1000,
+}
+
+
+class SemanticEncoder:
+    """DINOv2's patch tokens of the whole picture.
+
+    Args:
+        name: folder or hub id of a Dinov2 model, or "random".
+        device: where it works.
+
+    Attributes:
+        fingerprint: changes with the weights.
+
+    Raises:
+        UserError: it cannot be loaded, or is of another kind.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.model = _random_dino() if name == RANDOM else _load(name, "--dino", "AutoModel")
+        if not self.model.config.model_type.startswith("dinov2"):
+            kind = self.model.config.model_type
+            raise UserError(f"--dino {name}: this is a {kind}, give a DINOv2 such as {DINO}")
+        self.model.to(device)
+        self.device = device
+        self.fingerprint = source_hash(name)
+
+    @torch.no_grad()
+    def tokens(self, image: Tensor) -> Tensor:
+        """Tokens [C, 16, 16] of a picture [3, H, W] in [0, 1].
+
+        The picture is resized to a square, not cropped, so that tokens and masks cover the same
+        field (the published code crops the tokens' picture but not the masks).
+        """
+        side = _TOKENS * self.model.config.patch_size
+        small = F.interpolate(image[None], (side, side), mode="bicubic", antialias=True)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        pixels = ((small.clamp(0, 1) - mean) / std).to(self.device)
+        states = self.model(pixel_values=pixels).last_hidden_state[0].float().cpu()
+        return states[-(_TOKENS**2) :].T.unflatten(1, (_TOKENS, _TOKENS)).contiguous()
+
+
+class DepthEstimator:
+    """Depth Anything, or another depth estimator of transformers.
+
+    Args:
+        name: folder or hub id.
+        device: where it works.
+
+    Attributes:
+        fingerprint: changes with the weights.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoImageProcessor
+
+        self.model = _load(name, "--depth", "AutoModelForDepthEstimation").to(device)
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--depth {name}: preprocessor_config.json is missing here") from error
+        self.fingerprint = source_hash(name)
+
+    @torch.no_grad()
+    def depth(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Relative depth [h, w] of a picture [3, H, W] in [0, 1], from 0 to 1; constant: all 0."""
+        inputs = self.processor(images=to_pil(image), return_tensors="pt").to(self.model.device)
+        found = self.model(**inputs).predicted_depth[:, None].float()
+        small = F.interpolate(found, size, mode="nearest")[0, 0].cpu()
+        span = small.max() - small.min()
+        return (small - small.min()) / span if span > 0 else torch.zeros_like(small)
+
+
+class MaskGenerator:
+    """Automatic masks of Segment Anything.
+
+    Args:
+        checkpoint: file of the segment-anything package's weights.
+        device: where it works.
+
+    Attributes:
+        fingerprint: changes with the weights.
+
+    Raises:
+        UserError: no such file, damaged, or the package is not installed.
+    """
+
+    def __init__(self, checkpoint: str, device: torch.device) -> None:
+        try:
+            from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+        except ImportError as error:
+            raise UserError(
+                "clusters.source=sam needs segment-anything: pip install segment-anything "
+                "opencv-python-headless"
+            ) from error
+        path = Path(checkpoint).expanduser()
+        if not path.is_file():
+            raise UserError(f"--sam {checkpoint}: no such file, give a checkpoint (.pth) of SAM")
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            width = weights["image_encoder.pos_embed"].shape[-1]
+            kind = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}[width]
+            model = sam_model_registry[kind]()
+            model.load_state_dict(weights)
+        except Exception as error:  # unpickling fails in any way it likes
+            raise UserError(f"--sam {checkpoint}: no checkpoint of SAM, or damaged") from error
+        self._generator = SamAutomaticMaskGenerator(model.eval().to(device), **_SAM)
+        self.fingerprint = source_hash(checkpoint)
+
+    def masks(self, image: Tensor) -> Tensor:
+        """Masks [n, H, W] in {0, 1} of a picture [3, H, W] in [0, 1]; they may overlap."""
+        found = self._generator.generate(np.asarray(to_pil(image)))
+        if not found:
+            return torch.zeros(0, *image.shape[-2:])
+        return torch.stack([torch.from_numpy(item["segmentation"]).float() for item in found])
+
+
+def _load(name: str, option: str, auto_class: str) -> Any:
+    """A frozen network of transformers."""
+    import transformers
+    from safetensors import SafetensorError
+
+    from regionroute.backbones.kontext import quiet
+
+    local = Path(name).expanduser().is_dir()
+    if not local and (Path(name).exists() or not is_hub_id(name)):
+        raise UserError(f"{option} {name}: no such folder; give one, or a hub id such as {DINO}")
+    try:
+        with quiet():
+            kind = getattr(transformers, auto_class)
+            model, report = kind.from_pretrained(
+                name, local_files_only=local, output_loading_info=True
+            )
+    except (OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        where = "this folder is damaged or of another kind" if local else "the hub has it not"
+        raise UserError(
+            f"{option} {name}: {where}; download the model and give its folder ({reason})"
+        ) from error
+    if report["missing_keys"]:  # transformers fills these with random numbers
+        first = min(report["missing_keys"])
+        raise UserError(f"{option} {name}: its weights lack {first}, copy them again")
+    return model.eval().requires_grad_(False)
+
+
+def _random_dino() -> Any:
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=64,
+        patch_size=4,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(text_hash("dinov2")[:8], 16))
+        return Dinov2Model(config).eval().requires_grad_(False)
