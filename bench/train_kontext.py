@@ -7,8 +7,8 @@
 FLUX.1-Kontext's sizes with random weights: time and memory do not depend on the values. Rival in
 the same run and on the same frozen weights: the LoRA step of diffusers' own training scripts
 (`add_adapter`, float32 adapters under bfloat16 autocast, clipping, AdamW) on the same layers, of
-the same rank, on the same pictures, timed in pairs. `--dry` takes a tiny transformer; its numbers
-say nothing and are kept only where --result says so. The result goes to
+the same rank, on the same pictures, timed in pairs. `--dry` takes a tiny transformer and sides
+divided by 16; its numbers say nothing and are kept only where --result says so. The result goes to
 bench/results/train_kontext_cuda.json.
 """
 
@@ -91,8 +91,6 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments.parse_intermixed_args(argv)
     if not args.dry and not torch.cuda.is_available():
         raise UserError("the full size needs a GPU; `--dry` runs tiny sizes on the CPU")
-    if args.dry:
-        args.sizes = [size // 16 for size in args.sizes]
     config = load_config(args.config, args.overrides, RunConfig)
     cases = {}
     for weights in args.weights:
@@ -100,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         for size in args.sizes:
             name = f"{weights}, {size} px"
             print(name)
-            cases[name] = measured(base, config, step_shape(args, size), args)
+            side = size // 16 if args.dry else size
+            cases[name] = measured(base, config, step_shape(args, side), args)
     shape = {"batch": args.batch, "experts": args.styles, "rank": config.experts.rank}
     result = provenance(("torch", "diffusers", "peft")) | shape | {"dry": args.dry, "cases": cases}
     if not args.dry or args.result != arguments.get_default("result"):
@@ -113,7 +112,9 @@ def frozen_transformer(args: argparse.Namespace, weights: str) -> FluxTransforme
     """The base in bfloat16, or its blocks' linear layers in nf4, with random weights."""
     device = "cpu" if args.dry else "cuda"
     with torch.device("meta"):
-        model = FluxTransformer2DModel.from_config(DRY if args.dry else KONTEXT_PARTS["transformer"])
+        model = FluxTransformer2DModel.from_config(
+            DRY if args.dry else KONTEXT_PARTS["transformer"]
+        )
     nn.Module.to(model, torch.bfloat16)  # diffusers' own warns of a cast
     model.to_empty(device=device).requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
@@ -152,13 +153,15 @@ def in_nf4(model: FluxTransformer2DModel, device: str) -> FluxTransformer2DModel
 
 def twin(model: FluxTransformer2DModel) -> FluxTransformer2DModel:
     """Another model around the same frozen tensors, so that two adapted ones need them once."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    memo: dict[int, Any] = {
+        id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]
+    }
     return copy.deepcopy(model, memo)
 
 
 def step_shape(args: argparse.Namespace, size: int) -> StepShape:
     """Sizes of a step on square pictures."""
-    settings = DRY if args.dry else KONTEXT_PARTS["transformer"]
+    settings = settings_of(args)
     side = 2 * round(size / (2 * VAE_SCALE))
     return StepShape(
         batch=args.batch,
@@ -186,7 +189,7 @@ def measured(
         "ours, supervised": partial(run, config),
     }
     seconds = paired_seconds(steps, args.rounds)
-    settings = DRY if args.dry else KONTEXT_PARTS["transformer"]
+    settings = settings_of(args)
     flops = trace_step(settings, without_supervision(config), shape).flops
     peak = args.peak or known_peak()
     table: dict[str, Any] = {"tokens": shape.tokens, "teraflop a step": flops / 1e12}

@@ -214,7 +214,7 @@ def _adapted(
         width = shape.style_dim
 
         def router() -> SimilarityRouter:
-            return SimilarityRouter(width, shape.experts, experts.top_k)
+            return _Gate(width, shape.experts, experts.top_k)
 
     inject(
         transformer, experts.targets, shape.experts, experts.rank, experts.alpha, experts.dropout,
@@ -223,6 +223,13 @@ def _adapted(
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return transformer.train()
+
+
+class _Gate(SimilarityRouter):
+    """A router that stays where it is: a weight without numbers cannot be moved in place."""
+
+    def to(self, *args: Any, **kwargs: Any) -> _Gate:
+        return self
 
 
 def _plan(shape: StepShape) -> AttentionPlan:
