@@ -112,17 +112,16 @@ def frozen_transformer(args: argparse.Namespace, weights: str) -> FluxTransforme
     """The base in bfloat16, or its blocks' linear layers in nf4, with random weights."""
     device = "cpu" if args.dry else "cuda"
     with torch.device("meta"):
-        model = FluxTransformer2DModel.from_config(
-            DRY if args.dry else KONTEXT_PARTS["transformer"]
-        )
+        model = FluxTransformer2DModel.from_config(settings_of(args))
     nn.Module.to(model, torch.bfloat16)  # diffusers' own warns of a cast
-    model.to_empty(device=device).requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(0)
-    for parameter in model.parameters():
+    # What is to be quantised need not fit the GPU before it is.
+    model.to_empty(device=device if weights == "bf16" else "cpu").requires_grad_(False)
+    generator = torch.Generator(model.device).manual_seed(0)
+    for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
         else:
-            parameter.data.fill_(1.0 if parameter.ndim else 0.0)
+            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
     return model if weights == "bf16" else in_nf4(model, device)
 
 
@@ -143,20 +142,26 @@ def in_nf4(model: FluxTransformer2DModel, device: str) -> FluxTransformer2DModel
             layer.in_features, layer.out_features, bias=layer.bias is not None,
             compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
         )  # fmt: skip
-        weight = layer.weight.data.cpu()  # quantised as it goes to the device
-        small.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=small)
+        # Quantised as it goes to the device.
+        small.weight = Params4bit(
+            layer.weight.data, requires_grad=False, quant_type="nf4", module=small
+        )
         small.bias = layer.bias
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, small.to(device))
+    nn.Module.to(model, device)
     return model
 
 
 def twin(model: FluxTransformer2DModel) -> FluxTransformer2DModel:
     """Another model around the same frozen tensors, so that two adapted ones need them once."""
-    memo: dict[int, Any] = {
-        id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]
-    }
-    return copy.deepcopy(model, memo)
+    frozen = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in frozen})
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The transformer's configuration."""
+    return DRY if args.dry else KONTEXT_PARTS["transformer"]
 
 
 def step_shape(args: argparse.Namespace, size: int) -> StepShape:

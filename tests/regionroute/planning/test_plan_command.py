@@ -26,9 +26,9 @@ def test_numbers(capsys):
 
 
 def test_what_does_not_fit_names_keys(capsys):
-    assert main([*NANO, "--gpu-memory", "2.2"]) == 1
+    assert main([*NANO, "--gpu-memory", "2"]) == 1
     shown = capsys.readouterr().out
-    assert "does not fit 2.2 GiB" in shown
+    assert "does not fit 2 GiB" in shown
     assert "train.gradient_checkpointing=true" in shown
 
 
