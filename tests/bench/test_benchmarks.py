@@ -87,6 +87,7 @@ def test_label(tmp_path, assets):
     assert pipeline["build over plain loop"] > 0
 
 
+@pytest.mark.slow
 def test_plan_memory(tmp_path):
     found = run(tmp_path, "plan_memory", "--shapes", "small")
     assert len(found["cases"]) == 4

@@ -98,7 +98,8 @@ def test_supervision_costs_memory():
 def test_experts_chosen_by_pictures_have_gates():
     config = load_config(None, ["experts.router=similarity"])
     wide = StepShape(2, (16, 16, 16), (32, 32), 24, experts=3, style_dim=48)
-    gates = trace_step(TINY, config, wide).trainable - trace_step(TINY, load_config(None, []), SHAPE).trainable
+    named = trace_step(TINY, load_config(None, []), SHAPE).trainable
+    gates = trace_step(TINY, config, wide).trainable - named
     layers = 4 * 2 + 3 * 2
     assert gates == layers * 3 * 48
 
