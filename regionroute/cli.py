@@ -34,6 +34,7 @@ COMMANDS = {
     "calibrate": Command(
         "regionroute.calibrate", "choose the attention heads that maps are read from"
     ),
+    "plan": Command("regionroute.plan_command", "memory, time and disk that training takes"),
     "check": Command("regionroute.check", "open every picture of a manifest, list what is wrong"),
     "doctor": Command("regionroute.doctor", "tell what this machine can do and what is missing"),
 }
@@ -46,6 +47,7 @@ examples:
   regionroute experts export EXPERTS --format comfyui --out loras
   regionroute calibrate --experts runs/nano/experts --manifest data/calibration
   regionroute check data/scenes --sheet sheet.png
+  regionroute plan --config configs/kontext.yaml --gpus 8
   python train/run.py --config configs/nano.yaml
   python eval/rses.py --help
 

@@ -28,13 +28,13 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"flow", "styles"},
     {"routing", "request"},
     {"backbones", "region_maps"},
-    {"expert_settings"},
+    {"expert_settings", "planning"},
     {"sampler"},
     {"calibration", "edit_facts"},
     {"pipeline"},
     {"outputs", "head_scan"},
     {"batch"},
-    {"edit_command", "calibrate", "experts_command", "check", "doctor", "demo"},
+    {"edit_command", "calibrate", "experts_command", "check", "doctor", "demo", "plan_command"},
     {"cli"},
 )
 LEVEL = {name: height for height, names in enumerate(LEVELS) for name in names}

@@ -137,3 +137,28 @@ def test_label(tmp_path, assets):
     pipeline = values["pipeline"]
     assert pipeline["samples"] == pipeline["objects"] * pipeline["styles"]
     assert pipeline["build over plain loop"] > 0
+
+
+@pytest.mark.slow
+def test_plan_memory(tmp_path):
+    found = run(tmp_path, "plan_memory", "--shapes", "small")
+    assert len(found["cases"]) == 4
+    assert 0.9 < found["lowest ratio"] <= found["highest ratio"] < 1.1
+
+
+def test_train_kontext_dry(tmp_path):
+    cases = run(tmp_path, "train_kontext", "--dry", "--rounds", "2")["cases"]
+    assert cases.keys() == {"bf16, 512 px", "bf16, 1024 px"}
+    for table in cases.values():
+        assert table["diffusers + PEFT LoRA"]["speed over stock"] == 1
+        assert table["ours, supervised"]["speed over stock"] > 0
+        assert table["ours, without supervision"]["bytes over weights"] > 0
+
+
+def test_train_kontext_wants_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    command = [sys.executable, "bench/train_kontext.py"]
+    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr == "error: the full size needs a GPU; `--dry` runs tiny sizes on the CPU\n"

@@ -1,0 +1,134 @@
+"""Is the memory that `regionroute plan` foretells the memory that a step takes?
+
+    python bench/plan_memory.py
+
+Training steps of small random transformers on the CPU: the estimate of the activations against the
+peak that PyTorch's allocator reports (its profiler's memory events), with and without gradient
+checkpointing and supervision, in float32 and bfloat16. Beside it stands the growth of the whole
+process, which also has what kernels of other libraries and Python take for themselves. The result
+goes to bench/results/plan_memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from _shared import add_result_argument, peak_bytes, provenance
+from diffusers import FluxTransformer2DModel
+from torch.profiler import ProfilerActivity, profile
+from train_kontext import made_up_batch
+
+from regionroute.adapters import adapter_parameters, inject
+from regionroute.config import RunConfig
+from regionroute.config_io import load_config
+from regionroute.io import write_json
+from regionroute.planning.sizes import KONTEXT_PARTS
+from regionroute.planning.trace import StepShape, trace_step
+from train.step import Batch, training_step
+
+STYLES = 4
+M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE = 65536
+# name -> heads of 64, double blocks, single blocks, pairs, side of the latents
+SHAPES = {"small": (4, 2, 2, 1, 64), "wide": (8, 2, 3, 1, 64), "deep": (4, 4, 8, 2, 48)}
+CASES = {
+    "plain": ["supervision.focus=0", "supervision.cover=0"],
+    "supervised": [],
+    "supervised, checkpointing": ["train.gradient_checkpointing=true"],
+    "supervised, bfloat16": ["base.dtype=bfloat16"],
+}
+
+
+def main() -> int:
+    """Measures every case and writes the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    add_result_argument(parser, "plan_memory")
+    args = parser.parse_args()
+    # Freed memory goes back to the system at once: the process has what lives, not what was kept.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+    table: dict[str, Any] = {}
+    for name in args.shapes:
+        for case, overrides in CASES.items():
+            row = table[f"{name}, {case}"] = compared(*SHAPES[name], overrides)
+            print(
+                f"{name + ', ' + case:<36} foretold {row['foretold'] / 2**20:7.1f} MiB, measured "
+                f"{row['measured'] / 2**20:7.1f} MiB, ratio {row['ratio']:.3f}"
+            )
+    ratios = [row["ratio"] for row in table.values()]
+    result = provenance(("torch", "diffusers")) | {
+        "cases": table,
+        "lowest ratio": min(ratios),
+        "highest ratio": max(ratios),
+    }
+    write_json(args.result, result)
+    print(f"{args.result} written")
+    return 0
+
+
+def compared(
+    heads: int, double: int, single: int, batch: int, side: int, overrides: list[str]
+) -> dict[str, Any]:
+    """Foretold and measured bytes of the activations at their peak."""
+    config = load_config(None, overrides, RunConfig)
+    settings = KONTEXT_PARTS["transformer"] | {
+        "num_layers": double,
+        "num_single_layers": single,
+        "num_attention_heads": heads,
+        "attention_head_dim": 64,
+        "joint_attention_dim": 256,
+        "axes_dims_rope": [16, 24, 24],
+    }
+    shape = StepShape(batch, (16, side, side), (64, 256), 768, STYLES)
+    foretold = trace_step(settings, config, shape).activations
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = FluxTransformer2DModel.from_config(settings)
+    torch.nn.Module.to(model, getattr(torch, config.base.dtype))
+    experts = config.experts
+    inject(model, experts.targets, STYLES, experts.rank, experts.alpha)
+    if config.train.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    for parameter in adapter_parameters(model):
+        parameter.grad = torch.zeros_like(parameter) + 1  # written, so that it has its memory
+    given = made_up_batch(shape)
+    run = partial(step, model.train(), given, config)
+    grown, measured = peak_bytes(run), allocated(run)
+    return {
+        "foretold": foretold,
+        "measured": measured,
+        "ratio": foretold / measured,
+        "process": grown,
+    }
+
+
+def allocated(run: Callable[[], object]) -> int:
+    """Most bytes that PyTorch's allocator had given out at a time, of those given out by `run`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+def step(model: FluxTransformer2DModel, batch: Batch, config: RunConfig) -> None:
+    """Forward and backward pass."""
+    dtype = getattr(torch, config.base.dtype)
+    batch = replace(batch, prompt_embeds=batch.prompt_embeds.to(dtype))
+    with training_step(model, batch, config) as losses:
+        losses.total.mean().backward()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,332 @@
+"""From a configuration and a number of GPUs to memory, time and disk: the arithmetic of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regionroute.adapters.style_encoder import FOLDER, SETTINGS_FILE, EncoderSettings
+from regionroute.config import SIMILARITY_EXPERTS
+from regionroute.errors import UserError
+from regionroute.io import read_json
+from regionroute.manifest import manifest_file, read_manifest
+from regionroute.planning.sizes import BaseSizes, CachingSizes, caching_sizes, read_sizes
+from regionroute.planning.trace import StepShape, Trace, trace_step
+
+if TYPE_CHECKING:
+    from regionroute.config import RunConfig
+
+GIB = 2**30
+FP32 = 4
+GPU_BUCKET = 500_000_000  # values DeepSpeed reduces at a time, at most
+LIVE_VALUES = 1_000_000_000  # values ZeRO-3 keeps gathered, DeepSpeed's default
+STYLES = 4  # where neither the configuration nor a manifest tells
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is planned for.
+
+    Attributes:
+        gpus: processes, one a GPU.
+        memory: GiB of each.
+        reserve: GiB of it that no tensor gets: the driver's context, kernels' workspaces, pieces.
+        teraflops: a GPU's peak.
+        share: of the peak that a step reaches.
+        link: GB/s at which a GPU receives from the others.
+    """
+
+    gpus: int
+    memory: float
+    reserve: float
+    teraflops: float
+    share: float
+    link: float
+
+
+@dataclass(frozen=True)
+class Zero:
+    """How DeepSpeed shares what a run holds.
+
+    Attributes:
+        stage: 0 to 3.
+        offload_weights: frozen and trained weights wait in the host's memory (stage 3).
+        offload_optimizer: the optimizer's state does.
+        live: values that stage 3 keeps gathered.
+    """
+
+    stage: int
+    offload_weights: bool = False
+    offload_optimizer: bool = False
+    live: int = LIVE_VALUES
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pairs of a run.
+
+    Attributes:
+        samples: how many, None if that is not known.
+        prompts: different ones among them.
+        masks: different masks.
+        pictures: different pictures.
+        styles: how many.
+        note: where the numbers come from.
+    """
+
+    samples: int | None
+    prompts: int
+    masks: int
+    pictures: int
+    styles: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        config: the run's.
+        machine: what it is planned for.
+        base: sizes of its base.
+        data: its pairs.
+        zero: how DeepSpeed shares.
+        shape: of one backward pass.
+        trace: of one backward pass.
+        caching: of the encoders.
+        memory: what -> bytes on each GPU in a step.
+    """
+
+    config: RunConfig
+    machine: Machine
+    base: BaseSizes
+    data: Data
+    zero: Zero
+    shape: StepShape
+    trace: Trace
+    caching: CachingSizes
+    memory: dict[str, int]
+
+    @property
+    def bytes_in_step(self) -> int:
+        """Memory of each GPU in a step, the reserve included."""
+        return sum(self.memory.values()) + self.reserve
+
+    @property
+    def bytes_in_caching(self) -> int:
+        """Memory of each GPU while the cache is filled: the whole base and one picture."""
+        caching = self.caching
+        frozen = self.trace.frozen_bytes
+        return frozen + caching.weights + caching.activations + self.reserve
+
+    @property
+    def reserve(self) -> int:
+        """Bytes of a GPU that no tensor gets."""
+        return round(self.machine.reserve * GIB)
+
+    @property
+    def fits(self) -> bool:
+        """Whether steps and caching stay inside a GPU's memory."""
+        return max(self.bytes_in_step, self.bytes_in_caching) <= self.machine.memory * GIB
+
+    @property
+    def seconds_computing(self) -> float:
+        """Of an optimizer step, at the assumed share of the peak."""
+        passes = self.config.train.accumulation
+        return passes * self.trace.flops / (self.machine.teraflops * 1e12 * self.machine.share)
+
+    @property
+    def seconds_gathering(self) -> float:
+        """Of an optimizer step: ZeRO-3's weights over the link, at best hidden by computing."""
+        if self.zero.stage < 3 or self.machine.gpus == 1:
+            return 0.0
+        others = (self.machine.gpus - 1) / self.machine.gpus
+        weights = self.trace.frozen_bytes + FP32 * self.trace.trainable
+        # Forward and backward each need all of them; recomputation goes with backward.
+        moved = 2 * weights * others * self.config.train.accumulation
+        return moved / (self.machine.link * 1e9)
+
+    @property
+    def seconds(self) -> float:
+        """Of an optimizer step."""
+        return max(self.seconds_computing, self.seconds_gathering)
+
+    @property
+    def micro_batch(self) -> int:
+        """Pairs of one backward pass on one GPU."""
+        return self.shape.batch
+
+
+def make_plan(config: RunConfig, machine: Machine, data: Data | None = None) -> Plan:
+    """What a run takes on a machine.
+
+    Args:
+        config: the run's.
+        machine: what it is planned for.
+        data: None: read from the manifest if it is there.
+
+    Raises:
+        UserError: a base that is not known here, a batch that cannot be shared, a broken manifest
+            or DeepSpeed file, targets or blocks that the base does not have.
+    """
+    if config.base.dtype == "float16":
+        raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
+    base = read_sizes(config.base.name)
+    data = data or read_data(config)
+    shape = step_shape(config, base, data, machine.gpus)
+    zero = read_zero(config)
+    trace = trace_step(base.parts["transformer"], config, shape)
+    resolution = config.data.resolution or base.settings.resolution
+    dtype = getattr(torch, config.base.dtype)
+    caching = caching_sizes(base, dtype, resolution, shape.text[0])
+    memory = step_memory(trace, zero, machine.gpus)
+    return Plan(config, machine, base, data, zero, shape, trace, caching, memory)
+
+
+def step_shape(config: RunConfig, base: BaseSizes, data: Data, gpus: int) -> StepShape:
+    """Sizes of one backward pass on one GPU.
+
+    Raises:
+        UserError: the batch cannot be shared evenly.
+    """
+    train, parts = config.train, base.parts["transformer"]
+    micro, rest = divmod(train.global_batch, gpus * train.accumulation)
+    if rest or not micro:
+        raise UserError(
+            f"train.global_batch={train.global_batch} cannot be shared by {gpus} GPUs x "
+            f"train.accumulation={train.accumulation}: make it a multiple of "
+            f"{gpus * train.accumulation}"
+        )
+    side = base.latent_size(config.data.resolution or base.settings.resolution)
+    similar = config.experts.router == "similarity"
+    return StepShape(
+        batch=micro,
+        latent=(base.latent_channels, side, side),
+        text=(
+            config.base.max_text_length or base.settings.max_text_length,
+            int(parts["joint_attention_dim"]),
+        ),
+        pooled=int(parts["pooled_projection_dim"]),
+        experts=config.experts.num_experts or (SIMILARITY_EXPERTS if similar else data.styles),
+        style_dim=_style_dim(config, base) if similar else None,
+    )
+
+
+def _style_dim(config: RunConfig, base: BaseSizes) -> int:
+    """Width of the style embedding: of the encoder if it is here, else as released."""
+    settings, folder = EncoderSettings(), config.experts.style_encoder
+    place = Path(folder) if folder else base.folder and base.folder / FOLDER
+    if place and (place / SETTINGS_FILE).is_file():
+        settings = EncoderSettings.model_validate(read_json(place / SETTINGS_FILE))
+    return len(settings.levels) * settings.tokens * settings.width
+
+
+def read_data(config: RunConfig) -> Data:
+    """Counts the pairs of the run's manifest; without one, only styles are known.
+
+    Raises:
+        UserError: the manifest is broken.
+    """
+    named = config.experts.styles
+    if not manifest_file(config.data.manifest).is_file():
+        note = f"no manifest at {config.data.manifest} yet"
+        note += "" if named else f", so {STYLES} styles are assumed (experts.styles)"
+        return Data(None, 0, 0, 0, len(named or "") or STYLES, note)
+    manifest = read_manifest(config.data.manifest)
+    samples = [sample for sample in manifest.samples if sample.split == config.data.split]
+    styles = {region.style for sample in samples for region in sample.regions}
+    return Data(
+        samples=len(samples),
+        prompts=len({sample.prompt for sample in samples}),
+        masks=len({region.mask for sample in samples for region in sample.regions}),
+        pictures=len({file for sample in samples for file in (sample.context, sample.target)}),
+        styles=len(named or styles) or STYLES,
+        note=str(manifest_file(config.data.manifest)),
+    )
+
+
+def read_zero(config: RunConfig) -> Zero:
+    """How DeepSpeed shares, by ``train.zero_stage`` and the file of ``train.deepspeed``.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    section: Any = {}
+    if config.train.deepspeed:
+        values = read_json(config.train.deepspeed)
+        section = values.get("zero_optimization", {}) if isinstance(values, dict) else {}
+    if not isinstance(section, dict):
+        raise UserError(f"{config.train.deepspeed}: zero_optimization must be a JSON object")
+
+    def on_host(key: str) -> bool:
+        return (section.get(key) or {}).get("device", "none") in ("cpu", "nvme")
+
+    stage = section.get("stage", config.train.zero_stage)
+    return Zero(
+        stage=int(stage),
+        offload_weights=stage == 3 and on_host("offload_param"),
+        offload_optimizer=stage > 0 and on_host("offload_optimizer"),
+        live=int(section.get("stage3_max_live_parameters", LIVE_VALUES)),
+    )
+
+
+def step_memory(trace: Trace, zero: Zero, gpus: int) -> dict[str, int]:
+    """What each GPU holds in a step, in bytes.
+
+    Trained values are float32: without ZeRO a gradient and AdamW's two moments beside each; ZeRO
+    1 and 2 share the moments and a copy of the weights, 2 also the gradients, which pass through
+    a bucket; 3 shares all weights and gathers some of them for as long as they are used.
+
+    Args:
+        trace: of a backward pass; its activations are over weights and whole gradients.
+        zero: how DeepSpeed shares.
+        gpus: among how many.
+    """
+    trained = FP32 * trace.trainable
+    bucket = FP32 * min(trace.trainable, GPU_BUCKET) if zero.stage else 0
+    weights = {"frozen weights": trace.frozen_bytes, "adapters": trained}
+    if zero.stage == 3:
+        share = 0 if zero.offload_weights else 1 / gpus
+        width = trace.frozen_bytes / trace.frozen
+        live = min(zero.live, trace.frozen) * width
+        weights = {
+            "frozen weights, a share": round(share * trace.frozen_bytes),
+            "weights gathered for use": round(live if gpus > 1 or not share else 0),
+            "adapters, a share": round(share * trained),
+        }
+    gradients = trained if zero.stage < 2 else trained // gpus
+    states = 2 * trained if zero.stage == 0 else 3 * trained // gpus
+    return {
+        **weights,
+        "gradients": gradients + bucket,
+        "optimizer state": 0 if zero.offload_optimizer else states,
+        "activations": trace.activations,
+    }
+
+
+def cache_bytes(base: BaseSizes, shape: StepShape, config: RunConfig) -> dict[str, int]:
+    """Bytes on disk of one cached picture, one prompt and one mask, without file headers."""
+    channels, height, width = shape.latent
+    tokens, states = shape.text
+    each = getattr(torch, config.base.dtype).itemsize
+    return {
+        "picture": channels * height * width * each,
+        "prompt": (tokens * states + shape.pooled) * each,
+        "mask": FP32 * (height * width + shape.image_tokens),
+    }
+
+
+def disk_bytes(plan: Plan) -> dict[str, int]:
+    """Bytes of a run's whole cache by kind; empty while the number of pairs is not known."""
+    data, each = plan.data, cache_bytes(plan.base, plan.shape, plan.config)
+    if data.samples is None:
+        return {}
+    return {
+        "pictures": data.pictures * each["picture"],
+        "prompts": data.prompts * each["prompt"],
+        "masks": data.masks * each["mask"],
+    }

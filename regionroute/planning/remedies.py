@@ -1,0 +1,87 @@
+"""What to change in a configuration that does not fit, each change planned again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from regionroute.planning.estimate import Plan, make_plan, step_memory
+from regionroute.planning.trace import trace_step
+
+if TYPE_CHECKING:
+    from regionroute.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the configuration, and what it would leave of the memory.
+
+    Attributes:
+        setting: as on the command line.
+        why: what it does, and what it costs.
+        plan: with it.
+    """
+
+    setting: str
+    why: str
+    plan: Plan
+
+
+Change = tuple[str, str, Callable[[Plan], "RunConfig | None"]]
+
+
+def remedies(plan: Plan) -> list[Remedy]:
+    """Single changes that lower the memory of a plan, each planned again."""
+    found = []
+    for setting, why, change in _changes(plan):
+        config = change(plan)
+        if config is not None:
+            found.append(Remedy(setting, why, make_plan(config, plan.machine, plan.data)))
+    better = [remedy for remedy in found if remedy.plan.bytes_in_step < plan.bytes_in_step]
+    return sorted(better, key=lambda remedy: remedy.plan.bytes_in_step)
+
+
+def _changes(plan: Plan) -> list[Change]:
+    micro = plan.micro_batch * plan.config.train.accumulation
+    half = (plan.config.data.resolution or plan.base.settings.resolution) // 2
+    return [
+        ("train.gradient_checkpointing=true", "computes blocks twice, about 4/3 of the time",
+         lambda p: None if p.config.train.gradient_checkpointing
+         else _changed(p, "train", gradient_checkpointing=True)),
+        ("train.zero_stage=3", "shares the frozen weights, which then travel in every pass",
+         lambda p: None if p.zero.stage == 3 or p.machine.gpus == 1 or p.config.train.deepspeed
+         else _changed(p, "train", zero_stage=3)),
+        (f"train.accumulation={micro}", "one pair a pass, the same steps",
+         lambda p: None if p.micro_batch == 1 else _changed(p, "train", accumulation=micro)),
+        ("base.dtype=bfloat16", "half of the frozen weights and activations",
+         lambda p: None if p.config.base.dtype == "bfloat16"
+         else _changed(p, "base", dtype="bfloat16")),
+        (f"data.resolution={half}", "a quarter of the image tokens, and less detail",
+         lambda p: _changed(p, "data", resolution=half) if half >= 16 else None),
+    ]  # fmt: skip
+
+
+def _changed(plan: Plan, section: str, **values: Any) -> RunConfig:
+    part = getattr(plan.config, section).model_copy(update=values)
+    return plan.config.model_copy(update={section: part})
+
+
+def without_supervision(config: RunConfig) -> RunConfig:
+    """The configuration with both weights of the supervision at 0."""
+    off = config.supervision.model_copy(update={"focus": 0.0, "cover": 0.0})
+    return config.model_copy(update={"supervision": off})
+
+
+def checkpointing(config: RunConfig, on: bool) -> RunConfig:
+    """The configuration with gradient checkpointing on or off."""
+    train = config.train.model_copy(update={"gradient_checkpointing": on})
+    return config.model_copy(update={"train": train})
+
+
+def retraced(plan: Plan, config: RunConfig) -> Plan:
+    """The plan of a configuration that differs in nothing but how a step is computed."""
+    trace = trace_step(plan.base.parts["transformer"], config, plan.shape)
+    memory = step_memory(trace, plan.zero, plan.machine.gpus)
+    return dataclasses.replace(plan, config=config, trace=trace, memory=memory)

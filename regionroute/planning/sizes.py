@@ -1,0 +1,181 @@
+"""The sizes of a base without its weights: of the transformer, the autoencoder and the encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from regionroute.backbones.kontext import AUTOENCODERS
+from regionroute.backbones.source import BaseSettings, read_index, read_settings, resolve
+from regionroute.errors import UserError
+from regionroute.io import read_json
+from regionroute.planning.trace import without_numbers
+
+KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
+# The public sizes of FLUX.1-Kontext-dev, whose own files need a licence accepted and the network.
+KONTEXT_PARTS: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "in_channels": 64,
+        "guidance_embeds": True,
+        "axes_dims_rope": [16, 56, 56],
+    },
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "latent_channels": 16,
+        "layers_per_block": 2,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    "text_encoder": {
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "text_encoder_2": {
+        "vocab_size": 32128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+    },
+}
+
+
+@dataclass(frozen=True)
+class BaseSizes:
+    """A base's configurations, by the parts' names in the pipeline.
+
+    Attributes:
+        name: what the user asked for.
+        origin: where the configurations come from, in words.
+        folder: of a local base.
+        settings: see `BaseSettings`.
+        parts: part -> its ``config.json``.
+        vae_class: the autoencoder's.
+    """
+
+    name: str
+    origin: str
+    folder: Path | None
+    settings: BaseSettings
+    parts: dict[str, dict[str, Any]]
+    vae_class: Any = AutoencoderKL
+
+    @property
+    def vae_scale(self) -> int:
+        """Pixels a latent cell covers along each side."""
+        return int(2 ** (len(self.parts["vae"]["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """C: a token is 2x2 cells of them."""
+        return int(self.parts["transformer"]["in_channels"]) // 4
+
+    def latent_size(self, resolution: int) -> int:
+        """Latent rows of a square picture; other aspects have the same area."""
+        return 2 * max(1, round(resolution / (2 * self.vae_scale)))
+
+
+@dataclass(frozen=True)
+class CachingSizes:
+    """What the encoders take while the cache is filled, one picture or prompt at a time.
+
+    Attributes:
+        values: parameters of autoencoder and text encoders.
+        weights: bytes of these.
+        activations: bytes at the peak, over the weights.
+    """
+
+    values: int
+    weights: int
+    activations: int
+
+
+def read_sizes(spec: str) -> BaseSizes:
+    """The configurations of a base.
+
+    Args:
+        spec: ``nano``, a local folder, or FLUX.1-Kontext's hub id, which needs no network.
+
+    Raises:
+        UserError: no such base, or a hub id whose sizes are not known here.
+    """
+    source = resolve(spec)
+    if isinstance(source, Path):
+        index = read_index(spec, source)
+        parts = {part: read_json(source / part / "config.json") for part in KONTEXT_PARTS}
+        vae_class = AUTOENCODERS.get(index["vae"][1], AutoencoderKL)
+        return BaseSizes(
+            spec, f"the files in {source}", source, read_settings(source), parts, vae_class
+        )
+    if source != KONTEXT:
+        raise UserError(
+            f"base.name={spec}: only the sizes of {KONTEXT} are known without its files; download "
+            "this base and give its folder"
+        )
+    return BaseSizes(spec, "the public description of it", None, BaseSettings(), KONTEXT_PARTS)
+
+
+def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: int) -> CachingSizes:
+    """Runs the encoders without numbers.
+
+    Args:
+        base: whose encoders.
+        dtype: of their weights.
+        resolution: side of the picture in pixels.
+        text: tokens of a prompt.
+    """
+    side = base.latent_size(resolution) * base.vae_scale
+    t5 = T5Config(**_plain(base.parts["text_encoder_2"]))
+    clip = CLIPTextConfig(**_plain(base.parts["text_encoder"]))
+
+    def picture(vae: Any) -> None:
+        vae.encode(torch.empty(1, 3, side, side))
+
+    runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+        (lambda: base.vae_class.from_config(base.parts["vae"]), picture),
+        (lambda: T5EncoderModel(t5), lambda model: model(_words(text))),
+        (lambda: CLIPTextModel(clip), lambda model: model(_words(clip.max_position_embeddings))),
+    ]
+    values = weights = peak = 0
+    for make, run in runs:
+        with without_numbers(dtype) as counter, torch.no_grad():
+            model: nn.Module = make()
+            for parameter in model.parameters():
+                counter.add(parameter)
+            before = counter.now
+            values += sum(p.numel() for p in model.parameters())
+            weights += sum(p.numel() * p.element_size() for p in model.parameters())
+            counter.peak = before  # the making of the weights is over
+            run(model.eval())
+            peak = max(peak, counter.peak - before)
+    return CachingSizes(values, weights, peak)
+
+
+def _words(length: int) -> torch.Tensor:
+    return torch.zeros(1, length, dtype=torch.long)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what only its library's own files say."""
+    left_out = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
+    return {key: value for key, value in settings.items() if key not in left_out}
