@@ -199,7 +199,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _try_kernels(dtype: torch.dtype) -> None:
     """Lets `attend` check its kernel on numbers, which it does once; later there are none."""
-    attend(*torch.ones(3, 1, 1, 2, 8, dtype=dtype).unbind(), torch.zeros(1, 1, dtype=torch.long))
+    two = torch.ones(1, 1, 2, 8, dtype=dtype)
+    attend(two, two, two, torch.zeros(1, 1, 1, dtype=torch.long))
 
 
 def _adapted(
