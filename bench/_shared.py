@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,12 @@ def add_result_argument(parser: argparse.ArgumentParser, name: str, device: str 
     """Adds ``--result FILE``; results of a GPU go to a file of their own."""
     usual = RESULTS / (f"{name}.json" if device == "cpu" else f"{name}_{device}.json")
     parser.add_argument("--result", type=Path, default=usual, help="file for the result")
+
+
+def run_python(*arguments: object) -> None:
+    """Runs Python with arguments and ends if that fails."""
+    print("$ python", *arguments, flush=True)
+    subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
 def paired_seconds(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -12,13 +12,11 @@ an unseen picture, and how alike the experts route pictures of one style and of 
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from _shared import add_result_argument, provenance
+from _shared import add_result_argument, provenance, run_python
 from supervision import column, read_table
 
 from eval.stats import describe
@@ -68,29 +66,23 @@ def build(folder: Path, seed: int, steps: int) -> None:
     """Scenes, encoder, experts, both kinds of edits, scores: each as a user would."""
     scenes, encoder, run = folder / "scenes", folder / "encoder", folder / "run"
     configs, styles = ROOT / "configs", scenes / "styles"
-    command("-m", "regionroute.cli", "scenes", "--out", scenes, "--train", 500, "--test", 64,
+    run_python("-m", "regionroute.cli", "scenes", "--out", scenes, "--train", 500, "--test", 64,
             "--seed", seed, "--style-pictures")  # fmt: skip
-    command(ROOT / "train/style_encoder.py", "--config", configs / "nano_style_encoder.yaml",
+    run_python(ROOT / "train/style_encoder.py", "--config", configs / "nano_style_encoder.yaml",
             f"pictures.source={styles / 'train'}", f"output={encoder}", f"seed={seed}")  # fmt: skip
-    command(ROOT / "train/run.py", "--config", configs / "nano_by_example.yaml",
+    run_python(ROOT / "train/run.py", "--config", configs / "nano_by_example.yaml",
             f"data.manifest={scenes}", f"output={run}", f"seed={seed}", f"train.steps={steps}",
             f"experts.style_encoder={encoder / 'style_encoder'}",
             f"experts.style_pictures={styles / 'train'}")  # fmt: skip
     common = ("-m", "regionroute.cli", "edit", "--experts", run / "experts", "--batch-size", 16,
               "--skip-existing", "--seed", seed)  # fmt: skip
-    command(*common, "--manifest", scenes, "--split", "test", "--out-dir", folder / "name")
+    run_python(*common, "--manifest", scenes, "--split", "test", "--out-dir", folder / "name")
     rows = folder / "shown.jsonl"
     write_jsonl(rows, example_rows(scenes, folder))
-    command(*common, "--batch", rows)
-    command(ROOT / "eval/rses.py", "--manifest", scenes, "--split", "test",
+    run_python(*common, "--batch", rows)
+    run_python(ROOT / "eval/rses.py", "--manifest", scenes, "--split", "test",
             "--edits", f"name={folder / 'name'}", "--edits", f"shown={folder / 'shown'}",
             "--out", folder / "scores")  # fmt: skip
-
-
-def command(*arguments: object) -> None:
-    """Runs Python with arguments and ends if that fails."""
-    print("$ python", *arguments, flush=True)
-    subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
 def example_rows(scenes: Path, folder: Path) -> list[dict]:

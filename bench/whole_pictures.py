@@ -9,11 +9,9 @@ goes to bench/results/whole_pictures.json.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
-from _shared import add_result_argument, provenance
+from _shared import add_result_argument, provenance, run_python
 from controls import compare, show
 
 from regionroute.io import write_json
@@ -34,12 +32,12 @@ def main() -> int:
     args = parser.parse_args()
     for seed in args.seeds:
         folder = Path(args.out) / f"seed-{seed}"
-        command("-m", "regionroute.cli", "scenes", "--out", folder / "scenes", "--train", 64,
+        run_python("-m", "regionroute.cli", "scenes", "--out", folder / "scenes", "--train", 64,
                 "--test", 32, "--seed", seed, "--whole")  # fmt: skip
         for arm, changes in ARMS.items():
             if (folder / arm / "experts" / "experts.json").exists():
                 continue
-            command(ROOT / "train/run.py", "--config", ROOT / "configs/nano.yaml",
+            run_python(ROOT / "train/run.py", "--config", ROOT / "configs/nano.yaml",
                     f"data.manifest={folder / 'scenes'}", f"data.cache={folder / 'cache'}",
                     f"output={folder / arm}", f"seed={seed}", f"train.steps={args.steps}",
                     *changes)  # fmt: skip
@@ -47,12 +45,6 @@ def main() -> int:
     write_json(args.result, result)
     show(result)
     return 0
-
-
-def command(*arguments: object) -> None:
-    """Runs Python with arguments and ends if that fails."""
-    print("$ python", *arguments, flush=True)
-    subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
 if __name__ == "__main__":
