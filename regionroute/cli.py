@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": Command("regionroute.demo", "scenes, training, edits and scores in minutes: a report"),
     "scenes": Command("pseudo_labels.scenes_cli", "draw training scenes with exact targets"),
     "label": Command("pseudo_labels.label", "turn photos, words and masks into training pairs"),
+    "bank": Command("pseudo_labels.bank_command", "photos in every style, to pre-train a base on"),
     "mamba": Command("pseudo_labels.stylemamba.command", "restyle photos after words or a picture"),
     "gallery": Command(
         "pseudo_labels.stylegallery.command", "restyle a photo after reference pictures, by region"

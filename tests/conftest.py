@@ -1,5 +1,6 @@
 """Fixtures for every test: one thread, the shared assets, a tiny base and a tiny manifest."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,16 @@ def assets():
     if not (folder / "photos" / "labels.jsonl").is_file():
         pytest.skip(f"no shared assets at {folder}: set REGIONROUTE_ASSETS to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bank_case():
+    """The module `photo_bank_case`: small banks of photos."""
+    path = Path(__file__).parent / "photo_bank_case.py"
+    spec = importlib.util.spec_from_file_location("photo_bank_case", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -3,32 +3,63 @@
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
-from regionroute.errors import UserError, nearest
+from regionroute.errors import UserError
 from regionroute.flow import add_noise, draw_sigmas, predict_velocity, sample, velocity_target
 from regionroute.io import atomic_write
 from regionroute.latents import decode_latents, encode_images
 from train.nano_config import BaseTrainingConfig
-from train.nano_corpus import Corpus, to_model_range
 from train.nano_model import NanoModel
 
 CHECKPOINT = "checkpoint.pt"
 
 
-@dataclass
-class TokenBank:
-    """Token ids of every distinct prompt: [P,T] each."""
+@dataclass(frozen=True)
+class LatentPairs:
+    """One batch of pre-training.
 
-    clip: Tensor
-    t5: Tensor
+    Attributes:
+        context, target: latents [B,C,h,w] float32.
+        clip_ids, t5_ids: tokens of the prompts, [B,T] each.
+        generator: draws what else the step needs.
+    """
+
+    context: Tensor
+    target: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+    generator: Generator
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs kept for validation: pictures [N,3,S,S] in [0,1] and prompts."""
+
+    context: Tensor
+    target: Tensor
+    prompts: list[str]
+
+
+class PairSource(Protocol):
+    """Where pairs come from."""
+
+    def batches(self, start: int) -> Iterator[LatentPairs]:
+        """The batches of the steps from `start` on, each a function of (seed, step) alone."""
+        ...
+
+    def held_out(self, step: int) -> dict[str, HeldOut]:
+        """Task -> validation pairs, at the size that this step's pictures have."""
+        ...
 
 
 def learning_rate(step: int, cfg: BaseTrainingConfig) -> float:
@@ -36,14 +67,6 @@ def learning_rate(step: int, cfg: BaseTrainingConfig) -> float:
     warm = min(1.0, (step + 1) / max(1, cfg.warmup))
     left = (cfg.steps - step) / (cfg.steps * cfg.decay)
     return cfg.lr * warm * min(1.0, max(0.01, left))
-
-
-@torch.no_grad()
-def encode_corpus(codec: torch.nn.Module, corpus: Corpus) -> Tensor:
-    """Latents [P,C,h,w] float16 of every picture."""
-    parts = corpus.pictures.split(256)
-    bar = tqdm(parts, desc="encoding", unit="batch")
-    return torch.cat([encode_images(codec, (to_model_range(p) + 1) / 2).half() for p in bar])
 
 
 def start_or_resume(
@@ -54,8 +77,9 @@ def start_or_resume(
     Raises:
         UserError: the checkpoint is damaged or of a model of other sizes.
     """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
+        parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
     )
     path = output / CHECKPOINT
     if not path.exists():
@@ -74,29 +98,12 @@ def start_or_resume(
         ) from error
 
 
-def check_tasks(tasks: dict[str, float], corpus: Corpus) -> None:
-    """Refuses tasks that the corpus does not hold.
-
-    Raises:
-        UserError: naming the nearest task there is, or because no task has a share.
-    """
-    for name in tasks:
-        if name not in corpus.tasks:
-            close = nearest(name, corpus.tasks)
-            raise UserError(
-                f"base.tasks: the corpus has no task {name!r}, the nearest is {close!r}"
-            )
-    if not sum(tasks.values()) > 0:
-        raise UserError("base.tasks: give at least one task a share above 0")
-
-
 def train_base(
     cfg: BaseTrainingConfig,
     model: NanoModel,
     codec: torch.nn.Module,
-    corpus: Corpus,
+    source: PairSource,
     output: Path,
-    seed: int,
     optimizer: torch.optim.Optimizer,
     start: int,
 ) -> None:
@@ -108,26 +115,22 @@ def train_base(
     Args:
         cfg: steps, rates, tasks.
         model: see `start_or_resume`.
-        codec: encodes the pictures.
-        corpus: see `load_corpus`.
+        codec: decodes the pictures of validation.
+        source: of the pairs.
         output: folder of the run.
-        seed: of batches and noise.
         optimizer: of the model, see `start_or_resume`.
         start: steps done already.
 
     Raises:
         UserError: the loss is not finite.
     """
-    latents = encode_corpus(codec, corpus)
-    bank = TokenBank(*model.tokenize(corpus.prompts))
     average, clock = math.nan, time.perf_counter()
-    with tqdm(
-        range(start, cfg.steps), initial=start, total=cfg.steps, desc="base", unit="step"
-    ) as bar:
-        for step in bar:
+    steps = range(start, cfg.steps)
+    with tqdm(steps, initial=start, total=cfg.steps, desc="base", unit="step") as bar:
+        for step, pairs in zip(bar, source.batches(start), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
-            loss = _loss(cfg, model, corpus, latents, bank, seed, step)
+            loss = _loss(cfg, model, pairs)
             if not torch.isfinite(loss):
                 raise UserError(
                     f"the loss of step {step} is {loss.item()}: lower base.lr and resume"
@@ -138,18 +141,12 @@ def train_base(
             if (step + 1) % cfg.log_every == 0:
                 bar.set_postfix(loss=f"{average:.4f}", refresh=False)
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                _log(
-                    output,
-                    {
-                        "step": step + 1,
-                        "loss": average,
-                        "seconds_per_step": seconds / cfg.log_every,
-                    },
-                )
+                pace = seconds / cfg.log_every
+                _log(output, {"step": step + 1, "loss": average, "seconds_per_step": pace})
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 _save(output / CHECKPOINT, model, optimizer, step + 1)
             if (step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps:
-                scores = validate(model, codec, corpus, latents, bank)
+                scores = validate(model, codec, source.held_out(step))
                 _log(output, {"step": step + 1, "validation": scores})
                 bar.write(
                     f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
@@ -163,38 +160,17 @@ def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, cl
     optimizer.zero_grad(set_to_none=True)
 
 
-def _loss(
-    cfg: BaseTrainingConfig,
-    model: NanoModel,
-    corpus: Corpus,
-    latents: Tensor,
-    bank: TokenBank,
-    seed: int,
-    step: int,
-) -> Tensor:
-    """Flow-matching loss of the batch that (seed, step) names; a scalar in fp32."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    names = [name for name in cfg.tasks if name in corpus.tasks]
-    shares = torch.tensor([cfg.tasks[name] for name in names])
-    drawn = torch.multinomial(shares, cfg.batch, replacement=True, generator=generator)
-    rows = torch.stack(
-        [
-            corpus.tasks[names[t]][
-                torch.randint(len(corpus.tasks[names[t]]), (), generator=generator)
-            ]
-            for t in drawn.tolist()
-        ]
-    )
-    context, target = latents[corpus.context[rows]].float(), latents[corpus.target[rows]].float()
+def _loss(cfg: BaseTrainingConfig, model: NanoModel, pairs: LatentPairs) -> Tensor:
+    """Flow-matching loss of a batch; a scalar in fp32."""
+    target, generator = pairs.target, pairs.generator
     noise = torch.randn(target.shape, generator=generator)
-    sigma = draw_sigmas(cfg.batch, "logit_normal", cfg.timestep_mean, cfg.timestep_std, generator)
-    prompts = corpus.prompt[rows]
+    sigma = draw_sigmas(len(target), "logit_normal", cfg.timestep_mean, cfg.timestep_std, generator)
     with torch.autocast("cpu", torch.bfloat16, enabled=cfg.bfloat16):
-        states, pooled = model.encode_text(bank.clip[prompts], bank.t5[prompts])
+        states, pooled = model.encode_text(pairs.clip_ids, pairs.t5_ids)
         velocity = predict_velocity(
             model.transformer,
             add_noise(target, noise, sigma),
-            context,
+            pairs.context,
             states.float(),
             pooled.float(),
             sigma,
@@ -205,38 +181,27 @@ def _loss(
 
 @torch.no_grad()
 def validate(
-    model: NanoModel,
-    codec: torch.nn.Module,
-    corpus: Corpus,
-    latents: Tensor,
-    bank: TokenBank,
-    rows_per_task: int = 64,
-    steps: int = 4,
+    model: NanoModel, codec: torch.nn.Module, held_out: dict[str, HeldOut], steps: int = 4
 ) -> dict[str, float]:
     """Mean squared error in [-1,1] of held-out edits and of no edit at all, a task at a time."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scores: dict[str, float] = {}
-    for task, all_rows in corpus.held_out.items():
-        order = torch.randperm(len(all_rows), generator=torch.Generator().manual_seed(0))
-        rows = all_rows[order[:rows_per_task]]
-        states, pooled = model.encode_text(
-            bank.clip[corpus.prompt[rows]], bank.t5[corpus.prompt[rows]]
-        )
+    for task, pairs in held_out.items():
+        states, pooled = model.encode_text(*model.tokenize(pairs.prompts))
         edited = sample(
             model.transformer,
             scheduler,
-            latents[corpus.context[rows]].float(),
+            encode_images(codec, pairs.context),
             states,
             pooled,
             steps=steps,
             guidance=1.0,
             generator=torch.Generator().manual_seed(0),
         )
-        picture = decode_latents(codec, edited) * 2 - 1
-        target = to_model_range(corpus.pictures[corpus.target[rows]])
-        context = to_model_range(corpus.pictures[corpus.context[rows]])
-        scores[task] = F.mse_loss(picture, target).item()
-        scores[f"{task}_unedited"] = F.mse_loss(context, target).item()
+        picture = decode_latents(codec, edited)
+        # 4: pictures are in [0,1] here, the error is told in [-1,1].
+        scores[task] = 4 * F.mse_loss(picture, pairs.target).item()
+        scores[f"{task}_unedited"] = 4 * F.mse_loss(pairs.context, pairs.target).item()
     return scores
 
 

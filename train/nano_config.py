@@ -1,11 +1,12 @@
 """Typed configuration of the embedded base's pre-training (`train/pretrain_nano.py`)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[float, Field(gt=0, le=1)]
 Width = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
@@ -13,13 +14,49 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class PhotoPairsConfig(_Section):
+    """How pairs are composed from a bank of photos."""
+
+    tasks: dict[Literal["copy", "style", "tint", "recolour", "absent"], Share] = Field(
+        {"copy": 0.05, "style": 0.4, "tint": 0.07, "recolour": 0.42, "absent": 0.06},
+        description="share of each task; absent: a word that is not in the picture, nothing to do",
+    )
+    pasted: tuple[Share, Share, Share] = Field(
+        (0.45, 0.35, 0.2), description="shares of pictures with 0, 1, 2 objects of other photos"
+    )
+    pasted_size: tuple[Size, Size] = Field(
+        (0.3, 0.85), description="least and greatest longer side of a pasted object, in sides"
+    )
+    least_area: float = Field(
+        0.01, description="share of the picture from which an object is named", gt=0, lt=1
+    )
+    word_balance: float = Field(
+        0.5, description="0: every photo is drawn alike; 1: every word", ge=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _draws_something(self) -> "PhotoPairsConfig":
+        if not sum(self.tasks.values()) > 0 or not sum(self.pasted) > 0:
+            raise ValueError("give tasks and pasted at least one share above 0")
+        if self.pasted_size[0] > self.pasted_size[1]:
+            raise ValueError("have a pasted_size that rises")
+        return self
+
+
 class CorpusConfig(_Section):
-    """Where the pre-training pairs come from."""
+    """Where the pre-training pairs come from: scenes drawn beforehand, or a bank of photos."""
 
     manifest: str = Field(
         "data/corpus/manifest.jsonl",
         description="corpus manifest, from `regionroute scenes --pretrain`",
     )
+    bank: str | None = Field(
+        None, description="folder of a bank, from `regionroute bank`, in place of the manifest"
+    )
+    photos: PhotoPairsConfig = Field(
+        PhotoPairsConfig(), description="how pairs are composed from the bank"
+    )
+    workers: int = Field(1, description="processes that compose pairs from the bank", ge=0)
     resolution: int = Field(
         64, description="side of the pictures in pixels, a multiple of 16", ge=32, multiple_of=16
     )
@@ -54,6 +91,11 @@ class ModelConfig(_Section):
     words: str | None = Field(
         None, description="file with further words (one a line) that get a token of their own"
     )
+    sentence_encoder: str | None = Field(
+        None,
+        description="folder of a sentence encoder (BERT): its vocabulary, as a frozen table of "
+        "word vectors, is the T5 encoder's",
+    )
 
     @model_validator(mode="after")
     def _widths_add_up(self) -> "ModelConfig":
@@ -81,9 +123,16 @@ class BaseTrainingConfig(_Section):
         le=1,
     )
     clip: float = Field(1.0, description="gradient-norm clip", gt=0)
+    coarse_resolution: int | None = Field(
+        None,
+        description="side of the pictures in the first steps, when larger ones would be waste",
+        ge=32,
+        multiple_of=16,
+    )
+    coarse_share: float = Field(0.5, description="share of the steps that are coarse", ge=0, lt=1)
     tasks: dict[str, Share] = Field(
         {"copy": 0.1, "style": 0.45, "recolour": 0.4, "tint": 0.05},
-        description="share of each task in a batch",
+        description="share of each task in a batch of scenes (of a bank: corpus.photos.tasks)",
     )
     timestep_mean: float = Field(
         1.5, description="mean of the normal whose sigmoid is the noise level"

@@ -18,10 +18,15 @@ from transformers import (
 )
 
 from regionroute.backbones.patch_codec import PatchCodec
-from regionroute.backbones.tokenizers import build_clip_tokenizer, build_t5_tokenizer
+from regionroute.backbones.tokenizers import (
+    WORD_START,
+    build_clip_tokenizer,
+    build_t5_tokenizer,
+)
 from regionroute.io import numbered_lines, write_json
 from train.folders import replace_folder
 from train.nano_config import ModelConfig
+from train.word_table import WordTable
 
 
 class NanoModel(nn.Module):
@@ -31,15 +36,25 @@ class NanoModel(nn.Module):
         cfg: sizes.
         latent_channels: of the codec; the transformer sees four times as many a token.
         words: words that get a token of their own.
+        table: word vectors that the T5 encoder starts from and never changes; None: its own.
     """
 
-    def __init__(self, cfg: ModelConfig, latent_channels: int, words: Sequence[str]) -> None:
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        latent_channels: int,
+        words: Sequence[str],
+        table: WordTable | None = None,
+    ) -> None:
         super().__init__()
         self.length = cfg.text_length
+        known, pieces = (words, ()) if table is None else (table.words, table.pieces)
         self.tokenizer: CLIPTokenizer = build_clip_tokenizer(words, cfg.text_length)
-        self.tokenizer_2: T5TokenizerFast = build_t5_tokenizer(words, cfg.text_length)
+        self.tokenizer_2: T5TokenizerFast = build_t5_tokenizer(known, cfg.text_length, pieces)
         self.text_encoder = CLIPTextModel(_clip_config(cfg, self.tokenizer))
         self.text_encoder_2 = T5EncoderModel(_t5_config(cfg, len(self.tokenizer_2)))
+        if table is not None:
+            _set_vectors(self.text_encoder_2, self.tokenizer_2, table)
         self.transformer = FluxTransformer2DModel(
             in_channels=4 * latent_channels,
             num_layers=cfg.num_layers,
@@ -128,6 +143,15 @@ def save_base(
     write_json(partial / "regionroute.json", settings)
     (partial / "README.md").write_text(card, encoding="utf-8")
     replace_folder(partial, folder)
+
+
+def _set_vectors(encoder: T5EncoderModel, tokenizer: T5TokenizerFast, table: WordTable) -> None:
+    """Put the table into the encoder's embedding and freeze it; other tokens keep theirs."""
+    tokens = [WORD_START + word for word in table.words] + table.pieces
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids(tokens))
+    embedding = encoder.get_input_embeddings()
+    embedding.weight.data[ids] = table.vectors
+    embedding.weight.requires_grad_(False)
 
 
 def _initialise(transformer: FluxTransformer2DModel) -> None:

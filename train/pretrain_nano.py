@@ -11,15 +11,19 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
 from regionroute.errors import Parser, command
 from regionroute.io import check_output_folder
-from train.nano_base import check_tasks, start_or_resume, train_base
+from train.nano_base import PairSource, start_or_resume, train_base
 from train.nano_config import PretrainConfig
-from train.nano_corpus import Corpus, load_corpus, to_model_range
+from train.nano_corpus import load_corpus, to_model_range
 from train.nano_model import NanoModel, save_base, vocabulary
+from train.nano_sources import PhotoSource, SceneSource, bank_pictures, prompts_of
+from train.photo_bank import PhotoBank
+from train.word_table import WordTable, word_table
 
 
 @command
@@ -40,25 +44,48 @@ def main(argv: list[str] | None = None) -> int:
     output = Path(cfg.output)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    corpus = load_corpus(cfg.corpus, output / "pictures.pt")
-    check_tasks(cfg.base.tasks, corpus)
     torch.manual_seed(cfg.seed)
-    words = vocabulary(corpus.prompts, cfg.model.words)
-    model = NanoModel(cfg.model, cfg.codec.latent_channels, words)
+    if cfg.corpus.bank is not None:
+        return _pretrain_on_photos(cfg, output)
+    corpus = load_corpus(cfg.corpus, output / "pictures.pt")
+    model = NanoModel(cfg.model, cfg.codec.latent_channels, *_words(cfg, corpus.prompts, output))
+    stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
+    codec = fit_codec(cfg, corpus.pictures[::stride])
+    source = SceneSource(cfg.base, corpus, codec, model, cfg.seed)
+    return _train(cfg, model, codec, source, output)
+
+
+def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
+    bank = PhotoBank(str(cfg.corpus.bank))
+    words = _words(cfg, prompts_of(bank), output)
+    model = NanoModel(cfg.model, cfg.codec.latent_channels, *words)
+    codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures))
+    return _train(cfg, model, codec, PhotoSource(cfg, codec, model), output)
+
+
+def _words(
+    cfg: PretrainConfig, prompts: list[str], output: Path
+) -> tuple[list[str], WordTable | None]:
+    words = vocabulary(prompts, cfg.model.words)
+    encoder = cfg.model.sentence_encoder
+    return words, encoder and word_table(encoder, words, cfg.model.text_dim, output)
+
+
+def _train(
+    cfg: PretrainConfig, model: NanoModel, codec: PatchCodec, source: PairSource, output: Path
+) -> int:
     optimizer, start = start_or_resume(cfg.base, model, output)
     save_config(cfg, output)  # only now: a refused run leaves the earlier one's
-    codec = fit_codec(cfg, corpus)
-    train_base(cfg.base, model, codec, corpus, output, cfg.seed, optimizer, start)
+    train_base(cfg.base, model, codec, source, output, optimizer, start)
     save_base(model, codec, output / "base", cfg.corpus.resolution, cfg.edit_steps, _card(cfg))
     print(f"base saved in {output / 'base'}")
     return 0
 
 
-def fit_codec(cfg: PretrainConfig, corpus: Corpus) -> PatchCodec:
-    """The patch codec, fitted to pictures spread evenly over the corpus."""
+def fit_codec(cfg: PretrainConfig, pictures: Tensor) -> PatchCodec:
+    """The patch codec, fitted to uint8 pictures [P,3,S,S]."""
     codec = PatchCodec(latent_channels=cfg.codec.latent_channels)
-    stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
-    codec.fit(to_model_range(corpus.pictures[::stride]))
+    codec.fit(to_model_range(pictures))
     return codec.eval().requires_grad_(False)
 
 

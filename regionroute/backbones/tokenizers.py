@@ -26,11 +26,13 @@ from transformers import CLIPTokenizer, T5TokenizerFast
 WORD_START = "▁"  # sentencepiece's mark of a word's beginning
 WORD_END = "</w>"  # CLIP's mark of a word's end
 # Unigram scores are log probabilities: one whole word must beat any split of it.
-WORD_SCORE, LETTER_SCORE = -4.0, -10.0
+WORD_SCORE, PIECE_SCORE, LETTER_SCORE = -4.0, -5.0, -10.0
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_t5_tokenizer(words: Sequence[str], max_length: int) -> T5TokenizerFast:
+def build_t5_tokenizer(
+    words: Sequence[str], max_length: int, pieces: Sequence[str] = ()
+) -> T5TokenizerFast:
     """A T5 tokenizer (Unigram) that knows ``words`` and falls back to letters.
 
     Upper case and accents are folded ("PIXEL-Art" and "pixel-art" are the same tokens) while
@@ -39,17 +41,19 @@ def build_t5_tokenizer(words: Sequence[str], max_length: int) -> T5TokenizerFast
     Args:
         words: whole pieces without spaces, for example "square" or "pixel-art".
         max_length: ``model_max_length``.
+        pieces: parts of words, without spaces, that may follow another; they come before letters.
 
     Returns:
         A tokenizer that ``T5TokenizerFast.from_pretrained`` reloads unchanged.
     """
     characters = string.ascii_lowercase + string.digits + string.punctuation
     known = [WORD_START + word.lower() for word in dict.fromkeys(words)]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (WORD_START, LETTER_SCORE)]
-    pieces += [(character, LETTER_SCORE) for character in characters]
-    pieces += [(piece, WORD_SCORE) for piece in dict.fromkeys(known)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (WORD_START, LETTER_SCORE)]
+    vocabulary += [(character, LETTER_SCORE) for character in characters]
+    vocabulary += [(piece, WORD_SCORE) for piece in dict.fromkeys(known)]
+    vocabulary += [(piece, PIECE_SCORE) for piece in dict.fromkeys(pieces) if len(piece) > 1]
     return T5TokenizerFast(
-        vocab=pieces,
+        vocab=vocabulary,
         _spm_precompiled_charsmap=_case_folding_map(),
         extra_ids=0,
         model_max_length=max_length,

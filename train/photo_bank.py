@@ -1,0 +1,320 @@
+"""A bank of photos, read for pre-training, and pairs composed from it.
+
+The bank (`regionroute bank`) holds photos, masks, words and every photo in every style and colour.
+A pair starts from a photo and may get objects of other photos pasted over it, so that words must
+be told apart in one picture; what the instruction asks for is composed from the renderings in the
+same way. A pair depends on its generator alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Generator, Tensor
+
+from regionroute.errors import UserError
+from regionroute.io import read_json
+from train.nano_config import PhotoPairsConfig
+
+COPY_PROMPTS = ("keep the image unchanged", "keep all areas unchanged", "keep the photo unchanged")
+STYLE_PROMPTS = (
+    "make the image in {look} style",
+    "make the photo in {look} style",
+    "turn the image into {look} style",
+)
+TINT_PROMPTS = ("make the image {look}", "paint the photo {look}", "turn the image {look}")
+RECOLOUR_PROMPTS = (
+    "make the {word} {look}, keep other area unchanged",
+    "paint the {word} {look}, keep other area unchanged",
+    "turn the {word} {look}, keep other area unchanged",
+)
+TASKS = ("copy", "style", "tint", "recolour", "absent")
+PHOTO = "photos"  # the rendering that is none
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One instruction with its pictures.
+
+    Attributes:
+        context, target: [3,S,S] in [0,1].
+        prompt: the instruction.
+        task: one of `TASKS`.
+    """
+
+    context: Tensor
+    target: Tensor
+    prompt: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A photo of the bank, placed in a picture.
+
+    Attributes:
+        photo: its number.
+        cover: [1,S,S] in [0,1], where it lies over what is below.
+        objects: word -> mask [1,S,S] of its objects as placed, before others cover them.
+        place: how its pixels get there, for `PhotoBank.placed`.
+    """
+
+    photo: int
+    cover: Tensor
+    objects: dict[str, Tensor]
+    place: Placement
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Crop (rows, columns) of a square, mirrored or not, scaled to a window of the picture."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    mirrored: bool
+    window: tuple[int, int, int, int]  # top, left, height, width in the picture
+
+
+class PhotoBank:
+    """Pictures of a bank, opened when first asked for, so that worker processes share the file.
+
+    Args:
+        folder: of `regionroute bank`.
+
+    Raises:
+        UserError: no bank lies there, or it is not complete.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        index = self._index()
+        self.side: int = index["side"]
+        self.photos: list[dict[str, Any]] = index["photos"]
+        self.renderings: dict[str, dict[str, str]] = index["renderings"]
+        counts = [len(row["words"]) for row in self.photos]
+        self.first_mask = [sum(counts[:i]) for i in range(len(counts))]
+        self._open: dict[str, Any] = {}
+
+    def _index(self) -> dict[str, Any]:
+        path = self.folder / "bank.json"
+        if not path.exists():
+            raise UserError(f"{self.folder}: no bank lies here, make one with `regionroute bank`")
+        index = read_json(path)
+        if not isinstance(index, dict) or not {"side", "photos", "renderings"} <= set(index):
+            raise UserError(f"{path}: this is not the index of a bank, make it again")
+        for name in (PHOTO, *index["renderings"]):
+            if not (self.folder / f"{name}.safetensors").exists():
+                raise UserError(
+                    f"{self.folder}: {name}.safetensors is missing, run `regionroute bank` again"
+                )
+        return index
+
+    def names(self, kind: str) -> list[str]:
+        """Renderings of a kind: "style" or "colour"."""
+        return [name for name, row in self.renderings.items() if row["kind"] == kind]
+
+    def split(self, name: str) -> list[int]:
+        """Numbers of the photos of a split."""
+        return [i for i, row in enumerate(self.photos) if row["split"] == name]
+
+    def picture(self, rendering: str, photo: int) -> Tensor:
+        """[3,S,S] in [0,1]."""
+        pixels: Tensor = self._file(rendering).get_slice("pictures")[photo]
+        return pixels.float() / 255
+
+    def masks(self, photo: int) -> Tensor:
+        """[N,S,S] in {0,1}, in the order of the photo's words."""
+        first = self.first_mask[photo]
+        last = first + len(self.photos[photo]["words"])
+        pixels: Tensor = self._file(PHOTO).get_slice("masks")[first:last]
+        return pixels.float()
+
+    def placed(self, rendering: str, photo: int, place: Placement, side: int) -> Tensor:
+        """A photo's rendering where `place` puts it, zero elsewhere: [3,side,side]."""
+        return put(self.picture(rendering, photo), place, side)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            path = self.folder / f"{name}.safetensors"
+            try:
+                self._open[name] = safe_open(path, "pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{path} cannot be read ({error}): remove it and run `regionroute bank` again"
+                ) from error
+        return self._open[name]
+
+
+def put(picture: Tensor, place: Placement, side: int) -> Tensor:
+    """[C,S,S] cropped, mirrored, scaled and set into zeros [C,side,side]."""
+    part = picture[:, slice(*place.rows), slice(*place.columns)]
+    if place.mirrored:
+        part = part.flip(-1)
+    top, left, height, width = place.window
+    if part.shape[-2:] != (height, width):
+        part = F.interpolate(part[None], (height, width), mode="bilinear", antialias=True)[0]
+    out = picture.new_zeros(len(picture), side, side)
+    out[:, top : top + height, left : left + width] = part
+    return out
+
+
+class PairMaker:
+    """Composes pairs from the photos of one split.
+
+    Args:
+        bank: the photos.
+        split: "train" or "test".
+        side: of the pictures in pixels, at most the bank's.
+        cfg: what pairs are made of.
+
+    Raises:
+        UserError: the split holds no photo, the bank is too small, or an unknown task.
+    """
+
+    def __init__(self, bank: PhotoBank, split: str, side: int, cfg: PhotoPairsConfig) -> None:
+        self.bank, self.side, self.cfg = bank, side, cfg
+        self.members = bank.split(split)
+        if not self.members:
+            raise UserError(f"{bank.folder}: the split {split!r} of this bank holds no photo")
+        if side > bank.side:
+            raise UserError(
+                f"{bank.folder}: its squares are of {bank.side} px, corpus.resolution is {side}"
+            )
+        counts: dict[str, int] = {}
+        for photo in self.members:
+            for word in bank.photos[photo]["words"]:
+                counts[word] = counts.get(word, 0) + 1
+        # Between "every photo alike" and "every word alike": the bank has hundreds of cats.
+        self.weights = torch.tensor(
+            [
+                max(counts[word] ** -cfg.word_balance for word in bank.photos[photo]["words"])
+                for photo in self.members
+            ]
+        )
+        self.words = sorted(counts)
+        self.tasks = list(cfg.tasks)
+        self.shares = torch.tensor([cfg.tasks[task] for task in self.tasks])
+
+    def pair(self, generator: Generator, task: str | None = None) -> Pair:
+        """One pair; its task is drawn too unless given."""
+        task = task or self.tasks[int(torch.multinomial(self.shares, 1, generator=generator))]
+        layers = self._layers(generator)
+        context = self._compose(PHOTO, layers)
+        if task == "copy":
+            return Pair(context, context, _one_of(COPY_PROMPTS, generator), task)
+        if task in ("style", "tint"):
+            look = _one_of(self.bank.names("style" if task == "style" else "colour"), generator)
+            wording = _one_of(STYLE_PROMPTS if task == "style" else TINT_PROMPTS, generator)
+            prompt = wording.format(look=self.bank.renderings[look]["words"])
+            return Pair(context, self._compose(look, layers), prompt, task)
+        return self._named(context, layers, generator, absent=task == "absent")
+
+    def _named(
+        self, context: Tensor, layers: list[Layer], generator: Generator, *, absent: bool
+    ) -> Pair:
+        """An object recoloured, or one that is not there asked for: then nothing changes."""
+        visible = _visible(layers)
+        look = _one_of(self.bank.names("colour"), generator)
+        if absent:
+            # A bank of one word has none that could be absent: any will do where nothing is done.
+            words = [word for word in self.words if word not in visible] or ["unicorn"]
+        else:
+            least = self.cfg.least_area
+            words = [word for word, mask in visible.items() if mask.mean() >= least]
+            words = words or [max(visible, key=lambda word: float(visible[word].mean()))]
+        word = _one_of(words, generator)
+        mask = visible.get(word, torch.zeros(1, self.side, self.side))
+        painted = self._compose(look, layers)
+        prompt = _one_of(RECOLOUR_PROMPTS, generator).format(
+            word=word, look=self.bank.renderings[look]["words"]
+        )
+        target = mask * painted + (1 - mask) * context
+        return Pair(context, target, prompt, "absent" if absent else "recolour")
+
+    def _layers(self, generator: Generator) -> list[Layer]:
+        """A photo and, over it, objects of others with words of their own."""
+        chosen = [self.members[int(torch.multinomial(self.weights, 1, generator=generator))]]
+        pasted = int(torch.multinomial(torch.tensor(self.cfg.pasted), 1, generator=generator))
+        layers = [self._whole(chosen[0], generator)]
+        for _ in range(pasted):
+            photo = self.members[int(torch.multinomial(self.weights, 1, generator=generator))]
+            words = {word for layer in layers for word in layer.objects}
+            layer = self._cut_out(photo, generator)
+            if layer is not None and not words & set(layer.objects):
+                layers.append(layer)
+        return layers
+
+    def _whole(self, photo: int, generator: Generator) -> Layer:
+        side, spare = self.side, self.bank.side - self.side
+        top, left = (_below(spare + 1, generator) for _ in range(2))
+        place = Placement(
+            (top, top + side), (left, left + side), _flip(generator), (0, 0, side, side)
+        )
+        masks = put(self.bank.masks(photo), place, side)
+        words = self.bank.photos[photo]["words"]
+        return Layer(photo, torch.ones(1, side, side), _by_word(words, masks), place)
+
+    def _cut_out(self, photo: int, generator: Generator) -> Layer | None:
+        """One object of a photo, somewhere in the picture; None if it is unfit to be cut out."""
+        masks = self.bank.masks(photo)
+        number = _below(len(masks), generator)
+        mask = masks[number : number + 1]
+        rows = mask[0].any(1).nonzero().flatten()
+        columns = mask[0].any(0).nonzero().flatten()
+        box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+        height, width = box[1] - box[0], box[3] - box[2]
+        low, high = self.cfg.pasted_size
+        longer = (low + (high - low) * float(torch.rand((), generator=generator))) * self.side
+        scale = longer / max(height, width)
+        size = (max(4, round(height * scale)), max(4, round(width * scale)))
+        corner = [_below(self.side - length + 1, generator) for length in size]
+        if mask.mean() < self.cfg.least_area:
+            return None
+        place = Placement(box[:2], box[2:], _flip(generator), (*corner, *size))
+        cover = put(mask, place, self.side)
+        word = self.bank.photos[photo]["words"][number]
+        return Layer(photo, cover, {word: (cover > 0.5).float()}, place)
+
+    def _compose(self, rendering: str, layers: list[Layer]) -> Tensor:
+        picture = torch.zeros(3, self.side, self.side)
+        for layer in layers:
+            pixels = self.bank.placed(rendering, layer.photo, layer.place, self.side)
+            picture = layer.cover * pixels + (1 - layer.cover) * picture
+        return picture
+
+
+def _visible(layers: list[Layer]) -> dict[str, Tensor]:
+    """Word -> mask of what is left of its object under later layers."""
+    visible: dict[str, Tensor] = {}
+    for number, layer in enumerate(layers):
+        hidden = torch.zeros_like(layer.cover)
+        for later in layers[number + 1 :]:
+            hidden = torch.maximum(hidden, (later.cover > 0.5).float())
+        for word, mask in layer.objects.items():
+            visible[word] = mask * (1 - hidden)
+    return visible
+
+
+def _by_word(words: list[str], masks: Tensor) -> dict[str, Tensor]:
+    """Masks of the same word together."""
+    found: dict[str, Tensor] = {}
+    for word, mask in zip(words, masks, strict=True):
+        found[word] = torch.maximum(found[word], mask[None]) if word in found else mask[None]
+    return found
+
+
+def _below(limit: int, generator: Generator) -> int:
+    return int(torch.randint(max(1, limit), (), generator=generator))
+
+
+def _flip(generator: Generator) -> bool:
+    return bool(torch.rand((), generator=generator) < 0.5)
+
+
+def _one_of(options: Any, generator: Generator) -> Any:
+    return options[_below(len(options), generator)]
