@@ -73,7 +73,7 @@ def build(
     limit: int | None = None,
     workers: int | None = None,
     encoder: str | None = None,
-    in_turn: bool = False,
+    styles_per_photo: int | None = None,
 ) -> BuildReport:
     """Make every (photo, object, style) pair of a source.
 
@@ -86,7 +86,7 @@ def build(
         limit: only the first so many photos.
         workers: processes, None to choose.
         encoder: an image encoder that picks an example picture for each sample, None for none.
-        in_turn: each photo in one style only, the photos taking turns.
+        styles_per_photo: each photo in so many of the styles only, which take turns; None: in all.
 
     Returns:
         The samples, and what was rejected and why.
@@ -98,7 +98,7 @@ def build(
     rejected = [*source.rejected, *doubles]
     _prepare(out)
     built = [Look(entry, entry.build()) for entry in styles]
-    plan = {job.hash: [built[i % len(built)]] if in_turn else built for i, job in enumerate(jobs)}
+    plan = {job.hash: _turn(built, i, styles_per_photo) for i, job in enumerate(jobs)}
     results = _run(jobs, out, plan, settings, workers)
     samples, alike = _distinct(jobs, results, settings.limits.max_alike)
     found = [item for result in results for item in result.rejected] + alike
@@ -231,6 +231,14 @@ def _prepare(out: Path) -> None:
         for path in folder.glob(".*") if folder.is_dir() else ():
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+
+
+def _turn(looks: Sequence[Look], number: int, count: int | None) -> list[Look]:
+    """The styles whose turn it is at a photo, in their own order; all without a count."""
+    if count is None or count >= len(looks):
+        return list(looks)
+    chosen = {(number * count + turn) % len(looks) for turn in range(count)}
+    return [looks[i] for i in sorted(chosen)]
 
 
 def _run(

@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         limit=args.limit,
         workers=args.workers,
         encoder=args.references,
+        styles_per_photo=args.styles_per_photo,
     )
     print(_summary(report))
     return 0
@@ -88,10 +89,11 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses what cannot be meant."""
     if not 0 <= args.split_val <= 1:
         raise UserError(f"--split-val is {args.split_val}: give a share from 0 to 1")
-    for name in ("limit", "workers", "preview"):
+    for name in ("limit", "workers", "preview", "styles_per_photo"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}: give 1 or more")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {value}: give 1 or more")
     if args.workers is not None and args.workers > MOST_WORKERS:
         raise UserError(f"--workers is {args.workers}: the most are {MOST_WORKERS}")
     if args.labels is None and args.images is None:
@@ -149,6 +151,8 @@ def _parser() -> Parser:
         help=f"styles file, or one that comes with the package: {packaged} (default: %(default)s)",
     )
     add("--only", metavar="A,B", help="only these styles of the file")
+    turns = "each photo in N of the styles, which take turns (default: in all)"
+    add("--styles-per-photo", type=int, metavar="N", help=turns)
     add("--out", required=True, metavar="DIR", help="folder of the data set")
     add("--limit", type=int, metavar="N", help="only the first N photos")
     usual = "(default: %(default)s)"

@@ -42,7 +42,7 @@ def preview(
         out / "preview",
         small,
         workers=1,
-        in_turn=True,
+        styles_per_photo=1,
     )
     page = report.manifest.with_name(FILE_NAME)
     return (

@@ -68,7 +68,7 @@ def parser() -> Parser:
     add("--top", type=int, default=4, help="heads at most (4)")
     add("--seed", type=int, default=0, help="of the draw of pictures and of the noise (0)")
     add("--batch-size", type=int, default=8, help="pictures of one size at a time (8)")
-    add("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
+    add("--base", default="nano", help="embedded name, Kontext folder or hub id (nano)")
     add("--device", help="cpu, cuda, cuda:1, … (cuda where there is one)")
     add(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",

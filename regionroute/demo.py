@@ -23,6 +23,7 @@ from regionroute.errors import Parser, UserError, command
 from regionroute.io import check_output_folder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+BASE = "nano"  # that of the config
 CONFIG = ROOT / "configs" / "nano.yaml"
 # The two arms of the comparison, and the base as it comes; equal but for the supervision.
 ARMS = {"without": ("supervision.focus=0", "supervision.cover=0"), "with": ()}
@@ -148,7 +149,8 @@ def _train(
 def _edit(watch: Stopwatch, args: argparse.Namespace, out: Path, method: str) -> None:
     arm, mode = METHODS[method]
     chosen = ["--experts", str(out / arm / "experts")] if arm else ["--zero-shot"]
-    arguments = ["--manifest", str(out / "scenes"), "--split", "test", *chosen, "--mode", mode]
+    chosen += ["--base", BASE, "--mode", mode]
+    arguments = ["--manifest", str(out / "scenes"), "--split", "test", *chosen]
     arguments += ["--out-dir", str(out / "edits" / method), "--seed", str(args.seed)]
     watch.run(
         f"edits, {method}", ["-m", "regionroute.cli", "edit", *arguments, "--batch-size", "16"]

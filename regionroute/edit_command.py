@@ -113,7 +113,10 @@ def parser() -> Parser:
     )
     _add_how(parser)
     model = parser.add_argument_group("model")
-    model.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
+    model.add_argument(
+        "--base", help="nano-photos, nano (scenes), a Kontext folder or a hub id (that of the "
+        "experts, else nano-photos)",
+    )  # fmt: skip
     model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
     model.add_argument("--zero-shot", action="store_true", help="the base alone, any style word")
     model.add_argument("--steps", type=int, help="model calls for one edit (the base's own)")

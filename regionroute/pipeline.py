@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from regionroute.adapters import ExpertRegistry, load_experts, read_registry
 from regionroute.backbones.kontext import Backbone, load_backbone
-from regionroute.backbones.source import resolve
+from regionroute.bundled import bundled_experts, usual_base
 from regionroute.config import RoutingConfig
 from regionroute.edit_facts import common, describe
 from regionroute.errors import UserError
@@ -32,9 +31,6 @@ from regionroute.request import EditOptions, EditPlan, EditRequest, Mode, plan_c
 from regionroute.routing import composite, pixel_gates
 from regionroute.sampler import Sampler, Task, gates_of_regions, given_regions
 from regionroute.styles import Styles
-
-# Of a base's folder: experts that come with it, chosen by name, and by an example picture.
-EXPERTS_FOLDER, BY_EXAMPLE_FOLDER = "experts", "experts_by_example"
 
 
 @dataclass
@@ -270,7 +266,7 @@ class Editor:
 
 
 def load_editor(
-    base: str = "nano",
+    base: str | None = None,
     experts: str | PathLike[str] | None = "auto",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -278,7 +274,8 @@ def load_editor(
     """Loads a base with experts.
 
     Args:
-        base: see :func:`regionroute.backbones.kontext.load_backbone`.
+        base: see :func:`regionroute.backbones.kontext.load_backbone`; None: the one that the
+            experts were trained on, without a folder of experts the embedded one for photos.
         experts: their folder; ``auto`` takes the folder that comes with the base,
             ``by_example`` the one for example pictures; None edits zero-shot, with the base alone.
         dtype: of the networks.
@@ -287,6 +284,7 @@ def load_editor(
     Raises:
         UserError: base or experts cannot be loaded.
     """
+    base = base or usual_base(experts)
     if experts in ("auto", "by_example"):
         experts = bundled_experts(base, by_example=experts == "by_example")
     if experts is not None:
@@ -294,36 +292,12 @@ def load_editor(
     return Editor(load_backbone(base, dtype, device), experts)
 
 
-def bundled_experts(base: str, *, by_example: bool = False) -> Path:
-    """The experts that come with a base, in its folder ``experts`` or ``experts_by_example``.
-
-    Args:
-        base: see :func:`load_editor`.
-        by_example: those that take the style from an example picture.
-
-    Raises:
-        UserError: there are none.
-    """
-    source = resolve(base)
-    name = BY_EXAMPLE_FOLDER if by_example else EXPERTS_FOLDER
-    folder = source / name if isinstance(source, Path) else None
-    if folder is not None and (folder / "experts.json").is_file():
-        return folder
-    kind = "experts that take an example picture" if by_example else "experts"
-    train = "experts.router=similarity " if by_example else ""
-    zero_shot = "" if by_example else ", or pass --zero-shot to use the base alone"
-    raise UserError(
-        f"base {base} comes without {kind}: train some with `python train/run.py {train}"
-        f"base.name={base}` and pass --experts DIR{zero_shot}"
-    )
-
-
 def edit(
     image: Tensor,
     object: str,
     style: str = "",
     *,
-    base: str = "nano",
+    base: str | None = None,
     experts: str | PathLike[str] | None = "auto",
     device: str | torch.device = "cpu",
     **options: Any,

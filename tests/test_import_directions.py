@@ -28,7 +28,7 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"flow", "styles"},
     {"routing", "request"},
     {"backbones", "region_maps"},
-    {"expert_settings", "planning"},
+    {"expert_settings", "planning", "bundled"},
     {"sampler"},
     {"calibration", "edit_facts"},
     {"pipeline"},

@@ -1,4 +1,4 @@
-"""The embedded base: a small Kontext pipeline that comes with the package."""
+"""The embedded bases: small Kontext pipelines that come with the package."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from pathlib import Path
 
 from regionroute.errors import UserError
 
-NAME = "nano"
+SCENES = "nano"  # 64 px, procedural scenes: the laboratory of demo, tests and studies
+PHOTOS = "nano-photos"  # 128 px, photos
+NAMES = (SCENES, PHOTOS)
+USUAL = SCENES  # where none is named
 
 
-def nano_folder() -> Path:
-    """The packaged base, a complete diffusers ``FluxKontextPipeline`` folder.
+def nano_folder(name: str = SCENES) -> Path:
+    """A packaged base, a complete diffusers ``FluxKontextPipeline`` folder.
+
+    Args:
+        name: one of `NAMES`.
 
     Raises:
         UserError: the installation lacks its weights.
     """
-    folder = Path(str(resources.files("regionroute.backbones"))) / NAME
+    folder = Path(str(resources.files("regionroute.backbones"))) / name.replace("-", "_")
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"the embedded base nano has no files at {folder}: reinstall the package, or make it "
-            "with `python train/pretrain_nano.py`"
+            f"the embedded base {name} has no files at {folder}: reinstall the package, or make "
+            "it with `python train/pretrain_nano.py`"
         )
     return folder

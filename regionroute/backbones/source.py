@@ -63,8 +63,8 @@ def resolve(spec: str) -> Path | str:
     Raises:
         UserError: neither an embedded name, nor a Kontext folder, nor the form of a hub id.
     """
-    if spec == nano.NAME:
-        embedded = nano.nano_folder()
+    if spec in nano.NAMES:
+        embedded = nano.nano_folder(spec)
         _check_folder(embedded)
         return embedded
     folder = Path(spec).expanduser()
@@ -75,8 +75,8 @@ def resolve(spec: str) -> Path | str:
         raise UserError(f"base {spec}: this is a file; give the folder that has model_index.json")
     if not is_hub_id(spec):
         raise UserError(
-            f"base {spec!r}: no such folder; give `nano`, a folder with model_index.json, or a hub "
-            "id such as black-forest-labs/FLUX.1-Kontext-dev"
+            f"base {spec!r}: no such folder; give {' or '.join(nano.NAMES)}, a folder with "
+            "model_index.json, or a hub id such as black-forest-labs/FLUX.1-Kontext-dev"
         )
     return spec
 

@@ -376,3 +376,17 @@ def test_real_photos_with_either_form_of_labels(assets, tmp_path, folder, photos
         difference = (manifest.target(sample) - manifest.context(sample)).abs()
         assert (difference * (1 - mask)).max() == 0
         assert (difference * mask).sum() / (3 * mask.sum()) > 0.05
+
+
+def test_styles_take_turns_over_the_photos(photos, tmp_path):
+    names = ("pixel-art", "cyberpunk", "line-art")
+    report = run(photos, tmp_path / "out", names, styles_per_photo=2)
+
+    looks = {}
+    for sample in report.samples:
+        looks.setdefault(sample.provenance["photo"], []).append(sample.regions[0].style)
+    turns = [set(styles) for styles in looks.values()]
+    assert turns == [
+        {"pixel-art", "cyberpunk"}, {"line-art", "pixel-art"}, {"cyberpunk", "line-art"},
+        {"pixel-art", "cyberpunk"},
+    ]  # fmt: skip

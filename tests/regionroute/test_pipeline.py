@@ -14,12 +14,12 @@ from torch import Tensor
 
 from regionroute.attention import combine_maps, region_map
 from regionroute.backbones.kontext import Backbone, load_backbone
+from regionroute.bundled import bundled_experts
 from regionroute.errors import UserError
 from regionroute.flow import draw_noise
 from regionroute.latents import pack
 from regionroute.pipeline import (
     Editor,
-    bundled_experts,
     edit,
     load_editor,
     resize,

@@ -21,9 +21,10 @@ from regionroute.adapters.style_encoder import (
     save_style_encoder,
 )
 from regionroute.backbones.kontext import Backbone, load_backbone
+from regionroute.bundled import bundled_experts
 from regionroute.errors import UserError
 from regionroute.io import write_image
-from regionroute.pipeline import Editor, bundled_experts
+from regionroute.pipeline import Editor
 from regionroute.prompts import Prompt, build_prompt, with_style
 from regionroute.styles import Styles
 
