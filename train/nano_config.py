@@ -18,7 +18,7 @@ class PhotoPairsConfig(_Section):
     """How pairs are composed from a bank of photos."""
 
     tasks: dict[Literal["copy", "style", "tint", "recolour", "absent"], Share] = Field(
-        {"copy": 0.05, "style": 0.4, "tint": 0.07, "recolour": 0.42, "absent": 0.06},
+        {"copy": 0.04, "style": 0.46, "tint": 0.06, "recolour": 0.38, "absent": 0.06},
         description="share of each task; absent: a word that is not in the picture, nothing to do",
     )
     pasted: tuple[Share, Share, Share] = Field(
@@ -29,6 +29,13 @@ class PhotoPairsConfig(_Section):
     )
     least_area: float = Field(
         0.01, description="share of the picture from which an object is named", gt=0, lt=1
+    )
+    twins: float = Field(
+        0.7,
+        description="share of recoloured objects that are followed by the same picture and another "
+        "word",
+        ge=0,
+        le=1,
     )
     word_balance: float = Field(
         0.5, description="0: every photo is drawn alike; 1: every word", ge=0, le=1

@@ -158,7 +158,7 @@ class _Batches(Dataset[_Pictures]):
 
     def __getitem__(self, step: int) -> _Pictures:
         generator = step_generator(self.cfg.seed + 1, step)
-        pairs = [self.maker.pair(generator) for _ in range(self.cfg.base.batch)]
+        pairs = self.maker.pairs(generator, self.cfg.base.batch)
         side = side_at(self.cfg, step)
         return _Pictures(
             step,

@@ -45,12 +45,14 @@ class Pair:
         context, target: [3,S,S] in [0,1].
         prompt: the instruction.
         task: one of `TASKS`.
+        word: the object it names; empty where it names none.
     """
 
     context: Tensor
     target: Tensor
     prompt: str
     task: str
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,41 +202,64 @@ class PairMaker:
         self.tasks = list(cfg.tasks)
         self.shares = torch.tensor([cfg.tasks[task] for task in self.tasks])
 
+    def pairs(self, generator: Generator, count: int) -> list[Pair]:
+        """Pairs of a batch.
+
+        An object that is recoloured may be followed by a twin: the same picture, another word, of
+        another object in it or of none. What the two have in common then says nothing about the
+        word, so that it must be read.
+        """
+        found: list[Pair] = []
+        while len(found) < count:
+            layers = self._layers(generator)
+            pair = self._pair(self._task(generator), layers, generator)
+            found.append(pair)
+            twin = float(torch.rand((), generator=generator)) < self.cfg.twins
+            if pair.task == "recolour" and twin and len(found) < count:
+                others = [word for word in self._large(layers) if word != pair.word]
+                found.append(self._named(layers, others, generator))
+        return found
+
     def pair(self, generator: Generator, task: str | None = None) -> Pair:
         """One pair; its task is drawn too unless given."""
-        task = task or self.tasks[int(torch.multinomial(self.shares, 1, generator=generator))]
         layers = self._layers(generator)
+        return self._pair(task or self._task(generator), layers, generator)
+
+    def _task(self, generator: Generator) -> str:
+        return self.tasks[int(torch.multinomial(self.shares, 1, generator=generator))]
+
+    def _pair(self, task: str, layers: list[Layer], generator: Generator) -> Pair:
+        if task in ("recolour", "absent"):
+            words = [] if task == "absent" else self._large(layers)
+            return self._named(layers, words, generator)
         context = self._compose(PHOTO, layers)
         if task == "copy":
             return Pair(context, context, _one_of(COPY_PROMPTS, generator), task)
-        if task in ("style", "tint"):
-            look = _one_of(self.bank.names("style" if task == "style" else "colour"), generator)
-            wording = _one_of(STYLE_PROMPTS if task == "style" else TINT_PROMPTS, generator)
-            prompt = wording.format(look=self.bank.renderings[look]["words"])
-            return Pair(context, self._compose(look, layers), prompt, task)
-        return self._named(context, layers, generator, absent=task == "absent")
+        look = _one_of(self.bank.names("style" if task == "style" else "colour"), generator)
+        wording = _one_of(STYLE_PROMPTS if task == "style" else TINT_PROMPTS, generator)
+        prompt = wording.format(look=self.bank.renderings[look]["words"])
+        return Pair(context, self._compose(look, layers), prompt, task)
 
-    def _named(
-        self, context: Tensor, layers: list[Layer], generator: Generator, *, absent: bool
-    ) -> Pair:
-        """An object recoloured, or one that is not there asked for: then nothing changes."""
+    def _large(self, layers: list[Layer]) -> list[str]:
+        """Words of the objects that are large enough to be named, at least the largest."""
+        areas = {word: float(mask.mean()) for word, mask in _visible(layers).items()}
+        found = [word for word, area in areas.items() if area >= self.cfg.least_area]
+        return found or [max(areas, key=lambda word: areas[word])]
+
+    def _named(self, layers: list[Layer], words: list[str], generator: Generator) -> Pair:
+        """One of the words recoloured; without words one that is not there: nothing changes."""
         visible = _visible(layers)
+        task = "recolour" if words else "absent"
         look = _one_of(self.bank.names("colour"), generator)
-        if absent:
-            # A bank of one word has none that could be absent: any will do where nothing is done.
-            words = [word for word in self.words if word not in visible] or ["unicorn"]
-        else:
-            least = self.cfg.least_area
-            words = [word for word, mask in visible.items() if mask.mean() >= least]
-            words = words or [max(visible, key=lambda word: float(visible[word].mean()))]
+        # A bank of one word has none that could be absent: any will do where nothing is done.
+        words = words or [word for word in self.words if word not in visible] or ["unicorn"]
         word = _one_of(words, generator)
         mask = visible.get(word, torch.zeros(1, self.side, self.side))
-        painted = self._compose(look, layers)
+        context, painted = self._compose(PHOTO, layers), self._compose(look, layers)
         prompt = _one_of(RECOLOUR_PROMPTS, generator).format(
             word=word, look=self.bank.renderings[look]["words"]
         )
-        target = mask * painted + (1 - mask) * context
-        return Pair(context, target, prompt, "absent" if absent else "recolour")
+        return Pair(context, mask * painted + (1 - mask) * context, prompt, task, word)
 
     def _layers(self, generator: Generator) -> list[Layer]:
         """A photo and, over it, objects of others with words of their own."""

@@ -65,6 +65,15 @@ def test_the_named_object_alone_is_recoloured_among_several(bank):
     assert both  # in some pictures another red object was left as it was
 
 
+def test_twins_show_the_same_picture_and_name_another_object(bank):
+    pairs = maker(bank, twins=1, pasted=(0, 1, 0), tasks={"recolour": 1}).pairs(drawn(1), 8)
+    for first, twin in zip(pairs[::2], pairs[1::2], strict=True):
+        assert torch.equal(first.context, twin.context)
+        assert first.word != twin.word
+        assert (twin.task == "absent") == torch.equal(twin.context, twin.target)
+    assert len(maker(bank, twins=1).pairs(drawn(2), 5)) == 5
+
+
 def test_absent_words_are_words_of_other_photos(bank):
     pairs = [
         maker(bank, pasted=(1, 0, 0)).pair(drawn(number), task)
