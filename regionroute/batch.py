@@ -27,6 +27,7 @@ ROW_KEYS = {
     "out": str,
     "seed": int,
     "map": str,
+    "side_by_side": str,
     "prompt": str,
     "id": str,
     "also": list,
@@ -117,7 +118,7 @@ class Jobs:
 def read_rows(path: Path, seed: int = 0) -> Jobs:
     """The rows of a batch file: JSON objects with image, object, style, out and, optionally, seed.
 
-    Further optional keys: ``map`` (PNG), ``prompt`` (with marked phrases object and style may be
+    Further optional keys: ``map`` and ``side_by_side`` (PNGs), ``prompt`` (with marked phrases object and style may be
     left out), ``id``, ``also`` (further [object, style] pairs), ``style_image`` (an example, in
     place of style). Paths are relative to the file's folder.
 
@@ -270,7 +271,8 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
         tuple((words, style) for words, style in also),
     )  # fmt: skip
     image = folder / row["image"]
-    destination = Destination(folder / row["out"], folder / row["map"] if "map" in row else None)
+    more = [folder / row[key] if key in row else None for key in ("map", "side_by_side")]
+    destination = Destination(folder / row["out"], *more)
     facts = {key: row[key] for key in ("id", "style_image") if key in row}
     style_image = folder / row["style_image"] if shown else None
     return Job(name, image, destination, request, facts | {"image": str(image)}, style_image)

@@ -186,7 +186,7 @@ def test_a_batch_loads_the_model_once_and_equals_single_edits(
     draw(folder / "wide.png", 20, 60, seed=2)
     rows = write_rows(
         folder / "rows.jsonl",
-        row(out="a.png", seed=1, id="first", map="a.map.png"),
+        row(out="a.png", seed=1, id="first", map="a.map.png", side_by_side="a.pair.png"),
         row(image="sub/other.png", object="cup", style="pixel-art", out="b.png", seed=2),
         row(image="wide.png", out="c.png"),
         "",
@@ -201,6 +201,7 @@ def test_a_batch_loads_the_model_once_and_equals_single_edits(
     assert difference.abs().max() <= 1 / 255  # a batch may round the last bit differently
     first = json.loads((folder / "a.json").read_text())
     assert (first["id"], first["seed"], first["map"]["file"]) == ("first", 1, "a.map.png")
+    assert read_image(folder / "a.pair.png").shape[2] > 2 * read_image(photo).shape[2]
     assert json.loads((folder / "c.json").read_text())["seed"] == 9
     assert read_image(folder / "c.png").shape == (3, 20, 60)
     assert json.loads((folder / "d.json").read_text())["prompt"] == "the dog as line-art"
