@@ -118,9 +118,9 @@ class Jobs:
 def read_rows(path: Path, seed: int = 0) -> Jobs:
     """The rows of a batch file: JSON objects with image, object, style, out and, optionally, seed.
 
-    Further optional keys: ``map`` and ``side_by_side`` (PNGs), ``prompt`` (with marked phrases object and style may be
-    left out), ``id``, ``also`` (further [object, style] pairs), ``style_image`` (an example, in
-    place of style). Paths are relative to the file's folder.
+    Further optional keys: ``map`` and ``side_by_side`` (PNGs), ``prompt`` (with marked phrases
+    object and style may be left out), ``id``, ``also`` (further [object, style] pairs),
+    ``style_image`` (an example, in place of style). Paths are relative to the file's folder.
 
     Args:
         path: the file.

@@ -153,6 +153,10 @@ def _add_how(parser: Parser) -> None:
         "--instance", choices=INSTANCES, default="all",
         help="which of several objects of that word, when routed (all)",
     )  # fmt: skip
+    how.add_argument(
+        "--closer", action=argparse.BooleanOptionalAction,
+        help="restyle the objects of large photos in a window of their own (the base's own way)",
+    )  # fmt: skip
 
 
 @command
@@ -307,8 +311,9 @@ def _options(args: argparse.Namespace) -> EditOptions:
     from regionroute.request import EditOptions
 
     return EditOptions(
-        args.steps, args.guidance, args.mode, args.lock_background, args.strength, args.instance
-    )
+        args.steps, args.guidance, args.mode, args.lock_background, args.strength, args.instance,
+        args.closer,
+    )  # fmt: skip
 
 
 def _load(args: argparse.Namespace) -> Editor:

@@ -105,12 +105,8 @@ def _label(watch: Stopwatch, labels: Path, out: Path) -> None:
     how = ["--segmenter", "grabcut", "--styles", "photos", "--only", NEW_STYLE]
     # These few photos are known to be fit: no large object and no bold style is turned away.
     how += ["--size", "256", "--max-area", "0.9", "--max-border", "1", "--min-structure", "-1"]
-    how += ["--split-val", "0.3"]
-    watch.run(
-        "labels",
-        ["-m", "regionroute.cli", "label", "--labels", str(labels), *how]
-        + ["--out", str(out / "pairs")],
-    )
+    how += ["--split-val", "0.3", "--out", str(out / "pairs")]
+    watch.run("labels", ["-m", "regionroute.cli", "label", "--labels", str(labels), *how])
 
 
 def _train(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:

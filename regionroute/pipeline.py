@@ -18,6 +18,7 @@ from torch import Tensor
 from regionroute.adapters import ExpertRegistry, load_experts, read_registry
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.bundled import bundled_experts, usual_base
+from regionroute.closer import Window, look_closer
 from regionroute.config import RoutingConfig
 from regionroute.edit_facts import common, describe
 from regionroute.errors import UserError
@@ -162,6 +163,13 @@ class Editor:
                 regions = pixel_gates(sampled.gates.cpu(), sources, self.routing)
             edited = composite(edited, sources, regions)
         facts = common(self.backbone, self.experts_dir, options, size)
+        windows: list[Window | None] = [None] * len(requests)
+        if options.closer and size[0] * size[1] > facts["model_size"][0] * facts["model_size"][1]:
+            assert regions is not None
+            for i, request in enumerate(requests):
+                edited[i], windows[i] = self._closer(
+                    edited[i], sources[i], request, regions[i], options
+                )
         if sampled.shown is not None and (task.regions is None or options.mode == "plain"):
             facts["map"] = self.map_choice.settings()
         maps = sampled.shown if want_map else None
@@ -170,10 +178,28 @@ class Editor:
                 image,
                 None if maps is None else maps[i].cpu(),
                 " | ".join(plan.prompt.text for plan in plans),
-                describe(plans, sampled, i, self.routing.confidence) | facts,
+                describe(plans, sampled, i, self.routing.confidence)
+                | facts
+                | ({"window": list(windows[i])} if windows[i] else {}),
             )
             for i, (image, plans) in enumerate(zip(edited, clauses, strict=True))
         ]
+
+    def _closer(
+        self,
+        edited: Tensor,
+        source: Tensor,
+        request: EditRequest,
+        regions: Tensor,
+        options: EditOptions,
+    ) -> tuple[Tensor, Window | None]:
+        """The edit [3,H,W] with its regions [S,H,W] restyled in a window; as it is without one."""
+        again = dataclasses.replace(options, closer=False, instance="all")
+
+        def edit(picture: Tensor, asked: EditRequest) -> Tensor:
+            return self.edit_batch([picture], [asked], again)[0].image
+
+        return look_closer(source, request, regions, edit) or (edited, None)
 
     @property
     def _sampler(self) -> Sampler:
@@ -208,7 +234,9 @@ class Editor:
         """The options with nothing left open, see `EditOptions.resolved`."""
         own = self.backbone.settings
         mode: Mode = "routed" if self._routing_was_stored else "plain"
-        return options.resolved(steps=own.steps, guidance=own.guidance, mode=mode)
+        return options.resolved(
+            steps=own.steps, guidance=own.guidance, mode=mode, closer=own.closer
+        )
 
     def read_maps(self, choice: MapChoice, source: str = "map") -> None:
         """Reads region maps, and with them the gates of routed edits, from other places.

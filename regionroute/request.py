@@ -78,6 +78,8 @@ class EditOptions:
         lock_background: outside the region the picture stays bit for bit.
         strength: of the style inside the region, in [0,1]; below 1 only routed.
         instance: which of several objects of a word, see `regionroute.instances`; routed.
+        closer: restyle the objects of pictures that are larger than the model sees them in a
+            window of their own, see `regionroute.closer`; with a locked background.
     """
 
     steps: int | None = None
@@ -86,8 +88,11 @@ class EditOptions:
     lock_background: bool | None = None
     strength: float = 1.0
     instance: Instance = "all"
+    closer: bool | None = None
 
-    def resolved(self, *, steps: int, guidance: float, mode: Mode) -> EditOptions:
+    def resolved(
+        self, *, steps: int, guidance: float, mode: Mode, closer: bool = False
+    ) -> EditOptions:
         """The options with nothing left open: those given here stand for None.
 
         Raises:
@@ -111,7 +116,11 @@ class EditOptions:
         if not (math.isfinite(guidance) and guidance >= 0):
             raise UserError(f"guidance {guidance}: must be 0 or more")
         lock = chosen == "routed" if self.lock_background is None else self.lock_background
-        return EditOptions(steps, guidance, chosen, lock, self.strength, self.instance)
+        able = chosen == "routed" and lock
+        if self.closer and not able:
+            raise UserError("a closer look needs mode routed and a locked background")
+        closer = able and (closer if self.closer is None else self.closer)
+        return EditOptions(steps, guidance, chosen, lock, self.strength, self.instance, closer)
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,13 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"routing", "request"},
     {"backbones", "region_maps"},
     {"expert_settings", "planning", "bundled"},
-    {"sampler"},
+    {"sampler", "closer"},
     {"calibration", "edit_facts"},
     {"pipeline"},
     {"outputs", "head_scan"},
     {"batch"},
     {"edit_command", "calibrate", "experts_command", "check", "doctor", "demo", "plan_command"},
+    {"photo_demo"},
     {"cli"},
 )
 LEVEL = {name: height for height, names in enumerate(LEVELS) for name in names}

@@ -49,12 +49,15 @@ class BaseSettings:
         max_text_length: T5 tokens a prompt is padded to, the same in training and inference
             because Flux attends to padding; at most 512.
         resolution: side of the square whose area a picture is resized to.
+        closer: whether routed edits of larger pictures look at the object a second time, see
+            `regionroute.closer`: worth its time where the model sees little of a photo.
     """
 
     steps: int = 28
     guidance: float = 3.5
     max_text_length: int = 512
     resolution: int = 1024
+    closer: bool = False
 
 
 def resolve(spec: str) -> Path | str:
@@ -98,6 +101,10 @@ def read_settings(folder: Path) -> BaseSettings:
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, n=1) or sorted(kinds)
             raise UserError(f"{path}: unknown key {key!r}; did you mean {' or '.join(near)}?")
+        if kinds[key] is bool:
+            if not isinstance(value, bool):
+                raise UserError(f"{path}: {key} must be true or false, not {value!r}")
+            continue
         allowed = (int, float) if kinds[key] is float else (int,)
         if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < math.inf:
             raise UserError(f"{path}: {key} must be a positive number, not {value!r}")

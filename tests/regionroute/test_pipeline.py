@@ -133,6 +133,7 @@ def test_settings_are_complete_and_json(
         "lock_background": False,
         "strength": 1.0,
         "instance": "all",
+        "closer": False,
         "seed": 6,
         "size": [30, 50],
         "model_size": [24, 40],

@@ -104,7 +104,7 @@ def test_extreme_aspect_is_refused(tiny_backbone: Backbone) -> None:
 def test_embedded_name_is_the_packaged_folder(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nano, "nano_folder", lambda: tiny_base)
+    monkeypatch.setattr(nano, "nano_folder", lambda name: tiny_base)
     assert load_backbone("nano").settings.resolution == 32
 
 
@@ -159,6 +159,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda base: (base / "regionroute.json").write_text('{"steps": "3"}'), "positive number"),
     (lambda base: (base / "regionroute.json").write_text('{"steps": true}'), "positive number"),
     (lambda base: (base / "regionroute.json").write_text('{"resolution": 0}'), "positive number"),
+    (lambda base: (base / "regionroute.json").write_text('{"closer": 1}'), "true or false"),
     (
         lambda base: (base / "regionroute.json").write_text('{"max_text_length": 900}'),
         "at most 512",
