@@ -108,7 +108,7 @@ def _renderings(
     looks: Sequence[Look],
 ) -> dict[str, tuple[str, str, str, Callable[[Tensor], Tensor]]]:
     """Name -> kind, words, key and function of every rendering."""
-    found = {
+    found: dict[str, tuple[str, str, str, Callable[[Tensor], Tensor]]] = {
         look.entry.spec.name: (
             "style",
             look.entry.spec.words,

@@ -29,7 +29,7 @@ def trained_sizes(
     Raises:
         UserError: a size out of range.
     """
-    changes = {}
+    changes: dict[str, Any] = {}
     for key, limit in (("max_text_length", 512), ("resolution", 8192)):
         value = extra.get(key, getattr(settings, key))
         if type(value) is not int or not 1 <= value <= limit:

@@ -180,7 +180,7 @@ class Editor:
                 " | ".join(plan.prompt.text for plan in plans),
                 describe(plans, sampled, i, self.routing.confidence)
                 | facts
-                | ({"window": list(windows[i])} if windows[i] else {}),
+                | ({"window": [*window]} if (window := windows[i]) else {}),
             )
             for i, (image, plans) in enumerate(zip(edited, clauses, strict=True))
         ]

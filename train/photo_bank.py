@@ -297,10 +297,10 @@ class PairMaker:
         longer = (low + (high - low) * float(torch.rand((), generator=generator))) * self.side
         scale = longer / max(height, width)
         size = (max(4, round(height * scale)), max(4, round(width * scale)))
-        corner = [_below(self.side - length + 1, generator) for length in size]
+        top, left = (_below(self.side - length + 1, generator) for length in size)
         if mask.mean() < self.cfg.least_area:
             return None
-        place = Placement(box[:2], box[2:], _flip(generator), (*corner, *size))
+        place = Placement(box[:2], box[2:], _flip(generator), (top, left, *size))
         cover = put(mask, place, self.side)
         word = self.bank.photos[photo]["words"][number]
         return Layer(photo, cover, {word: (cover > 0.5).float()}, place)

@@ -68,7 +68,9 @@ def _words(
 ) -> tuple[list[str], WordTable | None]:
     words = vocabulary(prompts, cfg.model.words)
     encoder = cfg.model.sentence_encoder
-    return words, encoder and word_table(encoder, words, cfg.model.text_dim, output)
+    if encoder is None:
+        return words, None
+    return words, word_table(encoder, words, cfg.model.text_dim, output)
 
 
 def _train(
