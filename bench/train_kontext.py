@@ -35,11 +35,11 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from regionroute.adapters import adapter_parameters, inject
-from regionroute.adapters.inject import PRESETS
 from regionroute.attention import AttentionPlan
 from regionroute.config import RunConfig
 from regionroute.config_io import add_config_arguments, load_config
 from regionroute.errors import UserError, command
+from regionroute.families import KONTEXT
 from regionroute.flow import add_noise, predict_velocity, velocity_target
 from regionroute.io import write_json
 from regionroute.planning.chips import chip_of
@@ -232,7 +232,7 @@ def stock_model(model: FluxTransformer2DModel, config: RunConfig) -> FluxTransfo
     """The base with one LoRA of the same rank, as diffusers' training scripts make it."""
     experts = config.experts
     targets = experts.targets
-    suffixes = PRESETS[targets] if isinstance(targets, str) else targets
+    suffixes = KONTEXT.targets[targets] if isinstance(targets, str) else targets
     model.add_adapter(
         LoraConfig(
             r=experts.rank, lora_alpha=experts.alpha, init_lora_weights="gaussian",

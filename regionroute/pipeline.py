@@ -23,7 +23,7 @@ from regionroute.config import RoutingConfig
 from regionroute.edit_facts import common, describe
 from regionroute.errors import UserError
 from regionroute.expert_settings import stored_choice, stored_routing, trained_sizes
-from regionroute.flow import StepCallback, draw_noise
+from regionroute.flow import StepCallback
 from regionroute.latents import resize
 from regionroute.prompts import Prompt
 from regionroute.readings import MapChoice, Place
@@ -197,7 +197,8 @@ class Editor:
     ) -> Task:
         size = self.backbone.fit_size(sources.shape[-2], sources.shape[-1])
         context = self.backbone.encode_images(resize(sources, size))
-        noise = [draw_noise((1, *context.shape[1:]), plans[0].seed) for plans in clauses]
+        shape = (1, *context.shape[1:])
+        noise = [self.backbone.draw_noise(shape, plans[0].seed) for plans in clauses]
         assert options.steps is not None
         assert options.guidance is not None
         task = Task(
@@ -258,8 +259,7 @@ class Editor:
         return self._sampler.place_maps(task)
 
     def _clauses(self, request: EditRequest, options: EditOptions) -> list[EditPlan]:
-        length = self.backbone.settings.max_text_length
-        plans = plan_clauses(request, self.styles, self.backbone.tokenizer_2, length)
+        plans = plan_clauses(request, self.styles, self.backbone.token_indices)
         if request.regions and options.instance != "all":
             raise UserError("instance: leave it out where region maps are given, or those")
         if options.mode == "plain" and len(plans) > 1:

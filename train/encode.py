@@ -155,8 +155,12 @@ class Encoder:
 
     @cached_property
     def _text_identity(self) -> list[str]:
-        words = [self.backbone.tokenizer.get_vocab(), self.backbone.tokenizer_2.get_vocab()]
-        networks = [self.backbone.text_encoder, self.backbone.text_encoder_2]
+        words: list[Any] = []
+        for tokenizer in self.backbone.tokenizers():
+            words.append(tokenizer.get_vocab())
+            if tokenizer.chat_template:
+                words.append(tokenizer.chat_template)
+        networks = self.backbone.text_encoders()
         return [text_hash(json.dumps(words, sort_keys=True)), *map(identity, networks)]
 
 
@@ -186,6 +190,7 @@ def _settings(network: Any) -> str:
 
 def release_encoders(backbone: Backbone, *, keep_vae: bool) -> None:
     """Lets go of the text encoders, and of the autoencoder unless previews decode with it."""
+    backbone.negative(backbone.settings.guidance)  # which previews ask for
     empty = nn.Module()
     backbone.text_encoder = backbone.text_encoder_2 = empty
     if not keep_vae:

@@ -160,7 +160,7 @@ def _settings(backbone: Backbone, config: RunConfig) -> Any:
     settings = backbone.settings
     length = config.base.max_text_length or settings.max_text_length
     if length > 512:
-        raise UserError(f"base.max_text_length={length}: Kontext pipelines read at most 512 tokens")
+        raise UserError(f"base.max_text_length={length}: the pipelines read at most 512 tokens")
     resolution = config.data.resolution or settings.resolution
     return replace(settings, max_text_length=length, resolution=resolution)
 
