@@ -3,6 +3,7 @@
 Both block types put the tokens in one row: [text, noisy target image, context image].
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -106,7 +107,8 @@ class AttentionRecorder:
         self._plan, self._maps = plan, {}
         try:
             for name, places in chosen.items():
-                blocks[name].set_processor(_RecordingProcessor(self, family, places))
+                kind = _recording_kind(stock[name])
+                blocks[name].set_processor(kind(self, family, places))
             yield
         finally:
             for name, processor in stock.items():
@@ -216,6 +218,25 @@ class _RecordingProcessor:
         """From [B,N,H,D] to [B,N,H,D]."""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         return self.recorder.attend(self.places, query, key, value, mask).transpose(1, 2)
+
+
+class _JoinedRecordingProcessor(_RecordingProcessor):
+    """Of blocks that are not handed the text apart and leave that argument out."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
+
+
+def _recording_kind(stock: Any) -> type[_RecordingProcessor]:
+    """The one that is called as the stock processor is: its arguments come by their places."""
+    apart = "encoder_hidden_states" in inspect.signature(type(stock).__call__).parameters
+    return _RecordingProcessor if apart else _JoinedRecordingProcessor
 
 
 def _first_row(tokens: Tokens, plan: AttentionPlan) -> int:

@@ -1,4 +1,4 @@
-"""A random FLUX.2-klein pipeline of the real classes, small enough for tests: plumbing, no skill."""
+"""A random FLUX.2-klein pipeline of the real classes, small enough for tests; it has no skill."""
 
 from __future__ import annotations
 

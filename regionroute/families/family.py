@@ -56,6 +56,9 @@ class Family(ABC):
         small_files: part -> files of which one has to be there.
         processors: stock attention processors that `project` and `finish` compute the same as.
         targets: preset of ``experts.targets`` -> suffixes of the blocks' linear layers.
+        original: names of the original model's layers, as ComfyUI and sd-scripts use them, by
+            diffusers': within "double_blocks", within "single_blocks", and outside of both ("").
+            Modules of one name there are its rows from top to bottom, in this order.
         classifier_free: guidance is a second call with the empty prompt, unless the base was
             distilled to do without; else it is told to the transformer.
     """
@@ -69,6 +72,7 @@ class Family(ABC):
     small_files: ClassVar[Mapping[str, tuple[str, ...]]]
     processors: ClassVar[tuple[Any, ...]]
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
+    original: ClassVar[Mapping[str, Mapping[str, str]]]
     classifier_free: ClassVar[bool] = False
 
     @abstractmethod

@@ -65,6 +65,33 @@ class Klein(Family):
             "to_qkv_mlp_proj", "attn.to_out",
         ),
     }  # fmt: skip
+    original = {  # noqa: RUF012
+        "double_blocks": {
+            "attn.to_q": "img_attn.qkv",
+            "attn.to_k": "img_attn.qkv",
+            "attn.to_v": "img_attn.qkv",
+            "attn.add_q_proj": "txt_attn.qkv",
+            "attn.add_k_proj": "txt_attn.qkv",
+            "attn.add_v_proj": "txt_attn.qkv",
+            "attn.to_out.0": "img_attn.proj",
+            "attn.to_add_out": "txt_attn.proj",
+            "ff.linear_in": "img_mlp.0",
+            "ff.linear_out": "img_mlp.2",
+            "ff_context.linear_in": "txt_mlp.0",
+            "ff_context.linear_out": "txt_mlp.2",
+        },
+        "single_blocks": {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"},
+        "": {
+            "x_embedder": "img_in",
+            "context_embedder": "txt_in",
+            "proj_out": "final_layer.linear",
+            "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+            "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+            "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+            "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+            "single_stream_modulation.linear": "single_stream_modulation.lin",
+        },
+    }
     classifier_free = True
 
     def defaults(self, distilled: bool) -> dict[str, float]:

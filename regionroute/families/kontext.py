@@ -54,6 +54,43 @@ class Kontext(Family):
             "proj_mlp", "proj_out",
         ),
     }  # fmt: skip
+    original = {  # noqa: RUF012
+        "double_blocks": {
+            "attn.to_q": "img_attn.qkv",
+            "attn.to_k": "img_attn.qkv",
+            "attn.to_v": "img_attn.qkv",
+            "attn.add_q_proj": "txt_attn.qkv",
+            "attn.add_k_proj": "txt_attn.qkv",
+            "attn.add_v_proj": "txt_attn.qkv",
+            "attn.to_out.0": "img_attn.proj",
+            "attn.to_add_out": "txt_attn.proj",
+            "ff.net.0.proj": "img_mlp.0",
+            "ff.net.2": "img_mlp.2",
+            "ff_context.net.0.proj": "txt_mlp.0",
+            "ff_context.net.2": "txt_mlp.2",
+            "norm1.linear": "img_mod.lin",
+            "norm1_context.linear": "txt_mod.lin",
+        },
+        "single_blocks": {
+            "attn.to_q": "linear1",
+            "attn.to_k": "linear1",
+            "attn.to_v": "linear1",
+            "proj_mlp": "linear1",
+            "proj_out": "linear2",
+            "norm.linear": "modulation.lin",
+        },
+        "": {
+            "x_embedder": "img_in",
+            "context_embedder": "txt_in",
+            "proj_out": "final_layer.linear",
+            "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+            "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+            "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+            "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+            "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+            "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+        },
+    }
 
     def defaults(self, distilled: bool) -> dict[str, float]:
         """As the pipeline's own."""
