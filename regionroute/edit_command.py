@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regionroute.config import QUANTIZE
 from regionroute.devices import pick_device, quiet_libraries
 from regionroute.errors import Parser, UserError, command
 
@@ -113,7 +114,9 @@ def parser() -> Parser:
     )
     _add_how(parser)
     model = parser.add_argument_group("model")
-    model.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
+    model.add_argument(
+        "--base", default="nano", help="nano, a pipeline's folder or a hub id (nano)"
+    )
     model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
     model.add_argument("--zero-shot", action="store_true", help="the base alone, any style word")
     model.add_argument("--steps", type=int, help="model calls for one edit (the base's own)")
@@ -124,6 +127,9 @@ def parser() -> Parser:
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help="of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
     )  # fmt: skip
+    model.add_argument(
+        "--quantize", choices=QUANTIZE, help="store the base in 4 (nf4) or 8 (fp8) bits"
+    )
     return parser
 
 
@@ -319,7 +325,7 @@ def _load(args: argparse.Namespace) -> Editor:
     own = "by_example" if args.style_image else "auto"
     experts = None if args.zero_shot else args.experts or own
     dtype, device = getattr(torch, args.dtype), pick_device(args.device)
-    editor = load_editor(args.base, experts, dtype, device)
+    editor = load_editor(args.base, experts, dtype, device, args.quantize)
     if choice:
         editor.read_maps(choice, "--map-from")
     return editor

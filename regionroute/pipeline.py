@@ -19,7 +19,7 @@ from torch import Tensor
 from regionroute.adapters import ExpertRegistry, load_experts, read_registry
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.backbones.source import resolve
-from regionroute.config import RoutingConfig
+from regionroute.config import Quantize, RoutingConfig
 from regionroute.edit_facts import common, describe
 from regionroute.errors import UserError
 from regionroute.expert_settings import stored_choice, stored_routing, trained_sizes
@@ -274,6 +274,7 @@ def load_editor(
     experts: str | PathLike[str] | None = "auto",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    quantize: Quantize | None = None,
 ) -> Editor:
     """Loads a base with experts.
 
@@ -283,6 +284,7 @@ def load_editor(
             ``by_example`` the one for example pictures; None edits zero-shot, with the base alone.
         dtype: of the networks.
         device: where they run.
+        quantize: see :func:`regionroute.backbones.kontext.load_backbone`.
 
     Raises:
         UserError: base or experts cannot be loaded.
@@ -291,7 +293,7 @@ def load_editor(
         experts = bundled_experts(base, by_example=experts == "by_example")
     if experts is not None:
         read_registry(experts)  # a wrong folder shows before a large base is loaded
-    return Editor(load_backbone(base, dtype, device), experts)
+    return Editor(load_backbone(base, dtype, device, quantize), experts)
 
 
 def bundled_experts(base: str, *, by_example: bool = False) -> Path:

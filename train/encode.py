@@ -173,11 +173,19 @@ def identity(network: nn.Module) -> str:
     """
     digest = hashlib.sha256(_settings(network).encode())
     for name, weight in network.state_dict().items():
-        stride = max(1, weight.numel() // VALUES_PER_WEIGHT)
-        values = weight.reshape(-1)[::stride].to("cpu", torch.float32)
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(values.numpy().tobytes())
+        for part in _stored(weight):
+            stride = max(1, part.numel() // VALUES_PER_WEIGHT)
+            values = part.reshape(-1)[::stride].to("cpu", torch.float32)
+            digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _stored(weight: Any) -> list[Tensor]:
+    """A weight itself, or what one in fewer bits is made of."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
 
 
 def _settings(network: Any) -> str:

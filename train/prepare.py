@@ -106,10 +106,16 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
     """
     if config.base.dtype == "float16":
         raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
+    if config.base.quantize and zero_stage(config) == 3:
+        raise UserError(
+            "base.quantize: ZeRO-3 cannot share quantised weights, use train.zero_stage=2 or "
+            "leave base.quantize null"
+        )
     engine_settings(config, ranks.world, 1)
     manifest = read_manifest(config.data.manifest)
     selection = select(manifest, config)
-    backbone = load_backbone(config.base.name, getattr(torch, config.base.dtype))
+    dtype = getattr(torch, config.base.dtype)
+    backbone = load_backbone(config.base.name, dtype, ranks.device, config.base.quantize)
     backbone.settings = _settings(backbone, config)
     _check_layers(backbone, config)
     shown = []

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from regionroute.backbones.patch_codec import PatchCodec
+from regionroute.backbones.quantize import check_quantize, quantize_blocks
 from regionroute.backbones.source import (
     BaseSettings,
     default_settings,
@@ -30,6 +31,7 @@ from regionroute.backbones.source import (
     read_settings,
     resolve,
 )
+from regionroute.config import Quantize
 from regionroute.errors import UserError
 from regionroute.families import Family, Text
 from regionroute.flow import draw_noise
@@ -178,20 +180,26 @@ class Backbone:
 
 
 def load_backbone(
-    spec: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    spec: str,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    quantize: Quantize | None = None,
 ) -> Backbone:
     """Loads a base: every network frozen and in evaluation mode.
 
     Args:
         spec: ``nano``, a local folder in diffusers' layout of a known family's pipeline, or a hub
             id such as ``black-forest-labs/FLUX.1-Kontext-dev``. A folder wins over a hub id.
-        dtype: of all networks.
+        dtype: of all networks, see :mod:`regionroute.backbones.quantize`.
         device: where they go.
+        quantize: stores the transformer's blocks in fewer bits.
 
     Raises:
         UserError: no such base, of no known family, files missing or damaged, hub not reachable
             or not permitted.
     """
+    if quantize:
+        check_quantize(quantize)
     source = resolve(spec)
     with explained(spec, source):
         index = read_index(spec, source)
@@ -208,6 +216,8 @@ def load_backbone(
     )
     for network in backbone.networks():
         network.requires_grad_(False).eval()
+    if quantize:
+        quantize_blocks(backbone.transformer, quantize, device)
     return backbone.to(device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,7 @@ __all__ = [
     "Projected",
     "Text",
     "family_of",
+    "family_of_config",
     "find_transformer",
     "named",
 ]
@@ -31,6 +33,12 @@ __all__ = [
 def named(pipeline: object) -> Family | None:
     """The family whose pipeline has this name in ``model_index.json``."""
     return next((family for family in FAMILIES if family.pipeline == pipeline), None)
+
+
+def family_of_config(settings: Mapping[str, Any]) -> Family:
+    """The family of a transformer's ``config.json``; Kontext where it names no class."""
+    kind = settings.get("_class_name", KONTEXT.transformer.__name__)
+    return next(family for family in FAMILIES if family.transformer.__name__ == kind)
 
 
 def find_transformer(model: Any) -> tuple[nn.Module, Family]:

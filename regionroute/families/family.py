@@ -128,6 +128,14 @@ class Family(ABC):
             UserError: see `regionroute.prompts.token_indices`.
         """
 
+    def text_networks(self) -> list[str]:
+        """The parts that are text encoders."""
+        return [part for part in self.networks if part.startswith("text_encoder")]
+
+    def states(self, encoder: Any, ids: Tensor, mask: Tensor | None) -> Any:
+        """What a text encoder gives for tokens [B,T], as `encode_prompts` asks it."""
+        return encoder(ids)
+
     def arranged(self, noise: Tensor) -> Tensor:
         """Noise [B,C,h,w] in the order in which the stock pipeline draws it from a generator."""
         return noise

@@ -160,15 +160,16 @@ class Klein(Family):
             truncation=True,
             return_tensors="pt",
         )
-        # Without the head over the vocabulary, whose output nobody reads.
-        hidden = encoder.model(
-            input_ids=rows.input_ids.to(encoder.device),
-            attention_mask=rows.attention_mask.to(encoder.device),
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states
+        device = encoder.device
+        hidden = self.states(encoder, rows.input_ids.to(device), rows.attention_mask.to(device))
         states = torch.cat([hidden[layer] for layer in STATES], dim=-1).to(encoder.dtype)
         return states, states.new_zeros(len(states), 0)
+
+    def states(self, encoder: Any, ids: Tensor, mask: Tensor | None) -> Any:
+        """Hidden states of all layers, without the head over the vocabulary: nobody reads it."""
+        return encoder.model(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+        ).hidden_states
 
     def token_indices(self, parts: Parts, text: str, span: Span) -> list[int]:
         """Among the tokens of the chat that asks for the prompt."""
