@@ -78,7 +78,7 @@ def check_quantize(kind: Quantize) -> None:
 
 def _nf4(layer: nn.Linear, device: str | torch.device) -> nn.Module:
     modules = _bitsandbytes()
-    small: nn.Module = modules.Linear4bit(
+    small: Any = modules.Linear4bit(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -91,18 +91,21 @@ def _nf4(layer: nn.Linear, device: str | torch.device) -> nn.Module:
         layer.weight.data, requires_grad=False, quant_type="nf4", module=small
     )
     small.bias = layer.bias
-    return small.to(device).train(layer.training)
+    # On some processors it would store the weights anew, rounded, whenever nothing is learnt.
+    small.support_avx512bf16_for_cpu = False
+    result: nn.Module = small.to(device).train(layer.training)
+    return result
 
 
 def _fp8(layer: nn.Linear, device: str | torch.device) -> nn.Module:
     quantize_, config = _torchao()
-    small = layer.to(device)
+    small: Any = layer.to(device)
     quantize_(nn.Sequential(small), config())
     small.requires_grad_(False)
     # DeepSpeed's mark for weights that it must not send around: it cannot read them, and every
     # process has read the same file.
     small.weight.ds_optim_param = True
-    return small
+    return layer
 
 
 def _bitsandbytes() -> Any:

@@ -8,7 +8,7 @@ those distilled to four steps are not guided.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -39,24 +39,24 @@ class Klein(Family):
     pipeline = "Flux2KleinPipeline"
     example = "black-forest-labs/FLUX.2-klein-base-4B"
     transformer = Flux2Transformer2DModel
-    networks = {  # noqa: RUF012 (read only)
+    networks: ClassVar[Mapping[str, Any]] = {
         "transformer": Flux2Transformer2DModel,
         "vae": AutoencoderKLFlux2,
         "text_encoder": Qwen3ForCausalLM,
     }
     autoencoders = ("AutoencoderKLFlux2",)
-    small_parts = {  # noqa: RUF012
+    small_parts: ClassVar[Mapping[str, Any]] = {
         "tokenizer": Qwen2TokenizerFast,
         "scheduler": FlowMatchEulerDiscreteScheduler,
     }
-    small_files = {  # noqa: RUF012
+    small_files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "tokenizer": ("tokenizer.json", "vocab.json"),
         "scheduler": ("scheduler_config.json",),
     }
     processors = (Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor)
     # As on FLUX.1-Kontext where the layers are the same. A single block projects queries, keys,
     # values and its feed-forward in one layer, which is adapted whole.
-    targets = {  # noqa: RUF012
+    targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "regionroute": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj"),
         "styleexpert": (
             "to_q", "to_k", "to_v", "to_out.0",
@@ -65,7 +65,7 @@ class Klein(Family):
             "to_qkv_mlp_proj", "attn.to_out",
         ),
     }  # fmt: skip
-    original = {  # noqa: RUF012
+    original: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "double_blocks": {
             "attn.to_q": "img_attn.qkv",
             "attn.to_k": "img_attn.qkv",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -23,19 +23,19 @@ class Kontext(Family):
     pipeline = "FluxKontextPipeline"
     example = "black-forest-labs/FLUX.1-Kontext-dev"
     transformer = FluxTransformer2DModel
-    networks = {  # noqa: RUF012 (read only)
+    networks: ClassVar[Mapping[str, Any]] = {
         "transformer": FluxTransformer2DModel,
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModel,
         "text_encoder_2": T5EncoderModel,
     }
     autoencoders = ("AutoencoderKL", "PatchCodec")
-    small_parts = {  # noqa: RUF012
+    small_parts: ClassVar[Mapping[str, Any]] = {
         "tokenizer": CLIPTokenizer,
         "tokenizer_2": T5TokenizerFast,
         "scheduler": FlowMatchEulerDiscreteScheduler,
     }
-    small_files = {  # noqa: RUF012
+    small_files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "tokenizer": ("tokenizer.json", "vocab.json"),
         "tokenizer_2": ("tokenizer.json", "spiece.model"),
         "scheduler": ("scheduler_config.json",),
@@ -45,7 +45,7 @@ class Kontext(Family):
     # and the joint ones of single blocks (which have no to_out); 190 layers and 4,669,440
     # parameters an expert at rank 4 on FLUX.1-Kontext. "styleexpert": self-attention and
     # feed-forward of both streams, 418 layers there.
-    targets = {  # noqa: RUF012
+    targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "regionroute": ("to_q", "to_k", "to_v", "to_out.0"),
         "styleexpert": (
             "to_q", "to_k", "to_v", "to_out.0",
@@ -54,7 +54,7 @@ class Kontext(Family):
             "proj_mlp", "proj_out",
         ),
     }  # fmt: skip
-    original = {  # noqa: RUF012
+    original: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "double_blocks": {
             "attn.to_q": "img_attn.qkv",
             "attn.to_k": "img_attn.qkv",
