@@ -35,11 +35,12 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from regionroute.adapters import adapter_parameters, inject
-from regionroute.adapters.inject import PRESETS
 from regionroute.attention import AttentionPlan
+from regionroute.backbones.quantize import quantize_blocks
 from regionroute.config import RunConfig
 from regionroute.config_io import add_config_arguments, load_config
 from regionroute.errors import UserError, command
+from regionroute.families import KONTEXT
 from regionroute.flow import add_noise, predict_velocity, velocity_target
 from regionroute.io import write_json
 from regionroute.planning.chips import chip_of
@@ -126,29 +127,12 @@ def frozen_transformer(args: argparse.Namespace, weights: str) -> FluxTransforme
 
 
 def in_nf4(model: FluxTransformer2DModel, device: str) -> FluxTransformer2DModel:
-    """Replaces the blocks' linear layers by 4-bit ones (QLoRA, arXiv:2305.14314).
+    """Replaces the blocks' linear layers by 4-bit ones.
 
     Raises:
         UserError: bitsandbytes is not there.
     """
-    try:
-        from bitsandbytes.nn import Linear4bit, Params4bit
-    except ImportError as error:
-        raise UserError("--weights nf4 needs bitsandbytes: pip install bitsandbytes") from error
-    for name, layer in list(model.named_modules()):
-        if type(layer) is not nn.Linear or "transformer_blocks." not in name:
-            continue
-        small = Linear4bit(
-            layer.in_features, layer.out_features, bias=layer.bias is not None,
-            compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
-        )  # fmt: skip
-        # Quantised as it goes to the device.
-        small.weight = Params4bit(
-            layer.weight.data, requires_grad=False, quant_type="nf4", module=small
-        )
-        small.bias = layer.bias
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, small.to(device))
+    quantize_blocks(model, "nf4", device)
     nn.Module.to(model, device)
     return model
 
@@ -232,7 +216,7 @@ def stock_model(model: FluxTransformer2DModel, config: RunConfig) -> FluxTransfo
     """The base with one LoRA of the same rank, as diffusers' training scripts make it."""
     experts = config.experts
     targets = experts.targets
-    suffixes = PRESETS[targets] if isinstance(targets, str) else targets
+    suffixes = KONTEXT.targets[targets] if isinstance(targets, str) else targets
     model.add_adapter(
         LoraConfig(
             r=experts.rank, lora_alpha=experts.alpha, init_lora_weights="gaussian",

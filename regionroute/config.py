@@ -5,7 +5,7 @@ models as YAML; ``train/run.py --print-config`` prints them with the description
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar, overload
+from typing import Annotated, Literal, TypeVar, get_args, overload
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -38,6 +38,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Name], Field(min_length=1)]
+Quantize = Literal["nf4", "fp8"]
+QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 SIMILARITY_EXPERTS = 16  # experts a layer under router similarity, as published
 
 
@@ -50,9 +52,16 @@ class Section(BaseModel):
 class BaseConfig(Section):
     """The frozen base model."""
 
-    name: Name = Field("nano", description="embedded name, folder of a Kontext model, or hub id")
+    name: Name = Field(
+        "nano", description="embedded name, folder of a Kontext or FLUX.2-klein model, or hub id"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of the frozen weights; the experts stay in float32"
+    )
+    quantize: Quantize | None = Field(
+        None,
+        description="bits of the blocks' frozen weights: nf4 (4, bitsandbytes), fp8 (8, torchao); "
+        "null: those of dtype",
     )
     max_text_length: Count | None = Field(
         None, description="tokens of the prompt the base sees; null: the base's own"

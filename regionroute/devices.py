@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import TYPE_CHECKING
@@ -40,3 +41,5 @@ def quiet_libraries() -> None:
         # DeepSpeed, imported by diffusers' LoRA code, reports on stderr that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # It tells, whenever it is installed, of a faster kernel for 4 bits on some processors.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regionroute.config import QUANTIZE
 from regionroute.devices import pick_device, quiet_libraries
 from regionroute.errors import Parser, UserError, command
 
@@ -114,7 +115,7 @@ def parser() -> Parser:
     _add_how(parser)
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--base", help="nano-photos, nano (scenes), a Kontext folder or a hub id (that of the "
+        "--base", help="nano-photos, nano (scenes), a pipeline's folder or a hub id (that of the "
         "experts, else nano-photos)",
     )  # fmt: skip
     model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
@@ -127,6 +128,9 @@ def parser() -> Parser:
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help="of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
     )  # fmt: skip
+    model.add_argument(
+        "--quantize", choices=QUANTIZE, help="store the base in 4 (nf4) or 8 (fp8) bits"
+    )
     return parser
 
 
@@ -327,7 +331,7 @@ def _load(args: argparse.Namespace) -> Editor:
     own = "by_example" if args.style_image else "auto"
     experts = None if args.zero_shot else args.experts or own
     dtype, device = getattr(torch, args.dtype), pick_device(args.device)
-    editor = load_editor(args.base, experts, dtype, device)
+    editor = load_editor(args.base, experts, dtype, device, args.quantize)
     if choice:
         editor.read_maps(choice, "--map-from")
     return editor

@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regionroute.latents import CONTEXT_FRAME, TARGET_FRAME, image_ids, pack, text_ids, unpack
+from regionroute.families import Text, family_of
+from regionroute.latents import pack, unpack
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
 TIMESTEPS = 1000  # diffusers counts time 0..1000; the transformer takes σ and multiplies itself
 SIGMA_MIN = 1 / TIMESTEPS
@@ -77,7 +78,7 @@ def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
 
 
 def predict_velocity(
-    transformer: FluxTransformer2DModel,
+    transformer: Any,
     noisy: Tensor,
     context: Tensor,
     prompt_embeds: Tensor,
@@ -85,58 +86,70 @@ def predict_velocity(
     sigma: Tensor,
     guidance: float,
 ) -> Tensor:
-    """One call of the transformer, fed exactly as ``FluxKontextPipeline`` feeds it.
+    """One call of the transformer, fed exactly as its stock pipeline feeds it.
 
     The only place of this project that calls it: training, routing and sampling agree on
     packing, order of tokens and ids because they all come here.
 
     Args:
-        transformer: ``FluxTransformer2DModel`` of any size, with or without adapters.
+        transformer: of any family and size, with or without adapters.
         noisy: x_σ, [B,C,h,w].
         context: latents of the picture to edit, [B,C,h',w']; usually the same size.
-        prompt_embeds: T5 states, [B,T,D]; their dtype is the dtype of the whole call.
-        pooled: CLIP's pooled state, [B,P].
+        prompt_embeds: text states, [B,T,D]; their dtype is the dtype of the whole call.
+        pooled: pooled text state, [B,P]; P is 0 where the family has none.
         sigma: [B] in [0,1].
         guidance: strength fed to guidance-distilled models (1.0 in training, 3.5 at inference);
-            ignored by models without a guidance embedding.
+            ignored by models without a guidance embedding, see :func:`guided`.
 
     Returns:
         Predicted velocity, [B,C,h,w].
     """
-    batch, _, height, width = noisy.shape
+    height, width = noisy.shape[2:]
     dtype, device = prompt_embeds.dtype, prompt_embeds.device
     target_tokens = pack(noisy.to(device, dtype))
-    tokens = torch.cat([target_tokens, pack(context.to(device, dtype))], dim=1)
-    ids = torch.cat(
-        [
-            image_ids(height // 2, width // 2, TARGET_FRAME),
-            image_ids(context.shape[2] // 2, context.shape[3] // 2, CONTEXT_FRAME),
-        ]
-    )
-    # σ goes through 1000 and back because the pipeline's does: same rounding in low precision.
+    # σ goes through 1000 and back because the pipelines' does: same rounding in low precision.
     timestep = (sigma.to(device) * TIMESTEPS).to(dtype) / TIMESTEPS
-    strength = None
-    if transformer.config.guidance_embeds:
-        strength = torch.full([batch], guidance, device=device, dtype=torch.float32)
     velocity = transformer(
-        hidden_states=tokens,
+        hidden_states=torch.cat([target_tokens, pack(context.to(device, dtype))], dim=1),
         timestep=timestep,
-        guidance=strength,
-        pooled_projections=pooled.to(device, dtype),
         encoder_hidden_states=prompt_embeds,
-        txt_ids=text_ids(prompt_embeds.shape[1]).to(device),
-        img_ids=ids.to(device),
         return_dict=False,
-    )[0]
+        **family_of(transformer).arguments(
+            transformer, prompt_embeds, pooled, guidance,
+            (height // 2, width // 2), (context.shape[2] // 2, context.shape[3] // 2),
+        ),
+    )[0]  # fmt: skip
     return unpack(velocity[:, : target_tokens.shape[1]], height, width)
 
 
-def time_shift(scheduler: FlowMatchEulerDiscreteScheduler, image_tokens: int) -> float:
-    """μ of the resolution-dependent shift: linear in the number of noisy-target tokens."""
-    config = scheduler.config
-    base_tokens, max_tokens = config.base_image_seq_len, config.max_image_seq_len
-    slope = (config.max_shift - config.base_shift) / (max_tokens - base_tokens)
-    return image_tokens * slope + config.base_shift - slope * base_tokens
+def guided(
+    velocity: Tensor,
+    negative: Text | None,
+    transformer: Any,
+    noisy: Tensor,
+    context: Tensor,
+    sigma: Tensor,
+    guidance: float,
+) -> Tensor:
+    """Classifier-free guidance (arXiv:2207.12598), for bases that are not told its strength.
+
+    Args:
+        velocity: predicted for the prompt, [B,C,h,w].
+        negative: states of the empty prompt, [1,T,D] and [1,P]; None leaves `velocity` as it is.
+        transformer: see :func:`predict_velocity`, as all that follow.
+        noisy: [B,C,h,w].
+        context: [B,C,h',w'].
+        sigma: [B].
+        guidance: how far to go beyond the empty prompt's velocity; 1 stays.
+
+    Returns:
+        [B,C,h,w].
+    """
+    if negative is None:
+        return velocity
+    embeds, pooled = (states.expand(len(noisy), *states.shape[1:]) for states in negative)
+    without = predict_velocity(transformer, noisy, context, embeds, pooled, sigma, guidance)
+    return without + guidance * (velocity - without)
 
 
 def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -146,7 +159,7 @@ def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    transformer: FluxTransformer2DModel,
+    transformer: Any,
     scheduler: FlowMatchEulerDiscreteScheduler,
     context: Tensor,
     prompt_embeds: Tensor,
@@ -158,8 +171,9 @@ def sample(
     generator: torch.Generator | None = None,
     callback: StepCallback | None = None,
     observe: Callable[[int], AbstractContextManager[object]] | None = None,
+    negative: Text | None = None,
 ) -> Tensor:
-    """Denoises from pure noise as ``FluxKontextPipeline`` does; gradients are off.
+    """Denoises from pure noise as the stock pipelines do; gradients are off.
 
     Args:
         transformer: the model.
@@ -174,6 +188,7 @@ def sample(
         callback: see :func:`denoise`.
         observe: gives a context manager for each step that surrounds its model call, for
             example one that records attention.
+        negative: see :func:`guided`.
 
     Returns:
         Latents of the edited picture, [B,C,h,w].
@@ -183,11 +198,13 @@ def sample(
 
     def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
         with observe(step) if observe else nullcontext():
-            return predict_velocity(
+            speed = predict_velocity(
                 transformer, latents, context, prompt_embeds, pooled, sigma, guidance
             )
+        return guided(speed, negative, transformer, latents, context, sigma, guidance)
 
-    return denoise(velocity, scheduler, noise.to(prompt_embeds), steps, callback)
+    shift = family_of(transformer).time_shift
+    return denoise(velocity, scheduler, noise.to(prompt_embeds), steps, callback, shift=shift)
 
 
 @torch.no_grad()
@@ -197,15 +214,18 @@ def denoise(
     noise: Tensor,
     steps: int,
     callback: StepCallback | None = None,
+    *,
+    shift: Callable[[Any, int, int], float],
 ) -> Tensor:
     """Follows a velocity from pure noise (σ = 1) to a picture; gradients are off.
 
     Args:
         velocity: of (step, latents [B,C,h,w], σ [B]), [B,C,h,w].
-        scheduler: gives the shift and the step rule; it is copied, never changed.
+        scheduler: gives the step rule; it is copied, never changed.
         noise: starting point, [B,C,h,w].
         steps: number of calls of `velocity`, at least 1.
         callback: called after each step with (step, σ of that step, latents [B,C,h,w]).
+        shift: of the family, see `Family.time_shift`.
 
     Returns:
         [B,C,h,w].
@@ -216,7 +236,7 @@ def denoise(
     scheduler.set_timesteps(
         sigmas=np.linspace(1.0, 1 / steps, steps),
         device=latents.device,
-        mu=time_shift(scheduler, image_tokens),
+        mu=shift(scheduler, image_tokens, steps),
     )
     scheduler.set_begin_index(0)
     for step, time in enumerate(scheduler.timesteps):

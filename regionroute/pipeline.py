@@ -19,11 +19,11 @@ from regionroute.adapters import ExpertRegistry, load_experts, read_registry
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.bundled import bundled_experts, usual_base
 from regionroute.closer import Window, look_closer
-from regionroute.config import RoutingConfig
+from regionroute.config import Quantize, RoutingConfig
 from regionroute.edit_facts import common, describe
 from regionroute.errors import UserError
 from regionroute.expert_settings import stored_choice, stored_routing, trained_sizes
-from regionroute.flow import StepCallback, draw_noise
+from regionroute.flow import StepCallback
 from regionroute.latents import resize
 from regionroute.prompts import Prompt
 from regionroute.readings import MapChoice, Place
@@ -219,7 +219,8 @@ class Editor:
     ) -> Task:
         size = self.backbone.fit_size(sources.shape[-2], sources.shape[-1])
         context = self.backbone.encode_images(resize(sources, size))
-        noise = [draw_noise((1, *context.shape[1:]), plans[0].seed) for plans in clauses]
+        shape = (1, *context.shape[1:])
+        noise = [self.backbone.draw_noise(shape, plans[0].seed) for plans in clauses]
         assert options.steps is not None
         assert options.guidance is not None
         task = Task(
@@ -282,8 +283,7 @@ class Editor:
         return self._sampler.place_maps(task)
 
     def _clauses(self, request: EditRequest, options: EditOptions) -> list[EditPlan]:
-        length = self.backbone.settings.max_text_length
-        plans = plan_clauses(request, self.styles, self.backbone.tokenizer_2, length)
+        plans = plan_clauses(request, self.styles, self.backbone.token_indices)
         if request.regions and options.instance != "all":
             raise UserError("instance: leave it out where region maps are given, or those")
         if options.mode == "plain" and len(plans) > 1:
@@ -298,6 +298,7 @@ def load_editor(
     experts: str | PathLike[str] | None = "auto",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    quantize: Quantize | None = None,
 ) -> Editor:
     """Loads a base with experts.
 
@@ -308,6 +309,7 @@ def load_editor(
             ``by_example`` the one for example pictures; None edits zero-shot, with the base alone.
         dtype: of the networks.
         device: where they run.
+        quantize: see :func:`regionroute.backbones.kontext.load_backbone`.
 
     Raises:
         UserError: base or experts cannot be loaded.
@@ -317,7 +319,7 @@ def load_editor(
         experts = bundled_experts(base, by_example=experts == "by_example")
     if experts is not None:
         read_registry(experts)  # a wrong folder shows before a large base is loaded
-    return Editor(load_backbone(base, dtype, device), experts)
+    return Editor(load_backbone(base, dtype, device, quantize), experts)
 
 
 def edit(

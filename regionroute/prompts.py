@@ -149,15 +149,20 @@ def find_spans(text: str, object_phrase: str, style_phrase: str) -> tuple[Span, 
 
 
 def token_indices(
-    tokenizer: PreTrainedTokenizerBase, text: str, span: Span, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    span: Span,
+    max_length: int,
+    said: str | None = None,
 ) -> list[int]:
     """Positions of a phrase's tokens in the encoded prompt.
 
     Args:
         tokenizer: the one that encodes ``text`` for the model, a fast one (has offsets).
-        text: the whole prompt.
+        text: the whole text that is encoded.
         span: characters of the phrase.
         max_length: tokens the model is given; the rest is cut.
+        said: the prompt as the user knows it, where more is encoded than that; for errors.
 
     Returns:
         Ascending indices below ``max_length``, at least one.
@@ -165,14 +170,14 @@ def token_indices(
     Raises:
         UserError: the phrase is cut off, wholly or partly, or has no token.
     """
-    phrase = text[slice(*span)]
+    phrase, shown = text[slice(*span)], said or text
     whole = _overlapping(tokenizer(text, return_offsets_mapping=True, verbose=False), span)
     if not whole:
-        raise UserError(f"prompt {text!r}: {phrase!r} has no token in this base's vocabulary")
+        raise UserError(f"prompt {shown!r}: {phrase!r} has no token in this base's vocabulary")
     encoded = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=max_length)
     if _overlapping(encoded, span) != whole:
         raise UserError(
-            f"prompt {text!r}: {phrase!r} lies beyond the {max_length} tokens this base reads; "
+            f"prompt {shown!r}: {phrase!r} lies beyond the {max_length} tokens this base reads; "
             "shorten the prompt or move the phrase forward"
         )
     return whole

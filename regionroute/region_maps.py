@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from regionroute.attention import AttentionPlan, AttentionRecorder, combine_maps
 from regionroute.readings import WORDS, MapChoice, Place
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
-
     from regionroute.request import EditPlan
 
 
@@ -34,9 +32,7 @@ class MapReader:
         UserError: a block or a head that the transformer does not have.
     """
 
-    def __init__(
-        self, transformer: FluxTransformer2DModel, choice: MapChoice, source: str = "map"
-    ) -> None:
+    def __init__(self, transformer: Any, choice: MapChoice, source: str = "map") -> None:
         self.transformer, self.choice = transformer, choice
         self.recorder = AttentionRecorder(choice.layers, choice.queries, choice.norm, source)
         self.places = self.recorder.places(transformer)

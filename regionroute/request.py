@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -14,7 +15,6 @@ from regionroute.prompts import (
     build_prompt,
     find_spans,
     parse_marked,
-    token_indices,
     with_style,
 )
 from regionroute.readings import Word
@@ -22,7 +22,6 @@ from regionroute.styles import Look, Styles
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
 Mode = Literal["plain", "routed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -72,7 +71,7 @@ class EditOptions:
 
     Attributes:
         steps: model calls.
-        guidance: strength told to guidance-distilled bases.
+        guidance: strength told to guidance-distilled bases, or of classifier-free guidance.
         mode: "plain" tells the model the whole prompt, as the paper does; "routed" lets the map of
             each (object, style) pair decide where its style acts, see `regionroute.routing`.
         lock_background: outside the region the picture stays bit for bit.
@@ -156,8 +155,7 @@ class EditPlan:
 def plan_clauses(
     request: EditRequest,
     styles: Styles,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    find: Callable[[str, Span], list[int]],
 ) -> list[EditPlan]:
     """One plan for each (object, style) pair of a request; arguments as of `plan_edit`.
 
@@ -177,28 +175,26 @@ def plan_clauses(
             "each"
         )
     if len(pairs) == 1:
-        return [plan_edit(request, styles, tokenizer, max_length)]
+        return [plan_edit(request, styles, find)]
     images = request.style_images
     clauses = [
         EditRequest(words, style, seed=request.seed, style_images=images[i : i + 1])
         for i, (words, style) in enumerate(pairs)
     ]
-    return [plan_edit(clause, styles, tokenizer, max_length) for clause in clauses]
+    return [plan_edit(clause, styles, find) for clause in clauses]
 
 
 def plan_edit(
     request: EditRequest,
     styles: Styles,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    find: Callable[[str, Span], list[int]],
 ) -> EditPlan:
     """Checks a request and looks everything up.
 
     Args:
         request: what is asked for.
         styles: those there are.
-        tokenizer: of the token states (T5).
-        max_length: tokens the base reads.
+        find: positions of a phrase's tokens in a prompt, see `Backbone.token_indices`.
 
     Raises:
         UserError: unknown style, an example picture for experts that cannot use one, empty,
@@ -212,7 +208,7 @@ def plan_edit(
     if styles.by_example:  # trained without any style's word
         prompt = with_style(prompt, look.words)
     spans = prompt.style_spans[0], prompt.object_spans[0]
-    tokens = [token_indices(tokenizer, prompt.text, span, max_length) for span in spans]
+    tokens = [find(prompt.text, span) for span in spans]
     return EditPlan(object_phrase, look, prompt, request.seed, *tokens)
 
 

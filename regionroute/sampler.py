@@ -19,7 +19,7 @@ from regionroute.attention import AttentionPlan, region_map
 from regionroute.backbones.kontext import Backbone
 from regionroute.config import RoutingConfig
 from regionroute.errors import UserError
-from regionroute.flow import StepCallback, denoise, predict_velocity, sample
+from regionroute.flow import StepCallback, denoise, guided, predict_velocity, sample
 from regionroute.instances import Instance, choose_instances
 from regionroute.prompts import restyle_prompt
 from regionroute.readings import Place
@@ -144,6 +144,7 @@ class Sampler:
                 steps=task.steps, guidance=task.guidance, noise=task.noise,
                 callback=task.callback,
                 observe=observe if task.want_map or task.lock else None,
+                negative=backbone.negative(task.guidance),
             )  # fmt: skip
         if not seen:
             return Sampled(latents)
@@ -217,19 +218,24 @@ class Sampler:
             ]
         )
         context = task.context.repeat_interleave(pairs, 0)
+        transformer, guidance = self.backbone.transformer, task.guidance
+        negative = self.backbone.negative(guidance)
 
         def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
-            speeds = predict_velocity(
-                self.backbone.transformer, latents.repeat_interleave(pairs, 0).to(embeds),
-                context, embeds, pooled, sigma.repeat_interleave(pairs), task.guidance,
-            )  # fmt: skip
+            noisy = latents.repeat_interleave(pairs, 0).to(embeds)
+            times = sigma.repeat_interleave(pairs)
+            speeds = predict_velocity(transformer, noisy, context, embeds, pooled, times, guidance)
+            speeds = guided(speeds, negative, transformer, noisy, context, times, guidance)
             keep = keep_velocity(latents, task.context, sigma)
             return route_velocity(speeds.unflatten(0, (-1, pairs)), gates, keep)
 
         # In fp32: the way back to the context divides by σ.
         start = task.noise.to(embeds.device, torch.float32)
         with self._routed([self._branch(plan.look) for plan in rows]):
-            return denoise(velocity, self.backbone.scheduler, start, task.steps, task.callback)
+            return denoise(
+                velocity, self.backbone.scheduler, start, task.steps, task.callback,
+                shift=self.backbone.family.time_shift,
+            )  # fmt: skip
 
     def _branch(self, look: Look) -> Look:
         """What restyles: the base where it knows the style by its word, else the experts.

@@ -48,6 +48,14 @@ def tiny_base(tmp_path_factory):
     return build_tiny(tmp_path_factory.mktemp("base") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def tiny_klein(tmp_path_factory):
+    """Folder of a random FLUX.2-klein pipeline of the real classes; do not write into it."""
+    from regionroute.backbones.tiny_klein import build_tiny_klein
+
+    return build_tiny_klein(tmp_path_factory.mktemp("klein") / "tiny")
+
+
 @pytest.fixture
 def tiny_manifest(tmp_path):
     """Folder of a manifest of four 64 px pairs: two objects, two styles, exact masks."""

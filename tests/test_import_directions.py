@@ -22,9 +22,9 @@ COMMAND = "regionroute.cli"
 LEVELS = (  # inside regionroute, from the bottom; each imports only what stands below it
     {"errors"},
     {"io", "devices"},
-    {"config_io", "manifest", "readings", "latents"},
-    {"config"},
-    {"prompts", "attention", "adapters", "instances"},
+    {"config_io", "manifest", "readings", "latents", "prompts"},
+    {"config", "families"},
+    {"attention", "adapters", "instances"},
     {"flow", "styles"},
     {"routing", "request"},
     {"backbones", "region_maps"},

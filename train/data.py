@@ -22,7 +22,7 @@ from regionroute.attention import AttentionPlan
 from regionroute.errors import UserError
 from regionroute.flow import draw_sigmas
 from regionroute.manifest import EditSample, Manifest, manifest_file
-from regionroute.prompts import find_spans, token_indices
+from regionroute.prompts import find_spans
 from train.cache import Cache
 from train.step import Batch
 
@@ -42,7 +42,7 @@ class Example:
         id: the sample's.
         expert: index of its style, and of that style's expert where each has one.
         content: what its pictures show, see `train.style_pictures`.
-        token_index: for each region, the positions of its style phrase among the T5 tokens.
+        token_index: for each region, the positions of its style phrase among the text tokens.
         context, target, text: cache keys.
         masks: cache keys, one a region.
     """
@@ -61,17 +61,16 @@ class StyleTokens:
     """Finds the tokens of the style phrases of a manifest's prompts.
 
     Args:
-        backbone: its T5 tokenizer and text length are used.
+        backbone: finds them, in its own tokens and text length.
         manifest: names the file in errors.
     """
 
     def __init__(self, backbone: Backbone, manifest: Manifest) -> None:
         self._where = manifest_file(manifest.root)
-        length = backbone.settings.max_text_length
 
         @cache  # a manifest has few different prompts
         def indices(prompt: str, span: tuple[int, int]) -> tuple[int, ...]:
-            return tuple(token_indices(backbone.tokenizer_2, prompt, span, length))
+            return tuple(backbone.token_indices(prompt, span))
 
         self._indices = indices
 

@@ -155,8 +155,12 @@ class Encoder:
 
     @cached_property
     def _text_identity(self) -> list[str]:
-        words = [self.backbone.tokenizer.get_vocab(), self.backbone.tokenizer_2.get_vocab()]
-        networks = [self.backbone.text_encoder, self.backbone.text_encoder_2]
+        words: list[Any] = []
+        for tokenizer in self.backbone.tokenizers():
+            words.append(tokenizer.get_vocab())
+            if tokenizer.chat_template:
+                words.append(tokenizer.chat_template)
+        networks = self.backbone.text_encoders()
         return [text_hash(json.dumps(words, sort_keys=True)), *map(identity, networks)]
 
 
@@ -169,11 +173,19 @@ def identity(network: nn.Module) -> str:
     """
     digest = hashlib.sha256(_settings(network).encode())
     for name, weight in network.state_dict().items():
-        stride = max(1, weight.numel() // VALUES_PER_WEIGHT)
-        values = weight.reshape(-1)[::stride].to("cpu", torch.float32)
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(values.numpy().tobytes())
+        for part in _stored(weight):
+            stride = max(1, part.numel() // VALUES_PER_WEIGHT)
+            values = part.reshape(-1)[::stride].to("cpu", torch.float32)
+            digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _stored(weight: Any) -> list[Tensor]:
+    """A weight itself, or what one in fewer bits is made of."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
 
 
 def _settings(network: Any) -> str:
@@ -186,6 +198,7 @@ def _settings(network: Any) -> str:
 
 def release_encoders(backbone: Backbone, *, keep_vae: bool) -> None:
     """Lets go of the text encoders, and of the autoencoder unless previews decode with it."""
+    backbone.negative(backbone.settings.guidance)  # which previews ask for
     empty = nn.Module()
     backbone.text_encoder = backbone.text_encoder_2 = empty
     if not keep_vae:

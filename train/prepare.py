@@ -106,10 +106,16 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
     """
     if config.base.dtype == "float16":
         raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
+    if config.base.quantize and zero_stage(config) == 3:
+        raise UserError(
+            "base.quantize: ZeRO-3 cannot share quantised weights, use train.zero_stage=2 or "
+            "leave base.quantize null"
+        )
     engine_settings(config, ranks.world, 1)
     manifest = read_manifest(config.data.manifest)
     selection = select(manifest, config)
-    backbone = load_backbone(config.base.name, getattr(torch, config.base.dtype))
+    dtype = getattr(torch, config.base.dtype)
+    backbone = load_backbone(config.base.name, dtype, ranks.device, config.base.quantize)
     backbone.settings = _settings(backbone, config)
     _check_layers(backbone, config)
     shown = []
@@ -160,7 +166,7 @@ def _settings(backbone: Backbone, config: RunConfig) -> Any:
     settings = backbone.settings
     length = config.base.max_text_length or settings.max_text_length
     if length > 512:
-        raise UserError(f"base.max_text_length={length}: Kontext pipelines read at most 512 tokens")
+        raise UserError(f"base.max_text_length={length}: the pipelines read at most 512 tokens")
     resolution = config.data.resolution or settings.resolution
     return replace(settings, max_text_length=length, resolution=resolution)
 

@@ -132,6 +132,7 @@ class Previews:
                 guidance=self.backbone.settings.guidance,
                 noise=batch.noise,
                 observe=observe,
+                negative=self.backbone.negative(self.backbone.settings.guidance),
             )
         return latents, region_map(torch.stack(seen).mean(0))
 

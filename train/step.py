@@ -39,8 +39,8 @@ class Batch:
         context: latents of the source picture, [B,C,h,w] fp32.
         noise: standard normal, [B,C,h,w] fp32.
         sigma: noise level in (0,1], [B] fp32.
-        prompt_embeds: T5 states, [B,T,D] in the base's dtype.
-        pooled: CLIP's pooled state, [B,P].
+        prompt_embeds: text states, [B,T,D] in the base's dtype.
+        pooled: pooled text state, [B,P]; P is 0 where the base has none.
         expert_ids: long [B], the samples' styles.
         plan: style tokens [B,S,K] and soft object masks [B,S,h/2,w/2].
         inside: soft union of the object masks on the latent grid, [B,1,h,w] in [0,1].
@@ -116,7 +116,7 @@ def training_step(
             losses.total.mean().backward()
 
     Args:
-        transformer: adapted ``FluxTransformer2DModel``, or the engine around it.
+        transformer: adapted, or the engine around it.
         batch: on the model's device.
         config: its flow, supervision and experts parts are read. Without supervision (both
             weights 0) nothing is recorded and nothing it costs is paid, unless `measure` asks.

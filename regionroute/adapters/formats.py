@@ -16,7 +16,7 @@ from torch import Tensor
 from regionroute.adapters.export import file_scale, file_stem
 from regionroute.adapters.lora_file import PREFIX, read_lora_file, write_lora_file, write_tensors
 from regionroute.adapters.lora_import import PEFT_WEIGHT_NAME
-from regionroute.adapters.lora_names import modules_of, original_name, rows
+from regionroute.adapters.lora_names import modules_of, naming_family, original_name, rows
 from regionroute.adapters.registry import ExpertRegistry, read_registry
 from regionroute.errors import UserError
 
@@ -122,14 +122,15 @@ def to_original(lora: Lora) -> dict[str, Tensor]:
         UserError: a layer that the original model's names do not cover.
     """
     joined: dict[str, list[str]] = {}
+    family = naming_family(lora.pairs)
     for name in lora.pairs:
-        original = original_name(name)
+        original = original_name(name, family)
         if original is None:
             raise UserError(f'"{name}" has no name in ComfyUI: export to diffusers or peft instead')
         joined.setdefault(original, []).append(name)
     state = {}
     for original, names in joined.items():
-        a, b = _join(lora.pairs, modules_of(original), names)
+        a, b = _join(lora.pairs, modules_of(original, family), names)
         key = f"lora_unet_{original.replace('.', '_')}"
         state[f"{key}.lora_down.weight"] = a
         state[f"{key}.lora_up.weight"] = b

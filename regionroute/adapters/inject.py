@@ -11,20 +11,9 @@ from regionroute.adapters.group import AdapterGroup, Stream
 from regionroute.adapters.lora_moe import LoRAMoELinear
 from regionroute.adapters.routers import Router
 from regionroute.errors import UserError
+from regionroute.families import family_of
 
-# Module suffixes by preset, of the blocks' layers only. "regionroute" is its paper's choice: the
-# image stream's attention projections of double blocks and the joint ones of single blocks (which
-# have no to_out); 190 layers and 4,669,440 parameters an expert at rank 4 on FLUX.1-Kontext.
-# "styleexpert": self-attention and feed-forward of both streams, 418 layers there.
-PRESETS: dict[str, tuple[str, ...]] = {
-    "regionroute": ("to_q", "to_k", "to_v", "to_out.0"),
-    "styleexpert": (
-        "to_q", "to_k", "to_v", "to_out.0",
-        "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
-        "proj_mlp", "proj_out",
-    ),
-}  # fmt: skip
+PRESETS = ("regionroute", "styleexpert")  # what they mean is the family's, see `Family.targets`
 # Part of a block's module name -> it reads text tokens.
 _TEXT = re.compile(r"(^|\.)(add_[qkv]_proj|to_add_out|ff_context|norm1_context|context_embedder)\b")
 
@@ -85,6 +74,7 @@ def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[s
 
     Raises:
         UserError: an unknown preset, or a suffix without a linear layer.
+        ValueError: a preset, and the transformer is of no known family.
     """
     if isinstance(targets, str):
         if targets not in PRESETS:
@@ -92,7 +82,7 @@ def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[s
                 f'experts.targets: there is no preset "{targets}", known: {", ".join(PRESETS)}; '
                 "or give a list of module suffixes"
             )
-        suffixes: Sequence[str] = PRESETS[targets]
+        suffixes: Sequence[str] = family_of(transformer).targets[targets]
     else:
         suffixes = targets
     if not suffixes:
@@ -107,7 +97,7 @@ def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[s
 
 
 def stream_of(name: str) -> Stream:
-    """Which tokens pass through a module of a Flux transformer, by its name."""
+    """Which tokens pass through a module of a transformer, by its name in any family."""
     if name.startswith("single_transformer_blocks."):
         return "joint"
     return "txt" if _TEXT.search(name) else "img"

@@ -18,6 +18,7 @@ from regionroute.adapters.lora_file import PREFIX, read_lora_file
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
 from regionroute.adapters.lora_names import modules_of, rows
 from regionroute.errors import UserError
+from regionroute.families import Family, family_of
 from regionroute.io import read_json
 
 PEFT_WEIGHT_NAME = "adapter_model.safetensors"
@@ -58,7 +59,7 @@ def import_lora(path: str | PathLike[str], model: nn.Module, expert_index: int) 
         UserError: no such file, a weight that would have to be ignored, or a rank above ours.
         ValueError: no adapted layers, or no such expert.
     """
-    file, adapters = read_lora(path)
+    file, adapters = read_lora(path, family_of(model))
     layers = adapter_layers(model)
     for name, adapter in adapters.items():
         _check_fit(name, adapter, layers, file)
@@ -93,7 +94,7 @@ def experts_from_loras(transformer: nn.Module, files: Sequence[str | PathLike[st
         UserError: see `import_lora`.
         ValueError: the transformer already has experts, or there are no files.
     """
-    read = [read_lora(file) for file in files]
+    read = [read_lora(file, family_of(transformer)) for file in files]
     linears = {name for name, module in transformer.named_modules() if _is_linear(module)}
     for file, adapters in read:
         for name in adapters.keys() - linears:
@@ -129,8 +130,12 @@ def _preset_of(names: Set[str], transformer: nn.Module) -> str | None:
     return None
 
 
-def read_lora(path: str | PathLike[str]) -> tuple[Path, dict[str, Adapter]]:
+def read_lora(path: str | PathLike[str], family: Family) -> tuple[Path, dict[str, Adapter]]:
     """Reads a LoRA of any of the formats that `import_lora` takes.
+
+    Args:
+        path: see `import_lora`.
+        family: whose layers the file names.
 
     Returns:
         The file, and by diffusers' module name what it adds there.
@@ -140,7 +145,7 @@ def read_lora(path: str | PathLike[str]) -> tuple[Path, dict[str, Adapter]]:
     """
     file = _weights_file(Path(path))
     tensors, metadata = read_lora_file(file)
-    return file, _parse(tensors, _settings(file, metadata), file)
+    return file, _parse(tensors, _settings(file, metadata), file, family)
 
 
 def _weights_file(path: Path) -> Path:
@@ -165,7 +170,7 @@ def _settings(file: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse(
-    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], file: Path
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], file: Path, family: Family
 ) -> dict[str, Adapter]:
     sides: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
@@ -187,7 +192,7 @@ def _parse(
         raise UserError(f"{file}: there are no LoRA weights in this file")
     adapters: dict[str, Adapter] = {}
     for layer, pair in sides.items():
-        modules = modules_of(layer)
+        modules = modules_of(layer, family)
         scale = _scale(modules[0], pair["A"].shape[0], settings, alphas.get(layer))
         for name, adapter in _cut(modules, Adapter(pair["A"], pair["B"], scale)).items():
             if name in adapters:

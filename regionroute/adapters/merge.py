@@ -77,10 +77,8 @@ def merge(
         raise ValueError(f"{count} experts need {count} weights, got {[*values.shape]}")
     for name, layer in layers.items():
         weight = layer.base.weight
-        if not weight.is_floating_point() or weight.shape != (
-            layer.out_features,
-            layer.in_features,
-        ):
+        plain = type(weight) is nn.Parameter and weight.is_floating_point()
+        if not plain or weight.shape != (layer.out_features, layer.in_features):
             raise UserError(
                 f"{name}: its weights are quantised, load the base unquantised to merge"
             )

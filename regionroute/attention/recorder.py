@@ -1,20 +1,20 @@
-"""Records how much each image token attends to the words of a style, inside a Flux transformer.
+"""Records how much each image token attends to the words of a style, inside a transformer.
 
 Both block types put the tokens in one row: [text, noisy target image, context image].
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor, nn
 
 from regionroute.attention.columns import NORMS, Norm, attend, attend_among
 from regionroute.attention.plan import AttentionPlan
+from regionroute.families import Family, find_transformer
 from regionroute.readings import Place, Queries, Tokens, parse_readings, resolve
 
 
@@ -74,9 +74,10 @@ class AttentionRecorder:
 
         Raises:
             UserError: a block or a head that the model does not have.
-            ValueError: no Flux transformer inside.
+            ValueError: no transformer of a known family inside.
         """
-        blocks = _attention_blocks(find_flux(transformer))
+        module, family = find_transformer(transformer)
+        blocks = family.blocks(module)
         heads = {name: int(attn.heads) for name, attn in blocks.items()}
         return resolve(self._readings, self.queries, heads, self.source)
 
@@ -85,28 +86,29 @@ class AttentionRecorder:
         """Records every forward of `transformer` (or of a wrapper around it) until the exit.
 
         Args:
-            transformer: a FluxTransformer2DModel, bare, compiled, or inside DDP, DeepSpeed or
-                another module.
+            transformer: of any family, bare, compiled, or inside DDP, DeepSpeed or another module.
             plan: tokens and masks of the batch, on the model's device.
 
         Raises:
             RuntimeError: this recorder is already recording.
             UserError: a block or a head that the model does not have.
-            ValueError: no Flux transformer inside, or one that computes attention in another way
-                (fused projections, another processor or attention backend).
+            ValueError: no transformer of a known family inside, or one that computes attention in
+                another way (fused projections, another processor or attention backend).
         """
         if self._plan is not None:
             raise RuntimeError("this recorder is already recording")
-        blocks = _attention_blocks(find_flux(transformer))
+        module, family = find_transformer(transformer)
+        blocks = family.blocks(module)
         chosen: dict[str, list[Place]] = {}
         # Places that differ in their words alone have one name and are read once.
         for place in {place.name: place for place in self.places(transformer)}.values():
             chosen.setdefault(place.block, []).append(place)
-        stock = {name: _stock_processor(name, blocks[name]) for name in chosen}
+        stock = {name: _stock_processor(name, blocks[name], family) for name in chosen}
         self._plan, self._maps = plan, {}
         try:
             for name, places in chosen.items():
-                blocks[name].set_processor(_RecordingProcessor(self, places))
+                kind = _recording_kind(stock[name])
+                blocks[name].set_processor(kind(self, family, places))
             yield
         finally:
             for name, processor in stock.items():
@@ -181,10 +183,13 @@ class AttentionRecorder:
 
 
 class _RecordingProcessor:
-    """The stock Flux attention step by step, with its core handed to the recorder."""
+    """The family's attention step by step, with its core handed to the recorder."""
 
-    def __init__(self, recorder: AttentionRecorder, places: Sequence[Place]) -> None:
+    def __init__(
+        self, recorder: AttentionRecorder, family: Family, places: Sequence[Place]
+    ) -> None:
         self.recorder = recorder
+        self.family = family
         self.places = places
 
     def __call__(
@@ -195,17 +200,8 @@ class _RecordingProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        split = (-1, attn.head_dim)
-        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, split))  # [B,N,H,D]
-        key = attn.norm_k(attn.to_k(hidden_states).unflatten(-1, split))
-        value = attn.to_v(hidden_states).unflatten(-1, split)
-        if encoder_hidden_states is not None:  # a double block: the text comes apart, goes first
-            txt_query = attn.add_q_proj(encoder_hidden_states).unflatten(-1, split)
-            txt_key = attn.add_k_proj(encoder_hidden_states).unflatten(-1, split)
-            txt_value = attn.add_v_proj(encoder_hidden_states).unflatten(-1, split)
-            query = torch.cat([attn.norm_added_q(txt_query), query], dim=1)
-            key = torch.cat([attn.norm_added_k(txt_key), key], dim=1)
-            value = torch.cat([txt_value, value], dim=1)
+        # [B,N,H,D]; in a double block the text comes apart and goes first.
+        query, key, value, rest = self.family.project(attn, hidden_states, encoder_hidden_states)
         if image_rotary_emb is not None:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
@@ -213,13 +209,7 @@ class _RecordingProcessor:
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask[:, None, None]  # [B,N]: of the keys
         out = self._attend(query, key, value, attention_mask)
-        out = out.flatten(2, 3).to(query.dtype)
-        if encoder_hidden_states is None:
-            return out
-        text_len = encoder_hidden_states.shape[1]
-        txt, img = out.split([text_len, out.shape[1] - text_len], dim=1)
-        img = attn.to_out[1](attn.to_out[0](img.contiguous()))
-        return img, attn.to_add_out(txt.contiguous())
+        return self.family.finish(attn, out.flatten(2, 3).to(query.dtype), rest)
 
     # A method of the processor: the compiler then sees nothing of what differs between blocks and
     # recorders, and one compiled block serves them all.
@@ -228,6 +218,25 @@ class _RecordingProcessor:
         """From [B,N,H,D] to [B,N,H,D]."""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         return self.recorder.attend(self.places, query, key, value, mask).transpose(1, 2)
+
+
+class _JoinedRecordingProcessor(_RecordingProcessor):
+    """Of blocks that are not handed the text apart and leave that argument out."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
+
+
+def _recording_kind(stock: Any) -> type[_RecordingProcessor]:
+    """The one that is called as the stock processor is: its arguments come by their places."""
+    apart = "encoder_hidden_states" in inspect.signature(type(stock).__call__).parameters
+    return _RecordingProcessor if apart else _JoinedRecordingProcessor
 
 
 def _first_row(tokens: Tokens, plan: AttentionPlan) -> int:
@@ -248,36 +257,16 @@ def _rows(places: Sequence[Place], plan: AttentionPlan, tokens: int) -> slice:
     return slice(min(starts), max(starts) + plan.image_len)
 
 
-def find_flux(model: nn.Module) -> nn.Module:
-    """The FluxTransformer2DModel that `model` is or contains (DDP, DeepSpeed, own wrappers).
-
-    Raises:
-        ValueError: there is none.
-    """
-    for module in model.modules():
-        if isinstance(module, FluxTransformer2DModel):
-            return module
-    raise ValueError(f"there is no FluxTransformer2DModel in {type(model).__name__}")
-
-
 def layer_names(transformer: nn.Module) -> list[str]:
     """Names of the blocks that can be recorded: "double.0", ..., "single.0", ..."""
-    return list(_attention_blocks(find_flux(transformer)))
+    module, family = find_transformer(transformer)
+    return list(family.blocks(module))
 
 
-def _attention_blocks(flux: nn.Module) -> dict[str, Any]:
-    groups = (("double", "transformer_blocks"), ("single", "single_transformer_blocks"))
-    return {
-        f"{kind}.{i}": block.get_submodule("attn")
-        for kind, blocks in groups
-        for i, block in flux.get_submodule(blocks).named_children()
-    }
-
-
-def _stock_processor(name: str, attn: Any) -> FluxAttnProcessor:
+def _stock_processor(name: str, attn: Any, family: Family) -> Any:
     """The block's processor, refused when ours would not compute the same."""
     processor = attn.get_processor()
-    if type(processor) is not FluxAttnProcessor:
+    if type(processor) not in family.processors:
         raise ValueError(f"{name}: cannot record beside a {type(processor).__name__}")
     if attn.fused_projections:
         raise ValueError(f"{name}: cannot record fused projections, call unfuse_qkv_projections()")

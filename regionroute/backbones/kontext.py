@@ -1,4 +1,4 @@
-"""Loads a Kontext pipeline of any size, frozen, with the few facts that differ between bases.
+"""Loads a base of any family and size, frozen, with the few facts that differ between bases.
 
 Shape legend: B batch, C latent channels, H W pixels, h w latent rows and columns, T text tokens,
 D text width, P pooled width.
@@ -14,60 +14,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from regionroute import latents as latent_space
 from regionroute.backbones.patch_codec import PatchCodec
+from regionroute.backbones.quantize import check_quantize, quantize_blocks
 from regionroute.backbones.source import (
     BaseSettings,
+    default_settings,
     explained,
+    family_in,
+    is_distilled,
     read_index,
     read_settings,
     resolve,
 )
+from regionroute.config import Quantize
 from regionroute.errors import UserError
+from regionroute.families import Family, Text
+from regionroute.flow import draw_noise
 from regionroute.io import settings_hash
+from regionroute.prompts import Span
 
-SMALL_PARTS: dict[str, Any] = {
-    "tokenizer": CLIPTokenizer,
-    "tokenizer_2": T5TokenizerFast,
-    "scheduler": FlowMatchEulerDiscreteScheduler,
+# model_index.json names the autoencoder's class, as for any pipeline; a family may know several.
+AUTOENCODERS: dict[str, Any] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderKLFlux2": AutoencoderKLFlux2,
+    "PatchCodec": PatchCodec,
 }
-NETWORKS: dict[str, Any] = {
-    "transformer": FluxTransformer2DModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": T5EncoderModel,
-}
-# The one part of which there are two kinds; model_index.json names the class, as for any pipeline.
-AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
 MAX_ASPECT = 16  # beyond this the short side is a token or two
 
 
 @dataclass
 class Backbone:
-    """A frozen base and its parts; the names are the pipeline's.
+    """A frozen base and its parts; the names are the pipeline's, those it lacks are None.
 
     Attributes:
         name: what the user asked for.
+        family: what kind of base it is.
         settings: see :class:`BaseSettings`.
+        distilled: to few steps without guidance.
         fingerprint: of the transformer's configuration and size; experts fit only their own.
     """
 
     name: str
-    transformer: FluxTransformer2DModel
-    vae: AutoencoderKL | PatchCodec
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    tokenizer_2: T5TokenizerFast
-    text_encoder_2: T5EncoderModel
+    family: Family
+    transformer: Any
+    vae: Any
     scheduler: FlowMatchEulerDiscreteScheduler
     settings: BaseSettings
     fingerprint: str
+    tokenizer: Any
+    text_encoder: Any
+    tokenizer_2: Any = None
+    text_encoder_2: Any = None
+    distilled: bool = False
+    _empty: Text | None = None
 
     @property
     def device(self) -> torch.device:
@@ -86,47 +90,68 @@ class Backbone:
         return self
 
     def networks(self) -> list[nn.Module]:
-        """The four networks: transformer, vae, both text encoders."""
-        return [self.transformer, self.vae, self.text_encoder, self.text_encoder_2]
+        """Transformer, vae and text encoders."""
+        return [self.transformer, self.vae, *self.text_encoders()]
+
+    def text_encoders(self) -> list[nn.Module]:
+        """Those there are, one or two."""
+        return [part for part in (self.text_encoder, self.text_encoder_2) if part is not None]
+
+    def tokenizers(self) -> list[Any]:
+        """Those there are, one or two."""
+        return [part for part in (self.tokenizer, self.tokenizer_2) if part is not None]
+
+    @property
+    def text_length(self) -> int:
+        """Tokens a prompt is padded or cut to."""
+        return self.settings.max_text_length
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """[B,3,H,W] in [0,1] to scaled latents [B,C,h,w]; no gradients."""
-        return latent_space.encode_images(self.vae, images.to(self.device))
+        """[B,3,H,W] in [0,1] to normalised latents [B,C,h,w]; no gradients."""
+        return self.family.encode_images(self.vae, images.to(self.device))
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B,C,h,w] to [B,3,H,W] float32 in [0,1]; no gradients."""
-        return latent_space.decode_latents(self.vae, latents.to(self.device))
+        """Normalised latents [B,C,h,w] to [B,3,H,W] float32 in [0,1]; no gradients."""
+        return self.family.decode_latents(self.vae, latents.to(self.device))
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode_prompts(self, prompts: Sequence[str]) -> Text:
         """Text states as the stock pipeline computes them; no gradients.
 
         Args:
             prompts: B texts. Whether phrases survive truncation is checked by
-                :func:`regionroute.prompts.token_indices`, not here.
+                :meth:`token_indices`, not here.
 
         Returns:
-            T5 states [B,T,D] with T = ``settings.max_text_length``, and CLIP's pooled state [B,P].
+            States [B,T,D] with T = ``settings.max_text_length``, and the pooled state [B,P], P
+            being 0 where the family has none.
         """
-        clip_ids = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        t5_ids = self.tokenizer_2(
-            list(prompts),
-            padding="max_length",
-            max_length=self.settings.max_text_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        pooled = self.text_encoder(clip_ids.to(self.device)).pooler_output
-        states = self.text_encoder_2(t5_ids.to(self.device))[0]
-        return states.to(self.text_encoder_2.dtype), pooled.to(self.text_encoder.dtype)
+        return self.family.encode_prompts(self, prompts)
+
+    def token_indices(self, text: str, span: Span) -> list[int]:
+        """Positions of a phrase's tokens among the T states of a prompt.
+
+        Raises:
+            UserError: see :func:`regionroute.prompts.token_indices`.
+        """
+        return self.family.token_indices(self, text, span)
+
+    def negative(self, guidance: float) -> Text | None:
+        """What `flow.guided` takes: the empty prompt's states where they are needed, else None.
+
+        Encoded once, so that they outlive the text encoders.
+        """
+        if not self.family.classifier_free or self.distilled or guidance <= 1:
+            return None
+        if self._empty is None or self._empty[0].shape[1] != self.text_length:
+            self._empty = self.encode_prompts([""])
+        return self._empty
+
+    def draw_noise(self, shape: tuple[int, ...], seed: int) -> Tensor:
+        """Noise [B,C,h,w] that the stock pipeline would draw from this seed on the CPU."""
+        return self.family.arranged(draw_noise(shape, seed))
 
     def fit_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which the model sees a picture: same aspect, area near resolution².
@@ -155,36 +180,48 @@ class Backbone:
 
 
 def load_backbone(
-    spec: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    spec: str,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    quantize: Quantize | None = None,
 ) -> Backbone:
     """Loads a base: every network frozen and in evaluation mode.
 
     Args:
-        spec: ``nano``, a local folder in diffusers' ``FluxKontextPipeline`` layout, or a hub id
-            such as ``black-forest-labs/FLUX.1-Kontext-dev``. A folder wins over a hub id.
-        dtype: of all networks.
+        spec: ``nano``, a local folder in diffusers' layout of a known family's pipeline, or a hub
+            id such as ``black-forest-labs/FLUX.1-Kontext-dev``. A folder wins over a hub id.
+        dtype: of all networks, see :mod:`regionroute.backbones.quantize`.
         device: where they go.
+        quantize: stores the transformer's blocks in fewer bits.
 
     Raises:
-        UserError: no such base, not a Kontext pipeline, files missing or damaged, hub not
-            reachable or not permitted.
+        UserError: no such base, of no known family, files missing or damaged, hub not reachable
+            or not permitted.
     """
+    if quantize:
+        check_quantize(quantize)
     source = resolve(spec)
-    settings = read_settings(source) if isinstance(source, Path) else BaseSettings()
+    with explained(spec, source):
+        index = read_index(spec, source)
+    settings = read_settings(source) if isinstance(source, Path) else default_settings(index)
     with quiet() if isinstance(source, Path) else contextlib.nullcontext():
-        parts = _load_parts(spec, source, dtype)
+        parts = _load_parts(spec, source, index, dtype)
     backbone = Backbone(
         name=spec,
+        family=family_in(index),
         settings=settings,
         fingerprint=fingerprint(parts["transformer"]),
+        distilled=is_distilled(index),
         **parts,
     )
     for network in backbone.networks():
         network.requires_grad_(False).eval()
+    if quantize:
+        quantize_blocks(backbone.transformer, quantize, device)
     return backbone.to(device)
 
 
-def load_skeleton(spec: str) -> FluxTransformer2DModel:
+def load_skeleton(spec: str) -> Any:
     """A base's transformer without its weights: names, sizes and fingerprint, at no cost.
 
     Args:
@@ -199,13 +236,13 @@ def load_skeleton(spec: str) -> FluxTransformer2DModel:
     source = resolve(spec)
     where = {"local_files_only": isinstance(source, Path)}
     with explained(spec, source):
-        read_index(spec, source)
-        config = FluxTransformer2DModel.load_config(source, subfolder="transformer", **where)
+        kind = family_in(read_index(spec, source)).transformer
+        config = kind.load_config(source, subfolder="transformer", **where)
         with torch.device("meta"):
-            return FluxTransformer2DModel.from_config(config)
+            return kind.from_config(config)
 
 
-def fingerprint(transformer: FluxTransformer2DModel) -> str:
+def fingerprint(transformer: Any) -> str:
     """Hash of a transformer's configuration and parameter count (not of its weights)."""
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
     return settings_hash({"config": config, "parameters": transformer.num_parameters()})
@@ -213,23 +250,22 @@ def fingerprint(transformer: FluxTransformer2DModel) -> str:
 
 def _autoencoder(spec: str, index: dict[str, Any]) -> Any:
     """The autoencoder's class by its name in model_index.json."""
-    name = index["vae"][1]
-    if name not in AUTOENCODERS:
-        raise UserError(
-            f"base {spec}: its vae is a {name}, known are {' and '.join(sorted(AUTOENCODERS))}"
-        )
+    name, known = index["vae"][1], family_in(index).autoencoders
+    if name not in known:
+        raise UserError(f"base {spec}: its vae is a {name}, known are {' and '.join(known)}")
     return AUTOENCODERS[name]
 
 
-def _load_parts(spec: str, source: Path | str, dtype: torch.dtype) -> dict[str, Any]:
+def _load_parts(
+    spec: str, source: Path | str, index: dict[str, Any], dtype: torch.dtype
+) -> dict[str, Any]:
     """All parts by their pipeline names."""
-    where = {"local_files_only": isinstance(source, Path)}
+    where, family = {"local_files_only": isinstance(source, Path)}, family_in(index)
     parts: dict[str, Any] = {}
     with explained(spec, source):
-        index = read_index(spec, source)
-        for name, kind in SMALL_PARTS.items():
+        for name, kind in family.small_parts.items():
             parts[name] = kind.from_pretrained(source, subfolder=name, **where)
-        for name, kind in (NETWORKS | {"vae": _autoencoder(spec, index)}).items():
+        for name, kind in (dict(family.networks) | {"vae": _autoencoder(spec, index)}).items():
             parts[name], report = kind.from_pretrained(
                 source, subfolder=name, dtype=dtype, output_loading_info=True, **where
             )

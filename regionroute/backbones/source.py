@@ -26,27 +26,22 @@ from safetensors import SafetensorError
 
 from regionroute.backbones import nano
 from regionroute.errors import UserError
+from regionroute.families import FAMILIES, Family, named
 from regionroute.io import is_hub_id
 
 SETTINGS_FILE = "regionroute.json"
 INDEX_FILE = "model_index.json"
-PIPELINE_CLASS = "FluxKontextPipeline"
-NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2")
-SMALL_FILES = {  # one of these has to be there
-    "tokenizer": ("tokenizer.json", "vocab.json"),
-    "tokenizer_2": ("tokenizer.json", "spiece.model"),
-    "scheduler": ("scheduler_config.json",),
-}
+PIPELINES = " or ".join(family.pipeline for family in FAMILIES)
 
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """What a base was made for; ``regionroute.json`` in its folder overrides the defaults.
+    """What a base was made for; ``regionroute.json`` in its folder overrides its family's defaults.
 
     Attributes:
         steps: model calls for one edit.
-        guidance: strength fed to guidance-distilled transformers.
-        max_text_length: T5 tokens a prompt is padded to, the same in training and inference
+        guidance: strength fed to guidance-distilled transformers, or of classifier-free guidance.
+        max_text_length: tokens a prompt is padded to, the same in training and inference
             because Flux attends to padding; at most 512.
         resolution: side of the square whose area a picture is resized to.
         closer: whether routed edits of larger pictures look at the object a second time, see
@@ -64,7 +59,7 @@ def resolve(spec: str) -> Path | str:
     """Where a base's files are: a checked local folder, or the hub id itself.
 
     Raises:
-        UserError: neither an embedded name, nor a Kontext folder, nor the form of a hub id.
+        UserError: neither an embedded name, nor a pipeline's folder, nor the form of a hub id.
     """
     if spec in nano.NAMES:
         embedded = nano.nano_folder(spec)
@@ -79,20 +74,22 @@ def resolve(spec: str) -> Path | str:
     if not is_hub_id(spec):
         raise UserError(
             f"base {spec!r}: no such folder; give {' or '.join(nano.NAMES)}, a folder with "
-            "model_index.json, or a hub id such as black-forest-labs/FLUX.1-Kontext-dev"
+            "model_index.json, or a hub id such as "
+            f"{' or '.join(family.example for family in FAMILIES)}"
         )
     return spec
 
 
 def read_settings(folder: Path) -> BaseSettings:
-    """``regionroute.json`` of a base's folder over the defaults.
+    """``regionroute.json`` of a base's folder over its family's defaults.
 
     Raises:
         UserError: not JSON, unknown key, or a value of the wrong kind.
     """
     path = folder / SETTINGS_FILE
+    defaults = default_settings(read_index(str(folder), folder))
     if not path.is_file():
-        return BaseSettings()
+        return defaults
     data = _read_object(path)
     kinds = {
         field.name: type(getattr(BaseSettings(), field.name)) for field in fields(BaseSettings)
@@ -108,24 +105,42 @@ def read_settings(folder: Path) -> BaseSettings:
         allowed = (int, float) if kinds[key] is float else (int,)
         if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < math.inf:
             raise UserError(f"{path}: {key} must be a positive number, not {value!r}")
-    settings = BaseSettings(**(asdict(BaseSettings()) | data))
+    settings = BaseSettings(**(asdict(defaults) | data))
     if settings.max_text_length > 512:
-        raise UserError(f"{path}: max_text_length is at most 512, Kontext pipelines take no more")
+        raise UserError(f"{path}: max_text_length is at most 512, the pipelines take no more")
     return settings
+
+
+def default_settings(index: dict[str, Any]) -> BaseSettings:
+    """What ``model_index.json`` alone says of a base."""
+    values: dict[str, Any] = family_in(index).defaults(is_distilled(index))
+    return BaseSettings(**values)
+
+
+def is_distilled(index: dict[str, Any]) -> bool:
+    """Whether the base was distilled to few steps without guidance."""
+    return bool(index.get("is_distilled", False))
+
+
+def family_in(index: dict[str, Any]) -> Family:
+    """The family of a base, by its ``model_index.json`` as `read_index` gives it."""
+    family = named(index["_class_name"])
+    assert family is not None, "read_index refuses other pipelines"
+    return family
 
 
 def read_index(spec: str, source: Path | str) -> dict[str, Any]:
     """``model_index.json`` of a folder or of a repository on the hub.
 
     Raises:
-        UserError: not JSON, or of another pipeline.
+        UserError: not JSON, or of a pipeline of no known family.
     """
     # Asked directly: diffusers' own loaders turn every refusal into one vague message.
     path = source / INDEX_FILE if isinstance(source, Path) else hf_hub_download(source, INDEX_FILE)
     index = _read_object(Path(path))
     found = index.get("_class_name")
-    if found != PIPELINE_CLASS:
-        raise UserError(f"base {spec}: this is a {found}, but editing needs a {PIPELINE_CLASS}")
+    if named(found) is None:
+        raise UserError(f"base {spec}: this is a {found}, but editing needs a {PIPELINES}")
     return index
 
 
@@ -146,11 +161,11 @@ def explained(spec: str, source: Path | str) -> Iterator[None]:
             "or the connection, or download it first"
         ) from None
     except EntryNotFoundError:
-        raise UserError(f"base {spec}: this repository lacks files of a {PIPELINE_CLASS}") from None
+        raise UserError(f"base {spec}: this repository lacks files of a {PIPELINES}") from None
     except GatedRepoError:
         raise UserError(
-            f"base {spec}: its licence has to be accepted on the hub first; do that there, then "
-            "log in with `hf auth login`"
+            f"base {spec}: its licence has to be accepted on the hub first; do that at "
+            f"https://huggingface.co/{source}, then log in here with `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
@@ -185,16 +200,16 @@ def _check_folder(folder: Path) -> None:
     if not (folder / INDEX_FILE).is_file():
         raise UserError(
             f"base {folder}: no model_index.json; give a folder saved by "
-            f"{PIPELINE_CLASS}.save_pretrained"
+            "save_pretrained of a pipeline"
         )
-    read_index(str(folder), folder)
-    for name in NETWORKS:
+    family = family_in(read_index(str(folder), folder))
+    for name in family.networks:
         part = folder / name
         if not (part / "config.json").is_file():
             raise UserError(f"base {folder}: {name}/config.json is missing; copy the whole folder")
         if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
             raise UserError(f"base {folder}: {name} has no weights; copy the whole folder")
-    for name, files in SMALL_FILES.items():
+    for name, files in family.small_files.items():
         # transformers makes up an empty tokenizer when there is none.
         if not any((folder / name / file).is_file() for file in files):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Small offline vocabularies for the real T5 and CLIP tokenizer classes.
+"""Small offline vocabularies for the real T5, CLIP and Qwen tokenizer classes.
 
 A known word is one token, any other word falls back to its letters, so every prompt can be
 encoded and every phrase has tokens. The classes rebuild their rules from their own code when
@@ -21,13 +21,27 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, Qwen2TokenizerFast, T5TokenizerFast
 
 WORD_START = "▁"  # sentencepiece's mark of a word's beginning
 WORD_END = "</w>"  # CLIP's mark of a word's end
+QWEN_SPACE = "Ġ"  # how byte-level BPE writes a space
 # Unigram scores are log probabilities: one whole word must beat any split of it.
 WORD_SCORE, PIECE_SCORE, LETTER_SCORE = -4.0, -5.0, -10.0
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+QWEN_PAD, QWEN_START, QWEN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# Qwen3's chat without tools and earlier answers, to the letter.
+QWEN_CHAT = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}"
+    "{%- endif %}"
+    "{%- endif %}"
+)
 
 
 def build_t5_tokenizer(
@@ -83,8 +97,35 @@ def build_clip_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
 
 
+def build_qwen_tokenizer(words: Sequence[str], max_length: int) -> Qwen2TokenizerFast:
+    """A Qwen tokenizer (byte-level BPE, minds case) with Qwen3's chat template.
+
+    Args:
+        words: as for :func:`build_clip_tokenizer`; known with a space before them and, after a
+            hyphen, without.
+        max_length: ``model_max_length``.
+
+    Returns:
+        A tokenizer that ``Qwen2TokenizerFast.from_pretrained`` reloads unchanged.
+    """
+    vocabulary = sorted(ByteLevel.alphabet())
+    merges: list[tuple[str, str]] = []
+    for text in dict.fromkeys(words):
+        first, *others = re.findall("[a-z]+", text.lower())
+        for word in (QWEN_SPACE + first, *others):
+            merges += _merges_for(word, vocabulary, merges, end="")
+    ids = {piece: index for index, piece in enumerate([*vocabulary, QWEN_PAD])}
+    return Qwen2TokenizerFast(
+        vocab=ids,
+        merges=merges,
+        model_max_length=max_length,
+        chat_template=QWEN_CHAT,
+        additional_special_tokens=[QWEN_START, QWEN_END, "<think>", "</think>"],
+    )
+
+
 def _merges_for(
-    word: str, vocabulary: list[str], merges: list[tuple[str, str]]
+    word: str, vocabulary: list[str], merges: list[tuple[str, str]], end: str = WORD_END
 ) -> list[tuple[str, str]]:
     """Merges that make ``word`` one token when appended; their pieces join ``vocabulary``.
 
@@ -94,7 +135,7 @@ def _merges_for(
     added: list[tuple[str, str]] = []
     while True:
         ids = {piece: index for index, piece in enumerate(vocabulary)}
-        model = BPE(vocab=ids, merges=[*merges, *added], end_of_word_suffix=WORD_END)
+        model = BPE(vocab=ids, merges=[*merges, *added], end_of_word_suffix=end)
         pieces = Tokenizer(model).encode(word).tokens
         if len(pieces) == 1:
             return added

@@ -210,7 +210,7 @@ def step_shape(config: RunConfig, base: BaseSizes, data: Data, gpus: int) -> Ste
             config.base.max_text_length or base.settings.max_text_length,
             int(parts["joint_attention_dim"]),
         ),
-        pooled=int(parts["pooled_projection_dim"]),
+        pooled=base.family.pooled_width(parts),
         experts=config.experts.num_experts or (SIMILARITY_EXPERTS if similar else data.styles),
         style_dim=_style_dim(config, base) if similar else None,
     )

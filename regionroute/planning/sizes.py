@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextModel
 
 from regionroute.backbones.kontext import AUTOENCODERS
-from regionroute.backbones.source import BaseSettings, read_index, read_settings, resolve
+from regionroute.backbones.source import BaseSettings, family_in, read_index, read_settings, resolve
 from regionroute.errors import UserError
+from regionroute.families import Family, family_of_config
 from regionroute.io import read_json
 from regionroute.planning.trace import without_numbers
 
@@ -58,6 +59,32 @@ KONTEXT_PARTS: dict[str, dict[str, Any]] = {
         "feed_forward_proj": "gated-gelu",
     },
 }
+# Those of FLUX.2-klein-base-4B and its distilled version; its autoencoder's are its class's own.
+KLEIN_PARTS: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "_class_name": "Flux2Transformer2DModel",
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "joint_attention_dim": 7680,
+        "in_channels": 128,
+        "guidance_embeds": False,
+    },
+    "vae": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 32},
+    "text_encoder": {
+        "vocab_size": 151936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+}
+KLEIN, KLEIN_DISTILLED = (f"black-forest-labs/FLUX.2-klein-{x}4B" for x in ("base-", ""))
+PUBLIC = {KONTEXT: KONTEXT_PARTS, KLEIN: KLEIN_PARTS, KLEIN_DISTILLED: KLEIN_PARTS}
 
 
 @dataclass(frozen=True)
@@ -79,6 +106,11 @@ class BaseSizes:
     settings: BaseSettings
     parts: dict[str, dict[str, Any]]
     vae_class: Any = AutoencoderKL
+
+    @property
+    def family(self) -> Family:
+        """What kind of base it is."""
+        return family_of_config(self.parts["transformer"])
 
     @property
     def vae_scale(self) -> int:
@@ -114,7 +146,7 @@ def read_sizes(spec: str) -> BaseSizes:
     """The configurations of a base.
 
     Args:
-        spec: ``nano``, a local folder, or FLUX.1-Kontext's hub id, which needs no network.
+        spec: ``nano``, a local folder, or a hub id of `PUBLIC`, which needs no network.
 
     Raises:
         UserError: no such base, or a hub id whose sizes are not known here.
@@ -122,17 +154,24 @@ def read_sizes(spec: str) -> BaseSizes:
     source = resolve(spec)
     if isinstance(source, Path):
         index = read_index(spec, source)
-        parts = {part: read_json(source / part / "config.json") for part in KONTEXT_PARTS}
+        networks = family_in(index).networks
+        parts = {part: read_json(source / part / "config.json") for part in networks}
         vae_class = AUTOENCODERS.get(index["vae"][1], AutoencoderKL)
         return BaseSizes(
             spec, f"the files in {source}", source, read_settings(source), parts, vae_class
         )
-    if source != KONTEXT:
+    if source not in PUBLIC:
         raise UserError(
-            f"base.name={spec}: only the sizes of {KONTEXT} are known without its files; download "
-            "this base and give its folder"
+            f"base.name={spec}: only the sizes of {', '.join(PUBLIC)} are known without their "
+            "files; download this base and give its folder"
         )
-    return BaseSizes(spec, "the public description of it", None, BaseSettings(), KONTEXT_PARTS)
+    parts = PUBLIC[source]
+    family = family_of_config(parts["transformer"])
+    values: dict[str, Any] = family.defaults(source == KLEIN_DISTILLED)
+    return BaseSizes(
+        spec, "the public description of it", None, BaseSettings(**values), parts,
+        AUTOENCODERS[family.autoencoders[0]],
+    )  # fmt: skip
 
 
 def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: int) -> CachingSizes:
@@ -145,17 +184,14 @@ def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: in
         text: tokens of a prompt.
     """
     side = base.latent_size(resolution) * base.vae_scale
-    t5 = T5Config(**_plain(base.parts["text_encoder_2"]))
-    clip = CLIPTextConfig(**_plain(base.parts["text_encoder"]))
 
     def picture(vae: Any) -> None:
         vae.encode(torch.empty(1, 3, side, side))
 
     runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
-        (lambda: base.vae_class.from_config(base.parts["vae"]), picture),
-        (lambda: T5EncoderModel(t5), lambda model: model(_words(text))),
-        (lambda: CLIPTextModel(clip), lambda model: model(_words(clip.max_position_embeddings))),
+        (lambda: base.vae_class.from_config(base.parts["vae"]), picture)
     ]
+    runs += [_text_run(base, part, text) for part in base.family.text_networks()]
     values = weights = peak = 0
     for make, run in runs:
         with without_numbers(dtype) as counter, torch.no_grad():
@@ -169,6 +205,17 @@ def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: in
             run(model.eval())
             peak = max(peak, counter.peak - before)
     return CachingSizes(values, weights, peak)
+
+
+def _text_run(
+    base: BaseSizes, part: str, text: int
+) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """Makes a text encoder, and runs it for one prompt."""
+    kind = base.family.networks[part]
+    config = kind.config_class(**_plain(base.parts[part]))
+    # CLIP pads to a length of its own.
+    length = config.max_position_embeddings if kind is CLIPTextModel else text
+    return lambda: kind(config), lambda model: base.family.states(model, _words(length), None)
 
 
 def _words(length: int) -> torch.Tensor:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +33,8 @@ from regionroute.adapters import (
     routed,
 )
 from regionroute.attention import AttentionPlan, AttentionRecorder, attend, attention_loss
+from regionroute.backbones.quantize import stored_bytes
+from regionroute.families import family_of_config
 from regionroute.flow import add_noise, predict_velocity, velocity_target
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Trace:
 
     Attributes:
         frozen: values of the base.
-        frozen_bytes: their memory.
+        frozen_bytes: their memory, as ``base.quantize`` stores them.
         trainable: values of the adapters, in float32.
         kept: bytes that wait for the backward pass once the forward pass has ended.
         activations: bytes at the peak, over weights and gradients.
@@ -167,10 +168,11 @@ def trace_step(settings: dict[str, Any], config: RunConfig, shape: StepShape) ->
             with loss(transformer, config, inputs, plan) as total:
                 kept = counter.now - before
                 total.backward()
-        frozen = [p for p in transformer.parameters() if not p.requires_grad]
+        frozen = {n: p for n, p in transformer.named_parameters() if not p.requires_grad}
+        stored = sum(stored_bytes(n, p, config.base.quantize) for n, p in frozen.items())
     return Trace(
-        frozen=sum(p.numel() for p in frozen),
-        frozen_bytes=sum(p.numel() * p.element_size() for p in frozen),
+        frozen=sum(p.numel() for p in frozen.values()),
+        frozen_bytes=round(stored),
         trainable=sum(p.numel() for p in trained),
         kept=kept,
         activations=counter.peak - before,
@@ -205,10 +207,10 @@ def _try_kernels(dtype: torch.dtype) -> None:
 
 def _adapted(
     settings: dict[str, Any], config: RunConfig, shape: StepShape, dtype: torch.dtype
-) -> FluxTransformer2DModel:
+) -> Any:
     with default_dtype(dtype), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # initialisation of weights that are not there
-        transformer = FluxTransformer2DModel.from_config(settings)
+        transformer = family_of_config(settings).transformer.from_config(settings)
     experts = config.experts
     router = None
     if shape.style_dim is not None:

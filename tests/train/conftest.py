@@ -60,3 +60,9 @@ class Runs:
 @pytest.fixture
 def runs(tiny_base, tiny_manifest, tmp_path):
     return Runs(tiny_base, tiny_manifest, tmp_path)
+
+
+@pytest.fixture
+def klein_runs(tiny_klein, tiny_manifest, tmp_path):
+    """As `runs`, on the tiny FLUX.2-klein base."""
+    return Runs(tiny_klein, tiny_manifest, tmp_path)

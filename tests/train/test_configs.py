@@ -20,6 +20,15 @@ def test_a_configuration_loads_and_fits_the_usual_numbers_of_gpus(name, processe
     assert engine_settings(config, processes, 1000)["train_batch_size"] >= 8
 
 
+def test_kleins_configuration_is_for_one_gpu_and_fits_several():
+    config = load_config(str(CONFIGS / "klein.yaml"))
+    assert engine_settings(config, 1, 1000)["train_micro_batch_size_per_gpu"] == 1
+    for processes in (2, 4, 8):
+        rest = [f"train.accumulation={8 // processes}"]
+        config = load_config(str(CONFIGS / "klein.yaml"), rest)
+        assert engine_settings(config, processes, 1000)["train_batch_size"] == 8
+
+
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_the_deepspeed_files_name_their_stage(name):
     config = load_config(None, [f"train.deepspeed={CONFIGS / name}.json"])

@@ -157,3 +157,18 @@ def test_killing_a_process_leaves_the_last_checkpoint(launch, runs):
     )
     assert code == 0, output[-3000:]
     assert "continuing from" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_processes_train_klein_as_one_does(launch, klein_runs, stage):
+    rest = [f"train.zero_stage={stage}", "train.gradient_checkpointing=true"]
+    rest += ["train.preview_every=3"]
+    code, output = launch.finish(launch.deepspeed(2, klein_runs.arguments("two", *rest)))
+    assert code == 0, output[-3000:]
+    assert klein_runs("one") == 0
+    assert klein_runs.difference("one", "two") < 1e-5
+    one, two = klein_runs.experts("one"), klein_runs.experts("two")
+    assert max((one[key] - two[key]).abs().max() for key in one) < 1e-4
+    assert (klein_runs.output("two") / "previews" / "step-000006.png").is_file()

@@ -198,7 +198,10 @@ def hub_error(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize(
     ("failure", "sentence"),
     [
-        (hub_error(GatedRepoError), "licence has to be accepted"),
+        (
+            hub_error(GatedRepoError),
+            "licence has to be accepted.*https://huggingface.co/someone/kontext.*hf auth login",
+        ),
         (hub_error(RepositoryNotFoundError), "neither a folder here nor a repository"),
         (hub_error(RemoteEntryNotFoundError), "lacks files of a FluxKontextPipeline"),
         (LocalEntryNotFoundError("offline"), "the hub cannot be reached"),

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
+from regionroute import families
 from regionroute.config import load_config
 from regionroute.errors import UserError
 from regionroute.planning.chips import CHIPS, chip, chip_of
@@ -19,7 +20,15 @@ from regionroute.planning.estimate import (
     step_memory,
 )
 from regionroute.planning.remedies import checkpointing, remedies, retraced, without_supervision
-from regionroute.planning.sizes import KONTEXT, KONTEXT_PARTS, caching_sizes, read_sizes
+from regionroute.planning.sizes import (
+    KLEIN,
+    KLEIN_DISTILLED,
+    KLEIN_PARTS,
+    KONTEXT,
+    KONTEXT_PARTS,
+    caching_sizes,
+    read_sizes,
+)
 from regionroute.planning.trace import StepShape, Trace, trace_step
 
 TINY = KONTEXT_PARTS["transformer"] | {
@@ -65,6 +74,37 @@ def test_kontext_encoders_have_their_published_sizes():
     assert sizes.values == pytest.approx(4.762e9 + 0.123e9 + 0.084e9, rel=1e-3)
     assert sizes.weights == 2 * sizes.values
     assert sizes.activations > 0
+
+
+def test_klein_has_its_published_sizes():
+    base = read_sizes(KLEIN)
+    assert base.family is families.KLEIN
+    assert (base.vae_scale, base.latent_channels, base.settings.guidance) == (8, 32, 4.0)
+    assert read_sizes(KLEIN_DISTILLED).settings.steps == 4
+    with torch.device("meta"):
+        model = Flux2Transformer2DModel.from_config(base.parts["transformer"])
+    assert model.num_parameters() == pytest.approx(3.9e9, rel=0.02)
+    sizes = caching_sizes(base, torch.bfloat16, 64, 8)
+    assert sizes.values == pytest.approx(4.022e9 + 0.084e9, rel=1e-2)  # Qwen3-4B, autoencoder
+
+
+def test_a_quantised_base_takes_less_and_its_experts_as_much():
+    config = load_config("configs/klein.yaml")
+    small = load_config("configs/klein.yaml", ["base.quantize=nf4"])
+    settings = KLEIN_PARTS["transformer"] | {
+        "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    shape = StepShape(1, (32, 8, 8), (8, 7680), 0, experts=1)
+    one, other = (trace_step(settings, c, shape) for c in (config, small))
+    assert (one.frozen, one.trainable) == (other.frozen, other.trainable)
+    blocks = (26 + 13) * 256**2
+    saved = blocks * (2 - 0.516)
+    assert one.frozen_bytes - other.frozen_bytes == pytest.approx(saved, rel=1e-3)
+
+
+def test_klein_on_24_gib_fits_without_quantising():
+    plan = make_plan(load_config("configs/klein.yaml"), machine(memory=24.0), DATA)
+    assert plan.fits
 
 
 def test_operations_are_those_of_the_formula():
