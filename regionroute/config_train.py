@@ -96,9 +96,9 @@ class TrainConfig(Section):
     preview_every: CountOrZero = Field(0, description="steps between two previews; 0: none")
     previews: Count = Field(4, description="pairs shown in a preview")
     explosion: NonNegative = Field(
-        50.0,
+        100.0,
         description="stop when the loss is this many median absolute deviations above the median "
-        "of the last 100 steps (at least 20); 0: only when it is not finite",
+        "of the last 100 steps (at least 50); 0: only when it is not finite",
     )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         ["tensorboard"], description="where the numbers go besides losses.jsonl"

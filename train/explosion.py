@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 
 WINDOW = 100  # steps that say what is usual
-LEAST = 20  # of them, before anything is unusual
+LEAST = 50  # of them, before anything is unusual
 FLOOR = 0.01  # of the median: the smallest deviation that counts as one
 
 

@@ -62,28 +62,26 @@ class Service:
     Args:
         module: wandb or trackio.
         output: the run's folder; its name is the run's.
+        start: steps done before; a run from the first step is a new one there too.
         project: to which the run belongs.
         config: the run's settings.
     """
 
     def __init__(
-        self, module: Any, output: Path, project: str, config: Mapping[str, Any]
+        self, module: Any, output: Path, start: int, project: str, config: Mapping[str, Any]
     ) -> None:
-        self._module = module
-        name = output.resolve().name
-        if module.__name__ == "wandb":
-            self._run = module.init(
-                project=project, name=name, id=_known(output, module), resume="allow",
-                dir=str(output), config=dict(config),
-            )  # fmt: skip
+        self._module, self._wandb = module, module.__name__ == "wandb"
+        known = _known(output, module) if start else None
+        settings: dict[str, Any] = {"project": project, "config": dict(config)}
+        settings["resume"] = "allow" if known else "never"
+        if self._wandb:
+            settings |= {"name": output.resolve().name, "id": known, "dir": str(output)}
+        else:  # which knows a run by its name
+            settings["name"] = known or output.resolve().name
+        self._run = module.init(**settings)
+        if self._wandb:
             self._run.define_metric("*", step_metric="step")
-            _remember(output, module, self._run.id)
-        else:
-            self._run = module.init(
-                project=project, name=_known(output, module) or name, resume="allow",
-                config=dict(config),
-            )  # fmt: skip
-            _remember(output, module, self._run.name)
+        _remember(output, module, self._run.id if self._wandb else self._run.name)
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:  # noqa: D102
         self._log(dict(values), step)
@@ -92,7 +90,7 @@ class Service:
         self._log({name: self._module.Image(to_pil(image))}, step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
-        if self._module.__name__ == "wandb":
+        if self._wandb:
             self._run.log(values | {"step": step})
         else:
             self._run.log(values, step=step)
@@ -145,7 +143,7 @@ def open_trackers(
         if name in SERVICES:
             module = _service(name)
             try:
-                opened.append(Service(module, output, project, config))
+                opened.append(Service(module, output, start, project, config))
             except Exception as error:  # of any class: no login, no network, a wrong project
                 first = next(iter(str(error).splitlines()), type(error).__name__)
                 raise UserError(
