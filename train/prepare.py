@@ -30,6 +30,7 @@ from train.encode import Encoder, identity, model_size, release_encoders
 from train.engine import build_engine, engine_settings, zero_stage
 from train.export import experts_writer
 from train.logs import Reporter
+from train.placement import place
 from train.previews import Previews, choose
 from train.references import References, find_references, without_style_words
 from train.resume import Start, find_start, load_adapters_alone, restore
@@ -73,13 +74,13 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     output = Path(config.output)
     cache = Cache(Path(config.data.cache) if config.data.cache else output / "cache")
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache))
-    inputs.backbone.to(ranks.device)
+    facts = run_facts(config, inputs, ranks)
+    place(inputs.backbone, config, ranks)
     distributed.agree(lambda: cache.fill(inputs.entries, rank=ranks.rank, world=ranks.world))
     if inputs.references:
         inputs.references.release_encoder()
     release_encoders(inputs.backbone, keep_vae=bool(config.train.preview_every) and ranks.main)
 
-    facts = run_facts(config, inputs, ranks)
     start = find_start(config, facts, ranks)
     engine = _engine(config, inputs, start, ranks)
     average = MovingAverage(engine.module, config.optim.ema) if config.optim.ema else None
@@ -221,7 +222,10 @@ def _remarks(
 
 
 def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]:
-    """What a checkpoint must match to be continued; call it before experts are injected."""
+    """What a checkpoint must match to be continued.
+
+    Call it while the base is whole: before experts are injected and weights are in pieces.
+    """
     references = inputs.references
     rows = [[e.id, e.context, e.target, e.text, *e.masks] for e in inputs.examples]
     return {

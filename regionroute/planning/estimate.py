@@ -250,7 +250,7 @@ def read_data(config: RunConfig) -> Data:
 
 
 def read_zero(config: RunConfig) -> Zero:
-    """How DeepSpeed shares, by ``train.zero_stage`` and the file of ``train.deepspeed``.
+    """How DeepSpeed shares, by ``train.zero_stage``, ``train.offload`` and ``train.deepspeed``.
 
     Raises:
         UserError: the file is missing or not JSON.
@@ -265,11 +265,11 @@ def read_zero(config: RunConfig) -> Zero:
     def on_host(key: str) -> bool:
         return (section.get(key) or {}).get("device", "none") in ("cpu", "nvme")
 
-    stage = section.get("stage", config.train.zero_stage)
+    stage, told = section.get("stage", config.train.zero_stage), config.train.offload
     return Zero(
         stage=int(stage),
-        offload_weights=stage == 3 and on_host("offload_param"),
-        offload_optimizer=stage > 0 and on_host("offload_optimizer"),
+        offload_weights=stage == 3 and (told == "all" or on_host("offload_param")),
+        offload_optimizer=stage > 0 and (told != "none" or on_host("offload_optimizer")),
         live=int(section.get("stage3_max_live_parameters", LIVE_VALUES)),
     )
 
