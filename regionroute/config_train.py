@@ -14,7 +14,6 @@ from regionroute.config_base import (
     Section,
 )
 
-
 PRODIGY_LR = 0.1  # a factor of the step size that Prodigy finds; below this it was meant for Adam
 
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 
-def edit_scores(
-    edits: Tensor, sources: Tensor, targets: Tensor, masks: Tensor
-) -> dict[str, float]:
+def edit_scores(edits: Tensor, sources: Tensor, targets: Tensor, masks: Tensor) -> dict[str, float]:
     """How much of the change was made on the object, and how much beside it.
 
     Args:

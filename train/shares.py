@@ -90,9 +90,7 @@ def _gradient(
     for micro, batch in enumerate(batches):
         seed_dropout(config.seed, step, micro, ranks.rank)
         with training_step(module, batch.to(ranks.device), config) as losses:
-            found = torch.autograd.grad(
-                getattr(losses, name).mean(), parameters, allow_unused=True
-            )
+            found = torch.autograd.grad(getattr(losses, name).mean(), parameters, allow_unused=True)
         flat = torch.cat([_flat(g, p) for g, p in zip(found, parameters, strict=True)])
         total = flat if total is None else total + flat
     assert total is not None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from train.step import Batch
 
 GIB = 2**30
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Speed:
         peak: operations a second of which the chip is capable; None: the chip is not known.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     operations: float | None = None
     peak: float | None = None
 
@@ -67,7 +68,7 @@ def most_memory(device: torch.device) -> int:
 def speed_of(config: RunConfig, transformer: Any, batch: Batch, device: torch.device) -> Speed:
     """Counts the operations of a step where the chip's peak is known, which takes seconds.
 
-    Counted as by `regionroute plan`, recomputation included; so the share is the plan's ``--share``.
+    Counted as by `regionroute plan`, recomputation included: the share is the plan's ``--share``.
 
     Args:
         config: the run's.
@@ -89,10 +90,12 @@ def count_operations(config: RunConfig, transformer: Any, batch: Batch) -> int:
     from regionroute.planning.trace import StepShape, trace_step
 
     layer = next(iter(adapter_layers(transformer).values()))
+    _, channels, height, width = batch.target.shape
+    _, tokens, states = batch.prompt_embeds.shape
     shape = StepShape(
         batch=len(batch.ids),
-        latent=(int(batch.target.shape[1]), *map(int, batch.target.shape[2:])),  # type: ignore[arg-type]
-        text=(int(batch.prompt_embeds.shape[1]), int(batch.prompt_embeds.shape[2])),
+        latent=(channels, height, width),
+        text=(tokens, states),
         pooled=int(batch.pooled.shape[1]),
         experts=layer.num_experts,
         style_dim=None if batch.style_emb is None else int(batch.style_emb.shape[1]),

@@ -145,6 +145,4 @@ class Validation:
             torch.randn(shape, generator=seeded("validation", example.id, level))
             for level in range(count)
         ]
-        return dataclasses.replace(
-            batch, noise=torch.stack(noise), sigma=torch.tensor(self.levels)
-        )
+        return dataclasses.replace(batch, noise=torch.stack(noise), sigma=torch.tensor(self.levels))

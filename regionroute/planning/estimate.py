@@ -118,9 +118,12 @@ class Plan:
 
     @property
     def bytes_in_caching(self) -> int:
-        """Memory of each GPU while the cache is filled: the whole base and one picture."""
+        """Memory of each GPU while the cache is filled: the whole base and one picture.
+
+        Of a transformer that waits on the host there is nothing.
+        """
         caching = self.caching
-        frozen = self.trace.frozen_bytes
+        frozen = 0 if self.zero.offload_weights else self.trace.frozen_bytes
         return frozen + caching.weights + caching.activations + self.reserve
 
     @property

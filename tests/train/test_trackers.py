@@ -160,7 +160,8 @@ def test_the_share_of_the_peak_follows_from_operations_and_speed():
     numbers = Speed(operations=50.0, peak=400.0).measure(steps=2.0)
     assert numbers["peak_share"] == 0.25
     assert 0.01 < numbers["memory_gib"] < 100
-    assert Speed.shown({"memory_gib": 1.26, "peak_share": 0.257}) == {"mem": "1.3GiB", "peak": "26%"}
+    shown = Speed.shown({"memory_gib": 1.26, "peak_share": 0.257})
+    assert shown == {"mem": "1.3GiB", "peak": "26%"}
     assert set(Speed().measure(2.0)) == {"memory_gib"}
 
 
