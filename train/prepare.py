@@ -35,7 +35,7 @@ from train.previews import Previews, choose
 from train.references import References, find_references, without_style_words
 from train.resume import Start, find_start, load_adapters_alone, restore
 from train.selection import Selection, select
-from train.speed import speed_of
+from train.speed import Speed, speed_of
 from train.step import recorder_of
 from train.trackers import check_trackers, open_trackers
 from train.trainer import Trainer
@@ -107,12 +107,15 @@ def _reporter(
     """Bar, files and trackers, which on the first process alone there are any of."""
     output, train = Path(config.output), config.train
 
-    def opened() -> list[Tracker]:
+    def prepared() -> tuple[list[Tracker], Speed | None]:
+        if not ranks.main:
+            return [], None
+        batch = data.batch(start, range(engine.train_micro_batch_size_per_gpu()))
+        speed = speed_of(config, engine.module, batch, ranks.device)
         settings = config.model_dump(mode="json")
-        return open_trackers(train.trackers, output, start, train.project, settings)
+        return open_trackers(train.trackers, output, start, train.project, settings), speed
 
-    trackers = distributed.agree(lambda: opened() if ranks.main else [])
-    batch = data.batch(start, range(engine.train_micro_batch_size_per_gpu()))
+    trackers, speed = distributed.agree(prepared)
     return Reporter(
         output,
         start=start,
@@ -121,7 +124,7 @@ def _reporter(
         log_every=train.log_every,
         main=ranks.main,
         trackers=trackers,
-        speed=speed_of(config, engine.module, batch, ranks.device) if ranks.main else None,
+        speed=speed,
     )
 
 

@@ -263,7 +263,7 @@ class Trainer:
         """Records the validation loss, and the step if none before had a lower one."""
         row = validation.run(self.model, self.ranks)
         self.reporter.scores(step, row)
-        best, loss = self.state.best_loss, row["val_total"]
+        best, loss = self.state.best_loss, row.get("val_total", math.nan)
         if self.config.train.keep_best and math.isfinite(loss) and (best is None or loss < best):
             self.state = replace(self.state, best_step=step, best_loss=loss)
 

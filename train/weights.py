@@ -54,9 +54,10 @@ def refresh(parameters: Sequence[nn.Parameter]) -> None:
 
     All processes must call it.
     """
-    gathered: list[Any] = [
+    each: list[Any] = list(parameters)
+    gathered = [
         parameter
-        for parameter in parameters
+        for parameter in each
         if hasattr(parameter, "ds_tensor") and parameter.data.numel() == parameter.ds_numel
     ]
     if gathered:
