@@ -106,7 +106,13 @@ def engine_settings(config: RunConfig, world: int, trainable: int) -> dict[str, 
         UserError: see `build_engine`.
     """
     train = config.train
-    check_optimizer(config.optim, zero_stage(config), world)
+    stage = zero_stage(config)
+    check_optimizer(config.optim, stage, world)
+    if train.compile and stage == 3:
+        raise UserError(
+            "train.compile: ZeRO stage 3 gathers weights inside the blocks, where the compiler "
+            "cannot follow: set train.compile=false or take a lower stage"
+        )
     micro, rest = divmod(train.global_batch, world * train.accumulation)
     if rest:
         raise UserError(

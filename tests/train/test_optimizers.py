@@ -127,6 +127,14 @@ def test_deepspeed_is_told_what_waits_elsewhere(overrides, keys):
     assert all(section[key]["device"] == "cpu" for key in keys)
 
 
+def test_compiled_blocks_are_refused_where_weights_come_and_go(tmp_path):
+    file = tmp_path / "zero.json"
+    file.write_text('{"zero_optimization": {"stage": 3}}')
+    for rest in (["train.zero_stage=3"], [f"train.deepspeed={file}"]):
+        with pytest.raises(UserError, match=r"train.compile: ZeRO stage 3 .*train.compile=false"):
+            engine_settings(load_config(None, ["train.compile=true", *rest]), 1, 1000)
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
