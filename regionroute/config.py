@@ -1,16 +1,28 @@
 """The settings of a training run: every key, its default, its range and what it means.
 
-This file is the only place where defaults stand. `regionroute.config_io` reads and writes these
-models as YAML; ``train/run.py --print-config`` prints them with the descriptions as comments.
+This file and `regionroute.config_train` are the only places where defaults stand.
+`regionroute.config_io` reads and writes these models as YAML; ``train/run.py --print-config``
+prints them with the descriptions as comments.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar, get_args, overload
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from regionroute import config_io
+from regionroute.config_base import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Name,
+    Names,
+    NonNegative,
+    Positive,
+    Section,
+)
 from regionroute.config_io import add_config_arguments, dump_config, save_config
+from regionroute.config_train import OptimConfig, TrainConfig
 from regionroute.errors import UserError
 from regionroute.io import AnyPath
 from regionroute.readings import Queries, parse_readings
@@ -31,22 +43,9 @@ __all__ = [
     "save_config",
 ]
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(min_length=1)]
-Names = Annotated[list[Name], Field(min_length=1)]
 Quantize = Literal["nf4", "fp8"]
 QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 SIMILARITY_EXPERTS = 16  # experts a layer under router similarity, as published
-
-
-class Section(BaseModel):
-    """A group of settings: unknown keys are refused, values stay as they were loaded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseConfig(Section):
@@ -196,6 +195,23 @@ class SupervisionConfig(Section):
         "layer", description="losses of each layer's map averaged, or the loss of the mean map"
     )
 
+    shares_every: CountOrZero = Field(
+        100,
+        description="steps between two measurements of the gradients of flow, Focus and Cover, "
+        "each as long as three steps; 0: none",
+    )
+    max_share: Positive | None = Field(
+        None,
+        description="largest gradient norm of Focus and Cover together, in multiples of the flow "
+        "loss's: both weights are scaled down to it at every measurement; null: no cap",
+    )
+
+    @model_validator(mode="after")
+    def _cap_is_measured(self) -> "SupervisionConfig":
+        if self.max_share is not None and not self.shares_every:
+            raise ValueError("have a shares_every above 0 with max_share, which caps what it finds")
+        return self
+
     @field_validator("layers")
     @classmethod
     def _style_readings(cls, layers: str | list[str]) -> str | list[str]:
@@ -244,54 +260,6 @@ class RoutingConfig(Section):
     )
 
 
-class OptimConfig(Section):
-    """AdamW and the learning rate's way."""
-
-    lr: Positive = Field(1e-4, description="learning rate after the warm-up")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's two betas")
-    weight_decay: NonNegative = Field(0.0, description="AdamW's weight decay")
-    eps: Positive = Field(1e-8, description="AdamW's epsilon")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="decay of the learning rate after the warm-up, to 0 at the end"
-    )
-    warmup: CountOrZero = Field(0, description="steps of linear warm-up")
-    clip: NonNegative = Field(1.0, description="largest norm of the gradient; 0: off")
-
-
-class TrainConfig(Section):
-    """The loop."""
-
-    steps: Count = Field(5000, description="optimizer steps")
-    global_batch: Count = Field(
-        8, description="pairs an optimizer step, over all processes and accumulation"
-    )
-    accumulation: Count = Field(
-        1, description="backward passes an optimizer step; divides global_batch"
-    )
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
-    )
-    log_every: Count = Field(10, description="steps between two rows of the log")
-    save_every: Count = Field(500, description="steps between two checkpoints")
-    keep: Count = Field(2, description="newest checkpoints that are kept")
-    preview_every: CountOrZero = Field(0, description="steps between two previews; 0: none")
-    previews: Count = Field(4, description="pairs shown in a preview")
-    resume: bool = Field(True, description="go on from the newest checkpoint in the output folder")
-    deepspeed: str | None = Field(
-        None, description="DeepSpeed JSON file merged over the settings made from this file"
-    )
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> "TrainConfig":
-        if self.global_batch % self.accumulation:
-            raise ValueError(
-                f"have a global_batch ({self.global_batch}) that its accumulation "
-                f"({self.accumulation}) divides"
-            )
-        return self
-
-
 class RunConfig(Section):
     """A training run."""
 
@@ -307,7 +275,9 @@ class RunConfig(Section):
     routing: RoutingConfig = Field(
         RoutingConfig(), description="how maps become gates when an edit is routed"
     )
-    optim: OptimConfig = Field(OptimConfig(), description="AdamW and the learning rate's way")
+    optim: OptimConfig = Field(
+        OptimConfig(), description="the optimizer, the learning rate's way, the experts' average"
+    )
     train: TrainConfig = Field(TrainConfig(), description="the loop")
 
 

@@ -22,7 +22,8 @@ COMMAND = "regionroute.cli"
 LEVELS = (  # inside regionroute, from the bottom; each imports only what stands below it
     {"errors"},
     {"io", "devices"},
-    {"config_io", "manifest", "readings", "latents", "prompts"},
+    {"config_io", "config_base", "manifest", "readings", "latents", "prompts"},
+    {"config_train"},
     {"config", "families"},
     {"attention", "adapters", "instances"},
     {"flow", "styles"},

@@ -1,8 +1,10 @@
 """Checkpoints: experts, DeepSpeed's state and the trainer's, complete or not there at all.
 
 ``<output>/checkpoints/step-000400/`` holds ``experts/`` (loadable by `edit` and by diffusers),
-``engine/`` (optimizer and schedule) and ``trainer.json``. The folder is written under a hidden
-name and renamed when all of it is on disk, so an interrupted save leaves the one before.
+``engine/`` (optimizer and schedule), ``adapters.safetensors`` (the trained weights, for another
+number of processes), ``average.safetensors`` if there is a moving average, whose the experts are
+then, and ``trainer.json``. The folder is written under a hidden name and renamed when all of it is
+on disk, so an interrupted save leaves the one before.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +28,18 @@ from regionroute.errors import UserError
 from regionroute.io import read_json, write_json
 from train import distributed
 from train.distributed import Ranks
+from train.ema import FILE as AVERAGE_FILE
 from train.folders import remove_folder, replace_folder
+from train.weights import differing, read_adapters, write_adapters
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from train.ema import MovingAverage
+
 FOLDER = "checkpoints"
 STATE_FILE = "trainer.json"
+ADAPTERS_FILE = "adapters.safetensors"
 ENGINE_TAG = "engine"
 # Facts that a resumed run must share, and what each is called in the configuration.
 EXACT = {
@@ -45,6 +53,7 @@ EXACT = {
     "num_experts": "experts.num_experts",
     "style_encoder": "experts.style_encoder",
     "zero_stage": "train.zero_stage",
+    "optimizer": "optim.name",
 }
 # What held for checkpoints from before a fact was written down.
 EARLIER: dict[str, Any] = {
@@ -53,6 +62,7 @@ EARLIER: dict[str, Any] = {
     "num_experts": None,
     "style_encoder": None,
     "references": None,
+    "optimizer": "adamw",
 }
 # Facts whose change alters which samples come next, but breaks nothing.
 ORDER = {
@@ -71,11 +81,17 @@ class TrainerState:
         step: optimizer steps done.
         seconds: spent on them, over all starts of the run.
         facts: what the run depends on; see `check_facts`.
+        supervision_scale: in force for the weights of Focus and Cover, see `train.shares`.
+        best_step: of the lowest validation loss, whose checkpoint is kept; None before the first.
+        best_loss: that loss.
     """
 
     step: int
     seconds: float
     facts: dict[str, Any]
+    supervision_scale: float = 1.0
+    best_step: int | None = None
+    best_loss: float | None = None
 
 
 def find(output: Path) -> list[tuple[int, Path]]:
@@ -95,8 +111,11 @@ def save(
     write_experts: Callable[[Path], object],
     ranks: Ranks,
     keep: int,
+    average: MovingAverage | None = None,
 ) -> Path:
-    """Writes a checkpoint and removes all but the newest `keep`; all processes must call it.
+    """Writes a checkpoint and removes all but the newest `keep` and the best.
+
+    All processes must call it.
 
     Args:
         engine: its optimizer and schedule are saved, the frozen base is not.
@@ -105,6 +124,7 @@ def save(
         write_experts: writes the experts into the folder it is given; called by process 0.
         ranks: this process's place.
         keep: how many complete checkpoints stay.
+        average: of the trained weights, if there is one; the experts are then its.
 
     Returns:
         The checkpoint's folder.
@@ -119,22 +139,31 @@ def save(
     engine.save_checkpoint(
         str(partial), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=True
     )
-    export(engine, partial / "experts", write_experts, ranks)
+    write_adapters(partial / ADAPTERS_FILE, engine.module, main=ranks.main)
+    if average:
+        average.save(partial, main=ranks.main)
+    export(engine, partial / "experts", write_experts, ranks, average)
     if ranks.main:
         write_json(partial / STATE_FILE, asdict(state))
         replace_folder(partial, final)
-        for _, folder in find(output)[:-keep]:
-            remove_folder(folder)
+        for step, folder in find(output)[:-keep]:
+            if step != state.best_step:
+                remove_folder(folder)
     distributed.barrier()
     return final
 
 
 def export(
-    engine: DeepSpeedEngine, folder: Path, write_experts: Callable[[Path], object], ranks: Ranks
+    engine: DeepSpeedEngine,
+    folder: Path,
+    write_experts: Callable[[Path], object],
+    ranks: Ranks,
+    average: MovingAverage | None = None,
 ) -> None:
     """Writes the experts as one folder that replaces an older one; all processes must call it."""
     partial = folder.with_name(f".{folder.name}.partial")
-    with distributed.gathered(adapter_parameters(engine.module)):
+    applied = average.applied() if average else nullcontext()
+    with applied, distributed.gathered(adapter_parameters(engine.module)):
         if ranks.main:
             shutil.rmtree(partial, ignore_errors=True)
             write_experts(partial)
@@ -150,7 +179,14 @@ def read_state(folder: Path) -> TrainerState:
     """
     values = read_json(folder / STATE_FILE)
     try:
-        state = TrainerState(int(values["step"]), float(values["seconds"]), dict(values["facts"]))
+        state = TrainerState(
+            int(values["step"]),
+            float(values["seconds"]),
+            dict(values["facts"]),
+            float(values.get("supervision_scale", 1.0)),
+            values.get("best_step"),
+            values.get("best_loss"),
+        )
         lacking = {*EXACT, *ORDER, "world"} - set(EARLIER | state.facts)
     except (KeyError, TypeError, ValueError):
         lacking = {"step, seconds or facts"}
@@ -186,7 +222,7 @@ def check_facts(folder: Path, facts: dict[str, Any], world: int) -> list[str]:
                 f"{folder}: this checkpoint was trained with {key} = {values}; set it back, choose "
                 "another output, or start over with train.resume=false"
             )
-    if saved["world"] != world and saved["zero_stage"] > 0:
+    if shared_otherwise(folder, world) and not (folder / ADAPTERS_FILE).is_file():
         raise UserError(
             f"{folder}: this checkpoint was written by {saved['world']} processes at ZeRO stage "
             f"{saved['zero_stage']}, which shares the optimizer among them: continue with "
@@ -197,6 +233,12 @@ def check_facts(folder: Path, facts: dict[str, Any], world: int) -> list[str]:
         for fact, key in ORDER.items()
         if saved[fact] != facts[fact]
     ]
+
+
+def shared_otherwise(folder: Path, world: int) -> bool:
+    """Whether the optimizer's state lies in the parts of another number of processes."""
+    saved = read_state(folder).facts
+    return bool(saved["zero_stage"] > 0 and saved["world"] != world)
 
 
 def load(engine: DeepSpeedEngine, folder: Path) -> TrainerState:
@@ -226,11 +268,17 @@ def load(engine: DeepSpeedEngine, folder: Path) -> TrainerState:
 
 
 def _verify(engine: DeepSpeedEngine, folder: Path) -> None:
-    """Compares the restored adapters with the expert files that were written beside them.
+    """Compares the restored adapters with the files that were written beside them.
 
     DeepSpeed's lenient loading, needed because the base is left out, would also accept a
     checkpoint that lacks adapters.
     """
+    if (folder / ADAPTERS_FILE).is_file():
+        state = read_adapters(folder / ADAPTERS_FILE, engine.module)
+        if (name := differing(engine.module, state)) is not None:
+            raise _not_restored(folder, name, "of all")
+    if (folder / AVERAGE_FILE).is_file():
+        return  # of which the experts are
     registry = read_registry(folder / "experts")
     with distributed.gathered(adapter_parameters(engine.module)):
         for index, entry in enumerate(registry.experts):
@@ -244,10 +292,14 @@ def _compare(state: Mapping[str, Tensor], folder: Path, file: str, whose: str) -
     expected, _ = read_lora_file(folder / "experts" / file)
     for key, value in state.items():
         if key not in expected or not torch.equal(value, expected[key]):
-            raise UserError(
-                f"{folder}: weight {key!r} {whose} was not restored: delete the folder, and the "
-                "same command continues from the one before"
-            )
+            raise _not_restored(folder, key, whose)
+
+
+def _not_restored(folder: Path, key: str, whose: str) -> UserError:
+    return UserError(
+        f"{folder}: weight {key!r} {whose} was not restored: delete the folder, and the same "
+        "command continues from the one before"
+    )
 
 
 def set_aside(output: Path) -> Path | None:

@@ -55,6 +55,8 @@ def start(local_rank: int | None = None) -> Ranks:
         This process's place in the group.
     """
     _default_environment(local_rank)
+    # Where there is no GPU, it says at import what it cannot do there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import deepspeed  # reads the environment when imported
 
     on_gpu = torch.cuda.is_available()

@@ -17,6 +17,7 @@ from regionroute.adapters import adapter_parameters
 from regionroute.errors import UserError
 from train import distributed
 from train.distributed import Ranks
+from train.optimizers import build_optimizer, check_optimizer
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -66,14 +67,7 @@ def build_engine(transformer: nn.Module, config: RunConfig, ranks: Ranks) -> Dee
     import deepspeed
 
     parameters = adapter_parameters(transformer)
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=optim.lr,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
+    optimizer = build_optimizer(parameters, config.optim)
     settings = engine_settings(config, ranks.world, sum(p.numel() for p in parameters))
     try:
         with distributed.quiet():
@@ -112,6 +106,13 @@ def engine_settings(config: RunConfig, world: int, trainable: int) -> dict[str, 
         UserError: see `build_engine`.
     """
     train = config.train
+    stage = zero_stage(config)
+    check_optimizer(config.optim, stage, world)
+    if train.compile and stage == 3:
+        raise UserError(
+            "train.compile: ZeRO stage 3 gathers weights inside the blocks, where the compiler "
+            "cannot follow: set train.compile=false or take a lower stage"
+        )
     micro, rest = divmod(train.global_batch, world * train.accumulation)
     if rest:
         raise UserError(
@@ -129,12 +130,24 @@ def engine_settings(config: RunConfig, world: int, trainable: int) -> dict[str, 
             "stage": train.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            **_offload(train.offload),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam compiles for a minute
         "steps_per_print": None,
     }
     return merged(settings, read_deepspeed_file(train.deepspeed)) if train.deepspeed else settings
+
+
+def _offload(what: str) -> dict[str, Any]:
+    """DeepSpeed's keys for what waits in the host's memory."""
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    keys = {
+        "none": (),
+        "optimizer": ("offload_optimizer",),
+        "all": ("offload_optimizer", "offload_param"),
+    }
+    return {key: host for key in keys[what]}
 
 
 def zero_stage(config: RunConfig) -> int:

@@ -1,4 +1,4 @@
-"""What a run tells: one progress bar, TensorBoard, a row of losses a step, facts in run.json."""
+"""What a run tells: one progress bar, trackers, a row of losses a step, facts in run.json."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.io import write_json, write_jsonl
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from train.speed import Speed
+from train.trackers import Tracker
 
 LOSSES_FILE = "losses.jsonl"
+SCORES_FILE = "scores.jsonl"
 ROUTER_FILE = "router.jsonl"
 FACTS_FILE = "run.json"
-# Where TensorBoard shows the numbers of a row; the rest are scores of the maps.
+# Where trackers show the numbers of a row; the rest are scores of the maps.
 GROUPS = {
     "loss": ("flow", "focus", "cover", "total", "balance"),
-    "optim": ("lr", "grad_norm"),
+    "optim": ("lr", "grad_norm", "supervision_scale"),
     "router": ("entropy", "overlap_within", "overlap_between"),
 }
+PREFIXES = {"gradient_": "optim", "share_": "optim", "val_": "val", "preview_": "preview"}
 LIBRARIES = ("regionroute", "torch", "diffusers", "transformers", "deepspeed", "safetensors")
 
 
@@ -40,31 +41,42 @@ class Reporter:
         start: steps done before; later rows of an interrupted run are taken back.
         steps: at which the run ends.
         samples: in a step.
-        log_every: steps between two TensorBoard rows.
+        log_every: steps between two rows for the trackers.
         main: whether this process writes.
+        trackers: where the numbers go besides the run's own files.
+        speed: tells memory and the share of the chip's peak.
 
     Attributes:
-        latest: the means of the newest TensorBoard row; empty before the first.
+        latest: the means of the newest tracked row; empty before the first.
     """
 
     def __init__(
-        self, output: Path, *, start: int, steps: int, samples: int, log_every: int, main: bool
+        self,
+        output: Path,
+        *,
+        start: int,
+        steps: int,
+        samples: int,
+        log_every: int,
+        main: bool,
+        trackers: Sequence[Tracker] = (),
+        speed: Speed | None = None,
     ) -> None:
         self.output, self.samples, self.log_every, self.main = output, samples, log_every, main
         self.first, self.last = start, steps
         self._window: dict[str, list[float]] = defaultdict(list)
         self._since = time.perf_counter()
         self._bar: tqdm[Any] | None = None
-        self._writer: SummaryWriter | None = None
+        self._trackers = list(trackers)
+        self._speed = speed or Speed()
+        self._rows: TextIO | None = None
         self.latest: dict[str, float] = {}
         if main:
-            from torch.utils.tensorboard import SummaryWriter
-
             rewind(output / LOSSES_FILE, start)
-            if (output / ROUTER_FILE).exists():
-                rewind(output / ROUTER_FILE, start)
+            for name in (ROUTER_FILE, SCORES_FILE):
+                if (output / name).exists():
+                    rewind(output / name, start)
             self._rows = (output / LOSSES_FILE).open("a", encoding="utf-8")
-            self._writer = SummaryWriter(str(output / "tb"), purge_step=start + 1)
 
     def begin(self) -> None:
         """Starts the clock and the bar."""
@@ -84,6 +96,7 @@ class Reporter:
         """
         if self._bar is None:
             return
+        assert self._rows is not None
         self._rows.write(json.dumps({"step": step, **row}) + "\n")
         self._rows.flush()
         for name, value in row.items():
@@ -95,19 +108,38 @@ class Reporter:
         self._bar.update()
 
     def _publish(self, step: int) -> dict[str, str]:
-        """Writes the means since the last time to TensorBoard; returns what the bar shows."""
-        assert self._writer is not None
+        """Gives the means since the last time to the trackers; returns what the bar shows."""
         now = time.perf_counter()
-        speed = self.samples * len(self._window["flow"]) / max(now - self._since, 1e-9)
+        steps = len(self._window["flow"]) / max(now - self._since, 1e-9)
         means = {name: sum(values) / len(values) for name, values in self._window.items()}
         means["lr"] = self._window["lr"][-1]
         self.latest = means
-        for name, value in means.items():
-            self._writer.add_scalar(_tag(name), value, step)
-        self._writer.add_scalar("speed/samples_per_second", speed, step)
+        measured = self._speed.measure(steps)
+        numbers = {_tag(name): value for name, value in means.items()}
+        numbers["speed/samples_per_second"] = self.samples * steps
+        numbers |= {f"speed/{name}": value for name, value in measured.items()}
+        self._track(numbers, step)
         self._window.clear()
         self._since = now
-        return _shown(means) | {"samples/s": f"{speed:.1f}"}
+        speed = {"samples/s": f"{self.samples * steps:.1f}"}
+        return _shown(means) | speed | self._speed.shown(measured)
+
+    def _track(self, numbers: dict[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.numbers(numbers, step)
+
+    def scores(self, step: int, row: dict[str, float]) -> None:
+        """Records what was measured on held-out pairs: in ``scores.jsonl`` and by the trackers.
+
+        Args:
+            step: counted from 1.
+            row: "val_…" or "preview_…" by name.
+        """
+        if self._rows is None:
+            return
+        with (self.output / SCORES_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        self._track({_tag(name): value for name, value in row.items()}, step)
 
     def router(self, step: int, layers: Sequence[str], histogram: Tensor, entropy: Tensor) -> None:
         """Records how a learned router used the experts in each layer.
@@ -118,7 +150,7 @@ class Reporter:
             histogram: share of the choices by layer and expert, [L,E].
             entropy: by layer, [L] in [0,1].
         """
-        if self._writer is None:
+        if self._rows is None:
             return
         shares = {
             layer: [round(x, 4) for x in row]
@@ -128,15 +160,14 @@ class Reporter:
         with (self.output / ROUTER_FILE).open("a", encoding="utf-8") as file:
             line = {"step": step, "entropy": entropies, "experts": shares}
             file.write(json.dumps(line) + "\n")
-        for layer, value in entropies.items():
-            self._writer.add_scalar(f"router_entropy/{layer}", value, step)
+        self._track({f"router_entropy/{layer}": x for layer, x in entropies.items()}, step)
         # A row a layer, a column an expert, white: used by all.
         self.picture("router/experts", histogram.expand(3, -1, -1), step)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """Adds a picture [3,H,W] in [0,1] to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(name, image, step)
+        """Gives a picture [3,H,W] in [0,1] to the trackers."""
+        for tracker in self._trackers:
+            tracker.picture(name, image, step)
 
     def note(self, sentence: str) -> None:
         """Prints a line above the bar."""
@@ -148,9 +179,11 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._writer is not None:
-            self._writer.close()
+        while self._trackers:
+            self._trackers.pop().close()
+        if self._rows is not None:
             self._rows.close()
+            self._rows = None
 
 
 def _shown(row: dict[str, float]) -> dict[str, str]:
@@ -162,6 +195,9 @@ def _tag(name: str) -> str:
     for group, names in GROUPS.items():
         if name in names:
             return f"{group}/{name}"
+    for prefix, group in PREFIXES.items():
+        if name.startswith(prefix):
+            return f"{group}/{name if group == 'optim' else name.removeprefix(prefix)}"
     return f"map/{name}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,7 @@ from regionroute.adapters import (
     SimilarityRouter,
     adapter_parameters,
     inject,
-    save_experts,
 )
-from regionroute.adapters.export import expert_names
 from regionroute.adapters.style_encoder import encoder_identity
 from regionroute.attention import AttentionPlan
 from regionroute.backbones.kontext import Backbone, load_backbone
@@ -24,25 +21,32 @@ from regionroute.config import SIMILARITY_EXPERTS, save_config
 from regionroute.errors import UserError
 from regionroute.io import image_size, settings_hash, text_hash
 from regionroute.manifest import Manifest, manifest_file, read_manifest
-from train import checkpoint, distributed
+from train import distributed
 from train.cache import Cache, Entry
-from train.checkpoint import TrainerState
 from train.data import Example, TrainingData, seeded
 from train.distributed import Ranks
+from train.ema import MovingAverage
 from train.encode import Encoder, identity, model_size, release_encoders
-from train.engine import apply_optimizer_settings, build_engine, engine_settings, zero_stage
+from train.engine import build_engine, engine_settings, zero_stage
+from train.export import experts_writer
 from train.logs import Reporter
+from train.placement import place
 from train.previews import Previews, choose
 from train.references import References, find_references, without_style_words
+from train.resume import Start, find_start, load_adapters_alone, restore
 from train.selection import Selection, select
+from train.speed import Speed, speed_of
 from train.step import recorder_of
+from train.trackers import check_trackers, open_trackers
 from train.trainer import Trainer
+from train.validation import Validation, choose_held_out
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from regionroute.config import RunConfig
     from regionroute.manifest import EditSample
+    from train.trackers import Tracker
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Inputs:
     examples: list[Example]
     shown: list[EditSample]
     shown_examples: list[Example]
+    held_out: list[Example]
     entries: list[Entry]
     remarks: list[str]
     references: References | None
@@ -69,33 +74,58 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     output = Path(config.output)
     cache = Cache(Path(config.data.cache) if config.data.cache else output / "cache")
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache))
-    inputs.backbone.to(ranks.device)
+    facts = run_facts(config, inputs, ranks)
+    place(inputs.backbone, config, ranks)
     distributed.agree(lambda: cache.fill(inputs.entries, rank=ranks.rank, world=ranks.world))
     if inputs.references:
         inputs.references.release_encoder()
     release_encoders(inputs.backbone, keep_vae=bool(config.train.preview_every) and ranks.main)
 
-    facts = run_facts(config, inputs, ranks)
-    engine = _engine(config, inputs, ranks)
-    state, remarks = _resume(config, engine, facts, ranks)
+    start = find_start(config, facts, ranks)
+    engine = _engine(config, inputs, start, ranks)
+    average = MovingAverage(engine.module, config.optim.ema) if config.optim.ema else None
+    state, remarks = restore(engine, start, config, facts, average)
     data = _data(inputs, cache, config)
     if ranks.main:
         save_config(config, output)
-    reporter = Reporter(
-        output,
-        start=state.step,
-        steps=config.train.steps,
-        samples=config.train.global_batch,
-        log_every=config.train.log_every,
-        main=ranks.main,
-    )
+    reporter = _reporter(config, state.step, data, engine, ranks)
     for remark in [*inputs.remarks, *remarks]:
         reporter.note(remark)
+    held_out = Validation(config, inputs.held_out, cache, inputs.references)
     return Trainer(
         config, ranks, engine, data, state, reporter,
-        write_experts=_experts_writer(config, inputs, engine, reporter),
+        write_experts=experts_writer(config, inputs, num_experts(config, inputs), engine, reporter),
         previews=_previews(config, inputs, cache),
+        average=average,
+        validation=held_out if inputs.held_out else None,
     )  # fmt: skip
+
+
+def _reporter(
+    config: RunConfig, start: int, data: TrainingData, engine: DeepSpeedEngine, ranks: Ranks
+) -> Reporter:
+    """Bar, files and trackers, which on the first process alone there are any of."""
+    output, train = Path(config.output), config.train
+
+    def prepared() -> tuple[list[Tracker], Speed | None]:
+        if not ranks.main:
+            return [], None
+        batch = data.batch(start, range(engine.train_micro_batch_size_per_gpu()))
+        speed = speed_of(config, engine.module, batch, ranks.device)
+        settings = config.model_dump(mode="json")
+        return open_trackers(train.trackers, output, start, train.project, settings), speed
+
+    trackers, speed = distributed.agree(prepared)
+    return Reporter(
+        output,
+        start=start,
+        steps=train.steps,
+        samples=train.global_batch,
+        log_every=train.log_every,
+        main=ranks.main,
+        trackers=trackers,
+        speed=speed,
+    )
 
 
 def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
@@ -112,6 +142,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
             "leave base.quantize null"
         )
     engine_settings(config, ranks.world, 1)
+    check_trackers(config.train.trackers)
     manifest = read_manifest(config.data.manifest)
     selection = select(manifest, config)
     dtype = getattr(torch, config.base.dtype)
@@ -121,11 +152,12 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
     shown = []
     if config.train.preview_every:
         shown = choose(manifest, selection.styles, config.train.previews)
+    held_out = choose_held_out(manifest, config, selection.styles)
     references = _references(config, selection, cache, ranks)
     if references:
         selection = replace(selection, samples=[*map(without_style_words, selection.samples)])
-        shown = [*map(without_style_words, shown)]
-    used = {sample.id: sample for sample in [*selection.samples, *shown]}.values()
+        shown, held_out = ([*map(without_style_words, part)] for part in (shown, held_out))
+    used = {sample.id: sample for sample in [*selection.samples, *shown, *held_out]}.values()
     sizes = {image_size(manifest.path(sample.context)) for sample in used}
     size, distorted = model_size(backbone, sizes)
     encoder = Encoder(backbone, manifest, size)
@@ -141,6 +173,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
         [examples[sample.id] for sample in selection.samples],
         shown,
         [examples[sample.id] for sample in shown],
+        [examples[sample.id] for sample in held_out],
         [*encoder.entries, *(references.entries() if references else [])],
         _remarks(config, selection, size, distorted),
         references,
@@ -198,7 +231,10 @@ def _remarks(
 
 
 def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]:
-    """What a checkpoint must match to be continued; call it before experts are injected."""
+    """What a checkpoint must match to be continued.
+
+    Call it while the base is whole: before experts are injected and weights are in pieces.
+    """
     references = inputs.references
     rows = [[e.id, e.context, e.target, e.text, *e.masks] for e in inputs.examples]
     return {
@@ -214,6 +250,7 @@ def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]
         "style_encoder": references and encoder_identity(references.encoder),
         "references": references and text_hash(settings_hash(references.keys)),
         "zero_stage": zero_stage(config),
+        "optimizer": config.optim.name,
         "world": ranks.world,
         "seed": config.seed,
         "global_batch": config.train.global_batch,
@@ -228,7 +265,7 @@ def num_experts(config: RunConfig, inputs: Inputs) -> int:
     return config.experts.num_experts or SIMILARITY_EXPERTS
 
 
-def _engine(config: RunConfig, inputs: Inputs, ranks: Ranks) -> DeepSpeedEngine:
+def _engine(config: RunConfig, inputs: Inputs, start: Start, ranks: Ranks) -> DeepSpeedEngine:
     transformer, experts = inputs.backbone.transformer, config.experts
     count, gates = num_experts(config, inputs), seeded("gates", config.seed)
     router = None
@@ -251,28 +288,10 @@ def _engine(config: RunConfig, inputs: Inputs, ranks: Ranks) -> DeepSpeedEngine:
     )
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if config.train.compile:
+        transformer.compile_repeated_blocks()
+    load_adapters_alone(transformer, start)
     return build_engine(transformer.train(), config, ranks)
-
-
-def _resume(
-    config: RunConfig, engine: DeepSpeedEngine, facts: dict[str, Any], ranks: Ranks
-) -> tuple[TrainerState, list[str]]:
-    """The state to start from, and what there is to say about it."""
-    output = Path(config.output)
-    found = checkpoint.find(output)
-    distributed.barrier()  # nobody moves a checkpoint before all have looked
-    if found and config.train.resume:
-        folder = found[-1][1]
-        remarks = distributed.agree(lambda: checkpoint.check_facts(folder, facts, ranks.world))
-        state = checkpoint.load(engine, folder)
-        apply_optimizer_settings(engine, config)
-        return replace(state, facts=facts), [f"continuing from {folder}", *remarks]
-    fresh = TrainerState(0, 0.0, facts)
-    if not found:
-        return fresh, []
-    aside = checkpoint.set_aside(output) if ranks.main else None
-    distributed.barrier()
-    return fresh, [f"starting over: the earlier checkpoints are now in {aside}"]
 
 
 def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
@@ -284,48 +303,6 @@ def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
         flow=config.flow,
         references=inputs.references,
     )
-
-
-def _experts_writer(
-    config: RunConfig, inputs: Inputs, engine: DeepSpeedEngine, reporter: Reporter
-) -> Callable[[Path], object]:
-    """Writes experts with what `edit` has to know, and with what their model card tells.
-
-    `edit` needs the sizes, and where and how the maps are read.
-    """
-    extra = {
-        "max_text_length": inputs.backbone.settings.max_text_length,
-        "resolution": inputs.backbone.settings.resolution,
-        "map_layers": config.supervision.layers,
-        "map_queries": config.supervision.queries,
-        "map_norm": config.supervision.norm,
-        "routing": config.routing.model_dump(mode="json"),
-        "manifest": manifest_file(config.data.manifest).name,
-        "data": {"split": config.data.split, "samples": len(inputs.selection.samples)},
-        "license": config.experts.license,
-        "config": config.model_dump(mode="json"),
-    }
-
-    references = inputs.references
-    styles = inputs.selection.styles
-    if references:
-        extra["styles"] = [style.name for style in styles]
-        styles = expert_names(num_experts(config, inputs))
-
-    def write(folder: Path) -> object:
-        if references:  # before the registry, which says that all is there
-            references.save(folder)
-        scores = {name: x for name, x in reporter.latest.items() if name not in ("lr", "grad_norm")}
-        return save_experts(
-            folder,
-            engine.module,
-            styles,
-            base_name=inputs.backbone.name,
-            base_fingerprint=inputs.backbone.fingerprint,
-            extra=extra | {"steps": engine.global_steps, "losses": scores},
-        )
-
-    return write
 
 
 def _previews(config: RunConfig, inputs: Inputs, cache: Cache) -> Previews | None:

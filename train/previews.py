@@ -20,6 +20,7 @@ from regionroute.attention import mean_map, region_map
 from regionroute.flow import sample as sample_latents
 from regionroute.io import from_pil, to_pil, write_image
 from regionroute.pipeline import resize
+from train.scores import edit_scores
 from train.selection import one_style_each, target_of
 from train.step import Batch, recorder_of
 
@@ -104,11 +105,25 @@ class Previews:
         model.train()
         if not reporter.main:
             return None
-        image = self._sheet(self.backbone.decode_latents(edits).cpu(), maps.cpu(), step)
+        pictures = self.backbone.decode_latents(edits).cpu()
+        scores = edit_scores(pictures, *self._exact((pictures.shape[2], pictures.shape[3])))
+        reporter.scores(step, {f"preview_{name}": value for name, value in scores.items()})
+        image = self._sheet(pictures, maps.cpu(), step)
         path = Path(self.config.output) / FOLDER / f"step-{step:06d}.png"
         write_image(path, image)
         reporter.picture("preview", image, step)
         return path
+
+    def _exact(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Sources and targets [B,3,*size], and masks [B,1,*size] of all objects."""
+        samples = [self.samples[name] for name in self.batch.ids]
+        sources = [resize(self.manifest.context(sample)[None], size) for sample in samples]
+        targets = [resize(target_of(self.manifest, sample)[None], size) for sample in samples]
+        masks = [
+            F.interpolate(self.manifest.masks(sample).amax(0)[None], size, mode="area").gt(0.5)
+            for sample in samples
+        ]
+        return torch.cat(sources), torch.cat(targets), torch.cat(masks).float()
 
     def _edit(self, model: Any) -> tuple[Tensor, Tensor]:
         """Latents [B,C,h,w] of the edits and region maps [B,S,h/2,w/2]."""

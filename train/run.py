@@ -76,6 +76,7 @@ def train(config: RunConfig, ranks: Ranks) -> int:
     Raises:
         UserError: the same on all processes.
     """
+    from train.checkpoint import FOLDER
     from train.prepare import build_trainer  # heavy, and DeepSpeed reads the environment first
 
     output = Path(config.output)
@@ -88,6 +89,10 @@ def train(config: RunConfig, ranks: Ranks) -> int:
         if code == 0:
             folder = trainer.export()
             trainer.reporter.note(f"experts: {folder}")
+            if trainer.state.best_step is not None:
+                best = output / FOLDER / f"step-{trainer.state.best_step:06d}"
+                loss = f"{trainer.state.best_loss:.4f}"
+                trainer.reporter.note(f"lowest validation loss, {loss}: {best / 'experts'}")
         _write_facts(trainer, finished=code == 0)
     finally:
         trainer.reporter.close()
@@ -123,6 +128,8 @@ def _write_facts(trainer: Trainer, *, finished: bool) -> None:
         "trainable_parameters": parameters,
         "samples_in_split": len(trainer.data.examples),
         "base": trainer.config.base.name,
+        "best_step": state.best_step,
+        "best_validation_loss": state.best_loss,
         **state.facts,
     }
     write_facts(trainer.output, facts, trainer.ranks.device)

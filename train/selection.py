@@ -46,7 +46,7 @@ def select(manifest: Manifest, config: RunConfig) -> Selection:
         UserError: nothing to train on, or a style that the split does not have.
     """
     where = f"{manifest_file(config.data.manifest)}: split {config.data.split!r}"
-    parts, skipped = _parts(manifest, config.data.split)
+    parts, skipped = split_parts(manifest, config.data.split)
     by_style: dict[str, list[EditSample]] = {}
     for part in parts:
         by_style.setdefault(part.regions[0].style, []).append(part)
@@ -72,8 +72,12 @@ def select(manifest: Manifest, config: RunConfig) -> Selection:
     return Selection(samples, styles, {reason: n for reason, n in skipped.items() if n})
 
 
-def _parts(manifest: Manifest, split: str) -> tuple[list[EditSample], Counter[str]]:
-    """The split's samples, each of one style; and how many have none."""
+def split_parts(manifest: Manifest, split: str) -> tuple[list[EditSample], Counter[str]]:
+    """A split's samples, each of one style; and how many have none, by reason.
+
+    Raises:
+        UserError: several styles, and a phrase is not found in the prompt.
+    """
     parts: list[EditSample] = []
     others = Counter[str]()
     for sample in manifest.samples:

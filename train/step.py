@@ -82,7 +82,8 @@ class StepLosses:
         flow: weighted mean squared error of the velocity, [B] fp32.
         focus: unweighted, [B] fp32; 0 when supervision is off.
         cover: unweighted, [B] fp32; 0 when supervision is off.
-        total: flow + λ_f·focus + λ_c·cover + λ_b·balance, [B] fp32, with the graph.
+        total: flow + λ_f·focus + λ_c·cover + λ_b·balance, [B] fp32, with the graph; both of the
+            supervision's weights under the cap where there is one.
         iou: of the region map at its boundary .5 with the mask, [B]; NaN when not measured.
         share: of the attention that lies inside the mask, [B]; NaN when not measured.
         balance: unevenness of the experts' use, the same for all samples, [B]; NaN when off.
@@ -105,7 +106,12 @@ class StepLosses:
 
 @contextmanager
 def training_step(
-    transformer: Any, batch: Batch, config: RunConfig, *, measure: bool = False
+    transformer: Any,
+    batch: Batch,
+    config: RunConfig,
+    *,
+    measure: bool = False,
+    supervision_scale: float = 1.0,
 ) -> Iterator[StepLosses]:
     """Runs one batch forward; the caller runs backward inside the ``with`` block.
 
@@ -121,6 +127,7 @@ def training_step(
         config: its flow, supervision and experts parts are read. Without supervision (both
             weights 0) nothing is recorded and nothing it costs is paid, unless `measure` asks.
         measure: also score the attention maps; changes no loss and no gradient.
+        supervision_scale: multiplies the weights of Focus and Cover, see `train.shares`.
 
     Yields:
         Losses with their graph.
@@ -138,7 +145,9 @@ def training_step(
         if recorder is not None and supervised:
             losses = attention_loss(recorder.maps(), batch.plan, config.supervision)
             focus, cover = losses["focus"], losses["cover"]
-            total = flow + config.supervision.focus * focus + config.supervision.cover * cover
+            focus_weight = supervision_scale * config.supervision.focus
+            cover_weight = supervision_scale * config.supervision.cover
+            total = flow + focus_weight * focus + cover_weight * cover
         if config.experts.load_balance:
             balance = load_balance(routings(transformer)).expand_as(flow)
             total = total + config.experts.load_balance * balance

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -18,18 +18,22 @@ from torch import Tensor
 from regionroute.io import write_json
 from train import checkpoint, distributed
 from train.checkpoint import TrainerState
-from train.data import TrainingData, members_of, seeded, stream
+from train.data import TrainingData, members_of, stream
 from train.distributed import Ranks, SharedMistake
 from train.engine import EngineModel, gradient_norm
+from train.explosion import ExplosionGuard
 from train.logs import Reporter
 from train.router_log import RouterLog
+from train.shares import measure_shares, seed_dropout, supervision_scale
 from train.step import Batch, StepLosses, training_step
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from regionroute.config import RunConfig
+    from train.ema import MovingAverage
     from train.previews import Previews
+    from train.validation import Validation
 
 BAD_BATCH_FILE = "bad_batch.json"
 
@@ -73,6 +77,8 @@ class Trainer:
         reporter: bar and logs.
         write_experts: writes the experts and their registry into a folder.
         previews: None if there are to be none.
+        average: of the experts; previews, validation and what is exported are then its.
+        validation: None if there is to be none.
     """
 
     config: RunConfig
@@ -83,11 +89,14 @@ class Trainer:
     reporter: Reporter
     write_experts: Callable[[Path], object]
     previews: Previews | None = None
+    average: MovingAverage | None = None
+    validation: Validation | None = None
 
     def __post_init__(self) -> None:
         self.output = Path(self.config.output)
         self.model = EngineModel(self.engine)
         self.router = RouterLog(self.engine.module)
+        self.guard = ExplosionGuard(self.config.train.explosion)
 
     def run(self) -> int:
         """Trains to the end.
@@ -96,7 +105,7 @@ class Trainer:
             0, or 130 / 143 after Ctrl-C / SIGTERM, when a checkpoint was written first.
 
         Raises:
-            SharedMistake: a loss or gradient that is not finite.
+            SharedMistake: a loss that has exploded, or it or the gradient is not finite.
         """
         batches = stream(self.data, self._schedule(), self.config.data.workers)
         earlier, started = self.state.seconds, time.perf_counter()
@@ -127,34 +136,51 @@ class Trainer:
         self, step: int, batches: Iterator[Batch], request: StopRequest
     ) -> tuple[dict[str, float], int]:
         """One optimizer step (counted from 0): its row of numbers, and the agreed exit code."""
-        accumulation = self.config.train.accumulation
-        rows = []
-        for micro in range(accumulation):
-            batch = next(batches).to(self.ranks.device)
-            # Dropout must not depend on how the run got here.
-            torch.manual_seed(
-                seeded("dropout", self.config.seed, step, micro, self.ranks.rank).initial_seed()
-            )
-            with training_step(
-                self.model, batch, self.config, measure=self._measures(step)
-            ) as losses:
-                if self._measures(step):
-                    self.router.collect(batch.expert_ids)
-                self.engine.backward(losses.total.mean())
-            rows.append(losses.rows())
-            if micro < accumulation - 1:
-                self.engine.step()
-        scores, code = self._gather(torch.cat(rows), request.code)
+        micros = [next(batches) for _ in range(self.config.train.accumulation)]
+        shares = self._shares(step, micros)
+        scores, code = self._gather(self._backward(step, micros), request.code)
         self._check_losses(step, scores)
         lr, norm = self.engine.get_lr()[0], gradient_norm(self.engine)
         self.engine.step()
         if norm is None:
             norm = float(self.engine.get_global_grad_norm())
         self._check_gradient(step, norm, scores)
+        if self.average:
+            self.average.update(step)
         means = dict(zip(StepLosses.NAMES, scores.nanmean(0).tolist(), strict=True))
         row = {name: value for name, value in means.items() if not math.isnan(value)}
         row |= self.router.report(step + 1, self.ranks, self.reporter)
-        return row | {"lr": lr, "grad_norm": norm}, code
+        return row | {"lr": lr, "grad_norm": norm} | shares, code
+
+    def _backward(self, step: int, micros: list[Batch]) -> Tensor:
+        """Accumulates the gradients of a step; the losses of this process's part [n,7]."""
+        rows = []
+        for micro, batch in enumerate(micros):
+            batch = batch.to(self.ranks.device)
+            # Dropout must not depend on how the run got here.
+            seed_dropout(self.config.seed, step, micro, self.ranks.rank)
+            with training_step(
+                self.model, batch, self.config, measure=self._measures(step),
+                supervision_scale=self.state.supervision_scale,
+            ) as losses:  # fmt: skip
+                if self._measures(step):
+                    self.router.collect(batch.expert_ids)
+                self.engine.backward(losses.total.mean())
+            rows.append(losses.rows())
+            if micro < len(micros) - 1:
+                self.engine.step()
+        return torch.cat(rows)
+
+    def _shares(self, step: int, micros: list[Batch]) -> dict[str, float]:
+        """Measures the losses' gradients where it is time, and sets the supervision's cap by it."""
+        supervision = self.config.supervision
+        supervised = supervision.focus > 0 or supervision.cover > 0
+        if not (supervised and supervision.shares_every) or step % supervision.shares_every:
+            return {}
+        measured = measure_shares(self.engine.module, micros, self.config, step, self.ranks)
+        scale = supervision_scale(measured, supervision.max_share)
+        self.state = replace(self.state, supervision_scale=scale)
+        return measured | ({} if supervision.max_share is None else {"supervision_scale": scale})
 
     def _measures(self, step: int) -> bool:
         return step == 0 or (step + 1) % self.config.train.log_every == 0
@@ -177,10 +203,15 @@ class Trainer:
         return scores, int(parts[:, -1].max())
 
     def _check_losses(self, step: int, scores: Tensor) -> None:
-        if scores[:, : StepLosses.NAMES.index("iou")].isfinite().all():
-            return
-        bad = ~scores[:, : StepLosses.NAMES.index("iou")].isfinite().all(1)
-        self._refuse(step, scores, bad.tolist(), "the loss is not finite")
+        finite = scores[:, : StepLosses.NAMES.index("iou")].isfinite().all(1)
+        if not finite.all():
+            self._refuse(step, scores, (~finite).tolist(), "the loss is not finite")
+        totals = scores[:, StepLosses.NAMES.index("total")]
+        limit, loss = self.guard.limit(), float(totals.mean())
+        if not self.guard.accept(loss):
+            assert limit is not None
+            what = f"the loss is {loss:.4g}, of late {limit:.4g} was already much (train.explosion)"
+            self._refuse(step, scores, totals.gt(limit).tolist(), what)
 
     def _check_gradient(self, step: int, norm: float, scores: Tensor) -> None:
         if not math.isfinite(norm):
@@ -207,24 +238,44 @@ class Trainer:
 
     def _after_step(self, step: int, *, stopping: bool) -> None:
         train = self.config.train
-        if train.preview_every and step % train.preview_every == 0 and self.previews:
-            self.previews.write(self.model, step, self.reporter)
-        if stopping or step == train.steps or step % train.save_every == 0:
+        shows = bool(train.preview_every) and step % train.preview_every == 0
+        validates = bool(train.validate_every) and (
+            step % train.validate_every == 0 or step == train.steps
+        )
+        if shows or validates:
+            with self._averaged():
+                if shows and self.previews:
+                    self.previews.write(self.model, step, self.reporter)
+                if validates and self.validation:
+                    self._validate(self.validation, step)
+        saves = step == train.steps or step % train.save_every == 0
+        if stopping or saves or self.state.best_step == step:
             folder = self.save()
             if stopping:
                 self.reporter.note(
                     f"stopped at step {step}: {folder} is written, the same command continues it"
                 )
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.average.applied() if self.average else nullcontext()
+
+    def _validate(self, validation: Validation, step: int) -> None:
+        """Records the validation loss, and the step if none before had a lower one."""
+        row = validation.run(self.model, self.ranks)
+        self.reporter.scores(step, row)
+        best, loss = self.state.best_loss, row.get("val_total", math.nan)
+        if self.config.train.keep_best and math.isfinite(loss) and (best is None or loss < best):
+            self.state = replace(self.state, best_step=step, best_loss=loss)
+
     def save(self) -> Path:
         """Writes a checkpoint of the present state; all processes must call it."""
         return checkpoint.save(
             self.engine, self.output, self.state, self.write_experts, self.ranks,
-            self.config.train.keep,
+            self.config.train.keep, self.average,
         )  # fmt: skip
 
     def export(self) -> Path:
         """Writes the experts to <output>/experts; all processes must call it."""
         folder = self.output / "experts"
-        checkpoint.export(self.engine, folder, self.write_experts, self.ranks)
+        checkpoint.export(self.engine, folder, self.write_experts, self.ranks, self.average)
         return folder

@@ -2,8 +2,9 @@
 
 It is written from the registry alone, so that it can be written again at any time. Of the
 registry's ``extra`` it tells: ``license`` (a name as on the hub), ``data`` (facts of the training
-pairs by name), ``steps``, ``losses`` (means at the end of training), ``metrics`` (numbers by name,
-each a number or ``{"mean", "low", "high"}``), ``resolution``, ``max_text_length`` and ``config``.
+pairs by name), ``steps``, ``averaged`` (decay, where the weights are a moving average), ``losses``
+(means at the end of training), ``metrics`` (numbers by name, each a number or
+``{"mean", "low", "high"}``), ``resolution``, ``max_text_length`` and ``config``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,12 +127,13 @@ def _loading(registry: ExpertRegistry) -> str:
 
 def _settings(registry: ExpertRegistry) -> str:
     extra, router = registry.extra, registry.router
-    targets = registry.targets
+    targets, averaged = registry.targets, extra.get("averaged")
     rows = [
         ("base", f"{_base(registry)} (fingerprint {registry.fingerprint})"),
         ("rank, alpha", f"{registry.rank}, {registry.alpha:g}"),
         ("layers", targets if isinstance(targets, str) else ", ".join(targets)),
         ("steps", extra.get("steps")),
+        ("weights", averaged and f"moving average of the trained ones, decay {averaged:g}"),
         ("resolution", extra.get("resolution")),
         ("text tokens", extra.get("max_text_length")),
         ("style embedding", router.style_dim if router else None),

@@ -118,9 +118,12 @@ class Plan:
 
     @property
     def bytes_in_caching(self) -> int:
-        """Memory of each GPU while the cache is filled: the whole base and one picture."""
+        """Memory of each GPU while the cache is filled: the whole base and one picture.
+
+        Of a transformer that waits on the host there is nothing.
+        """
         caching = self.caching
-        frozen = self.trace.frozen_bytes
+        frozen = 0 if self.zero.offload_weights else self.trace.frozen_bytes
         return frozen + caching.weights + caching.activations + self.reserve
 
     @property
@@ -250,7 +253,7 @@ def read_data(config: RunConfig) -> Data:
 
 
 def read_zero(config: RunConfig) -> Zero:
-    """How DeepSpeed shares, by ``train.zero_stage`` and the file of ``train.deepspeed``.
+    """How DeepSpeed shares, by ``train.zero_stage``, ``train.offload`` and ``train.deepspeed``.
 
     Raises:
         UserError: the file is missing or not JSON.
@@ -265,11 +268,11 @@ def read_zero(config: RunConfig) -> Zero:
     def on_host(key: str) -> bool:
         return (section.get(key) or {}).get("device", "none") in ("cpu", "nvme")
 
-    stage = section.get("stage", config.train.zero_stage)
+    stage, told = section.get("stage", config.train.zero_stage), config.train.offload
     return Zero(
         stage=int(stage),
-        offload_weights=stage == 3 and on_host("offload_param"),
-        offload_optimizer=stage > 0 and on_host("offload_optimizer"),
+        offload_weights=stage == 3 and (told == "all" or on_host("offload_param")),
+        offload_optimizer=stage > 0 and (told != "none" or on_host("offload_optimizer")),
         live=int(section.get("stage3_max_live_parameters", LIVE_VALUES)),
     )
 

@@ -51,7 +51,21 @@ def test_the_paper_and_the_release_differ_where_they_should():
     assert (released.supervision.norm, released.supervision.tau) == ("selected", 0.1)
     for config in (paper, released):
         assert (config.experts.rank, config.train.global_batch) == (4, 8)
-        assert config.base.dtype == "bfloat16"
+        assert (config.base.dtype, config.optim.name) == ("bfloat16", "adamw8bit")
+        assert (config.optim.schedule, config.optim.warmup) == ("constant", 0)
+        assert (config.flow.timesteps, config.flow.guidance) == ("uniform", 1)
+    assert (released.optim.weight_decay, released.optim.clip, released.seed) == (1e-4, 1, 0)
+
+
+def test_the_small_cards_configuration_keeps_the_weights_on_the_host():
+    config = load_config(str(CONFIGS / "kontext_24gb.yaml"))
+    settings = engine_settings(config, 1, 1000)
+    assert settings["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert settings["train_micro_batch_size_per_gpu"] == 1
+    paper = load_config(str(CONFIGS / "kontext.yaml"))
+    same = ("experts", "flow", "supervision", "routing")
+    assert all(getattr(config, name) == getattr(paper, name) for name in same)
+    assert config.train.global_batch == paper.train.global_batch
 
 
 @pytest.mark.parametrize(("name", "width"), [("nano_style_encoder", 192), ("style_encoder", 3072)])

@@ -1,6 +1,8 @@
 """The launchers themselves: two processes on CPU give the losses of one."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -142,21 +144,60 @@ def test_a_mistake_met_by_all_processes_is_said_once(launch, runs, tiny_manifest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killing_a_process_leaves_the_last_checkpoint(launch, runs):
-    rest = ["train.steps=400", "train.save_every=1", "train.keep=2"]
-    process = launch.torchrun(2, runs.arguments("run", *rest))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_killing_a_process_ends_the_other_and_leaves_the_last_checkpoint(launch, runs, launcher):
+    rest = ["train.steps=4000", "train.save_every=1", "train.keep=2", "train.zero_stage=1"]
+    process = getattr(launch, launcher)(2, runs.arguments("run", *rest))
     folder = runs.output("run") / "checkpoints"
     launch.wait_until((folder / "step-000003").exists)
-    psutil.Process(process.pid).children()[-1].kill()
-    code, _ = launch.finish(process)
-    assert code != 0
-    reached = len(runs.losses("run"))
-    code, output = launch.finish(
-        launch.torchrun(2, runs.arguments("run", *rest, f"train.steps={reached + 3}"))
-    )
+    started = psutil.Process(process.pid).children(recursive=True)
+    workers = [one for one in started if "train/run.py" in one.cmdline() and not one.children()]
+    assert len(workers) == 2
+    workers[-1].kill()
+    _, alive = psutil.wait_procs([workers[0]], timeout=DEADLINE / 4)
+    assert not alive, "the other process goes on waiting"
+    code, output = launch.finish(process)
+    assert code != 0, output[-3000:]
+    newest = sorted(path.name for path in folder.glob("step-*"))[-1]
+    step = int(newest.removeprefix("step-"))
+    assert runs("run", *rest, f"train.steps={step + 1}") == 0  # loads, now with one process
+    rows = [row["step"] for row in runs.losses("run")]
+    assert rows == list(range(1, step + 2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_average_validation_and_shares_are_the_same_with_two_processes(launch, runs, capsys):
+    rest = ["train.zero_stage=3", "optim.ema=0.8", "supervision.shares_every=2"]
+    rest += ["supervision.max_share=0.2", "train.validate_every=2", "train.save_every=2"]
+    rest += ["train.preview_every=3", "train.keep=9", "experts.dropout=0"]
+    code, output = launch.finish(launch.torchrun(2, runs.arguments("two", *rest)))
     assert code == 0, output[-3000:]
-    assert "continuing from" in output
+    assert runs("one", *rest) == 0
+    assert runs.difference("one", "two") < 1e-5
+    for name in ("losses", "scores"):
+        one, two = (
+            [json.loads(line) for line in (runs.output(n) / f"{name}.jsonl").open()]
+            for n in ("one", "two")
+        )
+        assert [sorted(row) for row in one] == [sorted(row) for row in two]
+        for mine, other in zip(one, two, strict=True):
+            assert mine == pytest.approx(other, rel=1e-3, abs=1e-4)
+    one, two = runs.experts("one"), runs.experts("two")
+    assert max((one[key] - two[key]).abs().max() for key in one) < 1e-4
+
+    # From the last checkpoint but one with one process: the experts alone.
+    shutil.rmtree(runs.output("two") / "checkpoints" / "step-000006")
+    capsys.readouterr()
+    assert runs("two", *rest) == 0
+    said = capsys.readouterr().out
+    assert "which 2 processes wrote, with 1: the experts (and their moving average)" in said
+    assert "the optimizer's moments are not, they start from zero" in said
+    assert [row["step"] for row in runs.losses("two")] == [1, 2, 3, 4, 5, 6]
+    fifth = [runs.losses(name)[4] for name in ("one", "two")]
+    assert fifth[1]["flow"] == pytest.approx(fifth[0]["flow"], abs=1e-5)  # the same weights
+    assert fifth[1]["lr"] == fifth[0]["lr"]
 
 
 @pytest.mark.slow

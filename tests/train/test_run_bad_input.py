@@ -74,6 +74,13 @@ SETTINGS = [
     (["train"], "override 'train': write it as key=value"),
     (["train=1"], "'train' is a group of settings"),
     (["train.global_batch=3", "train.accumulation=2"], "accumulation (2) divides"),
+    (["train.offload=all"], "have zero_stage 3 (it is 0) with offload all"),
+    (["train.trackers=[mlflow]"], "train.trackers must be 'tensorboard', 'wandb' or 'trackio'"),
+    (["train.trackers=[wandb, wandb]"], "name each of its trackers once (wandb, wandb)"),
+    (["train.compile=true", "train.zero_stage=3"], "train.compile: ZeRO stage 3 gathers"),
+    (["optim.name=prodigy"], "have an lr of about 1 with name prodigy"),
+    (["optim.ema=1"], "optim.ema must be less than 1"),
+    (["supervision.max_share=0"], "supervision.max_share must be greater than 0"),
     (["output="], "output must "),
     (['output=""'], "output must have at least 1 character"),
     (["output=file"], "output=file: this is a file, give a folder"),
@@ -116,6 +123,8 @@ LATER = [
     (["experts.targets=[to_z]"], "no linear layer is named"),
     (["experts.rank=1000000000"], "not enough memory"),
     (["supervision.layers=[double.9]"], 'no block "double.9"'),
+    (["train.validate_every=1", "train.validation_split=x"], "no sample of a trained style in"),
+    (["train.validate_every=1", "train.validation_split=train"], "is the split that is trained"),
 ]
 
 

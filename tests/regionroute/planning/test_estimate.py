@@ -182,6 +182,27 @@ def test_the_deepspeed_file_decides(tmp_path):
     assert found == Zero(3, offload_weights=True, offload_optimizer=False, live=5)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "zero"),
+    [
+        (["train.zero_stage=2", "train.offload=optimizer"], Zero(2, offload_optimizer=True)),
+        (["train.zero_stage=3", "train.offload=optimizer"], Zero(3, offload_optimizer=True)),
+        (["train.zero_stage=3", "train.offload=all"], Zero(3, True, True)),
+    ],
+)
+def test_offloading_by_the_configuration(overrides, zero):
+    assert read_zero(load_config(None, overrides)) == zero
+
+
+def test_weights_on_the_host_are_not_there_while_caching():
+    whole, waiting = (
+        make_plan(nano("train.zero_stage=3", f"train.offload={where}"), machine(1), DATA)
+        for where in ("none", "all")
+    )
+    frozen = whole.trace.frozen_bytes
+    assert whole.bytes_in_caching - waiting.bytes_in_caching == frozen > 0
+
+
 def test_plan_of_nano():
     plan = make_plan(nano("train.global_batch=8", "train.accumulation=2"), machine(2), DATA)
     assert plan.micro_batch == 2

@@ -1,0 +1,65 @@
+"""What is written with the experts of a run: all that `edit` and their model card have to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regionroute.adapters import save_experts
+from regionroute.adapters.export import expert_names
+from regionroute.manifest import manifest_file
+from train.step import StepLosses
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from regionroute.config import RunConfig
+    from train.logs import Reporter
+    from train.prepare import Inputs
+
+ROUTER = ("entropy", "overlap_within", "overlap_between")
+LOSSES = (*StepLosses.NAMES, *ROUTER)  # numbers of the log that the card tells
+
+
+def experts_writer(
+    config: RunConfig, inputs: Inputs, num_experts: int, engine: DeepSpeedEngine, reporter: Reporter
+) -> Callable[[Path], object]:
+    """Writes experts with what `edit` has to know, and with what their model card tells.
+
+    `edit` needs the sizes, and where and how the maps are read.
+    """
+    extra = {
+        "max_text_length": inputs.backbone.settings.max_text_length,
+        "resolution": inputs.backbone.settings.resolution,
+        "map_layers": config.supervision.layers,
+        "map_queries": config.supervision.queries,
+        "map_norm": config.supervision.norm,
+        "routing": config.routing.model_dump(mode="json"),
+        "manifest": manifest_file(config.data.manifest).name,
+        "data": {"split": config.data.split, "samples": len(inputs.selection.samples)},
+        "license": config.experts.license,
+        "averaged": config.optim.ema or None,
+        "config": config.model_dump(mode="json"),
+    }
+
+    references = inputs.references
+    styles = inputs.selection.styles
+    if references:
+        extra["styles"] = [style.name for style in styles]
+        styles = expert_names(num_experts)
+
+    def write(folder: Path) -> object:
+        if references:  # before the registry, which says that all is there
+            references.save(folder)
+        scores = {name: x for name, x in reporter.latest.items() if name in LOSSES}
+        return save_experts(
+            folder,
+            engine.module,
+            styles,
+            base_name=inputs.backbone.name,
+            base_fingerprint=inputs.backbone.fingerprint,
+            extra=extra | {"steps": engine.global_steps, "losses": scores},
+        )
+
+    return write
