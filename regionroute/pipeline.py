@@ -219,8 +219,7 @@ class Editor:
     ) -> Task:
         size = self.backbone.fit_size(sources.shape[-2], sources.shape[-1])
         context = self.backbone.encode_images(resize(sources, size))
-        shape = (1, *context.shape[1:])
-        noise = [self.backbone.draw_noise(shape, plans[0].seed) for plans in clauses]
+        noise = [self.backbone.draw_noise((1, *context.shape[1:]), p[0].seed) for p in clauses]
         assert options.steps is not None
         assert options.guidance is not None
         task = Task(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from regionroute.backbones.kontext import Backbone
     from regionroute.manifest import EditSample, Manifest
 
+PARTS = "__tensor_flatten__"  # a tensor that is made of others tells which
 VALUES_PER_WEIGHT = 256  # looked at to tell two encoders apart
 
 
@@ -172,7 +173,9 @@ def identity(network: nn.Module) -> str:
     encoders give different latents.
     """
     digest = hashlib.sha256(_settings(network).encode())
-    for name, weight in network.state_dict().items():
+    # Weights in fewer bits may be kept out of the state, and so out of checkpoints.
+    buffers = {n: b for n, b in network.named_buffers() if hasattr(b, PARTS)}
+    for name, weight in {**network.state_dict(), **buffers}.items():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         for part in _stored(weight):
             stride = max(1, part.numel() // VALUES_PER_WEIGHT)
@@ -183,7 +186,7 @@ def identity(network: nn.Module) -> str:
 
 def _stored(weight: Any) -> list[Tensor]:
     """A weight itself, or what one in fewer bits is made of."""
-    if not hasattr(weight, "__tensor_flatten__"):
+    if not hasattr(weight, PARTS):
         return [weight]
     return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
 

@@ -146,7 +146,10 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
     manifest = read_manifest(config.data.manifest)
     selection = select(manifest, config)
     dtype = getattr(torch, config.base.dtype)
-    backbone = load_backbone(config.base.name, dtype, ranks.device, config.base.quantize)
+    quantize = config.base.quantize
+    # Layers are quantised as they reach the device; all else waits for `place`.
+    where = ranks.device if quantize else "cpu"
+    backbone = load_backbone(config.base.name, dtype, where, quantize)
     backbone.settings = _settings(backbone, config)
     _check_layers(backbone, config)
     shown = []

@@ -99,13 +99,14 @@ def _nf4(layer: nn.Linear, device: str | torch.device) -> nn.Module:
 
 def _fp8(layer: nn.Linear, device: str | torch.device) -> nn.Module:
     quantize_, config = _torchao()
-    small: Any = layer.to(device)
-    quantize_(nn.Sequential(small), config())
-    small.requires_grad_(False)
-    # DeepSpeed's mark for weights that it must not send around: it cannot read them, and every
-    # process has read the same file.
-    small.weight.ds_optim_param = True
-    return layer
+    layer = layer.to(device)
+    quantize_(nn.Sequential(layer), config())
+    # A buffer moves as any other and stays out of checkpoints; a parameter of this kind DeepSpeed
+    # can neither move, send nor load.
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight, persistent=False)
+    return layer.requires_grad_(False)
 
 
 def _bitsandbytes() -> Any:
@@ -126,6 +127,6 @@ def _torchao() -> tuple[Any, Any]:
 
 def _missing(kind: str, package: str) -> UserError:
     return UserError(
-        f"base.quantize={kind} needs {package}: pip install 'regionroute[quantize]', or leave "
+        f"base.quantize={kind} needs {package}: pip install 'regionroute[{kind}]', or leave "
         "base.quantize null"
     )

@@ -96,5 +96,5 @@ def test_a_missing_package_is_named_with_its_extra(tiny_base, monkeypatch, kind)
     for name in [*sys.modules, PACKAGES[kind]]:
         if name.split(".")[0] == PACKAGES[kind]:
             monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"{PACKAGES[kind]}: pip install 'regionroute\[quantize\]"):
+    with pytest.raises(UserError, match=rf"{PACKAGES[kind]}: pip install 'regionroute\[{kind}\]"):
         load_backbone(str(tiny_base), quantize=kind)
