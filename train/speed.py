@@ -87,8 +87,11 @@ def speed_of(config: RunConfig, transformer: Any, batch: Batch, device: torch.de
 def count_operations(config: RunConfig, transformer: Any, batch: Batch) -> int:
     """Floating-point operations of one forward and backward pass, by `planning.trace`."""
     from regionroute.adapters import adapter_layers
+    from regionroute.families import find_transformer
     from regionroute.planning.trace import StepShape, trace_step
 
+    model, _ = find_transformer(transformer)
+    settings: Any = model.config
     layer = next(iter(adapter_layers(transformer).values()))
     _, channels, height, width = batch.target.shape
     _, tokens, states = batch.prompt_embeds.shape
@@ -100,4 +103,5 @@ def count_operations(config: RunConfig, transformer: Any, batch: Batch) -> int:
         experts=layer.num_experts,
         style_dim=None if batch.style_emb is None else int(batch.style_emb.shape[1]),
     )
-    return trace_step(dict(transformer.config), config, shape).flops
+    named = dict(settings) | {"_class_name": type(model).__name__}
+    return trace_step(named, config, shape).flops

@@ -54,14 +54,18 @@ def test_the_paper_and_the_release_differ_where_they_should():
         assert (config.base.dtype, config.optim.name) == ("bfloat16", "adamw8bit")
         assert (config.optim.schedule, config.optim.warmup) == ("constant", 0)
         assert (config.flow.timesteps, config.flow.guidance) == ("uniform", 1)
+    assert (paper.base.quantize, released.base.quantize) == (None, "nf4")
     assert (released.optim.weight_decay, released.optim.clip, released.seed) == (1e-4, 1, 0)
 
 
-def test_the_small_cards_configuration_keeps_the_weights_on_the_host():
-    config = load_config(str(CONFIGS / "kontext_24gb.yaml"))
-    settings = engine_settings(config, 1, 1000)
-    assert settings["zero_optimization"]["offload_param"]["device"] == "cpu"
-    assert settings["train_micro_batch_size_per_gpu"] == 1
+def test_the_small_cards_configuration_is_the_papers_in_four_bits_or_from_the_host():
+    path = str(CONFIGS / "kontext_24gb.yaml")
+    config = load_config(path)
+    assert engine_settings(config, 1, 1000)["train_micro_batch_size_per_gpu"] == 1
+    assert config.base.quantize == "nf4"
+    rest = ["base.quantize=null", "train.zero_stage=3", "train.offload=all"]  # as its head says
+    zero = engine_settings(load_config(path, rest), 1, 1000)["zero_optimization"]
+    assert zero["offload_param"]["device"] == "cpu"
     paper = load_config(str(CONFIGS / "kontext.yaml"))
     same = ("experts", "flow", "supervision", "routing")
     assert all(getattr(config, name) == getattr(paper, name) for name in same)

@@ -35,14 +35,19 @@ def start(command, log):
         )
 
 
+def end(process):
+    """Kills a launcher and all it started."""
+    root = psutil.Process(process.pid)
+    for started in [*root.children(recursive=True), root]:
+        started.kill()
+
+
 def finish(process, log):
     """Its exit code and output; nothing of it outlives the deadline."""
     try:
         process.wait(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
-        root = psutil.Process(process.pid)
-        for started in [*root.children(recursive=True), root]:
-            started.kill()
+        end(process)
         pytest.fail(f"no end after {DEADLINE} s:\n{log.read_text()[-3000:]}")
     return process.returncode, log.read_text()
 
@@ -65,11 +70,13 @@ class Launch:
     def python(self, arguments):
         return start([sys.executable, "train/run.py", *arguments], self.log)
 
-    def wait_until(self, condition):
-        """Waits for something the launched processes do."""
+    def wait_until(self, process, condition):
+        """Waits for something the processes do that `process` launched."""
         began = time.monotonic()
         while not condition():
-            assert time.monotonic() - began < DEADLINE, self.log.read_text()[-3000:]
+            if time.monotonic() - began > DEADLINE:
+                end(process)
+                pytest.fail(f"nothing after {DEADLINE} s:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.02)
 
     def finish(self, process):
@@ -120,7 +127,7 @@ def test_two_processes_stopped_by_sigterm_continue_bit_for_bit(launch, runs, sta
     assert code == 0, output[-3000:]
     process = launch.deepspeed(2, runs.arguments("halves", *rest))
     losses = runs.output("halves") / "losses.jsonl"
-    launch.wait_until(lambda: losses.exists() and losses.read_text().count("\n") >= 3)
+    launch.wait_until(process, lambda: losses.exists() and losses.read_text().count("\n") >= 3)
     # The `deepspeed` command itself passes no signal on; what it starts does.
     (launcher,) = psutil.Process(process.pid).children()
     launcher.terminate()
@@ -150,7 +157,7 @@ def test_killing_a_process_ends_the_other_and_leaves_the_last_checkpoint(launch,
     rest = ["train.steps=4000", "train.save_every=1", "train.keep=2", "train.zero_stage=1"]
     process = getattr(launch, launcher)(2, runs.arguments("run", *rest))
     folder = runs.output("run") / "checkpoints"
-    launch.wait_until((folder / "step-000003").exists)
+    launch.wait_until(process, (folder / "step-000003").exists)
     started = psutil.Process(process.pid).children(recursive=True)
     workers = [one for one in started if "train/run.py" in one.cmdline() and not one.children()]
     assert len(workers) == 2

@@ -8,7 +8,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from regionroute.adapters import inject
+from regionroute.backbones.kontext import load_backbone
+from regionroute.config import load_config
 from regionroute.errors import UserError
+from regionroute.planning.trace import StepShape, trace_step
 from train.logs import Reporter
 from train.speed import Speed, count_operations, speed_of
 from train.trackers import TensorBoard, check_trackers, open_trackers
@@ -175,8 +179,6 @@ def test_operations_of_a_run_are_those_of_its_plan(runs, monkeypatch, tiny_base)
 
     monkeypatch.setattr("train.prepare.speed_of", remember)
     assert runs("run", "train.steps=1", "train.accumulation=2") == 0
-    from regionroute.planning.trace import StepShape, trace_step
-
     settings = json.loads((tiny_base / "transformer" / "config.json").read_text())
     batch, config = seen["batch"], seen["config"]
     text = tuple(batch.prompt_embeds.shape[1:])
@@ -189,3 +191,22 @@ def test_operations_of_a_run_are_those_of_its_plan(runs, monkeypatch, tiny_base)
     assert (speed.operations, speed.peak) == (2 * expected, 989e12)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Unheard-of 9000")
     assert speed_of(config, seen["transformer"], batch, device) == Speed(device)
+
+
+def test_operations_of_the_other_family_are_counted_on_its_own_transformer(tiny_klein):
+    transformer = load_backbone(str(tiny_klein)).transformer
+    inject(transformer, "regionroute", 2, 4, 4.0)
+    width = transformer.config["joint_attention_dim"]
+    batch = SimpleNamespace(
+        ids=("a", "b"),
+        target=torch.zeros(2, 4, 16, 16),
+        prompt_embeds=torch.zeros(2, 12, width),
+        pooled=torch.zeros(2, 0),
+        style_emb=None,
+    )
+    settings = json.loads((tiny_klein / "transformer" / "config.json").read_text())
+    assert settings["_class_name"] == "Flux2Transformer2DModel"
+    config = load_config(None, [])
+    shape = StepShape(2, (4, 16, 16), (12, width), 0, experts=2)
+    expected = trace_step(settings, config, shape).flops
+    assert count_operations(config, transformer, batch) == expected > 0
