@@ -44,8 +44,15 @@ from eval.summary import RELATIVE_DEFINITION, bootstrap_settings, edit_methods, 
 from eval.tables import csv_rows, latex, main_table, markdown
 from eval.thresholds import parse_thresholds, violations
 from regionroute.errors import Parser, UserError, command
-from regionroute.io import atomic_write, check_output_folder, file_hash, write_json, write_jsonl
-from regionroute.manifest import EditSample, manifest_file, read_manifest
+from regionroute.io import (
+    atomic_write,
+    check_output_folder,
+    file_hash,
+    settings_hash,
+    write_json,
+    write_jsonl,
+)
+from regionroute.manifest import EditSample, manifest_file, manifest_files, read_manifest
 
 PACKAGES = ("regionroute", "torch", "torchvision", "transformers", "lpips", "numpy")
 
@@ -209,10 +216,11 @@ def _header(
 ) -> dict[str, Any]:
     """What was measured and how; the numbers follow."""
     file = manifest_file(args.manifest)
+    hashes = [file_hash(one) for one in manifest_files(args.manifest)]
     return {
         "manifest": {
             "path": file.as_posix(),
-            "hash": file_hash(file),
+            "hash": hashes[0] if len(hashes) == 1 else settings_hash(hashes),
             "split": args.split,
             "samples": count,
         },

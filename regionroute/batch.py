@@ -162,7 +162,7 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
     file = manifest_file(path)
     manifest = Manifest(file.parent, [])
     splits: set[str] = set()
-    for row in parse_rows(file):
+    for row in parse_rows(path):
         if isinstance(row, UserError):
             jobs.fail(str(file), row)
             continue

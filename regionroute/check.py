@@ -3,7 +3,7 @@
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +74,12 @@ def check_manifest(path: AnyPath) -> CheckReport:
 def _read_leniently(path: AnyPath) -> tuple[Manifest, list[str]]:
     """The rows that are right, and what is wrong with the others."""
     file = manifest_file(path)
-    rows = list(parse_rows(file))
+    rows = list(parse_rows(path if isinstance(path, Path) else Path(path)))
     samples = [row for row in rows if isinstance(row, EditSample)]
     return Manifest(file.parent, samples), [str(row) for row in rows if isinstance(row, UserError)]
 
 
-def _counts(samples: list[EditSample]) -> dict[str, int | dict[str, int]]:
+def _counts(samples: Sequence[EditSample]) -> dict[str, int | dict[str, int]]:
     regions = [region for sample in samples for region in sample.regions]
 
     def by_name(names: Iterator[str]) -> dict[str, int]:
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Open every picture a manifest names, count what it holds, list what is wrong.",
         epilog="example: regionroute check data/scenes --sheet sheet.png",
     )
-    parser.add_argument("path", type=Path, help="manifest.jsonl, or the folder it is in")
+    parser.add_argument("path", type=Path, help="manifest.jsonl, its folder, or 'manifest-*.jsonl'")
     parser.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet")
     parser.add_argument("--limit", type=int, default=24, help="samples on the sheet (24)")
     parser.add_argument(

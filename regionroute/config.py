@@ -71,11 +71,17 @@ class DataConfig(Section):
     """The training pairs."""
 
     manifest: Name = Field(
-        "data/scenes/manifest.jsonl", description="manifest.jsonl of the pairs, or its folder"
+        "data/scenes/manifest.jsonl",
+        description="manifest.jsonl of the pairs, its folder, or a pattern: manifest-*.jsonl",
     )
     split: Name = Field("train", description="split of the manifest to train on")
     resolution: Annotated[int, Field(ge=16)] | None = Field(
         None, description="side in pixels of the square of equal area; null: the base's own"
+    )
+    buckets: bool = Field(
+        True,
+        description="pictures of several aspects are trained in several sizes of equal area, a "
+        "batch of one size each; false: all are cut to one size",
     )
     cache: str | None = Field(
         None, description="folder of cached latents and embeddings; null: <output>/cache"

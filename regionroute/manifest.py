@@ -1,13 +1,14 @@
 """Training pairs on disk: one JSON line a sample beside its pictures.
 
 A manifest is a folder with ``manifest.jsonl`` and the pictures it names by relative paths. Every
-row carries ``"schema": 1`` and the fields of `EditSample`.
+row carries ``"schema": 1`` and the fields of `EditSample`. A large one may be cut into files
+``manifest-*.jsonl`` of that folder (`regionroute.manifest_shards`).
 """
 
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -27,9 +28,11 @@ from regionroute.io import (
     read_mask,
     write_jsonl,
 )
+from regionroute.manifest_shards import ShardedRows
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.jsonl"
+SHARDS = "manifest-*.jsonl"
 LONGEST_ID = 200  # bytes; file systems take 255 with the endings we add
 
 
@@ -103,7 +106,7 @@ class Manifest:
     """The samples of a folder and the way to their pictures."""
 
     root: Path
-    samples: list[EditSample]
+    samples: Sequence[EditSample]
 
     def path(self, relative: str) -> Path:
         """The file behind a relative path.
@@ -168,22 +171,56 @@ def mask_box(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def manifest_file(path: AnyPath) -> Path:
-    """The manifest's file for either the file itself or its folder."""
+    """The manifest's file, or of one in several files their pattern; see `manifest_files`."""
     path = Path(path)
-    return path if path.suffix == ".jsonl" else path / FILE_NAME
+    if path.suffix == ".jsonl":
+        return path
+    single = path / FILE_NAME
+    return path / SHARDS if not single.exists() and any(path.glob(SHARDS)) else single
+
+
+def manifest_files(path: AnyPath) -> list[Path]:
+    """The files of a manifest, in their order; a single one need not exist.
+
+    Args:
+        path: ``manifest.jsonl``, its folder, or a pattern such as ``data/manifest-0*.jsonl``.
+
+    Raises:
+        UserError: no file matches the pattern, or a folder holds both forms.
+    """
+    file = manifest_file(path)
+    if not set(file.name) & set("*?[") or file.exists():
+        if Path(path).suffix != ".jsonl" and file.exists() and any(file.parent.glob(SHARDS)):
+            raise UserError(
+                f"{path}: holds {FILE_NAME} and {SHARDS}: name the one to use, or remove the other"
+            )
+        return [file]
+    files = sorted(file.parent.glob(file.name))
+    if not files:
+        raise UserError(f"{file}: no manifest matches this pattern, check the path")
+    return files
+
+
+def has_manifest(path: AnyPath) -> bool:
+    """Whether a manifest, of one file or several, is there."""
+    file = manifest_file(path)
+    return file.is_file() or any(file.parent.glob(file.name))
 
 
 def read_manifest(path: AnyPath) -> Manifest:
     """Reads and validates every row; pictures are opened later, when they are asked for.
 
     Args:
-        path: ``manifest.jsonl`` or its folder.
+        path: ``manifest.jsonl`` or its folder; or a pattern of several files. The rows of one file
+            are held in memory, those of several are parsed when they are asked for.
 
     Raises:
         UserError: naming file and line, for a row that is not right: another schema version, an
             unknown or missing key, a wrong type, an id used twice, a path outside the folder.
     """
-    file = manifest_file(path)
+    file, files = manifest_file(path), manifest_files(path)
+    if files != [file]:
+        return Manifest(file.parent, ShardedRows(files, parse_row))
     samples = []
     for row in parse_rows(file):
         if isinstance(row, UserError):
@@ -198,7 +235,7 @@ def write_manifest(path: AnyPath, samples: Iterable[EditSample]) -> None:
     Raises:
         UserError: two samples share an id, or an id or a path could not be read back.
     """
-    file = manifest_file(path)
+    file = Path(path) if Path(path).suffix == ".jsonl" else Path(path) / FILE_NAME
     rows, seen = [], set()
     for number, sample in enumerate(samples, start=1):
         problem = _sample_problem(sample)
@@ -211,31 +248,43 @@ def write_manifest(path: AnyPath, samples: Iterable[EditSample]) -> None:
     write_jsonl(file, rows)
 
 
-def parse_rows(file: Path) -> Iterator[EditSample | UserError]:
+def parse_rows(path: Path) -> Iterator[EditSample | UserError]:
     """Each row as a sample or, where it is not right, as the error that says why.
+
+    Args:
+        path: as `read_manifest` takes it.
 
     Raises:
         UserError: the file itself is missing or not text.
     """
-    if not file.exists():
-        raise UserError(f"{file}: no such manifest, give a manifest.jsonl or the folder it is in")
-    first_line: dict[str, int] = {}
-    for number, line in numbered_lines(file):
-        try:
-            sample = _parse_row(file, number, line)
-            if sample.id in first_line:
-                raise UserError(
-                    f"{file}:{number}: id {sample.id!r} was used on line {first_line[sample.id]} "
-                    "already, ids must be unique"
-                )
-        except UserError as error:
-            yield error
-            continue
-        first_line[sample.id] = number
-        yield sample
+    first: dict[str, str] = {}
+    files = manifest_files(path)
+    for file in files:
+        if not file.exists():
+            raise UserError(
+                f"{file}: no such manifest, give a manifest.jsonl or the folder it is in"
+            )
+        for number, line in numbered_lines(file):
+            try:
+                sample = parse_row(file, number, line)
+                if sample.id in first:
+                    raise UserError(
+                        f"{file}:{number}: id {sample.id!r} was used on {first[sample.id]} "
+                        "already, ids must be unique"
+                    )
+            except UserError as error:
+                yield error
+                continue
+            first[sample.id] = f"line {number}" + (f" of {file.name}" if len(files) > 1 else "")
+            yield sample
 
 
-def _parse_row(file: Path, number: int, line: str) -> EditSample:
+def parse_row(file: Path, number: int, line: str) -> EditSample:
+    """One line as a sample; `file` and `number` are for the error's sentence.
+
+    Raises:
+        UserError: the row is not right.
+    """
     row = parse_json_line(file, number, line)
     schema = row.pop("schema", None)
     if schema != SCHEMA_VERSION:

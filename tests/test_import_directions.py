@@ -21,10 +21,10 @@ ROOMS = {  # room -> rooms it may import
 COMMAND = "regionroute.cli"
 LEVELS = (  # inside regionroute, from the bottom; each imports only what stands below it
     {"errors"},
-    {"io", "devices"},
+    {"io", "devices", "manifest_shards"},
     {"config_io", "config_base", "manifest", "readings", "latents", "prompts"},
     {"config_train"},
-    {"config", "families"},
+    {"config", "families", "buckets"},
     {"attention", "adapters", "instances"},
     {"flow", "styles"},
     {"routing", "request"},

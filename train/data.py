@@ -1,17 +1,15 @@
-"""Manifest rows to batches: selection, style tokens, cached latents, and a reproducible order.
+"""Batches of training: style tokens, cached latents, noise.
 
-Order, noise and noise levels depend on the seed, the step and the place in the global batch
-alone, never on how many processes or micro-batches share it.
+Noise and noise levels depend on the seed, the step and the place in the global batch alone, never
+on how many processes or micro-batches share it; so does the order of samples, see `train.order`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +22,8 @@ from regionroute.flow import draw_sigmas
 from regionroute.manifest import EditSample, Manifest, manifest_file
 from regionroute.prompts import find_spans
 from train.cache import Cache
+from train.examples import Example, Examples
+from train.order import BatchOrder, members_of, seeded
 from train.step import Batch
 
 if TYPE_CHECKING:
@@ -31,30 +31,18 @@ if TYPE_CHECKING:
     from regionroute.config import FlowConfig
     from train.references import References
 
+__all__ = [
+    "Example",
+    "Examples",
+    "StyleTokens",
+    "TrainingData",
+    "members_of",
+    "pad_token_index",
+    "seeded",
+    "stream",
+]
+
 WHOLE = 0.999  # share of the picture from which a mask is all of it
-
-
-@dataclass(frozen=True)
-class Example:
-    """A sample ready for training: its expert, its style tokens and the keys of its tensors.
-
-    Attributes:
-        id: the sample's.
-        expert: index of its style, and of that style's expert where each has one.
-        content: what its pictures show, see `train.style_pictures`.
-        token_index: for each region, the positions of its style phrase among the text tokens.
-        context, target, text: cache keys.
-        masks: cache keys, one a region.
-    """
-
-    id: str
-    expert: int
-    content: str
-    token_index: tuple[tuple[int, ...], ...]
-    context: str
-    target: str
-    text: str
-    masks: tuple[str, ...]
 
 
 class StyleTokens:
@@ -92,36 +80,11 @@ class StyleTokens:
             raise UserError(f"{self._where}: sample {sample.id!r}: {error}") from error
 
 
-def seeded(*parts: int | str) -> torch.Generator:
-    """A generator whose stream depends on nothing but `parts`."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-class Order:
-    """An endless sequence of sample numbers: one permutation after another.
-
-    Global batch s is the slice [s·G, (s+1)·G) of it, so an epoch may end inside a batch.
-    """
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
-        self._permutation = lru_cache(maxsize=2)(self._draw)  # a batch spans two epochs at most
-
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.count)
-        return self._permutation(epoch)[place]
-
-    def _draw(self, epoch: int) -> list[int]:
-        generator = seeded("order", self.seed, epoch)
-        return torch.randperm(self.count, generator=generator).tolist()
-
-
 class TrainingData:
     """Batches of examples whose tensors are in the cache.
 
     Args:
-        examples: at least one.
+        examples: at least one; those of a batch have one size, see `BatchOrder`.
         cache: holds every key of `examples`.
         seed: of order, noise and noise levels.
         global_batch: samples an optimizer step.
@@ -139,15 +102,15 @@ class TrainingData:
         flow: FlowConfig,
         references: References | None = None,
     ) -> None:
-        self.examples, self.cache = list(examples), cache
+        self.examples = examples if isinstance(examples, Examples) else Examples(examples)
+        self.cache, self.references = cache, references
         self.seed, self.global_batch, self.flow = seed, global_batch, flow
-        self.references = references
-        self.order = Order(len(self.examples), seed)
+        names = [f"{height}x{width}" for height, width in self.examples.sizes]
+        self.order = BatchOrder(self.examples.buckets, names, global_batch, seed)
 
     def ids(self, step: int) -> list[str]:
         """Sample ids of the global batch of a step (counted from 0)."""
-        first = step * self.global_batch
-        return [self.examples[self.order[first + i]].id for i in range(self.global_batch)]
+        return [self.examples[number].id for number in self.order.batch(step)]
 
     def batch(self, step: int, members: Sequence[int]) -> Batch:
         """A part of a step's global batch, on the CPU.
@@ -159,8 +122,8 @@ class TrainingData:
         Raises:
             UserError: a cache file was damaged during the run.
         """
-        first = step * self.global_batch
-        examples = [self.examples[self.order[first + member]] for member in members]
+        numbers = self.order.batch(step)
+        examples = [self.examples[numbers[member]] for member in members]
         images = [self._latents(example) for example in examples]
         texts = [self.cache.load("texts", example.text) for example in examples]
         draws = [self._draw(step, member, images[0][0]) for member in members]
@@ -246,19 +209,6 @@ def pad_token_index(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         for j, positions in enumerate(row):
             index[i, j, : len(positions)] = torch.tensor(positions)
     return index
-
-
-def members_of(rank: int, world: int, micro: int, accumulation: int, global_batch: int) -> range:
-    """Places in the global batch that one process handles in one micro-batch.
-
-    Raises:
-        ValueError: the batch cannot be shared evenly.
-    """
-    size, rest = divmod(global_batch, world * accumulation)
-    if rest:
-        raise ValueError(f"{global_batch} samples for {world} processes x {accumulation} passes")
-    first = (micro * world + rank) * size
-    return range(first, first + size)
 
 
 def stream(

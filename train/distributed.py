@@ -197,6 +197,13 @@ def agree(action: Callable[[], T]) -> T:
     return result[0]
 
 
+def everyones(value: T) -> list[T]:
+    """The values of all processes by their numbers; all must call it."""
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     """Collects equal-shaped rows of all processes.
 

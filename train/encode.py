@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from regionroute.buckets import Window, bucket_sizes, crop_window, fitted, nearest_bucket
 from regionroute.errors import UserError
-from regionroute.io import file_hash, image_size, read_image, read_mask, settings_hash, text_hash
+from regionroute.io import read_image, read_mask, settings_hash, text_hash
 from regionroute.latents import mask_to_grid
-from regionroute.pipeline import resize
 from train.cache import Entry, Tensors
 from train.data import Example, StyleTokens
+from train.files import Files
 from train.selection import PART, target_of
 from train.style_pictures import content_of
 
@@ -30,21 +32,34 @@ PARTS = "__tensor_flatten__"  # a tensor that is made of others tells which
 VALUES_PER_WEIGHT = 256  # looked at to tell two encoders apart
 
 
-def model_size(backbone: Backbone, sizes: set[tuple[int, int]]) -> tuple[tuple[int, int], bool]:
-    """The one size (H,W) at which the model sees all pictures of a run.
+def model_size(backbone: Backbone, sizes: set[tuple[int, int]]) -> tuple[int, int]:
+    """The one size (H,W) at which the model sees all pictures of a run without buckets.
 
     Args:
         backbone: its `fit_size` and resolution decide.
         sizes: (height, width) of the pictures.
 
     Returns:
-        The size, and whether it distorts: pictures of one aspect keep it, of several they all
-        become squares, because the samples of a batch need one shape.
+        Their own aspect where they have one, else a square.
     """
     fitted = {backbone.fit_size(*size) for size in sizes}
-    if len(fitted) == 1:
-        return fitted.pop(), False
-    return backbone.fit_size(1, 1), True
+    return fitted.pop() if len(fitted) == 1 else backbone.fit_size(1, 1)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a sample needs of the cache."""
+
+    size: tuple[int, int]
+    context: Entry
+    target: Entry
+    text: Entry
+    masks: tuple[Entry, ...]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All of it."""
+        return (self.context, self.target, self.text, *self.masks)
 
 
 @dataclass
@@ -54,18 +69,17 @@ class Encoder:
     Attributes:
         backbone: encodes pictures and prompts.
         manifest: where the files are.
-        size: (H,W) at which the model sees pictures.
-        entries: what the samples seen so far need, for `Cache.fill`.
+        size: (H,W) at which the model sees all pictures; None: each in the bucket of its aspect.
+        files: remembers hashes and sizes of files.
     """
 
     backbone: Backbone
     manifest: Manifest
-    size: tuple[int, int]
-    entries: list[Entry] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    files: Files = field(default_factory=Files)
 
     def __post_init__(self) -> None:
         self._tokens = StyleTokens(self.backbone, self.manifest)
-        self._hash = cache(file_hash)  # many samples share a context or a mask
 
     def example(self, sample: EditSample, expert: int) -> Example:
         """Hashes the sample's files and finds its style tokens; nothing is encoded yet.
@@ -73,24 +87,62 @@ class Encoder:
         Raises:
             UserError: a file is missing or damaged, or the style phrase cannot be found.
         """
-        context = self.manifest.path(sample.context)
-        height_width = image_size(context)
+        needs = self.needs(sample)
         return Example(
             id=sample.id,
             expert=expert,
             content=content_of(sample),
             token_index=self._tokens.of(sample),
-            context=self._picture(context),
-            target=self._target(sample, height_width),
+            size=needs.size,
+            context=needs.context.key,
+            target=needs.target.key,
+            text=needs.text.key,
+            masks=tuple(mask.key for mask in needs.masks),
+        )
+
+    def entries(self, samples: Iterable[EditSample]) -> Iterator[Entry]:
+        """What some samples need, one after another, for `Cache.fill`."""
+        for sample in samples:
+            yield from self.needs(sample).entries
+
+    def needs(self, sample: EditSample) -> Needs:
+        """What one sample needs.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        path = self.manifest.path(sample.context)
+        own = self.files.of(path).size
+        size = self.size_of(*own)
+        return Needs(
+            size=size,
+            context=self._picture(path, size),
+            target=self._target(sample, own, size),
             text=self.prompt(sample.prompt),
             masks=tuple(
-                self._mask(self.manifest.path(region.mask), height_width)
-                for region in sample.regions
+                self._mask(self.manifest.path(region.mask), own, size) for region in sample.regions
             ),
         )
 
-    def prompt(self, text: str) -> str:
-        """Cache key of a prompt's states, which are added to `entries`."""
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which the model sees a picture.
+
+        Raises:
+            UserError: one side is more than 16 times the other.
+        """
+        if self.size:
+            return self.size
+        self.backbone.fit_size(height, width)  # refuses what nobody could edit either
+        sizes = bucket_sizes(self.backbone.settings.resolution, 2 * self.backbone.vae_scale)
+        return nearest_bucket(height, width, sizes)
+
+    def window_of(self, sample: EditSample) -> Window:
+        """The part of a sample's pictures that the model sees."""
+        own = self.files.of(self.manifest.path(sample.context)).size
+        return crop_window(*own, self.size_of(*own))
+
+    def prompt(self, text: str) -> Entry:
+        """A prompt's states."""
         length = self.backbone.settings.max_text_length
         key = settings_hash([text_hash(text), self._text_identity, length])
 
@@ -98,57 +150,56 @@ class Encoder:
             states, pooled = self.backbone.encode_prompts([text])
             return {"prompt_embeds": states[0], "pooled": pooled[0]}
 
-        return self._add("texts", key, make)
+        return Entry("texts", key, make)
 
-    def _picture(self, path: Path) -> str:
-        return self._image([path], lambda: read_image(path))
+    def _picture(self, path: Path, size: tuple[int, int]) -> Entry:
+        return self._image([path], size, lambda: read_image(path))
 
-    def _image(self, paths: Sequence[Path], read: Callable[[], Tensor]) -> str:
-        """Cache key of the latents of the picture that `read` makes of some files."""
-        for path in paths:
-            image_size(path)  # a missing or damaged file is named before it is hashed
-        hashes = [self._hash(path) for path in paths]
-        facts = hashes[0] if len(hashes) == 1 else hashes
-        key = settings_hash([facts, self._image_identity, self.size])
+    def _image(
+        self, paths: Sequence[Path], size: tuple[int, int], read: Callable[[], Tensor]
+    ) -> Entry:
+        """The latents of the picture that `read` makes of some files."""
+        known = [self.files.of(path) for path in paths]
+        hashes = [facts.content for facts in known]
+        facts: list[Any] = [hashes[0] if len(hashes) == 1 else hashes, self._image_identity, size]
+        window = crop_window(*known[0].size, size)
+        key = settings_hash(facts + ([dataclasses.astuple(window)[:4]] if window.lost else []))
 
         def make() -> Tensors:
-            image = resize(read()[None], self.size)
-            return {"latents": self.backbone.encode_images(image)[0]}
+            return {"latents": self.backbone.encode_images(fitted(read()[None], size))[0]}
 
-        return self._add("images", key, make)
+        return Entry("images", key, make)
 
-    def _target(self, sample: EditSample, context_size: tuple[int, int]) -> str:
+    def _target(self, sample: EditSample, own: tuple[int, int], size: tuple[int, int]) -> Entry:
         path = self.manifest.path(sample.target)
-        if image_size(path) != context_size:
+        if self.files.of(path).size != own:
             self.manifest.target(sample)  # says what is wrong
         if PART not in sample.provenance:
-            return self._picture(path)
+            return self._picture(path, size)
         files = [sample.target, sample.context, *(region.mask for region in sample.regions)]
         paths = [self.manifest.path(file) for file in files]
-        return self._image(paths, lambda: target_of(self.manifest, sample))
+        return self._image(paths, size, lambda: target_of(self.manifest, sample))
 
-    def _mask(self, path: Path, context_size: tuple[int, int]) -> str:
+    def _mask(self, path: Path, own: tuple[int, int], size: tuple[int, int]) -> Entry:
         """A mask on both grids: of tokens, and of latents with twice the rows and columns."""
-        image_size(path)
         cells = 2 * self.backbone.vae_scale
-        height, width = self.size[0] // cells, self.size[1] // cells
+        height, width = size[0] // cells, size[1] // cells
+        window = crop_window(*own, size)
         # The size a mask must have is part of what it is: with another picture it may be wrong.
-        key = settings_hash([self._hash(path), context_size, height, width])
+        facts: list[Any] = [self.files.of(path).content, own, height, width]
+        key = settings_hash(facts + ([dataclasses.astuple(window)[:4]] if window.lost else []))
 
         def make() -> Tensors:
-            mask = read_mask(path, context_size)
+            mask = read_mask(path, own)
             if not mask.any():
                 raise UserError(f"{path}: the mask is empty, no pixel reaches 128 of 255")
+            seen = window.of(mask)
             return {
-                "tokens": mask_to_grid(mask, height, width),
-                "latents": mask_to_grid(mask, 2 * height, 2 * width),
+                "tokens": mask_to_grid(seen, height, width),
+                "latents": mask_to_grid(seen, 2 * height, 2 * width),
             }
 
-        return self._add("masks", key, make)
-
-    def _add(self, kind: str, key: str, make: Callable[[], Tensors]) -> str:
-        self.entries.append(Entry(kind, key, make))
-        return key
+        return Entry("masks", key, make)
 
     @cached_property
     def _image_identity(self) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from regionroute.config import RunConfig
+    from train.inputs import Inputs
     from train.logs import Reporter
-    from train.prepare import Inputs
 
 ROUTER = ("entropy", "overlap_within", "overlap_between")
 LOSSES = (*StepLosses.NAMES, *ROUTER)  # numbers of the log that the card tells

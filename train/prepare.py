@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from tqdm import tqdm
 
 from regionroute.adapters import (
     SimilarityRouter,
@@ -15,54 +11,33 @@ from regionroute.adapters import (
     inject,
 )
 from regionroute.adapters.style_encoder import encoder_identity
-from regionroute.attention import AttentionPlan
-from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.config import SIMILARITY_EXPERTS, save_config
-from regionroute.errors import UserError
-from regionroute.io import image_size, settings_hash, text_hash
-from regionroute.manifest import Manifest, manifest_file, read_manifest
+from regionroute.io import settings_hash, text_hash
 from train import distributed
-from train.cache import Cache, Entry
-from train.data import Example, TrainingData, seeded
+from train.cache import Cache
+from train.caching import hash_files, provide
+from train.data import TrainingData, seeded
 from train.distributed import Ranks
 from train.ema import MovingAverage
-from train.encode import Encoder, identity, model_size, release_encoders
-from train.engine import build_engine, engine_settings, zero_stage
+from train.encode import identity, release_encoders
+from train.engine import build_engine, zero_stage
 from train.export import experts_writer
+from train.files import Files
+from train.inputs import Inputs, load_inputs
 from train.logs import Reporter
 from train.placement import place
-from train.previews import Previews, choose
-from train.references import References, find_references, without_style_words
+from train.previews import Previews
 from train.resume import Start, find_start, load_adapters_alone, restore
-from train.selection import Selection, select
 from train.speed import Speed, speed_of
-from train.step import recorder_of
-from train.trackers import check_trackers, open_trackers
+from train.trackers import open_trackers
 from train.trainer import Trainer
-from train.validation import Validation, choose_held_out
+from train.validation import Validation
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from regionroute.config import RunConfig
-    from regionroute.manifest import EditSample
     from train.trackers import Tracker
-
-
-@dataclass
-class Inputs:
-    """A run's base and data, checked; nothing is encoded yet."""
-
-    backbone: Backbone
-    manifest: Manifest
-    selection: Selection
-    examples: list[Example]
-    shown: list[EditSample]
-    shown_examples: list[Example]
-    held_out: list[Example]
-    entries: list[Entry]
-    remarks: list[str]
-    references: References | None
 
 
 def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
@@ -73,10 +48,14 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     """
     output = Path(config.output)
     cache = Cache(Path(config.data.cache) if config.data.cache else output / "cache")
-    inputs = distributed.agree(lambda: load_inputs(config, ranks, cache))
+    files = Files(cache.folder)
+    hash_files(config, files, ranks)
+    inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files))
+    if ranks.main:
+        files.save()
     facts = run_facts(config, inputs, ranks)
     place(inputs.backbone, config, ranks)
-    distributed.agree(lambda: cache.fill(inputs.entries, rank=ranks.rank, world=ranks.world))
+    provide(cache, inputs.keys(), inputs.entries(), ranks)
     if inputs.references:
         inputs.references.release_encoder()
     release_encoders(inputs.backbone, keep_vae=bool(config.train.preview_every) and ranks.main)
@@ -128,118 +107,12 @@ def _reporter(
     )
 
 
-def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache) -> Inputs:
-    """Reads manifest and base and finds every mistake that needs no computing.
-
-    Raises:
-        UserError: see `build_trainer`.
-    """
-    if config.base.dtype == "float16":
-        raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
-    if config.base.quantize and zero_stage(config) == 3:
-        raise UserError(
-            "base.quantize: ZeRO-3 cannot share quantised weights, use train.zero_stage=2 or "
-            "leave base.quantize null"
-        )
-    engine_settings(config, ranks.world, 1)
-    check_trackers(config.train.trackers)
-    manifest = read_manifest(config.data.manifest)
-    selection = select(manifest, config)
-    dtype = getattr(torch, config.base.dtype)
-    quantize = config.base.quantize
-    # Layers are quantised as they reach the device; all else waits for `place`.
-    where = ranks.device if quantize else "cpu"
-    backbone = load_backbone(config.base.name, dtype, where, quantize)
-    backbone.settings = _settings(backbone, config)
-    _check_layers(backbone, config)
-    shown = []
-    if config.train.preview_every:
-        shown = choose(manifest, selection.styles, config.train.previews)
-    held_out = choose_held_out(manifest, config, selection.styles)
-    references = _references(config, selection, cache, ranks)
-    if references:
-        selection = replace(selection, samples=[*map(without_style_words, selection.samples)])
-        shown, held_out = ([*map(without_style_words, part)] for part in (shown, held_out))
-    used = {sample.id: sample for sample in [*selection.samples, *shown, *held_out]}.values()
-    sizes = {image_size(manifest.path(sample.context)) for sample in used}
-    size, distorted = model_size(backbone, sizes)
-    encoder = Encoder(backbone, manifest, size)
-    expert = {style.name: index for index, style in enumerate(selection.styles)}
-    examples = {
-        sample.id: encoder.example(sample, expert[sample.regions[0].style])
-        for sample in tqdm(used, "reading pairs", unit="pair", disable=not ranks.main, leave=False)
-    }
-    return Inputs(
-        backbone,
-        manifest,
-        selection,
-        [examples[sample.id] for sample in selection.samples],
-        shown,
-        [examples[sample.id] for sample in shown],
-        [examples[sample.id] for sample in held_out],
-        [*encoder.entries, *(references.entries() if references else [])],
-        _remarks(config, selection, size, distorted),
-        references,
-    )
-
-
-def _references(
-    config: RunConfig, selection: Selection, cache: Cache, ranks: Ranks
-) -> References | None:
-    """The example pictures, where they choose the experts."""
-    if config.experts.router != "similarity":
-        return None
-    styles = [style.name for style in selection.styles]
-    manifest = manifest_file(config.data.manifest)
-    encoder, pictures = find_references(
-        config.experts, config.base.name, manifest, config.data.split, styles
-    )
-    return References(encoder, pictures, styles, cache, ranks.device)
-
-
-def _settings(backbone: Backbone, config: RunConfig) -> Any:
-    """The base's settings under the run's resolution and text length."""
-    settings = backbone.settings
-    length = config.base.max_text_length or settings.max_text_length
-    if length > 512:
-        raise UserError(f"base.max_text_length={length}: the pipelines read at most 512 tokens")
-    resolution = config.data.resolution or settings.resolution
-    return replace(settings, max_text_length=length, resolution=resolution)
-
-
-def _check_layers(backbone: Backbone, config: RunConfig) -> None:
-    """Refuses layer names the base does not have before anything is encoded."""
-    one = torch.ones(1, 1, dtype=torch.bool)
-    plan = AttentionPlan(one.long()[..., None] - 1, torch.ones(1, 1, 1, 1), one, 1, 1)
-    with recorder_of(config).recording(backbone.transformer, plan):
-        pass
-
-
-def _remarks(
-    config: RunConfig, selection: Selection, size: tuple[int, int], distorted: bool
-) -> list[str]:
-    names = ", ".join(style.name for style in selection.styles)
-    remarks = [
-        f"{len(selection.samples)} samples of split {config.data.split!r}, experts for {names}, "
-        f"pictures at {size[1]}x{size[0]}"
-    ]
-    if distorted:
-        remarks.append(
-            "the pictures have several aspects: all are resized to that square, because the "
-            "samples of a batch need one shape"
-        )
-    for reason, count in selection.skipped.items():
-        remarks.append(f"{count} samples are left out: {reason}")
-    return remarks
-
-
 def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]:
     """What a checkpoint must match to be continued.
 
     Call it while the base is whole: before experts are injected and weights are in pieces.
     """
     references = inputs.references
-    rows = [[e.id, e.context, e.target, e.text, *e.masks] for e in inputs.examples]
     return {
         "base_fingerprint": inputs.backbone.fingerprint,
         "base_weights": identity(inputs.backbone.transformer),
@@ -257,7 +130,7 @@ def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]
         "world": ranks.world,
         "seed": config.seed,
         "global_batch": config.train.global_batch,
-        "samples": text_hash(settings_hash(rows)),
+        "samples": text_hash(inputs.examples.digest()),
     }
 
 

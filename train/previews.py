@@ -17,9 +17,9 @@ from torch import Tensor
 
 from regionroute.adapters import routed
 from regionroute.attention import mean_map, region_map
+from regionroute.buckets import crop_window, fitted
 from regionroute.flow import sample as sample_latents
 from regionroute.io import from_pil, to_pil, write_image
-from regionroute.pipeline import resize
 from train.scores import edit_scores
 from train.selection import one_style_each, target_of
 from train.step import Batch, recorder_of
@@ -117,10 +117,10 @@ class Previews:
     def _exact(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Sources and targets [B,3,*size], and masks [B,1,*size] of all objects."""
         samples = [self.samples[name] for name in self.batch.ids]
-        sources = [resize(self.manifest.context(sample)[None], size) for sample in samples]
-        targets = [resize(target_of(self.manifest, sample)[None], size) for sample in samples]
+        sources = [fitted(self.manifest.context(sample)[None], size) for sample in samples]
+        targets = [fitted(target_of(self.manifest, sample)[None], size) for sample in samples]
         masks = [
-            F.interpolate(self.manifest.masks(sample).amax(0)[None], size, mode="area").gt(0.5)
+            F.interpolate(_window(self.manifest.masks(sample), size), size, mode="area").gt(0.5)
             for sample in samples
         ]
         return torch.cat(sources), torch.cat(targets), torch.cat(masks).float()
@@ -156,14 +156,20 @@ class Previews:
         rows = []
         for number, name in enumerate(self.batch.ids):
             sample, size = self.samples[name], (edits.shape[2], edits.shape[3])
-            source = resize(self.manifest.context(sample)[None], size)[0]
-            target = resize(target_of(self.manifest, sample)[None], size)[0]
+            source = fitted(self.manifest.context(sample)[None], size)[0]
+            target = fitted(target_of(self.manifest, sample)[None], size)[0]
             shown = maps[number][self.batch.plan.valid[number]].amax(0)  # several objects in one
             heat = F.interpolate(shown[None, None], size)[0].expand(3, -1, -1)
             objects = ", ".join(region.object for region in sample.regions)
             label = f"{name}: {objects}, {sample.regions[0].style}"
             rows.append((label, [source, target, edits[number], heat]))
         return draw_sheet(f"step {step}", rows)
+
+
+def _window(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """What the model sees of the union of masks [S,1,H,W], as [1,1,H',W']."""
+    union = masks.amax(0)[None]
+    return crop_window(union.shape[-2], union.shape[-1], size).of(union)
 
 
 def draw_sheet(title: str, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Tensor:

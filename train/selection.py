@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ class Selection:
         skipped: how many samples of the split were left out, by reason.
     """
 
-    samples: list[EditSample]
+    samples: Chosen
     styles: list[StyleSpec]
     skipped: dict[str, int]
 
@@ -46,29 +48,32 @@ def select(manifest: Manifest, config: RunConfig) -> Selection:
         UserError: nothing to train on, or a style that the split does not have.
     """
     where = f"{manifest_file(config.data.manifest)}: split {config.data.split!r}"
-    parts, skipped = split_parts(manifest, config.data.split)
-    by_style: dict[str, list[EditSample]] = {}
-    for part in parts:
-        by_style.setdefault(part.regions[0].style, []).append(part)
-    if not by_style:
+    found = _Found()
+    for row, sample in enumerate(manifest.samples):
+        if sample.split == config.data.split:
+            found.add(row, one_style_each(sample, manifest_file(manifest.root)))
+    if not found.words:
         splits = Counter(sample.split for sample in manifest.samples)
-        found = ", ".join(f"{split} ({count})" for split, count in splits.items()) or "nothing"
+        there = ", ".join(f"{split} ({count})" for split, count in splits.items()) or "nothing"
         raise UserError(
-            f"{where} has no sample with regions of one style; the manifest has {found}, choose "
+            f"{where} has no sample with regions of one style; the manifest has {there}, choose "
             "data.split among them"
         )
-    names = config.experts.styles or sorted(by_style)
+    names = config.experts.styles or sorted(found.words)
     for name in names:
-        if name not in by_style:
+        if name not in found.words:
             raise UserError(
                 f"experts.styles: {where} has no style {name!r}, the nearest is "
-                f"{nearest(name, by_style)!r}"
+                f"{nearest(name, found.words)!r}"
             )
     if len(set(names)) < len(names):
         raise UserError(f"experts.styles: {', '.join(names)} names a style twice")
-    samples = [part for part in parts if part.regions[0].style in names]
-    skipped["style not trained"] = len(parts) - len(samples)
-    styles = [StyleSpec(name, _phrase(name, by_style[name])) for name in names]
+    known = list(found.words)
+    kept = np.isin(found.styles, [known.index(name) for name in names])
+    rows, parts = np.array(found.rows)[kept], np.array(found.parts)[kept]
+    samples = Chosen(manifest.samples, rows, parts, manifest_file(manifest.root))
+    skipped = {"no region": found.without, "style not trained": len(kept) - len(samples)}
+    styles = [StyleSpec(name, _phrase(name, found.words[name])) for name in names]
     return Selection(samples, styles, {reason: n for reason, n in skipped.items() if n})
 
 
@@ -86,6 +91,76 @@ def split_parts(manifest: Manifest, split: str) -> tuple[list[EditSample], Count
             others["no region"] += not own
             parts += own
     return parts, others
+
+
+class Chosen(Sequence[EditSample]):
+    """Samples of a manifest, or parts of them, put together when they are asked for.
+
+    Args:
+        source: the manifest's.
+        rows: place of each in `source`, [n].
+        parts: which of its parts (`one_style_each`) it is, [n].
+        where: names the manifest in errors.
+        change: made to each.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[EditSample],
+        rows: np.ndarray,
+        parts: np.ndarray,
+        where: Path,
+        change: Callable[[EditSample], EditSample] | None = None,
+    ) -> None:
+        self._source, self._rows, self._parts = source, rows, parts
+        self._where, self._change = where, change
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> EditSample: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[EditSample]: ...
+    def __getitem__(self, place: int | slice) -> EditSample | list[EditSample]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        sample = self._source[int(self._rows[place])]
+        part = one_style_each(sample, self._where)[int(self._parts[place])]
+        return self._change(part) if self._change else part
+
+    def only(self, places: Sequence[int]) -> Chosen:
+        """Some of them."""
+        index = np.asarray(places, dtype=np.int64)
+        return Chosen(
+            self._source, self._rows[index], self._parts[index], self._where, self._change
+        )
+
+    def changed(self, change: Callable[[EditSample], EditSample]) -> Chosen:
+        """The same with a change to each."""
+        return Chosen(self._source, self._rows, self._parts, self._where, change)
+
+
+class _Found:
+    """Parts of samples as they are found: where they are, and in which words their styles."""
+
+    def __init__(self) -> None:
+        self.rows, self.parts, self.styles = array("q"), array("i"), array("i")
+        self.words: dict[str, set[str]] = {}  # of each style, two different ones at most
+        self.without = 0
+        self._number: dict[str, int] = {}
+
+    def add(self, row: int, parts: Sequence[EditSample]) -> None:
+        self.without += not parts
+        for number, part in enumerate(parts):
+            style = part.regions[0].style
+            words = self.words.setdefault(style, set())
+            self.rows.append(row)
+            self.parts.append(number)
+            self.styles.append(self._number.setdefault(style, len(self._number)))
+            for region in part.regions:
+                if region.style_span and len(words) < 2:
+                    words.add(part.prompt[slice(*region.style_span)].casefold())
 
 
 def one_style_each(sample: EditSample, where: Path) -> list[EditSample]:
@@ -138,15 +213,9 @@ def _phrases(prompt: str, region: Region) -> tuple[str, str]:
     return prompt[slice(*objects)], prompt[slice(*styles)]
 
 
-def _phrase(style: str, samples: Sequence[EditSample]) -> str | None:
+def _phrase(style: str, words: set[str]) -> str | None:
     """The words that stand for a style in all prompts, None if they are its name or differ."""
-    words = {
-        sample.prompt[slice(*region.style_span)].casefold()
-        for sample in samples
-        for region in sample.regions
-        if region.style == style and region.style_span
-    }
-    return words.pop() if len(words) == 1 and words != {style.casefold()} else None
+    return next(iter(words)) if len(words) == 1 and words != {style.casefold()} else None
 
 
 def target_of(manifest: Manifest, sample: EditSample) -> Tensor:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from regionroute.errors import UserError, nearest
 from regionroute.io import atomic_write, read_image, settings_hash
 from regionroute.latents import resize
-from regionroute.manifest import FILE_NAME, EditSample, read_manifest
+from regionroute.manifest import EditSample, has_manifest, read_manifest
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -71,7 +71,7 @@ def read_style_pictures(source: str | Path, split: str | None = "train") -> list
         UserError: nothing there, or a style with fewer than two contents.
     """
     path = Path(source).expanduser()
-    if path.is_file() or (path / FILE_NAME).is_file():
+    if is_manifest := has_manifest(path):
         found = _of_manifest(path, split)
     elif path.is_dir():
         found = [
@@ -87,7 +87,7 @@ def read_style_pictures(source: str | Path, split: str | None = "train") -> list
             "manifest"
         )
     if not found:
-        where = f"split {split!r} has" if path.is_file() or (path / FILE_NAME).is_file() else "has"
+        where = f"split {split!r} has" if is_manifest else "has"
         raise UserError(
             f"{source}: {where} no pictures of styles, put them into one folder a style"
         )

@@ -12,7 +12,7 @@ from regionroute.adapters.style_encoder import FOLDER, SETTINGS_FILE, EncoderSet
 from regionroute.config import SIMILARITY_EXPERTS
 from regionroute.errors import UserError
 from regionroute.io import read_json
-from regionroute.manifest import manifest_file, read_manifest
+from regionroute.manifest import has_manifest, manifest_file, read_manifest
 from regionroute.planning.sizes import BaseSizes, CachingSizes, caching_sizes, read_sizes
 from regionroute.planning.trace import StepShape, Trace, trace_step
 
@@ -235,7 +235,7 @@ def read_data(config: RunConfig) -> Data:
         UserError: the manifest is broken.
     """
     named = config.experts.styles
-    if not manifest_file(config.data.manifest).is_file():
+    if not has_manifest(config.data.manifest):
         note = f"no manifest at {config.data.manifest} yet"
         note += "" if named else f", so {STYLES} styles are assumed (experts.styles)"
         return Data(None, 0, 0, 0, len(named or "") or STYLES, note)

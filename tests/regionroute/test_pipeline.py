@@ -45,9 +45,12 @@ def picture(height: int = 24, width: int = 40, seed: int = 0) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("size", [(24, 40), (31, 57), (5, 9), (100, 64), (1, 1)])
-def test_the_output_has_the_inputs_size(editor: Editor, size: tuple[int, int]) -> None:
-    result = editor.edit(picture(*size), "dog", "pixel-art", steps=1)
+@pytest.mark.parametrize("mode", ["plain", "routed"])
+@pytest.mark.parametrize(
+    "size", [(24, 40), (31, 57), (57, 31), (5, 9), (100, 64), (1, 1), (4, 64), (127, 9)]
+)
+def test_the_output_has_the_inputs_size(editor: Editor, size: tuple[int, int], mode: str) -> None:
+    result = editor.edit(picture(*size), "dog", "pixel-art", steps=1, mode=mode)
     assert result.image.shape == (3, *size)
     assert result.image.dtype == torch.float32
     assert 0 <= result.image.min() <= result.image.max() <= 1

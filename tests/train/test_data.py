@@ -13,8 +13,9 @@ from regionroute.latents import mask_to_grid
 from regionroute.manifest import read_manifest, write_manifest
 from regionroute.pipeline import resize
 from train.cache import Cache
-from train.data import Order, TrainingData, members_of, pad_token_index, stream
+from train.data import TrainingData, members_of, pad_token_index, stream
 from train.encode import Encoder, identity, model_size
+from train.order import Order
 
 SIZE = (32, 32)
 
@@ -42,7 +43,7 @@ def prepared(backbone, manifest, folder, samples=None):
         for sample in samples or manifest.samples
     ]
     cache = Cache(folder / "cache")
-    cache.fill(encoder.entries)
+    cache.fill(encoder.entries(samples or manifest.samples))
     return TrainingData(examples, cache, seed=0, global_batch=3, flow=FlowConfig())
 
 
@@ -131,11 +132,10 @@ def test_bases_of_one_shape_and_other_weights_do_not_share_entries(backbone, man
     assert ours.masks == theirs.masks
 
 
-def test_one_aspect_is_kept_and_several_become_a_square(backbone):
-    assert model_size(backbone, {(64, 64), (128, 128)}) == ((32, 32), False)
-    (height, width), distorted = model_size(backbone, {(64, 128)})
-    assert (height, width, distorted) == (24, 44, False)  # 2:1 as near as multiples of 4 allow
-    assert model_size(backbone, {(64, 64), (64, 128)}) == ((32, 32), True)
+def test_without_buckets_one_aspect_is_kept_and_several_become_a_square(backbone):
+    assert model_size(backbone, {(64, 64), (128, 128)}) == (32, 32)
+    assert model_size(backbone, {(64, 128)}) == (24, 44)  # 2:1 as near as multiples of 4 allow
+    assert model_size(backbone, {(64, 64), (64, 128)}) == (32, 32)
 
 
 def test_a_phrase_that_is_cut_off_or_missing_names_its_sample(tiny_base, manifest):
@@ -156,9 +156,8 @@ def test_a_missing_picture_or_a_mask_of_another_size_is_named(backbone, manifest
         )
     Image.new("L", (8, 8), 255).save(manifest.root / big.regions[0].mask)
     encoder = Encoder(backbone, manifest, SIZE)
-    encoder.example(big, 0)
     with pytest.raises(UserError, match=r"1\.mask\.png: the mask is 8x8 pixels"):
-        Cache(tmp_path / "cache").fill(encoder.entries)
+        Cache(tmp_path / "cache").fill(encoder.entries([big]))
 
 
 def test_several_regions_are_padded_not_pooled(backbone, manifest, tmp_path):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from train.distributed import free_port
+from train.shards import Shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -96,6 +98,22 @@ def test_two_deepspeed_processes_give_the_losses_of_one(launch, runs):
     assert runs.difference("one", "two") < 1e-5
     one, two = runs.experts("one"), runs.experts("two")
     assert max((one[key] - two[key]).abs().max() for key in one) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_share_the_caching_and_the_buckets(launch, runs, tiny_manifest):
+    for kind in ("context", "target", "mask"):
+        path = tiny_manifest / f"0.{kind}.png"
+        Image.open(path).crop((0, 0, 64, 44)).save(path)
+    code, output = launch.finish(launch.deepspeed(2, runs.arguments("two")))
+    assert code == 0, output[-3000:]
+    assert output.count("0 entries cached, 12 to encode") == 1
+    assert "pictures at 32x32 (2), 40x28 (1)" in output
+    shares = [len(Shard(path).keys) for path in (runs.folder / "cache").rglob("*.safetensors")]
+    assert sorted(shares) == [1, 1, 2, 2, 3, 3]  # of 3 masks, 3 texts, 6 pictures
+    assert runs("one", f"data.cache={runs.folder / 'other'}") == 0
+    assert runs.difference("one", "two") < 1e-5
 
 
 @pytest.mark.slow

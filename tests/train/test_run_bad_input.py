@@ -282,7 +282,7 @@ def full(*_, **__):
     raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
 
 
-@pytest.mark.parametrize("what", ["torch.save", "train.cache.save_file"])
+@pytest.mark.parametrize("what", ["torch.save", "train.shards.save_file"])
 def test_a_full_disk_keeps_the_earlier_checkpoint(
     folder, refused, arguments, checkpoint, monkeypatch, what
 ):

@@ -7,13 +7,11 @@ import signal
 
 import pytest
 import torch
-from PIL import Image
 
 from regionroute.adapters import read_registry
 from regionroute.backbones.kontext import load_backbone
 from regionroute.config import load_config
 from regionroute.io import read_image
-from regionroute.manifest import read_manifest, write_manifest
 from regionroute.pipeline import Editor
 from train.logs import Reporter, rewind
 
@@ -225,16 +223,6 @@ def test_overfitting_two_pictures_moves_attention_into_the_mask(runs, tiny_manif
     early = sum(row["flow"] for row in rows[:20]) / 20
     late = sum(row["flow"] for row in rows[-20:]) / 20
     assert late < 0.9 * early
-
-
-def test_picture_sizes_are_mixed_into_squares(runs, tiny_manifest, capsys):
-    manifest = read_manifest(tiny_manifest)
-    for kind in ("context", "target", "mask"):
-        path = tiny_manifest / f"0.{kind}.png"
-        Image.open(path).crop((0, 0, 64, 48)).save(path)
-    write_manifest(tiny_manifest, manifest.samples)
-    assert runs("run", "train.steps=1") == 0
-    assert "the pictures have several aspects" in capsys.readouterr().out
 
 
 def test_rewinding_drops_later_rows(tmp_path):

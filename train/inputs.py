@@ -1,0 +1,181 @@
+"""What a run reads before it computes: base, manifest, samples, and every mistake in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from regionroute.attention import AttentionPlan
+from regionroute.backbones.kontext import Backbone, load_backbone
+from regionroute.errors import UserError
+from regionroute.manifest import Manifest, manifest_file, read_manifest
+from train.cache import Cache, Entry
+from train.caching import bucket_remark, of_one_size, seen_of
+from train.data import Example, Examples
+from train.distributed import Ranks
+from train.encode import Encoder, model_size
+from train.engine import engine_settings, zero_stage
+from train.files import Files
+from train.previews import choose
+from train.references import References, find_references, without_style_words
+from train.selection import Selection, select
+from train.step import recorder_of
+from train.trackers import check_trackers
+from train.validation import choose_held_out
+
+if TYPE_CHECKING:
+    from regionroute.config import RunConfig
+    from regionroute.manifest import EditSample
+
+PREVIEW_CHOICE = 8  # previews are chosen among that many times as many, of one size
+
+
+@dataclass
+class Inputs:
+    """A run's base and data, checked; nothing is encoded yet.
+
+    Attributes:
+        extra: further samples whose tensors are needed: those of previews and validation.
+    """
+
+    backbone: Backbone
+    manifest: Manifest
+    selection: Selection
+    examples: Examples
+    shown: list[EditSample]
+    shown_examples: list[Example]
+    held_out: list[Example]
+    extra: list[EditSample]
+    encoder: Encoder
+    remarks: list[str]
+    references: References | None
+
+    def entries(self) -> Iterator[Entry]:
+        """All that the cache has to hold, one after another."""
+        yield from self.encoder.entries(chain(self.extra, self.selection.samples))
+        yield from self.references.entries() if self.references else []
+
+    def keys(self) -> dict[str, np.ndarray]:
+        """The keys of `entries` by kind, uint64, some repeated."""
+        keys = dict(self.examples.keys())
+        others = self.references.entries() if self.references else []
+        for entry in chain(self.encoder.entries(self.extra), others):
+            number = np.array([int(entry.key, 16)], np.uint64)
+            keys[entry.kind] = np.concatenate([keys.get(entry.kind, number[:0]), number])
+        return keys
+
+
+def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> Inputs:
+    """Reads manifest and base and finds every mistake that needs no computing.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    if config.base.dtype == "float16":
+        raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
+    if config.base.quantize and zero_stage(config) == 3:
+        raise UserError(
+            "base.quantize: ZeRO-3 cannot share quantised weights, use train.zero_stage=2 or "
+            "leave base.quantize null"
+        )
+    engine_settings(config, ranks.world, 1)
+    check_trackers(config.train.trackers)
+    manifest = read_manifest(config.data.manifest)
+    selection = select(manifest, config)
+    dtype = getattr(torch, config.base.dtype)
+    quantize = config.base.quantize
+    # Layers are quantised as they reach the device; all else waits for `place`.
+    where = ranks.device if quantize else "cpu"
+    backbone = load_backbone(config.base.name, dtype, where, quantize)
+    backbone.settings = _settings(backbone, config)
+    _check_layers(backbone, config)
+    references = _references(config, selection, cache, ranks)
+    encoder = Encoder(backbone, manifest, None, files)
+    if not config.data.buckets:
+        sizes = {files.of(manifest.path(sample.context)).size for sample in selection.samples}
+        encoder.size = model_size(backbone, sizes)
+    selection, lost = seen_of(encoder, selection)
+    shown, held_out = _aside(config, manifest, selection, encoder)
+    if references:
+        selection = replace(selection, samples=selection.samples.changed(without_style_words))
+        shown, held_out = ([*map(without_style_words, part)] for part in (shown, held_out))
+    expert = {style.name: index for index, style in enumerate(selection.styles)}
+
+    def example(sample: EditSample) -> Example:
+        return encoder.example(sample, expert[sample.regions[0].style])
+
+    bar = tqdm(selection.samples, "reading pairs", unit="pair", disable=not ranks.main, leave=False)
+    examples = Examples(map(example, bar))
+    return Inputs(
+        backbone,
+        manifest,
+        selection,
+        examples,
+        shown,
+        [*map(example, shown)],
+        [*map(example, held_out)],
+        [*shown, *held_out],
+        encoder,
+        _remarks(config, selection, bucket_remark(examples, lost)),
+        references,
+    )
+
+
+def _aside(
+    config: RunConfig, manifest: Manifest, selection: Selection, encoder: Encoder
+) -> tuple[list[EditSample], list[EditSample]]:
+    """The samples of previews, of one size, and of the validation."""
+    shown: list[EditSample] = []
+    if config.train.preview_every:
+        found = choose(manifest, selection.styles, config.train.previews * PREVIEW_CHOICE)
+        shown = of_one_size(encoder, found, config.train.previews)
+    return shown, choose_held_out(manifest, config, selection.styles)
+
+
+def _references(
+    config: RunConfig, selection: Selection, cache: Cache, ranks: Ranks
+) -> References | None:
+    """The example pictures, where they choose the experts."""
+    if config.experts.router != "similarity":
+        return None
+    styles = [style.name for style in selection.styles]
+    manifest = manifest_file(config.data.manifest)
+    encoder, pictures = find_references(
+        config.experts, config.base.name, manifest, config.data.split, styles
+    )
+    return References(encoder, pictures, styles, cache, ranks.device)
+
+
+def _settings(backbone: Backbone, config: RunConfig) -> Any:
+    """The base's settings under the run's resolution and text length."""
+    settings = backbone.settings
+    length = config.base.max_text_length or settings.max_text_length
+    if length > 512:
+        raise UserError(f"base.max_text_length={length}: the pipelines read at most 512 tokens")
+    resolution = config.data.resolution or settings.resolution
+    return replace(settings, max_text_length=length, resolution=resolution)
+
+
+def _check_layers(backbone: Backbone, config: RunConfig) -> None:
+    """Refuses layer names the base does not have before anything is encoded."""
+    one = torch.ones(1, 1, dtype=torch.bool)
+    plan = AttentionPlan(one.long()[..., None] - 1, torch.ones(1, 1, 1, 1), one, 1, 1)
+    with recorder_of(config).recording(backbone.transformer, plan):
+        pass
+
+
+def _remarks(config: RunConfig, selection: Selection, pictures: str) -> list[str]:
+    names = ", ".join(style.name for style in selection.styles)
+    remarks = [
+        f"{len(selection.samples)} samples of split {config.data.split!r}, experts for {names}, "
+        f"{pictures}"
+    ]
+    for reason, count in selection.skipped.items():
+        remarks.append(f"{count} samples are left out: {reason}")
+    return remarks

@@ -1,0 +1,126 @@
+"""The order of samples: which of them make up each global batch, whoever computes them.
+
+It depends on the seed, the step and the number of samples in each bucket alone, and any step can
+be asked for at once, so that a run continues anywhere and with any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seeded(*parts: int | str) -> torch.Generator:
+    """A generator whose stream depends on nothing but `parts`."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Order:
+    """An endless sequence of sample numbers: one permutation after another.
+
+    Batch k is the slice [k·G, (k+1)·G) of it, so an epoch may end inside a batch.
+
+    Args:
+        count: how many samples.
+        seed: of the permutations.
+        name: tells several orders of one run apart.
+    """
+
+    def __init__(self, count: int, seed: int, *name: str) -> None:
+        self.count, self.seed, self.name = count, seed, name
+        self._permutation = lru_cache(maxsize=2)(self._draw)  # a batch spans two epochs at most
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        return int(self._permutation(epoch)[place])
+
+    def _draw(self, epoch: int) -> Tensor:
+        generator = seeded("order", self.seed, *self.name, epoch)
+        return torch.randperm(self.count, generator=generator)
+
+
+class BatchOrder:
+    """Global batches, each of one bucket, so that any share of it has one shape.
+
+    Every bucket is an `Order` of its own, cut into batches; what does not fill a batch goes into
+    the bucket's next one. An epoch is as many batches of each bucket as its samples have filled
+    since the last one, in drawn order: over time every sample comes equally often. All processes
+    compute pictures of one size at a time, so none waits for one with larger pictures. With a
+    single bucket this is `Order` itself.
+
+    Args:
+        buckets: number of each sample's bucket.
+        names: of the buckets; their order changes nothing.
+        global_batch: G, samples a batch.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[int] | np.ndarray,
+        names: Sequence[str],
+        global_batch: int,
+        seed: int,
+    ) -> None:
+        self.global_batch, self.seed = global_batch, seed
+        numbers = np.asarray(buckets)
+        groups = {name: np.flatnonzero(numbers == i) for i, name in enumerate(names)}
+        self._members = [groups[name] for name in sorted(groups) if len(groups[name])]
+        own = [(name,) for name in sorted(groups) if len(groups[name])]
+        self._orders = [
+            Order(len(members), seed, *(name if len(own) > 1 else ()))
+            for members, name in zip(self._members, own, strict=True)
+        ]
+        self._sizes = np.array([len(members) for members in self._members], dtype=np.int64)
+        self._epoch = lru_cache(maxsize=2)(self._draw)
+
+    def batch(self, step: int) -> list[int]:
+        """Sample numbers of the global batch of a step (counted from 0), G of them."""
+        bucket, turn = self._place(step)
+        first = turn * self.global_batch
+        order, members = self._orders[bucket], self._members[bucket]
+        return [int(members[order[first + place]]) for place in range(self.global_batch)]
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The bucket of a step, and how many batches of it came before."""
+        if len(self._members) == 1:
+            return 0, step
+        # The epoch in which the step falls: the last one with no more than `step` batches before.
+        last = (step + len(self._members)) * self.global_batch // int(self._sizes.sum()) + 1
+        epoch = bisect_right(range(last + 1), step, key=lambda e: int(self._filled(e).sum())) - 1
+        before = self._filled(epoch)
+        buckets = self._epoch(epoch)
+        place = step - int(before.sum())
+        bucket = int(buckets[place])
+        return bucket, int(before[bucket]) + int((buckets[:place] == bucket).sum())
+
+    def _filled(self, epochs: int) -> np.ndarray:
+        """Batches that each bucket has filled after some epochs."""
+        return epochs * self._sizes // self.global_batch
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        """The buckets of an epoch's batches, in the order in which they come."""
+        counts = self._filled(epoch + 1) - self._filled(epoch)
+        buckets = np.repeat(np.arange(len(counts)), counts)
+        order = torch.randperm(len(buckets), generator=seeded("buckets", self.seed, epoch))
+        return buckets[order.numpy()]
+
+
+def members_of(rank: int, world: int, micro: int, accumulation: int, global_batch: int) -> range:
+    """Places in the global batch that one process handles in one micro-batch.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly.
+    """
+    size, rest = divmod(global_batch, world * accumulation)
+    if rest:
+        raise ValueError(f"{global_batch} samples for {world} processes x {accumulation} passes")
+    first = (micro * world + rank) * size
+    return range(first, first + size)
