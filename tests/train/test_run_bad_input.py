@@ -117,7 +117,7 @@ LATER = [
     (["data.cache=file"], "data.cache=file: this is a file, give a folder"),
     (["data.resolution=1000000"], "not enough memory"),
     (["base.max_text_length=5"], "sample 'pair-0': "),
-    (["base.max_text_length=1000"], "base.max_text_length=1000: Kontext pipelines read at most"),
+    (["base.max_text_length=1000"], "base.max_text_length=1000: the pipelines read at most"),
     (["experts.styles=[crayon]"], "has no style 'crayon', the nearest is"),
     (["experts.styles=[line-art, line-art]"], "names a style twice"),
     (["experts.targets=[to_z]"], "no linear layer is named"),
