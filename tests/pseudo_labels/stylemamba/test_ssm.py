@@ -10,7 +10,7 @@ from pseudo_labels.stylemamba import ssm
 from pseudo_labels.stylemamba.ssm import associative_scan, selective_scan
 from regionroute.errors import UserError
 
-LENGTHS = (1, 2, 3, 5, 8, 37, 64, 100, 1000, 5000)
+LENGTHS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 37, 64, 100, 1000, 5000)
 
 
 def inputs(batch, length, channels, states=16, dtype=torch.float32, seed=0):
@@ -60,7 +60,7 @@ def test_constant_coefficients_have_a_closed_form(length, decay):
     torch.testing.assert_close(h[:, 0], expected, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 6, 33, 64])
+@pytest.mark.parametrize("length", [1, 2, 3, 6, 15, 16, 17, 32, 33, 64, 300])
 def test_backwards_is_forwards_of_the_reversed(length):
     generator = torch.Generator().manual_seed(length)
     decay, drive = torch.rand((2, length, 4), generator=generator)
@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_channels():
     for elements in (256 * 16, 256 * 16 * 64):
         chunks = ssm._Chunks(tensors[0], 16, elements, buffers=1)
         sizes.append((len(list(chunks)), chunks.views(1)[0].untyped_storage().nbytes()))
-    assert sizes == [(64, 4 * 256 * 16), (1, 4 * 256 * 16 * 64)]
+    assert sizes == [(64, 4 * 257 * 16), (1, 4 * 257 * 16 * 64)]
 
 
 def test_the_state_is_float32_under_autocast_and_for_half_precision():
