@@ -128,7 +128,7 @@ def resized(image: Tensor, side: int) -> Tensor:
 
 
 def stand_in(image: Tensor, network: VggFeatures) -> Tensor:
-    """Features [C, 64, 64] of a picture; roots, for they are skewed: most are 0, some very large."""
+    """Features [C, 64, 64] of a picture; roots, for they are skewed: most are 0, some large."""
     found = network(resized(image, SIDE)[None], LAYERS)
     grid = [F.interpolate(found[name], (GRID, GRID), mode="bilinear")[0] for name in LAYERS]
     return torch.cat(grid).sqrt()
