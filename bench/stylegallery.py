@@ -85,7 +85,7 @@ def main() -> int:
         memory = "" if row["bytes"] is None else f", {row['bytes'] / 2**20:.0f} MB"
         fewer = f"{row['times fewer operations']:.2f} x fewer operations at full size"
         print(f"{name:<26} {row['seconds'][1]:.3f} s, {row['times faster']:.2f} x{memory}; {fewer}")
-    keys = ("size", "widths", "references", "regions", "rounds")
+    keys = ("size", "widths", "references", "regions", "rounds", "seeds", "steps")
     settings = {key: getattr(args, key) for key in keys}
     result = {"settings": settings, "losses": losses, "relative difference": same, "steps": table}
     result["schedules"] = schedules(args)
