@@ -58,6 +58,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=30, help="photos of each file, evenly spread")
     parser.add_argument("--half", choices=HALVES, default="report", help="which photos (report)")
     parser.add_argument("--restarts", type=int, default=10, help="of every K-means (10)")
+    parser.add_argument("--points", type=int, default=5000, help="of the silhouette (5000)")
     parser.add_argument("--sources", nargs="+", default=["hand", "human"], help="makers of masks")
     parser.add_argument("--result", type=Path, default=RESULTS / "stylegallery_clusters.json")
     args = parser.parse_args()
@@ -68,7 +69,8 @@ def main() -> int:
     counts = []
     for photo in tqdm(photos, unit="photo"):
         image, segments, *_ = open_photo(photo)
-        partitions = all_partitions(image, network, args.restarts)
+        config = ClusterConfig(restarts=args.restarts, silhouette_points=args.points)
+        partitions = all_partitions(image, network, config)
         counts.append(int(partitions[f"{CHOSEN}: features"].max()))
         for segment in segments:
             mask = F.interpolate(segment.mask[None], (GRID, GRID), mode="area")[0, 0] >= 0.5
@@ -116,6 +118,7 @@ def summary(scores: Any, unions: Any, counts: list[int], args: argparse.Namespac
         "masks by": args.sources,
         "half": args.half,
         "restarts": args.restarts,
+        "silhouette's points": args.points,
     }
     facts["mean number of regions"] = float(np.mean(counts))
     return provenance(("torch", "scikit-learn", "scikit-image")) | facts | {"partitions": table}
@@ -134,26 +137,25 @@ def stand_in(image: Tensor, network: VggFeatures) -> Tensor:
     return torch.cat(grid).sqrt()
 
 
-def all_partitions(image: Tensor, network: VggFeatures, restarts: int) -> dict[str, Tensor]:
+def all_partitions(image: Tensor, network: VggFeatures, config: ClusterConfig) -> dict[str, Tensor]:
     """Labels [64, 64] of a picture [3, H, W]: {"number of regions: method": labels}."""
     features = stand_in(image, network)
     small = resized(image, GRID).permute(1, 2, 0).numpy()
     colour = torch.from_numpy(rgb2lab(small)).permute(2, 0, 1).float()
     y, x = torch.meshgrid(torch.linspace(-1, 1, GRID), torch.linspace(-1, 1, GRID), indexing="ij")
     placed = torch.cat([colour, torch.stack([y, x])])
-    config = ClusterConfig(restarts=restarts)
     chosen = relabel(absorb_islands(cluster_features(features, config), config.island))
     partitions = {f"{CHOSEN}: features": chosen, f"{CHOSEN}: whole picture": 0 * chosen + 1}
     for count in (max(2, int(chosen.max())), *COUNTS):
         name = str(count) if count in COUNTS and f"{CHOSEN}: SLIC" in partitions else CHOSEN
-        partitions[f"{name}: K-means, colour"] = kmeans(standardise(colour), count, restarts)
+        partitions[f"{name}: K-means, colour"] = kmeans(standardise(colour), count, config.restarts)
         partitions[f"{name}: K-means, colour and place"] = kmeans(
-            standardise(placed), count, restarts
+            standardise(placed), count, config.restarts
         )
         segments = slic(small, count, start_label=1).astype(np.int64)
         partitions[f"{name}: SLIC"] = relabel(torch.from_numpy(segments))
         if name != CHOSEN:
-            partitions[f"{name}: features"] = kmeans(reduced(features), count, restarts)
+            partitions[f"{name}: features"] = kmeans(reduced(features), count, config.restarts)
     return partitions
 
 
