@@ -315,16 +315,16 @@ def _chunk_gradients(
     decay, h, g = (buffer[:-1] for buffer in buffers)
     _states(x, delta, A, B, decay, h)
     _scan_in_place(decay, h)
-    grad_C = (grad_y[..., None, :] @ h)[..., 0, :]
+    grad_C = torch.mul(h, grad_y[..., None], out=g).sum(2)  # a product of matrices is slower here
     torch.mul(grad_y[..., None], C[:, :, None], out=g)
     buffers[0][-1] = 0  # read, though nothing comes after the last token
     _scan_in_place(buffers[0][1:], g, reverse=True)
     grad_drive = (g @ B[..., None])[..., 0]  # of (delta x), summed over the states
-    grad_B = ((delta * x)[..., None, :] @ g)[..., 0, :]
     # Of delta·A, the exponent; the first token decays nothing, its state before is zero.
     exponent = decay.mul_(g)
     exponent[1:].mul_(h[:-1])
     exponent[:1].zero_()
+    grad_B = torch.mul(g, (delta * x)[..., None], out=h).sum(2)
     grad_A = torch.mul(exponent, delta[..., None], out=h).sum((0, 1))
     grad_delta = exponent.mul_(A).sum(-1) + grad_drive * x
     return grad_drive * delta, grad_delta, grad_A, grad_B, grad_C

@@ -111,11 +111,11 @@ def test_stylegallery_protocol(tmp_path, assets, random_inception):
     command = [sys.executable, "bench/stylegallery_protocol.py"]
     command += ["--contents", tmp_path / "contents", "--styles", tmp_path / "styles"]
     command += ["--out", tmp_path / "out", "--model", "random", "--dino", "random"]
-    command += ["--vgg", vgg, "--lpips", alexnet, "size=64", "features.steps=2"]
-    command += ["--inception", random_inception[0]]
+    command += ["--vgg", vgg, "--lpips", alexnet, "--inception", random_inception[0]]
+    settings = ["size=64", "features.steps=2"]
 
     def make(steps):
-        arguments = [*map(str, command), f"energy.steps={steps}"]
+        arguments = [*map(str, command), *settings, f"energy.steps={steps}"]
         subprocess.run(arguments, cwd=REPOSITORY, check=True, capture_output=True)
         pictures = sorted((tmp_path / "out/stylegallery").rglob("*.png"))
         assert len(pictures) == 4
