@@ -39,7 +39,7 @@ LOOP, SCAN = "loop", "associative"
 ATTENTION, ONE, FOUR = "attention", "mixer, 1 direction", "mixer, 4 directions"
 COLOURS = {ATTENTION: "#d62728", ONE: "#1f77b4", FOUR: "#2ca02c", LOOP: "#7f7f7f", SCAN: "#1f77b4"}
 STATES = 16
-Timed = Callable[[dict[str, Callable[[], object]], str], dict[str, Any]]
+Timed = Callable[[Any, str], dict[str, Any]]
 
 
 class Attention(nn.Module):

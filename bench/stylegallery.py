@@ -167,7 +167,7 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
         problem = Problem.random(args, [320, 640, 1280, 1280], 512)
     runs = methods(problem)
     del runs[WARM]  # a bank keeps contents
-    everything, alone = (problem.energy(EnergyConfig(), styled=styled) for styled in (None, []))
+    everything, alone = problem.energy(EnergyConfig()), problem.energy(EnergyConfig(), styled=[])
     runs |= {"anchors": partial(everything.anchors, TIMESTEP)}
     runs |= {"content": partial(alone.anchors, TIMESTEP)}
     found = {}
