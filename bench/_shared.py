@@ -48,12 +48,17 @@ def run_python(*arguments: object) -> None:
     subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
-def paired_seconds(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def paired_seconds(
+    methods: dict[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Times all methods once in every round, so that what else the machine does hits them alike.
 
     Args:
         methods: name -> what to time; each is called once before, unmeasured.
         rounds: measured calls of each.
+        clock: `time.process_time` counts the processor's time alone.
 
     Returns:
         name -> seconds, one a round.
@@ -65,10 +70,10 @@ def paired_seconds(methods: dict[str, Callable[[], object]], rounds: int) -> dic
     for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:  # each comes first
             _synchronize()
-            start = time.perf_counter()
+            start = clock()
             methods[name]()
             _synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

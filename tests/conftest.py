@@ -1,5 +1,6 @@
 """Fixtures for every test: one thread, the shared assets, a tiny base and a tiny manifest."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -54,6 +55,26 @@ def tiny_klein(tmp_path_factory):
     from regionroute.backbones.tiny_klein import build_tiny_klein
 
     return build_tiny_klein(tmp_path_factory.mktemp("klein") / "tiny")
+
+
+@pytest.fixture
+def random_inception(tmp_path_factory):
+    """torch-fidelity's Inception with random weights: (its file, named as it wants, and itself)."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Empty(FeatureExtractorInceptionV3):
+        """The network without its download."""
+
+        def load_state_dict(self, *args, **kwargs):
+            return None
+
+    folder = tmp_path_factory.mktemp("inception")
+    torch.manual_seed(0)
+    torch.save({}, folder / "none.pth")
+    made = Empty("made", ["2048"], feature_extractor_weights_path=str(folder / "none.pth"))
+    torch.save(made.state_dict(), folder / "w.pth")
+    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()[:8]
+    return (folder / "w.pth").rename(folder / f"weights-inception-{digest}.pth"), made
 
 
 @pytest.fixture

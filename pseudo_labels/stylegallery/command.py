@@ -168,7 +168,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--labels goes with --region WORD")
     if args.only_region and not args.region:
         raise UserError("--only-region needs --region, a mask or a word")
-    if args.lora and args.preset == "full":
+    if args.lora and args.preset in ("full", "pairs"):
         raise UserError("--lora goes with --preset lcm or --preset hyper-sd")
     _check_outputs(args)
 

@@ -39,7 +39,7 @@ class AttentionEnergyStylizer:
         depth: a depth estimator of transformers, by folder or hub id; None: none.
         sam: checkpoint of Segment Anything, for ``clusters.source=sam``.
         lora: LoRA file that makes the model fast, with preset "lcm" or "hyper-sd".
-        preset: step sizes: full, lcm or hyper-sd.
+        preset: step sizes: full, pairs (of steps at a timestep), lcm or hyper-sd.
         config: YAML file of settings.
         overrides: settings that win over preset and file, such as ["energy.steps=50"].
         only_region: restyle the object alone; its mask is a region of its own.

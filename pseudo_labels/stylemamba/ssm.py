@@ -11,7 +11,8 @@ Shapes: B batch, L tokens, E channels, N states a channel.
 import functools
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,9 @@ METHODS: tuple[Method, ...] = ("auto", "loop", "associative", "fused")
 # States [L, B, channels, N] held at a time. On a processor so many as its cache takes: two to three
 # times faster than all at once; a GPU wants large kernels.
 _ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+_SPAN = 1024  # tokens held at a time, so that long sequences have as many channels at hand as short
+_BLOCK = 16  # tokens that are run through one after the other, in all blocks at a time
+_LOG2_E = math.log2(math.e)  # on processors torch takes powers of two several times faster
 
 
 def selective_scan(
@@ -81,9 +85,9 @@ def selective_scan(
 def associative_scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
     """h_l = decay_l h_{l-1} + drive_l by pairs (a, b)∘(a', b') = (a a', a' b + b').
 
-    Brent and Kung's scheme: about 3 L multiplications in 2 log2 L vector operations. Products of
-    decays stay in [0, 1] where the decays do, so nothing overflows, unlike with cumulative sums of
-    logarithms. Not differentiable; `selective_scan` is.
+    About 3 L multiplications in 48 + 2 log2(L/16) vector operations, see `_scan_in_place`. Products
+    of decays stay in [0, 1] where the decays do, so nothing overflows, unlike with cumulative sums
+    of logarithms. Not differentiable; `selective_scan` is.
 
     Args:
         decay: [L, ...].
@@ -93,7 +97,7 @@ def associative_scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> 
     Returns:
         h [L, ...], a new tensor.
     """
-    return _scan_in_place(decay.clone(), drive.clone(), reverse)
+    return _scan_in_place(decay.contiguous(), drive.clone(), reverse)
 
 
 def fused_kernel() -> Callable[..., Tensor] | None:
@@ -164,7 +168,35 @@ def _loop(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def _scan_in_place(decay: Tensor, drive: Tensor, reverse: bool = False) -> Tensor:
-    """Turns `drive` into h and `decay` into products; see `associative_scan`."""
+    """Turns `drive` into h; see `associative_scan`. `decay` stays as it is.
+
+    Blocks of tokens are run through twice, all blocks in step: for the state after each block, and
+    from there for every state; between the two, Brent and Kung's scheme over the blocks. This moves
+    half as much memory as their scheme over all tokens.
+    """
+    length = len(drive)
+    rest = length % _BLOCK
+    whole = slice(rest, length) if reverse else slice(0, length - rest)
+    order = range(_BLOCK)[::-1] if reverse else range(_BLOCK)
+    a, b = (tensor[whole].unflatten(0, (-1, _BLOCK)) for tensor in (decay, drive))
+    if len(b):
+        product, state = a[:, order[0]].clone(), b[:, order[0]].clone()
+        for place in order[1:]:
+            torch.addcmul(b[:, place], a[:, place], state, out=state)
+            product.mul_(a[:, place])
+        _scan_blocks(product, state, reverse)
+        begin, before = (slice(-1), slice(1, None)) if reverse else (slice(1, None), slice(-1))
+        b[begin, order[0]].addcmul_(a[begin, order[0]], state[before])
+        for earlier, place in pairwise(order):
+            b[:, place].addcmul_(a[:, place], b[:, earlier])
+    tokens = range(length)[::-1] if reverse else range(length)
+    for earlier, place in pairwise(tokens[max(0, length - rest - 1) :]):
+        drive[place].addcmul_(decay[place], drive[earlier])
+    return drive
+
+
+def _scan_blocks(decay: Tensor, drive: Tensor, reverse: bool) -> Tensor:
+    """Brent and Kung's scheme: `drive` becomes h, `decay` products."""
     length = drive.shape[0]
     reach = 1
     while reach < length:
@@ -192,42 +224,46 @@ def _pairs(length: int, first: int, reach: int, reverse: bool) -> tuple[slice, s
 
 
 class _Chunks:
-    """Groups of channels, and the buffers that all of them share.
+    """Groups of channels, spans of tokens, and the buffers that all of them share.
 
-    Fresh megabytes for every group would cost more than the arithmetic: the system hands them out
+    Fresh megabytes for every chunk would cost more than the arithmetic: the system hands them out
     page by page.
     """
 
     def __init__(self, x: Tensor, states: int, elements: int, buffers: int) -> None:
         batch, length, channels = x.shape
-        self._tokens, self._states = (length, batch), states
-        self._size = max(1, min(channels, elements // max(1, batch * length * states)))
-        self._starts = range(0, channels, self._size)
-        whole = (*self._tokens, self._size, states)
-        self._buffers = [x.new_empty(whole).view(-1) for _ in range(buffers)]
+        tokens = min(length, _SPAN)
+        size = max(1, min(channels, elements // max(1, batch * tokens * states)))
+        self.parts = [slice(start, start + size) for start in range(0, channels, size)]
+        self.spans = [slice(start, start + tokens) for start in range(0, length, tokens)]
+        self._batch, self._states = batch, states
+        whole = (tokens + 1) * batch * size * states
+        self._buffers = [x.new_empty(whole) for _ in range(buffers)]
 
-    def __iter__(self) -> Iterator[slice]:
-        return (slice(start, start + self._size) for start in self._starts)
-
-    def views(self, channels: int) -> list[Tensor]:
-        """The buffers as [L, B, channels, N]."""
-        shape = (*self._tokens, channels, self._states)
+    def views(self, x: Tensor) -> list[Tensor]:
+        """The buffers as [l + 1, B, e, N] for x [l, B, e]; the backward pass shifts by a token."""
+        shape = (len(x) + 1, self._batch, x.shape[-1], self._states)
         return [buffer[: math.prod(shape)].view(shape) for buffer in self._buffers]
 
 
 def _states(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, decay: Tensor, drive: Tensor
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, start: Tensor, buffers: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Fills decay and drive [L, B, e, N] from x, delta [L, B, e], A [e, N] and B [L, B, N]."""
-    torch.mul(delta[..., None], A, out=decay).exp_()
+    """Decays and states [l, B, e, N] in two buffers.
+
+    From x, delta [l, B, e], A [e, N], B [l, B, N] and the state before them, start [B, e, N].
+    """
+    decay, drive = (buffer[:-1] for buffer in buffers)
+    torch.mul(delta[..., None], A * _LOG2_E, out=decay).exp2_()
     torch.mul((delta * x)[..., None], B[:, :, None], out=drive)
-    return decay, drive
+    drive[0].addcmul_(decay[0], start)
+    return decay, _scan_in_place(decay, drive)
 
 
 class _Associative(torch.autograd.Function):
-    """The scan by channel chunks; states are computed again in the backward pass.
+    """The scan by chunks of channels and tokens; states are computed again in the backward pass.
 
-    Memory is that of the inputs and of one chunk, at any length and number of channels.
+    Memory is that of the inputs, of one chunk, and of the states before each span of tokens.
     """
 
     @staticmethod
@@ -239,11 +275,14 @@ class _Associative(torch.autograd.Function):
         x_, delta_, B_, C_ = (t.transpose(0, 1) for t in (x, delta, B, C))  # tokens first
         y = torch.empty_like(x_)
         chunks = _Chunks(x, A.shape[1], elements, buffers=2)
-        for part in chunks:
-            views = chunks.views(len(A[part]))
-            decay, drive = _states(x_[..., part], delta_[..., part], A[part], B_, *views)
-            h = _scan_in_place(decay, drive)
-            y[..., part] = (h @ C_[..., None])[..., 0]
+        ctx.starts = x.new_zeros(len(chunks.spans) + 1, len(x), *A.shape)
+        for part in chunks.parts:
+            for number, span in enumerate(chunks.spans):
+                here, start = (span, slice(None), part), ctx.starts[number, :, part]
+                views = chunks.views(x_[here])
+                _, h = _states(x_[here], delta_[here], A[part], B_[span], start, views)
+                y[here] = (h @ C_[span, ..., None])[..., 0]
+                ctx.starts[number + 1, :, part] = h[-1]
         return y.transpose(0, 1)
 
     @staticmethod
@@ -253,17 +292,21 @@ class _Associative(torch.autograd.Function):
         x_, delta_, B_, C_ = (t.transpose(0, 1) for t in (x, delta, B, C))
         grad_y = grad_y.to(x.dtype).transpose(0, 1)
         grad_x, grad_delta = torch.empty_like(x_), torch.empty_like(x_)
-        grad_A, grad_B, grad_C = torch.empty_like(A), torch.zeros_like(B_), torch.zeros_like(C_)
-        chunks = _Chunks(x, A.shape[1], ctx.elements, buffers=4)
+        grad_A, grad_B, grad_C = (torch.zeros_like(tensor) for tensor in (A, B_, C_))
+        chunks = _Chunks(x, A.shape[1], ctx.elements, buffers=3)
         with torch.autocast(x.device.type, enabled=False):
-            for part in chunks:
-                grads = _chunk_gradients(
-                    *(x_[..., part], delta_[..., part], A[part], B_, C_, grad_y[..., part]),
-                    chunks.views(len(A[part])),
-                )
-                grad_x[..., part], grad_delta[..., part], grad_A[part] = grads[:3]
-                grad_B += grads[3]
-                grad_C += grads[4]
+            for part in chunks.parts:
+                later = torch.zeros_like(ctx.starts[0, :, part])
+                for number, span in reversed(list(enumerate(chunks.spans))):
+                    here = (span, slice(None), part)
+                    *grads, later = _chunk_gradients(
+                        *(x_[here], delta_[here], A[part], B_[span], C_[span], grad_y[here]),
+                        *(ctx.starts[number, :, part], later, chunks.views(x_[here])),
+                    )
+                    grad_x[here], grad_delta[here] = grads[:2]
+                    grad_A[part] += grads[2]
+                    grad_B[span] += grads[3]
+                    grad_C[span] += grads[4]
         grads_ = (grad_x.transpose(0, 1), grad_delta.transpose(0, 1), grad_A)
         return *grads_, grad_B.transpose(0, 1), grad_C.transpose(0, 1), None
 
@@ -275,26 +318,28 @@ def _chunk_gradients(
     B: Tensor,
     C: Tensor,
     grad_y: Tensor,
+    start: Tensor,
+    later: Tensor,
     buffers: list[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, delta, A, B, C; tokens first, see `_states`.
+) -> tuple[Tensor, ...]:
+    """Gradients of x, delta, A, B, C, and of the state before; tokens first, see `_states`.
 
     The state's gradient obeys the same recurrence backwards: g_l = C_l ∂y_l + decay_{l+1} g_{l+1}.
+    `later` [B, e, N] is the second term of the last token's.
     """
-    decay, spare, h, g = buffers
-    _states(x, delta, A, B, decay, h)
-    _scan_in_place(spare.copy_(decay), h)
-    grad_C = (grad_y[..., None, :] @ h)[..., 0, :]
-    spare[:-1].copy_(decay[1:])
-    spare[-1:].zero_()
+    g = buffers[2][:-1]
+    decay, h = _states(x, delta, A, B, start, buffers[:2])
+    grad_C = torch.mul(h, grad_y[..., None], out=g).sum(2)  # a product of matrices is slower here
     torch.mul(grad_y[..., None], C[:, :, None], out=g)
-    _scan_in_place(spare, g, reverse=True)
+    g[-1] += later
+    buffers[0][-1] = 0  # read, though nothing comes after the last token
+    _scan_in_place(buffers[0][1:], g, reverse=True)
     grad_drive = (g @ B[..., None])[..., 0]  # of (delta x), summed over the states
-    grad_B = ((delta * x)[..., None, :] @ g)[..., 0, :]
-    # Of delta·A, the exponent; the first token decays nothing, its state before is zero.
-    exponent = decay.mul_(g)
+    exponent = decay.mul_(g)  # times the state before: the gradient of delta·A
+    before = exponent[0].clone()
     exponent[1:].mul_(h[:-1])
-    exponent[:1].zero_()
-    grad_A = torch.mul(exponent, delta[..., None], out=spare).sum((0, 1))
+    exponent[0].mul_(start)
+    grad_B = torch.mul(g, (delta * x)[..., None], out=h).sum(2)
+    grad_A = torch.mul(exponent, delta[..., None], out=h).sum((0, 1))
     grad_delta = exponent.mul_(A).sum(-1) + grad_drive * x
-    return grad_drive * delta, grad_delta, grad_A, grad_B, grad_C
+    return grad_drive * delta, grad_delta, grad_A, grad_B, grad_C, before

@@ -182,31 +182,17 @@ def test_files_named_by_their_hash(tmp_path):
     assert not named_by_hash(tmp_path / "net.pth")
 
 
-def test_inception_is_that_of_torch_fidelity(tmp_path):
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Empty(FeatureExtractorInceptionV3):
-        """The network without its download."""
-
-        def load_state_dict(self, *args, **kwargs):
-            return None
-
-    torch.manual_seed(0)
-    torch.save({}, tmp_path / "none.pth")
-    made = Empty("made", ["2048"], feature_extractor_weights_path=str(tmp_path / "none.pth"))
-    torch.save(made.state_dict(), tmp_path / "w.pth")
-    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
-    named = tmp_path / f"weights-inception-{digest}.pth"
-    (tmp_path / "w.pth").rename(named)
-    encoder = vision.load_inception(str(tmp_path))
+def test_inception_is_that_of_torch_fidelity(random_inception):
+    named, made = random_inception
+    encoder = vision.load_inception(str(named.parent))
     picture = torch.randint(0, 256, (3, 40, 60)) / 255
     features = encoder.encode_image([picture, picture.flip(2)])
     assert features.shape == (2, 2048)
     expected = made.eval()((picture[None] * 255).round().byte())[0]
     torch.testing.assert_close(features[:1], expected, rtol=1e-4, atol=1e-5)
-    named.rename(tmp_path / "weights-inception-00000000.pth")
+    named.rename(named.with_name("weights-inception-00000000.pth"))
     with pytest.raises(UserError, match="checksum is not the one in its name"):
-        vision.load_inception(str(tmp_path))
+        vision.load_inception(str(named.parent))
 
 
 def test_what_is_no_network_is_one_sentence(tmp_path):

@@ -64,6 +64,7 @@ CASES = [
     ([*BASE, "--model", "empty"], "no model_index.json"),
     ([*BASE, "--dino", "empty"], "--dino empty"),
     ([*BASE, "--lora", "file"], "--lora goes with --preset"),
+    ([*BASE, "--lora", "file", "--preset", "pairs"], "--lora goes with --preset lcm"),
     ([*BASE, "--preset", "fast"], "invalid choice: 'fast'"),
     ([*BASE, "size=100"], "size must"),
     ([*BASE, "energy.stepz=3"], "nearest known one is 'energy.steps'"),

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from pseudo_labels.stylegallery.config import EnergyConfig
+from pseudo_labels.stylegallery.config import PRESETS, EnergyConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy
 from pseudo_labels.stylegallery.matching import Match
 from pseudo_labels.stylegallery.optimise import (
@@ -54,6 +54,18 @@ def test_twenty_steps_lower_the_loss_and_restore_the_model(model, latents):
 def test_equal_runs_are_equal(model, latents):
     one, other = (run(build(model, latents, steps=4), latents[:1], model) for _ in range(2))
     assert torch.equal(one.latents, other.latents)
+
+
+def test_pairs_of_steps_look_at_the_references_once(model, latents, monkeypatch):
+    settings = dict(override.split("=") for override in PRESETS["pairs"])
+    full = EnergyConfig()
+    assert int(settings["energy.steps"]) * int(settings["energy.iterations"]) == full.steps
+    energy = build(model, latents, steps=3, iterations=int(settings["energy.iterations"]))
+    looked, look = [], energy.anchors
+    monkeypatch.setattr(energy, "anchors", lambda t: looked.append(t) or look(t))
+    state = run(energy, latents[:1], model)
+    assert len(state.losses) == 6
+    assert looked == energy_timesteps(energy.config, 1000, 1)
 
 
 def test_a_heavy_content_loss_keeps_the_content(model, latents):

@@ -10,7 +10,7 @@ from pseudo_labels.stylemamba import ssm
 from pseudo_labels.stylemamba.ssm import associative_scan, selective_scan
 from regionroute.errors import UserError
 
-LENGTHS = (1, 2, 3, 5, 8, 37, 64, 100, 1000, 5000)
+LENGTHS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 37, 64, 100, 1000, 5000)
 
 
 def inputs(batch, length, channels, states=16, dtype=torch.float32, seed=0):
@@ -45,7 +45,9 @@ def test_the_associative_scan_is_the_loop_with_gradients(length):
             assert close(ours, loops)
 
 
-def test_gradients_are_those_of_finite_differences():
+@pytest.mark.parametrize("span", [1024, 4, 1])
+def test_gradients_are_those_of_finite_differences(span, monkeypatch):
+    monkeypatch.setattr(ssm, "_SPAN", span)
     tensors = inputs(2, 6, 3, states=2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *t: selective_scan(*t, method="associative"), tensors)
 
@@ -60,7 +62,7 @@ def test_constant_coefficients_have_a_closed_form(length, decay):
     torch.testing.assert_close(h[:, 0], expected, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 6, 33, 64])
+@pytest.mark.parametrize("length", [1, 2, 3, 6, 15, 16, 17, 32, 33, 64, 300])
 def test_backwards_is_forwards_of_the_reversed(length):
     generator = torch.Generator().manual_seed(length)
     decay, drive = torch.rand((2, length, 4), generator=generator)
@@ -79,13 +81,16 @@ def test_strong_decay_does_not_overflow():
     assert close(y, selective_scan(x, delta, A, B, C, D, method="loop"))
 
 
-def test_memory_does_not_grow_with_the_channels():
-    tensors = [t.detach() for t in inputs(1, 256, 64)]
-    sizes = []
-    for elements in (256 * 16, 256 * 16 * 64):
-        chunks = ssm._Chunks(tensors[0], 16, elements, buffers=1)
-        sizes.append((len(list(chunks)), chunks.views(1)[0].untyped_storage().nbytes()))
-    assert sizes == [(64, 4 * 256 * 16), (1, 4 * 256 * 16 * 64)]
+@pytest.mark.parametrize(("length", "channels"), [(256, 8), (256, 64), (5000, 64)])
+def test_memory_does_not_grow_with_channels_or_tokens(length, channels, monkeypatch):
+    monkeypatch.setattr(ssm, "_SPAN", 256)
+    x = torch.empty(1, length, channels)
+    chunks = ssm._Chunks(x, 16, 256 * 16 * 2, buffers=1)
+    assert [part.stop - part.start for part in chunks.parts] == [2] * (channels // 2)
+    assert len(chunks.spans) == -(-length // 256)
+    held = chunks.views(x[0, : chunks.spans[0].stop, None, chunks.parts[0]])[0]
+    assert held.shape == (257, 1, 2, 16)
+    assert held.untyped_storage().nbytes() == 4 * 257 * 2 * 16
 
 
 def test_the_state_is_float32_under_autocast_and_for_half_precision():
