@@ -166,3 +166,8 @@ class PretrainConfig(_Section):
     edit_steps: int = Field(
         4, description="sampling steps written into the base's regionroute.json", ge=1
     )
+    closer: bool = Field(
+        False,
+        description="whether edits of larger pictures look at the object a second time, written "
+        "there too",
+    )

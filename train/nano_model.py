@@ -25,7 +25,7 @@ from regionroute.backbones.tokenizers import (
 )
 from regionroute.io import numbered_lines, write_json
 from train.folders import replace_folder
-from train.nano_config import ModelConfig
+from train.nano_config import ModelConfig, PretrainConfig
 from train.word_table import WordTable
 
 
@@ -104,7 +104,7 @@ def vocabulary(prompts: Sequence[str], words_file: str | None) -> list[str]:
 
 
 def save_base(
-    model: NanoModel, codec: PatchCodec, folder: Path, resolution: int, edit_steps: int, card: str
+    model: NanoModel, codec: PatchCodec, folder: Path, cfg: PretrainConfig, card: str
 ) -> None:
     """Write a diffusers Kontext folder in half precision, with the base's own settings.
 
@@ -112,8 +112,7 @@ def save_base(
         model: trained parts.
         codec: the fitted autoencoder.
         folder: target folder; an older one is replaced when the new one is complete.
-        resolution: side of the pictures it was trained at.
-        edit_steps: default number of sampling steps.
+        cfg: names the side of the pictures and how they are edited by default.
         card: text of the README beside the weights.
     """
     pipeline = FluxKontextPipeline(
@@ -135,10 +134,11 @@ def save_base(
     pipeline.to(torch.float16).save_pretrained(partial, safe_serialization=True)
     pipeline.to(torch.float32)
     settings = {
-        "steps": edit_steps,
+        "steps": cfg.edit_steps,
         "guidance": 1.0,
         "max_text_length": model.length,
-        "resolution": resolution,
+        "resolution": cfg.corpus.resolution,
+        "closer": cfg.closer,
     }
     write_json(partial / "regionroute.json", settings)
     (partial / "README.md").write_text(card, encoding="utf-8")

@@ -79,7 +79,7 @@ def _train(
     optimizer, start = start_or_resume(cfg.base, model, output)
     save_config(cfg, output)  # only now: a refused run leaves the earlier one's
     train_base(cfg.base, model, codec, source, output, optimizer, start)
-    save_base(model, codec, output / "base", cfg.corpus.resolution, cfg.edit_steps, _card(cfg))
+    save_base(model, codec, output / "base", cfg, _card(cfg))
     print(f"base saved in {output / 'base'}")
     return 0
 
@@ -92,10 +92,11 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor) -> PatchCodec:
 
 
 def _card(cfg: PretrainConfig) -> str:
+    seen = "photos and compositions of them" if cfg.corpus.bank else "procedural scenes"
     return (
         "# nano\n\nA small Kontext base of the stock diffusers classes, pre-trained by "
-        "`train/pretrain_nano.py` on procedural scenes: it copies, restyles whole pictures and "
-        "recolours named objects. It has never seen a restyled region.\n\nConfiguration:\n\n"
+        f"`train/pretrain_nano.py` on {seen}: it copies, restyles whole pictures and recolours "
+        "named objects. It has never seen a restyled region.\n\nConfiguration:\n\n"
         "```yaml\n" + dump_config(cfg) + "\n```\n"
     )
 
