@@ -40,8 +40,6 @@ def quiet_libraries() -> None:
     if not torch.cuda.is_available():
         # DeepSpeed, imported by diffusers' LoRA code, reports on stderr that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Where there is no GPU, it says at import what it cannot do there.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     # It tells, whenever it is installed, of a faster kernel for 4 bits on some processors.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -36,7 +36,6 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"outputs", "head_scan"},
     {"batch"},
     {"edit_command", "calibrate", "experts_command", "check", "doctor", "demo", "plan_command"},
-    {"photo_demo"},
     {"cli"},
 )
 LEVEL = {name: height for height, names in enumerate(LEVELS) for name in names}

@@ -10,7 +10,7 @@ from regionroute.errors import UserError
 SCENES = "nano"  # 64 px, procedural scenes: the laboratory of demo, tests and studies
 PHOTOS = "nano-photos"  # 128 px, photos
 NAMES = (SCENES, PHOTOS)
-USUAL = SCENES  # where none is named
+USUAL = PHOTOS  # where none is named
 
 
 def nano_folder(name: str = SCENES) -> Path:
