@@ -91,11 +91,15 @@ def main() -> int:
 
 
 def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
-    """The first pairs of the split "test", photos taking turns, at the model's size."""
+    """The first pairs of the split "test" in known styles, photos taking turns, at its size."""
     read = read_manifest(manifest)
     by_photo: dict[str, list[Any]] = {}
+    assert editor.registry is not None
+    known = {entry.style for entry in editor.registry.experts}
     for sample in read.samples:
-        if sample.split == "test" and len(sample.regions) == 1:
+        if sample.split != "test" or len(sample.regions) != 1:
+            continue
+        if sample.regions[0].style in known:
             by_photo.setdefault(sample.context, []).append(sample)
     turns = max(map(len, by_photo.values()))
     chosen = [
