@@ -103,8 +103,16 @@ def check_training() -> Iterator[Finding]:
         yield Finding("ok" if place else "note", f"{tool} command", detail)
 
 
+def check_bases() -> Iterator[Finding]:
+    """Are the embedded bases in the package, and do they load?"""
+    from regionroute.backbones import nano
+
+    for name in nano.NAMES:
+        yield from check_base(name)
+
+
 def check_base(name: str = "nano") -> Iterator[Finding]:
-    """Is the embedded base in the package, and does it load?"""
+    """Does this base load?"""
     from regionroute.backbones.kontext import load_backbone
 
     try:
@@ -151,7 +159,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_imports,
     check_devices,
     check_training,
-    check_base,
+    check_bases,
     check_weights,
     check_disk,
 )

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionroute.config import QUANTIZE
 from regionroute.devices import pick_device, quiet_libraries
 from regionroute.errors import Parser, UserError, command
 
@@ -60,6 +59,7 @@ double.1 (mean over the heads), double.1.context:2 (head 2, asked by the source 
 (every block, the object's word). Several count alike."""
 
 MODES = ("routed", "plain")
+QUANTIZE = ("nf4", "fp8")
 INSTANCES = ("all", "largest", "leftmost", "rightmost", "topmost", "bottommost")
 ONE = (
     "object",

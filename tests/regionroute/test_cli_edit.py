@@ -19,6 +19,7 @@ from PIL import Image
 
 from regionroute import batch, cli, edit_command, pipeline
 from regionroute.backbones.kontext import load_backbone
+from regionroute.config import QUANTIZE
 from regionroute.io import read_image
 from regionroute.outputs import enlarge_map, overlay, side_by_side
 from regionroute.readings import MapChoice
@@ -110,6 +111,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "lock_background": False,
         "strength": 1.0,
         "instance": "all",
+        "closer": False,
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -543,3 +545,7 @@ def test_every_command_teaches_with_an_example(
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert text.count(f"regionroute {name}") > 1  # once in the usage, and in an example
+
+
+def test_the_command_offers_every_way_to_store_a_base() -> None:
+    assert edit_command.QUANTIZE == QUANTIZE

@@ -54,7 +54,7 @@ def test_the_base_is_loaded(tiny_base):
 
 
 def test_a_base_that_is_absent_is_told(monkeypatch):
-    def absent():
+    def absent(name):
         raise UserError("the embedded base nano has no files")
 
     monkeypatch.setattr(nano, "nano_folder", absent)

@@ -74,7 +74,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 def test_a_damaged_embedded_base(report, tiny_base, tmp_path, monkeypatch, damage, told):
     base = shutil.copytree(tiny_base, tmp_path / "nano")
     damage(base)
-    monkeypatch.setattr(nano, "nano_folder", lambda: base)
+    monkeypatch.setattr(nano, "nano_folder", lambda name: base)
     code, said = report(doctor.check_base)
     assert code == 1
     assert "bad   base nano" in said
