@@ -57,6 +57,28 @@ from regionroute.manifest import EditSample, manifest_file, manifest_files, read
 PACKAGES = ("regionroute", "torch", "torchvision", "transformers", "lpips", "numpy")
 
 
+def _add_networks(parser: Parser) -> None:
+    """Where the networks of the metrics are; what is not there is left out."""
+    add = parser.add_argument
+    add("--clip", metavar="NAME_OR_FOLDER", help="image-text encoder for RSM; without it no RSM")
+    add(
+        "--lpips-weights",
+        metavar="FILE_OR_FOLDER",
+        help="torchvision's AlexNet weights for LPIPS (default: $REGIONROUTE_LPIPS, else torch "
+        "hub's cache)",
+    )
+    add(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME=PLACE",
+        help="a further network: dino, csd, dreamsim, aesthetic, vgg or inception; repeat it",
+    )
+    add("--style-images", metavar="DIR", help="pictures of the styles: <style>.jpg, <style>/*.jpg")
+    add("--judge", metavar="NAME_OR_FOLDER", help="vision-language model for questions 1 to 4")
+    add("--judge-config", metavar="FILE", help="its prompts and table of opposite styles (YAML)")
+
+
 def make_parser() -> Parser:
     """The command's arguments."""
     parser = Parser(
@@ -83,23 +105,7 @@ def make_parser() -> Parser:
         + "; ".join(f"{name}, {text}" for name, text in GROUPS.items())
         + "; all",
     )
-    add("--clip", metavar="NAME_OR_FOLDER", help="image-text encoder for RSM; without it no RSM")
-    add(
-        "--lpips-weights",
-        metavar="FILE_OR_FOLDER",
-        help="torchvision's AlexNet weights for LPIPS (default: $REGIONROUTE_LPIPS, else torch "
-        "hub's cache)",
-    )
-    add(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="NAME=PLACE",
-        help="a further network: dino, csd, dreamsim, aesthetic, vgg or inception; repeat it",
-    )
-    add("--style-images", metavar="DIR", help="pictures of the styles: <style>.jpg, <style>/*.jpg")
-    add("--judge", metavar="NAME_OR_FOLDER", help="vision-language model for questions 1 to 4")
-    add("--judge-config", metavar="FILE", help="its prompts and table of opposite styles (YAML)")
+    _add_networks(parser)
     add(
         "--scope",
         choices=list(SCOPES),

@@ -7,6 +7,7 @@ channels, T text tokens.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -30,7 +31,7 @@ from regionroute.readings import MapChoice, Place
 from regionroute.region_maps import MapReader
 from regionroute.request import EditOptions, EditPlan, EditRequest, Mode, plan_clauses
 from regionroute.routing import composite, pixel_gates
-from regionroute.sampler import Sampler, Task, gates_of_regions, given_regions
+from regionroute.sampler import Sampler, Task, gates_of_regions, given_regions, stacked
 from regionroute.styles import Styles
 
 
@@ -139,12 +140,8 @@ class Editor:
             ValueError: not as many requests as pictures, or pictures of several sizes or with
                 different numbers of objects.
         """
-        if len(images) != len(requests) or not images:
-            raise ValueError(f"{len(images)} pictures and {len(requests)} requests")
-        if len({image.shape for image in images}) != 1:
-            raise ValueError("the pictures of a batch must have one size")
+        sources = stacked(images, requests)
         options = self.resolved(options or EditOptions())
-        sources = torch.stack(list(images))
         regions = given_regions(requests, sources)
         clauses = [
             [self._embedded(plan) for plan in self._clauses(request, options)]
@@ -164,12 +161,9 @@ class Editor:
             edited = composite(edited, sources, regions)
         facts = common(self.backbone, self.experts_dir, options, size)
         windows: list[Window | None] = [None] * len(requests)
-        if options.closer and size[0] * size[1] > facts["model_size"][0] * facts["model_size"][1]:
+        if options.closer and math.prod(size) > math.prod(facts["model_size"]):
             assert regions is not None
-            for i, request in enumerate(requests):
-                edited[i], windows[i] = self._closer(
-                    edited[i], sources[i], request, regions[i], options
-                )
+            edited, windows = self._closer(edited, sources, requests, regions, options)
         if sampled.shown is not None and (task.regions is None or options.mode == "plain"):
             facts["map"] = self.map_choice.settings()
         maps = sampled.shown if want_map else None
@@ -188,18 +182,22 @@ class Editor:
     def _closer(
         self,
         edited: Tensor,
-        source: Tensor,
-        request: EditRequest,
+        sources: Tensor,
+        requests: Sequence[EditRequest],
         regions: Tensor,
         options: EditOptions,
-    ) -> tuple[Tensor, Window | None]:
-        """The edit [3,H,W] with its regions [S,H,W] restyled in a window; as it is without one."""
+    ) -> tuple[Tensor, list[Window | None]]:
+        """The edits [B,3,H,W] with a closer look at their regions [B,S,H,W], and its windows."""
         again = dataclasses.replace(options, closer=False, instance="all")
 
         def edit(picture: Tensor, asked: EditRequest) -> Tensor:
             return self.edit_batch([picture], [asked], again)[0].image
 
-        return look_closer(source, request, regions, edit) or (edited, None)
+        looks = [
+            look_closer(source, request, region, edit) or (far, None)
+            for far, source, request, region in zip(edited, sources, requests, regions, strict=True)
+        ]
+        return torch.stack([image for image, _ in looks]), [window for _, window in looks]
 
     @property
     def _sampler(self) -> Sampler:

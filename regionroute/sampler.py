@@ -250,6 +250,19 @@ class Sampler:
         return nullcontext() if route is None else routed(self.backbone.transformer, route)
 
 
+def stacked(images: Sequence[Tensor], requests: Sequence[EditRequest]) -> Tensor:
+    """The pictures as one [B,3,H,W].
+
+    Raises:
+        ValueError: not as many requests as pictures, or pictures of several sizes.
+    """
+    if len(images) != len(requests) or not images:
+        raise ValueError(f"{len(images)} pictures and {len(requests)} requests")
+    if len({image.shape for image in images}) != 1:
+        raise ValueError("the pictures of a batch must have one size")
+    return torch.stack(list(images))
+
+
 def given_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | None:
     """The requests' own regions [B,S,H,W], None if none has any.
 
