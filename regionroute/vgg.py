@@ -1,4 +1,4 @@
-"""VGG feature maps from torchvision's weights: for the content loss and for Gram statistics."""
+"""VGG feature maps from torchvision's weights: for content, textures and alignment."""
 
 import re
 from collections.abc import Sequence
@@ -82,8 +82,12 @@ class VggFeatures(nn.Module):
         return [maps[name] for name in layers]
 
 
-def load_vgg(path: str | Path) -> VggFeatures:
+def load_vgg(path: str | Path, setting: str = "--vgg ") -> VggFeatures:
     """VGG16 or VGG19 from a safetensors file of torchvision's convolution weights.
+
+    Args:
+        path: the file.
+        setting: what named it, for errors.
 
     Raises:
         UserError: no such file, or not such weights.
@@ -91,14 +95,14 @@ def load_vgg(path: str | Path) -> VggFeatures:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"--vgg {path}: no such file, give safetensors of torchvision's VGG16 or 19"
+            f"{setting}{path}: no such file, give safetensors of torchvision's VGG16 or 19"
         )
     try:
         return VggFeatures(load_file(path))
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"--vgg {path}: not torchvision's VGG16 or VGG19 as safetensors ({reason}), give "
+            f"{setting}{path}: not torchvision's VGG16 or VGG19 as safetensors ({reason}), give "
             "another file"
         ) from error
 

@@ -42,6 +42,26 @@ def bank_case():
 
 
 @pytest.fixture(scope="session")
+def vgg_weights():
+    """A function: random weights of a thin VGG16 or VGG19 under torchvision's keys."""
+
+    def weights(width=4, convolutions=13):
+        generator = torch.Generator().manual_seed(0)
+        found, channels, index = {}, 3, 0
+        for stage, count in enumerate({13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}[convolutions]):
+            for _ in range(count):
+                out = width * (1 + stage // 2)
+                shape = (out, channels, 3, 3)
+                found[f"features.{index}.weight"] = torch.randn(shape, generator=generator) / 4
+                found[f"features.{index}.bias"] = torch.zeros(out)
+                channels, index = out, index + 2
+            index += 1
+        return found
+
+    return weights
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a random Kontext pipeline of the real classes; do not write into it."""
     from regionroute.backbones.tiny import build_tiny

@@ -1,7 +1,6 @@
 """Flow-matching pre-training of nano's transformer and text encoders."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,11 +28,13 @@ class LatentPairs:
     """One batch of pre-training.
 
     Attributes:
+        pictures: the context, [B,3,H,W] in [0,1].
         context, target: latents [B,C,h,w] float32.
         clip_ids, t5_ids: tokens of the prompts, [B,T] each.
         generator: draws what else the step needs.
     """
 
+    pictures: Tensor
     context: Tensor
     target: Tensor
     clip_ids: Tensor
@@ -124,25 +125,27 @@ def train_base(
     Raises:
         UserError: the loss is not finite.
     """
-    average, clock = math.nan, time.perf_counter()
+    averages: dict[str, float] = {}
+    clock = time.perf_counter()
     steps = range(start, cfg.steps)
     with tqdm(steps, initial=start, total=cfg.steps, desc="base", unit="step") as bar:
         for step, pairs in zip(bar, source.batches(start), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
-            loss = _loss(cfg, model, pairs)
+            losses = _losses(cfg, model, pairs)
+            loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 raise UserError(
                     f"the loss of step {step} is {loss.item()}: lower base.lr and resume"
                 )
             _update(loss, model, optimizer, cfg.clip)
-            value = loss.item()
-            average = value if math.isnan(average) else 0.99 * average + 0.01 * value
+            for name, value in losses.items():
+                averages[name] = 0.99 * averages.get(name, value.item()) + 0.01 * value.item()
             if (step + 1) % cfg.log_every == 0:
-                bar.set_postfix(loss=f"{average:.4f}", refresh=False)
+                bar.set_postfix({k: f"{v:.4f}" for k, v in averages.items()}, refresh=False)
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 pace = seconds / cfg.log_every
-                _log(output, {"step": step + 1, "loss": average, "seconds_per_step": pace})
+                _log(output, {"step": step + 1, **averages, "seconds_per_step": pace})
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 _save(output / CHECKPOINT, model, optimizer, step + 1)
             if (step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps:
@@ -160,8 +163,8 @@ def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, cl
     optimizer.zero_grad(set_to_none=True)
 
 
-def _loss(cfg: BaseTrainingConfig, model: NanoModel, pairs: LatentPairs) -> Tensor:
-    """Flow-matching loss of a batch; a scalar in fp32."""
+def _losses(cfg: BaseTrainingConfig, model: NanoModel, pairs: LatentPairs) -> dict[str, Tensor]:
+    """Flow-matching loss of a batch and, where asked for, its alignment's; scalars in fp32."""
     target, generator = pairs.target, pairs.generator
     noise = torch.randn(target.shape, generator=generator)
     sigma = draw_sigmas(len(target), "logit_normal", cfg.timestep_mean, cfg.timestep_std, generator)
@@ -176,7 +179,11 @@ def _loss(cfg: BaseTrainingConfig, model: NanoModel, pairs: LatentPairs) -> Tens
             sigma,
             1.0,
         )
-    return F.mse_loss(velocity.float(), velocity_target(target, noise))
+        losses = {"loss": F.mse_loss(velocity.float(), velocity_target(target, noise))}
+        if model.alignment is not None:
+            rows, columns = (length // 2 for length in pairs.context.shape[2:])
+            losses["alignment"] = model.alignment.loss(pairs.pictures, (rows, columns))
+    return losses
 
 
 @torch.no_grad()

@@ -14,12 +14,23 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+PhotoTask = Literal["copy", "style", "tint", "recolour", "highlight", "absent"]
+
+
 class PhotoPairsConfig(_Section):
     """How pairs are composed from a bank of photos."""
 
-    tasks: dict[Literal["copy", "style", "tint", "recolour", "absent"], Share] = Field(
-        {"copy": 0.04, "style": 0.46, "tint": 0.06, "recolour": 0.38, "absent": 0.06},
-        description="share of each task; absent: a word that is not in the picture, nothing to do",
+    tasks: dict[PhotoTask, Share] = Field(
+        {
+            "copy": 0.04,
+            "style": 0.32,
+            "tint": 0.04,
+            "recolour": 0.2,
+            "highlight": 0.35,
+            "absent": 0.05,
+        },
+        description="share of each task; highlight: the object white on black; absent: a word that "
+        "is not in the picture, nothing to do",
     )
     pasted: tuple[Share, Share, Share] = Field(
         (0.45, 0.35, 0.2), description="shares of pictures with 0, 1, 2 objects of other photos"
@@ -32,8 +43,7 @@ class PhotoPairsConfig(_Section):
     )
     twins: float = Field(
         0.7,
-        description="share of recoloured objects that are followed by the same picture and another "
-        "word",
+        description="share of named objects that are followed by the same picture and another word",
         ge=0,
         le=1,
     )
@@ -114,6 +124,18 @@ class ModelConfig(_Section):
         return self
 
 
+class AlignmentConfig(_Section):
+    """Alignment of the transformer's states with a vision network's features (REPA)."""
+
+    vgg: str | None = Field(
+        None, description="torchvision's VGG16 weights (safetensors); null: no alignment"
+    )
+    block: int = Field(
+        3, description="single-stream block after which states are aligned; 0 is the first", ge=0
+    )
+    weight: float = Field(0.5, description="weight of its loss", ge=0)
+
+
 class BaseTrainingConfig(_Section):
     """Flow-matching pre-training of the transformer, text encoders included."""
 
@@ -141,6 +163,7 @@ class BaseTrainingConfig(_Section):
         {"copy": 0.1, "style": 0.45, "recolour": 0.4, "tint": 0.05},
         description="share of each task in a batch of scenes (of a bank: corpus.photos.tasks)",
     )
+    alignment: AlignmentConfig = AlignmentConfig()
     timestep_mean: float = Field(
         1.5, description="mean of the normal whose sigmoid is the noise level"
     )

@@ -24,8 +24,9 @@ from regionroute.backbones.tokenizers import (
     build_t5_tokenizer,
 )
 from regionroute.io import numbered_lines, write_json
+from train.alignment import Alignment
 from train.folders import replace_folder
-from train.nano_config import ModelConfig, PretrainConfig
+from train.nano_config import AlignmentConfig, ModelConfig, PretrainConfig
 from train.word_table import WordTable
 
 
@@ -37,6 +38,7 @@ class NanoModel(nn.Module):
         latent_channels: of the codec; the transformer sees four times as many a token.
         words: words that get a token of their own.
         table: word vectors that the T5 encoder starts from and never changes; None: its own.
+        alignment: of the transformer's states with a vision network's features.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class NanoModel(nn.Module):
         latent_channels: int,
         words: Sequence[str],
         table: WordTable | None = None,
+        alignment: AlignmentConfig | None = None,
     ) -> None:
         super().__init__()
         self.length = cfg.text_length
@@ -67,6 +70,9 @@ class NanoModel(nn.Module):
             guidance_embeds=False,
         )
         _initialise(self.transformer)
+        self.alignment: Alignment | None = None
+        if alignment is not None and alignment.vgg is not None:
+            self.alignment = Alignment(alignment, self.transformer)
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """CLIP and T5 token ids, [P,T] each, padded as the Kontext pipeline pads."""

@@ -58,6 +58,7 @@ class SceneSource:
             rows = self._rows(generator)
             prompts = self.corpus.prompt[rows]
             yield LatentPairs(
+                self.corpus.pictures[self.corpus.context[rows]].float() / 255,
                 self.latents[self.corpus.context[rows]].float(),
                 self.latents[self.corpus.target[rows]].float(),
                 self.clip_ids[prompts],
@@ -120,8 +121,10 @@ class PhotoSource:
         )
         for batch in loader:
             clip_ids, t5_ids = self.model.tokenize(batch.prompts)
+            context = batch.context.float() / 255
             yield LatentPairs(
-                encode_images(self.codec, batch.context.float() / 255),
+                context,
+                encode_images(self.codec, context),
                 encode_images(self.codec, batch.target.float() / 255),
                 clip_ids,
                 t5_ids,
@@ -172,7 +175,8 @@ def prompts_of(bank: PhotoBank) -> list[str]:
     """Texts with every word that prompts of a bank are made of."""
     words = sorted({word for row in bank.photos for word in row["words"]})
     looks = [row["words"] for row in bank.renderings.values()]
-    templates = "make paint turn keep the image photo in into style unchanged all areas other area"
+    templates = "make paint turn keep the image photo in into style unchanged all areas other area "
+    templates += "highlight show where is"
     return [templates, *words, *looks]
 
 

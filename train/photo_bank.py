@@ -33,7 +33,12 @@ RECOLOUR_PROMPTS = (
     "paint the {word} {look}, keep other area unchanged",
     "turn the {word} {look}, keep other area unchanged",
 )
-TASKS = ("copy", "style", "tint", "recolour", "absent")
+HIGHLIGHT_PROMPTS = (
+    "highlight the {word}",
+    "highlight the {word} in the image",
+    "show where the {word} is",
+)
+TASKS = ("copy", "style", "tint", "recolour", "highlight", "absent")
 PHOTO = "photos"  # the rendering that is none
 
 
@@ -205,7 +210,7 @@ class PairMaker:
     def pairs(self, generator: Generator, count: int) -> list[Pair]:
         """Pairs of a batch.
 
-        An object that is recoloured may be followed by a twin: the same picture, another word, of
+        An object that is named may be followed by a twin: the same picture, another word, of
         another object in it or of none. What the two have in common then says nothing about the
         word, so that it must be read.
         """
@@ -215,9 +220,9 @@ class PairMaker:
             pair = self._pair(self._task(generator), layers, generator)
             found.append(pair)
             twin = float(torch.rand((), generator=generator)) < self.cfg.twins
-            if pair.task == "recolour" and twin and len(found) < count:
+            if pair.task in ("recolour", "highlight") and twin and len(found) < count:
                 others = [word for word in self._large(layers) if word != pair.word]
-                found.append(self._named(layers, others, generator))
+                found.append(self._named(pair.task, layers, others, generator))
         return found
 
     def pair(self, generator: Generator, task: str | None = None) -> Pair:
@@ -229,9 +234,9 @@ class PairMaker:
         return self.tasks[int(torch.multinomial(self.shares, 1, generator=generator))]
 
     def _pair(self, task: str, layers: list[Layer], generator: Generator) -> Pair:
-        if task in ("recolour", "absent"):
+        if task in ("recolour", "highlight", "absent"):
             words = [] if task == "absent" else self._large(layers)
-            return self._named(layers, words, generator)
+            return self._named(task, layers, words, generator)
         context = self._compose(PHOTO, layers)
         if task == "copy":
             return Pair(context, context, _one_of(COPY_PROMPTS, generator), task)
@@ -246,16 +251,26 @@ class PairMaker:
         found = [word for word, area in areas.items() if area >= self.cfg.least_area]
         return found or [max(areas, key=lambda word: areas[word])]
 
-    def _named(self, layers: list[Layer], words: list[str], generator: Generator) -> Pair:
-        """One of the words recoloured; without words one that is not there: nothing changes."""
+    def _named(
+        self, task: str, layers: list[Layer], words: list[str], generator: Generator
+    ) -> Pair:
+        """One of the words recoloured or highlighted; without words one that is not there.
+
+        A highlighted object is white on black: all that the error can tell is where it is.
+        """
         visible = _visible(layers)
-        task = "recolour" if words else "absent"
-        look = _one_of(self.bank.names("colour"), generator)
+        if not words and task == "recolour":
+            task = "absent"
         # A bank of one word has none that could be absent: any will do where nothing is done.
         words = words or [word for word in self.words if word not in visible] or ["unicorn"]
         word = _one_of(words, generator)
         mask = visible.get(word, torch.zeros(1, self.side, self.side))
-        context, painted = self._compose(PHOTO, layers), self._compose(look, layers)
+        context = self._compose(PHOTO, layers)
+        if task == "highlight":
+            prompt = _one_of(HIGHLIGHT_PROMPTS, generator).format(word=word)
+            return Pair(context, mask.expand_as(context), prompt, task, word)
+        look = _one_of(self.bank.names("colour"), generator)
+        painted = self._compose(look, layers)
         prompt = _one_of(RECOLOUR_PROMPTS, generator).format(
             word=word, look=self.bank.renderings[look]["words"]
         )

@@ -1,7 +1,10 @@
-"""Make the embedded base: fit its codec, pre-train its transformer and text encoders, save it.
+"""Make an embedded base: fit its codec, pre-train its transformer and text encoders, save it.
 
     regionroute scenes --pretrain 8000 --out data/corpus
     python train/pretrain_nano.py --config configs/nano_pretrain.yaml
+
+    regionroute bank --labels PHOTOS/labels.jsonl --styles small_photos --out data/bank
+    python train/pretrain_nano.py --config configs/nano_photos_pretrain.yaml
 
 The result is a diffusers Kontext folder, `<output>/base`. A stopped run goes on from its newest
 checkpoint when the command is given again.
@@ -23,7 +26,7 @@ from train.nano_corpus import load_corpus, to_model_range
 from train.nano_model import NanoModel, save_base, vocabulary
 from train.nano_sources import PhotoSource, SceneSource, bank_pictures, prompts_of
 from train.photo_bank import PhotoBank
-from train.word_table import WordTable, word_table
+from train.word_table import word_table
 
 
 @command
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if cfg.corpus.bank is not None:
         return _pretrain_on_photos(cfg, output)
     corpus = load_corpus(cfg.corpus, output / "pictures.pt")
-    model = NanoModel(cfg.model, cfg.codec.latent_channels, *_words(cfg, corpus.prompts, output))
+    model = _model(cfg, corpus.prompts, output)
     stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
     codec = fit_codec(cfg, corpus.pictures[::stride])
     source = SceneSource(cfg.base, corpus, codec, model, cfg.seed)
@@ -57,20 +60,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
     bank = PhotoBank(str(cfg.corpus.bank))
-    words = _words(cfg, prompts_of(bank), output)
-    model = NanoModel(cfg.model, cfg.codec.latent_channels, *words)
+    model = _model(cfg, prompts_of(bank), output)
     codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures))
     return _train(cfg, model, codec, PhotoSource(cfg, codec, model), output)
 
 
-def _words(
-    cfg: PretrainConfig, prompts: list[str], output: Path
-) -> tuple[list[str], WordTable | None]:
+def _model(cfg: PretrainConfig, prompts: list[str], output: Path) -> NanoModel:
     words = vocabulary(prompts, cfg.model.words)
     encoder = cfg.model.sentence_encoder
-    if encoder is None:
-        return words, None
-    return words, word_table(encoder, words, cfg.model.text_dim, output)
+    table = None if encoder is None else word_table(encoder, words, cfg.model.text_dim, output)
+    return NanoModel(cfg.model, cfg.codec.latent_channels, words, table, cfg.base.alignment)
 
 
 def _train(

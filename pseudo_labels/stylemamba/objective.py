@@ -24,7 +24,7 @@ from pseudo_labels.stylemamba.losses import (
     second_order_loss,
     total_variation,
 )
-from pseudo_labels.stylemamba.vgg import VggFeatures
+from regionroute.vgg import VggFeatures
 
 
 @dataclass(frozen=True)

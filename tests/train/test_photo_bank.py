@@ -31,6 +31,9 @@ def test_a_pair_is_what_its_task_says(bank, task):
         changed = (pair.context - pair.target).abs().amax(0) > 1e-6
         if task in ("copy", "absent"):
             assert not changed.any()
+        if task == "highlight":
+            assert set(pair.target.unique().tolist()) <= {0.0, 1.0}
+            assert 0 < pair.target.mean() < 0.9
         if task == "recolour":
             assert 0 < changed.float().mean() < 0.9
         if task in ("style", "tint"):
@@ -72,6 +75,17 @@ def test_twins_show_the_same_picture_and_name_another_object(bank):
         assert first.word != twin.word
         assert (twin.task == "absent") == torch.equal(twin.context, twin.target)
     assert len(maker(bank, twins=1).pairs(drawn(2), 5)) == 5
+
+
+def test_a_twin_of_a_highlighted_object_may_be_dark(bank):
+    settings = {"twins": 1, "pasted": (0.5, 0.5, 0), "tasks": {"highlight": 1}}
+    pairs = maker(bank, **settings).pairs(drawn(4), 24)
+    assert {pair.task for pair in pairs} == {"highlight"}
+    for first, twin in zip(pairs[::2], pairs[1::2], strict=True):
+        assert first.target.any()
+        assert not (first.target * twin.target).any()  # one is where the other is not
+    assert any(not twin.target.any() for twin in pairs[1::2])
+    assert any(twin.target.any() for twin in pairs[1::2])
 
 
 def test_absent_words_are_words_of_other_photos(bank):

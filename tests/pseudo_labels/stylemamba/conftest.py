@@ -7,30 +7,9 @@ from pseudo_labels.stylemamba.codecs import random_codec
 from pseudo_labels.stylemamba.config import FusionConfig, LossConfig, MambaConfig
 from pseudo_labels.stylemamba.encoders import random_encoder
 from pseudo_labels.stylemamba.objective import Parts
-from pseudo_labels.stylemamba.vgg import VggFeatures
+from regionroute.vgg import VggFeatures
 
 SIZE = 32
-
-
-def random_vgg_weights(width=4, convolutions=13):
-    """Keys and order of torchvision's VGG16, a few channels."""
-    generator = torch.Generator().manual_seed(0)
-    weights, channels, index = {}, 3, 0
-    for stage, count in enumerate({13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}[convolutions]):
-        for _ in range(count):
-            out = width * (1 + stage // 2)
-            shape = (out, channels, 3, 3)
-            weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator) / 4
-            weights[f"features.{index}.bias"] = torch.zeros(out)
-            channels, index = out, index + 2
-        index += 1
-    return weights
-
-
-@pytest.fixture(scope="session")
-def vgg_weights():
-    """A function: random weights under torchvision's keys."""
-    return random_vgg_weights
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +25,9 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def parts():
+def parts(vgg_weights):
     """A random VAE, a random SigLIP, a random VGG."""
-    return Parts(random_codec(), random_encoder(), VggFeatures(random_vgg_weights()))
+    return Parts(random_codec(), random_encoder(), VggFeatures(vgg_weights()))
 
 
 @pytest.fixture
