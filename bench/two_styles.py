@@ -1,7 +1,7 @@
 """Several objects of one picture, each in its own style, in one edit.
 
     python bench/two_styles.py                                  # the experts that come with nano
-    python bench/two_styles.py --experts out/demo/with/experts --objects 3
+    python bench/two_styles.py --experts out/study/with/experts --objects 3
 
 Held-out scenes of distinct objects with exact targets. Rivals in the same run: two edits one after
 the other (routed and plain), one plain edit by the whole sentence with the experts averaged, and

@@ -21,7 +21,8 @@ COMMANDS = {
     "edit": Command(
         "regionroute.edit_command", "restyle the named object of a picture, or of many"
     ),
-    "demo": Command("regionroute.demo", "scenes, training, edits and scores in minutes: a report"),
+    "demo": Command("regionroute.demo", "photos: labels, a new style, edits, scores, in minutes"),
+    "study": Command("regionroute.study", "what attention supervision does, on drawn scenes"),
     "scenes": Command("pseudo_labels.scenes_cli", "draw training scenes with exact targets"),
     "label": Command("pseudo_labels.label", "turn photos, words and masks into training pairs"),
     "bank": Command("pseudo_labels.bank_command", "photos in every style, to pre-train a base on"),

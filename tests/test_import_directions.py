@@ -31,11 +31,20 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"backbones", "region_maps"},
     {"expert_settings", "planning", "bundled"},
     {"sampler", "closer"},
-    {"calibration", "edit_facts"},
+    {"calibration", "edit_facts", "stages"},
     {"pipeline"},
     {"outputs", "head_scan"},
     {"batch"},
-    {"edit_command", "calibrate", "experts_command", "check", "doctor", "demo", "plan_command"},
+    {
+        "edit_command",
+        "calibrate",
+        "experts_command",
+        "check",
+        "doctor",
+        "demo",
+        "study",
+        "plan_command",
+    },
     {"cli"},
 )
 LEVEL = {name: height for height, names in enumerate(LEVELS) for name in names}

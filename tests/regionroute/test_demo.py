@@ -1,46 +1,72 @@
-import sys
+"""The demo's own part: its photos, its arguments, the order of its stages."""
+
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
-from regionroute import demo
-from regionroute.errors import UserError
+from regionroute import demo, stages
+from regionroute.cli import main as regionroute
+from regionroute.io import read_jsonl, write_json
 
 
-def test_the_two_arms_differ_in_supervision_alone(monkeypatch, tmp_path):
-    started = []
-
-    class Finished:
-        returncode = 0
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """The commands of the stages, none of which runs."""
+    monkeypatch.chdir(tmp_path)
+    commands = []
 
     def start(command, **_):
-        started.append(command[1:])
-        return Finished()
+        commands.append(" ".join(command[1:]))
+        return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(demo.subprocess, "run", start)
-    args = demo.make_parser().parse_args(["--out", str(tmp_path), "--steps", "7", "--seed", "5"])
-    for arm, overrides in demo.ARMS.items():
-        demo._train(demo.Stopwatch(), args, tmp_path, arm, overrides)
-
-    without, with_ = (set(command) for command in started)
-    assert without - with_ == {
-        "supervision.focus=0",
-        "supervision.cover=0",
-        f"output={tmp_path / 'without'}",
-    }
-    assert with_ - without == {f"output={tmp_path / 'with'}"}
-    assert "train.steps=7" in without & with_
-    assert "seed=5" in without & with_
+    monkeypatch.setattr(stages.subprocess, "run", start)
+    return commands
 
 
-def test_a_failed_stage_stops_the_demo_and_names_it(capfd):
-    with pytest.raises(UserError, match="'scenes'"):
-        demo.Stopwatch().run("scenes", ["-c", "raise SystemExit(3)"])
-    assert f"$ python -c '{'raise SystemExit(3)'}'" in capfd.readouterr().out
+def test_the_photos_are_there_and_every_box_lies_in_its_photo(tmp_path):
+    labels = demo.write_photos(tmp_path / "photos")
+
+    rows = read_jsonl(labels)
+    assert len(rows) == len(demo.PHOTOS)
+    for row in rows:
+        with Image.open(labels.parent / row["image"]) as photo:
+            width, height = photo.size
+        x, y, w, h = row["objects"][0]["bbox"]
+        assert 0 <= x < x + w <= width
+        assert 0 <= y < y + h <= height
 
 
-def test_stages_are_shown_as_a_user_would_type_them():
-    shown = demo._typed([str(demo.ROOT / "train" / "run.py"), "--config", "x.yaml"])
-    assert shown.split()[0] == "python"
-    assert shown.endswith("train/run.py --config x.yaml")
-    assert demo._typed(["-m", "regionroute.cli", "edit", "a b.png"]) == "regionroute edit 'a b.png'"
-    assert sys.executable not in shown
+def test_stages_follow_each_other(started, tmp_path):
+    slices = {"all": {"in_mask_relative": {"mean": 0.4}}}
+    write_json(
+        tmp_path / "out" / "demo" / "scores" / "summary.json",
+        {"methods": {demo.NEW_STYLE: {"slices": slices}}},
+    )
+    assert regionroute(["demo", "--steps", "7", "--seed", "5"]) == 0
+
+    order = ["cli label", "train/run.py", "cli edit", "eval/rses.py", "eval/report.py"]
+    first = [min(i for i, line in enumerate(started) if part in line) for part in order]
+    assert first == sorted(first)
+    assert "train.steps=7" in started[first[1]]
+    assert "seed=5" in started[first[1]]
+
+
+def test_a_release_of_scikit_image_without_a_photo(refused, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "PHOTOS", (("no-such.png", "dog", (0, 0, 1, 1)),))
+    assert "scikit-image comes without no-such.png" in refused(regionroute, ["demo"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--out", ""], "--out: the folder's name is empty"),
+        (["--train", "4"], "unrecognized arguments: --train 4"),
+    ],
+)
+def test_wrong_arguments(started, refused, arguments, told):
+    assert told in refused(regionroute, ["demo", *arguments])
+    assert not started

@@ -1,10 +1,10 @@
-"""The demo's headline numbers by slice, for the README.
+"""The study's headline numbers by slice, for the README.
 
-    python bench/demo.py            # runs `regionroute demo` unless out/demo holds one
+    python bench/study.py            # runs `regionroute study` unless out/study holds one
 
 Rivals in the same run: the base without experts (zero-shot), training without supervision, and the
 codec's own round trip. One seed; for claims about supervision see bench/supervision.py.
-The result goes to bench/results/demo.json.
+The result goes to bench/results/study.json.
 """
 
 import argparse
@@ -21,16 +21,16 @@ METRICS = ("in_mask_relative", "success", "mse_bg", "leak", "coverage", "attenti
 
 
 def main() -> int:
-    """Runs or reuses a demo and writes its numbers."""
+    """Runs or reuses a study and writes its numbers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", default="out/demo", help="the demo's folder")
-    add_result_argument(parser, "demo")
+    parser.add_argument("--out", default="out/study", help="the study's folder")
+    add_result_argument(parser, "study")
     args = parser.parse_args()
     out = Path(args.out)
     if not (out / "report.html").exists():
-        command = [sys.executable, "-m", "regionroute.cli", "demo", "--out", str(out)]
+        command = [sys.executable, "-m", "regionroute.cli", "study", "--out", str(out)]
         subprocess.run(command, check=True)
     summary = read_json(out / "scores" / "summary.json")
     codec = read_json(out / "scores" / "codec.json")["slices"]
