@@ -17,12 +17,15 @@ from regionroute.planning.sizes import BaseSizes, CachingSizes, caching_sizes, r
 from regionroute.planning.trace import StepShape, Trace, trace_step
 
 if TYPE_CHECKING:
-    from regionroute.config import RunConfig
+    from regionroute.config import OptimConfig, RunConfig
 
 GIB = 2**30
 FP32 = 4
 GPU_BUCKET = 500_000_000  # values DeepSpeed reduces at a time, at most
 LIVE_VALUES = 1_000_000_000  # values ZeRO-3 keeps gathered, DeepSpeed's default
+# What the optimizers keep of a trained value: two moments of float32; of 8 bits, with a scale for
+# each 256; and Prodigy's also with the first weights and a running sum.
+STATE_BYTES = {"adamw": 2 * FP32, "adamw8bit": 2 * (1 + FP32 / 256), "prodigy": 4 * FP32}
 STYLES = 4  # where neither the configuration nor a manifest tells
 
 
@@ -186,7 +189,7 @@ def make_plan(config: RunConfig, machine: Machine, data: Data | None = None) -> 
     resolution = config.data.resolution or base.settings.resolution
     dtype = getattr(torch, config.base.dtype)
     caching = caching_sizes(base, dtype, resolution, shape.text[0])
-    memory = step_memory(trace, zero, machine.gpus)
+    memory = step_memory(trace, zero, machine.gpus, config.optim)
     return Plan(config, machine, base, data, zero, shape, trace, caching, memory)
 
 
@@ -277,17 +280,18 @@ def read_zero(config: RunConfig) -> Zero:
     )
 
 
-def step_memory(trace: Trace, zero: Zero, gpus: int) -> dict[str, int]:
+def step_memory(trace: Trace, zero: Zero, gpus: int, optim: OptimConfig) -> dict[str, int]:
     """What each GPU holds in a step, in bytes.
 
-    Trained values are float32: without ZeRO a gradient and AdamW's two moments beside each; ZeRO
-    1 and 2 share the moments and a copy of the weights, 2 also the gradients, which pass through
-    a bucket; 3 shares all weights and gathers some of them for as long as they are used.
+    Trained values are float32: without ZeRO a gradient and what the optimizer keeps beside each;
+    ZeRO 1 and 2 share the latter and a copy of the weights, 2 also the gradients, which pass
+    through a bucket; 3 shares all weights and gathers some of them for as long as they are used.
 
     Args:
         trace: of a backward pass; its activations are over weights and whole gradients.
         zero: how DeepSpeed shares.
         gpus: among how many.
+        optim: the optimizer, and whether the weights are averaged.
     """
     trained = FP32 * trace.trainable
     bucket = FP32 * min(trace.trainable, GPU_BUCKET) if zero.stage else 0
@@ -302,11 +306,14 @@ def step_memory(trace: Trace, zero: Zero, gpus: int) -> dict[str, int]:
             "adapters, a share": round(share * trained),
         }
     gradients = trained if zero.stage < 2 else trained // gpus
-    states = 2 * trained if zero.stage == 0 else 3 * trained // gpus
+    states = round(STATE_BYTES[optim.name] * trace.trainable)
+    states = states if zero.stage == 0 else (states + trained) // gpus
+    average = {"moving average": trained if zero.stage < 3 else trained // gpus}
     return {
         **weights,
         "gradients": gradients + bucket,
         "optimizer state": 0 if zero.offload_optimizer else states,
+        **(average if optim.ema else {}),
         "activations": trace.activations,
     }
 

@@ -83,5 +83,5 @@ def checkpointing(config: RunConfig, on: bool) -> RunConfig:
 def retraced(plan: Plan, config: RunConfig) -> Plan:
     """The plan of a configuration that differs in nothing but how a step is computed."""
     trace = trace_step(plan.base.parts["transformer"], config, plan.shape)
-    memory = step_memory(trace, plan.zero, plan.machine.gpus)
+    memory = step_memory(trace, plan.zero, plan.machine.gpus, config.optim)
     return dataclasses.replace(plan, config=config, trace=trace, memory=memory)

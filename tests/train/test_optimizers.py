@@ -7,6 +7,7 @@ import torch
 
 from regionroute.config import load_config
 from regionroute.errors import UserError
+from regionroute.planning.estimate import STATE_BYTES
 from train.engine import engine_settings
 from train.optimizers import build_optimizer, check_optimizer
 
@@ -153,3 +154,19 @@ def test_compiled_blocks_are_refused_where_weights_come_and_go(tmp_path):
 def test_settings_that_contradict_each_other_are_one_sentence(overrides, sentence):
     with pytest.raises(UserError, match=sentence):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize("name", list(STATE_BYTES))
+def test_optimizers_keep_what_the_plan_foretells(name):
+    """The bytes of the real optimizer's tensors after a step, of a weight of a LoRA's size."""
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    weight = torch.nn.Parameter(torch.randn(64, 256))
+    optimizer = build_optimizer([weight], optim(f"optim.name={name}", "optim.lr=1"))
+    weight.square().sum().backward()
+    optimizer.step()
+    kept = {k: v for k, v in optimizer.state[weight].items() if isinstance(v, torch.Tensor)}
+    # Its tables of 256 levels are shared by all weights.
+    measured = sum(v.nbytes for k, v in kept.items() if not k.startswith("qmap"))
+
+    assert STATE_BYTES[name] * weight.numel() == pytest.approx(measured, rel=0.01)

@@ -5,7 +5,7 @@ import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
 from regionroute import families
-from regionroute.config import load_config
+from regionroute.config import OptimConfig, load_config
 from regionroute.errors import UserError
 from regionroute.planning.chips import CHIPS, chip, chip_of
 from regionroute.planning.estimate import (
@@ -163,13 +163,19 @@ def trace(frozen=1000, trainable=100):
     ],
 )
 def test_memory_of_each_stage(stage, together):
-    assert sum(step_memory(trace(), Zero(stage), gpus=4).values()) == together
+    assert sum(step_memory(trace(), Zero(stage), 4, OptimConfig()).values()) == together
 
 
 def test_offloading_moves_to_the_host():
-    found = step_memory(trace(), Zero(3, True, True, live=10), gpus=4)
+    found = step_memory(trace(), Zero(3, True, True, live=10), 4, OptimConfig())
     assert found["frozen weights, a share"] == found["optimizer state"] == 0
     assert found["weights gathered for use"] == 20
+
+
+def test_the_moving_average_is_a_copy_of_the_weights():
+    found = step_memory(trace(), Zero(0), 1, OptimConfig(ema=0.99))
+    assert found["moving average"] == found["adapters"]
+    assert "moving average" not in step_memory(trace(), Zero(0), 1, OptimConfig())
 
 
 def test_the_deepspeed_file_decides(tmp_path):
