@@ -107,6 +107,7 @@ def train_base(
     output: Path,
     optimizer: torch.optim.Optimizer,
     start: int,
+    edit_steps: int,
 ) -> None:
     """Train in place; checkpoints under `output/checkpoint.pt`, log rows in `output/log.jsonl`.
 
@@ -121,6 +122,7 @@ def train_base(
         output: folder of the run.
         optimizer: of the model, see `start_or_resume`.
         start: steps done already.
+        edit_steps: sampling steps of an edit, in validation.
 
     Raises:
         UserError: the loss is not finite.
@@ -149,7 +151,7 @@ def train_base(
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 _save(output / CHECKPOINT, model, optimizer, step + 1)
             if (step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps:
-                scores = validate(model, codec, source.held_out(step))
+                scores = validate(model, codec, source.held_out(step), edit_steps)
                 _log(output, {"step": step + 1, "validation": scores})
                 bar.write(
                     f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
@@ -188,7 +190,7 @@ def _losses(cfg: BaseTrainingConfig, model: NanoModel, pairs: LatentPairs) -> di
 
 @torch.no_grad()
 def validate(
-    model: NanoModel, codec: torch.nn.Module, held_out: dict[str, HeldOut], steps: int = 4
+    model: NanoModel, codec: torch.nn.Module, held_out: dict[str, HeldOut], steps: int
 ) -> dict[str, float]:
     """Mean squared error in [-1,1] of held-out edits and of no edit at all, a task at a time."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)

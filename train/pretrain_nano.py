@@ -77,7 +77,7 @@ def _train(
 ) -> int:
     optimizer, start = start_or_resume(cfg.base, model, output)
     save_config(cfg, output)  # only now: a refused run leaves the earlier one's
-    train_base(cfg.base, model, codec, source, output, optimizer, start)
+    train_base(cfg.base, model, codec, source, output, optimizer, start, cfg.edit_steps)
     save_base(model, codec, output / "base", cfg, _card(cfg))
     print(f"base saved in {output / 'base'}")
     return 0
