@@ -1,27 +1,35 @@
 """Does an edit notice that the word is not in the picture?
 
     python bench/absent_words.py
+    python bench/absent_words.py --base nano-photos --manifest data/photo_pairs \
+        --result bench/results/absent_words_photos.json
 
-Held-out scenes, each edited once by a word of its own and once by one that is not there: how often
-is the object said to be hardly found, with the experts that come with nano? The area under the ROC
-curve says how well the attention on the region tells the two apart at any threshold. The result
-goes to bench/results/absent_words.json.
+Held-out pictures, each edited once by a word of its own and once by one that is not there: how
+often is the object said to be hardly found, with the experts that come with the base? The area
+under the ROC curve says how well the attention on the region tells the two apart at any threshold.
+Pictures are drawn scenes, or the split "test" of a manifest's photos, whose other words count as
+not there. The result goes to bench/results/absent_words.json.
 """
 
 import argparse
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from _shared import add_result_argument, provenance
+from torch import Tensor
 from tqdm import tqdm
 
 from eval.stats import describe
 from pseudo_labels.scenes import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.sprites import SPRITES
-from regionroute.io import write_json
-from regionroute.pipeline import load_editor
+from regionroute.io import read_image, write_json
+from regionroute.latents import resize
+from regionroute.manifest import read_manifest
+from regionroute.pipeline import Editor, load_editor
 from regionroute.request import EditOptions, EditRequest
 
-BATCH = 16
+Case = tuple[Tensor, str, str]  # a picture [3,H,W], a word of its own, one that is not there
 
 
 def main() -> int:
@@ -31,30 +39,25 @@ def main() -> int:
     )
     parser.add_argument("--base", default="nano")
     parser.add_argument("--experts", default="auto", help="default: those of the base")
-    parser.add_argument("--scenes", type=int, default=256)
+    parser.add_argument("--manifest", type=Path, help="of photo pairs, in place of scenes")
+    parser.add_argument("--count", type=int, default=256, help="pictures")
     add_result_argument(parser, "absent_words")
     args = parser.parse_args()
     editor = load_editor(args.base, args.experts)
     styles = [style.name for style in editor.registry.styles] if editor.registry else []
+    cases = scenes(args.count) if args.manifest is None else photos(editor, args.manifest)
     level: dict[bool, list[float]] = {True: [], False: []}
-    for start in tqdm(range(0, args.scenes, BATCH), "editing", unit="batch"):
-        images, requests, present = [], [], []
-        for i in range(start, start + BATCH):
-            seed = HELD_OUT_SEEDS.start + i
-            scene, rng = render_scene(seed), np.random.default_rng(seed)
-            missing = [word for word in SPRITES if word not in scene.words()]
-            for there, words in ((True, scene.words()), (False, missing)):
-                images.append(scene.image)
-                word = words[rng.integers(len(words))]
-                requests.append(EditRequest(word, styles[i % len(styles)], seed=i))
-                present.append(there)
-        for there, result in zip(
-            present, editor.edit_batch(images, requests, EditOptions(mode="routed")), strict=True
-        ):
+    options = EditOptions(mode="routed", closer=False)
+    for i, (picture, own, missing) in enumerate(tqdm(cases, "editing", unit="picture")):
+        if i >= args.count:
+            break
+        requests = [EditRequest(word, styles[i % len(styles)], seed=i) for word in (own, missing)]
+        results = editor.edit_batch([picture, picture], requests, options)
+        for there, result in zip((True, False), results, strict=True):
             level[there].append(result.settings["attention_on_region"][0])
     right, wrong = (np.array(level[there]) for there in (True, False))
     threshold = editor.routing.confidence
-    result = provenance() | {"scenes": len(right), "threshold": threshold}
+    result = provenance() | {"pictures": len(right), "threshold": threshold}
     for name, values in (("present", right), ("absent", wrong)):
         share = describe((values < threshold).astype(float))
         result[f"warned, {name}"] = [share.mean, share.low, share.high]
@@ -63,6 +66,31 @@ def main() -> int:
     write_json(args.result, result)
     print(result)
     return 0
+
+
+def scenes(count: int) -> Iterator[Case]:
+    """Drawn scenes of the held-out seeds."""
+    for seed in range(HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.start + count):
+        scene, rng = render_scene(seed), np.random.default_rng(seed)
+        missing = [word for word in SPRITES if word not in scene.words()]
+        own = scene.words()
+        yield scene.image, own[rng.integers(len(own))], missing[rng.integers(len(missing))]
+
+
+def photos(editor: Editor, manifest: Path) -> Iterator[Case]:
+    """Held-out photos at the model's size, each once."""
+    read, rng = read_manifest(manifest), np.random.default_rng(0)
+    samples = [sample for sample in read.samples if sample.split == "test"]
+    words: dict[str, set[str]] = {}
+    for sample in samples:
+        words.setdefault(sample.context, set()).update(r.object for r in sample.regions)
+    known = sorted(set().union(*words.values()))
+    for context, own in words.items():
+        image = read_image(read.path(context))
+        size = editor.backbone.fit_size(*image.shape[-2:])
+        missing = [word for word in known if word not in own]
+        one, other = (str(rng.choice(sorted(some))) for some in (own, missing))
+        yield resize(image[None], size)[0].clamp(0, 1), one, other
 
 
 if __name__ == "__main__":

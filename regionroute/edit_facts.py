@@ -61,10 +61,10 @@ def describe(
         facts["instances_found"] = sampled.instances[row].tolist()
     if sampled.level is not None:
         level = sampled.level[row].tolist()
-        facts["attention_on_region"] = [round(value, 2) for value in level]
+        facts["attention_on_region"] = [float(f"{value:.3g}") for value in level]
         facts["warnings"] = [
             f'"{plan.object}" was hardly found in the picture: its attention is only '
-            f"{value:.1f} times that of an even spread"
+            f"{value:.2g} times that of an even spread"
             for plan, value in zip(plans, level, strict=True)
             if value < confidence
         ]

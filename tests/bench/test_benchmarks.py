@@ -177,7 +177,7 @@ def test_help_teaches(script):
 
 
 def test_absent_words(tmp_path):
-    found = run(tmp_path, "absent_words", "--scenes", "16")
+    found = run(tmp_path, "absent_words", "--count", "16")
     assert found["scenes"] == 16
     assert 0.5 < found["area under the curve"] <= 1
 
