@@ -169,7 +169,7 @@ def test_references_as_pictures_score_best(tmp_path, assets):
     assert "monet/dog.png: this picture is missing, make it first" in refused.stderr
 
 
-@pytest.mark.parametrize("script", ["controls", "demo", "mamba_fit", "style_image", "supervision"])
+@pytest.mark.parametrize("script", ["controls", "mamba_fit", "study", "style_image", "supervision"])
 def test_help_teaches(script):
     command = [sys.executable, f"bench/{script}.py", "--help"]
     shown = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
@@ -178,7 +178,7 @@ def test_help_teaches(script):
 
 def test_absent_words(tmp_path):
     found = run(tmp_path, "absent_words", "--count", "16")
-    assert found["scenes"] == 16
+    assert found["pictures"] == 16
     assert 0.5 < found["area under the curve"] <= 1
 
 
