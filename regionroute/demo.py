@@ -112,6 +112,7 @@ def _train(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:
         f"output={out / 'run'}",
         f"train.steps={args.steps}",
         f"seed={args.seed}",
+        "experts.styles=null",
         # The base does not know this style: the expert has to paint it.
         "routing.branch=expert",
     ]
