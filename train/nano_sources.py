@@ -17,7 +17,8 @@ from train.nano_base import HeldOut, LatentPairs
 from train.nano_config import BaseTrainingConfig, PretrainConfig
 from train.nano_corpus import Corpus, to_model_range
 from train.nano_model import NanoModel
-from train.photo_bank import Pair, PairMaker, PhotoBank
+from train.photo_bank import PhotoBank
+from train.photo_pairs import Pair, PairMaker
 
 HELD_OUT_PAIRS = 64  # a task, in validation
 

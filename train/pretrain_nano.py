@@ -94,8 +94,8 @@ def _card(cfg: PretrainConfig) -> str:
     seen = "photos and compositions of them" if cfg.corpus.bank else "procedural scenes"
     return (
         "# nano\n\nA small Kontext base of the stock diffusers classes, pre-trained by "
-        f"`train/pretrain_nano.py` on {seen}: it copies, restyles whole pictures and recolours "
-        "named objects. It has never seen a restyled region.\n\nConfiguration:\n\n"
+        f"`train/pretrain_nano.py` on {seen}: it copies, restyles whole pictures, recolours "
+        "and highlights named objects. It has never seen a restyled region.\n\nConfiguration:\n\n"
         "```yaml\n" + dump_config(cfg) + "\n```\n"
     )
 
