@@ -13,12 +13,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.errors import UserError
 from regionroute.flow import add_noise, draw_sigmas, predict_velocity, sample, velocity_target
 from regionroute.io import atomic_write
 from regionroute.latents import decode_latents, encode_images
 from train.nano_config import BaseTrainingConfig
 from train.nano_model import NanoModel
+from train.perceptual import PerceptualLoss
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -102,7 +104,7 @@ def start_or_resume(
 def train_base(
     cfg: BaseTrainingConfig,
     model: NanoModel,
-    codec: torch.nn.Module,
+    codec: PatchCodec,
     source: PairSource,
     output: Path,
     optimizer: torch.optim.Optimizer,
@@ -117,7 +119,7 @@ def train_base(
     Args:
         cfg: steps, rates, tasks.
         model: see `start_or_resume`.
-        codec: decodes the pictures of validation.
+        codec: decodes the pictures of validation and of the perceptual loss.
         source: of the pairs.
         output: folder of the run.
         optimizer: of the model, see `start_or_resume`.
@@ -125,8 +127,9 @@ def train_base(
         edit_steps: sampling steps of an edit, in validation.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or a vision network's weights cannot be read.
     """
+    perceptual = None if cfg.perceptual.vgg is None else PerceptualLoss(cfg.perceptual)
     averages: dict[str, float] = {}
     clock = time.perf_counter()
     steps = range(start, cfg.steps)
@@ -134,7 +137,7 @@ def train_base(
         for step, pairs in zip(bar, source.batches(start), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
-            losses = _losses(cfg, model, pairs)
+            losses = _losses(cfg, model, codec, perceptual, pairs)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 raise UserError(
@@ -165,16 +168,23 @@ def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, cl
     optimizer.zero_grad(set_to_none=True)
 
 
-def _losses(cfg: BaseTrainingConfig, model: NanoModel, pairs: LatentPairs) -> dict[str, Tensor]:
-    """Flow-matching loss of a batch and, where asked for, its alignment's; scalars in fp32."""
+def _losses(
+    cfg: BaseTrainingConfig,
+    model: NanoModel,
+    codec: PatchCodec,
+    perceptual: PerceptualLoss | None,
+    pairs: LatentPairs,
+) -> dict[str, Tensor]:
+    """Flow-matching loss of a batch and, where asked for, the others; scalars in fp32."""
     target, generator = pairs.target, pairs.generator
     noise = torch.randn(target.shape, generator=generator)
     sigma = draw_sigmas(len(target), "logit_normal", cfg.timestep_mean, cfg.timestep_std, generator)
     with torch.autocast("cpu", torch.bfloat16, enabled=cfg.bfloat16):
         states, pooled = model.encode_text(pairs.clip_ids, pairs.t5_ids)
+        noisy = add_noise(target, noise, sigma)
         velocity = predict_velocity(
             model.transformer,
-            add_noise(target, noise, sigma),
+            noisy,
             pairs.context,
             states.float(),
             pooled.float(),
@@ -185,6 +195,11 @@ def _losses(cfg: BaseTrainingConfig, model: NanoModel, pairs: LatentPairs) -> di
         if model.alignment is not None:
             rows, columns = (length // 2 for length in pairs.context.shape[2:])
             losses["alignment"] = model.alignment.loss(pairs.pictures, (rows, columns))
+        if perceptual is not None:
+            predicted = noisy - sigma[:, None, None, None] * velocity.float()
+            losses["perceptual"] = perceptual(
+                decode_latents(codec, predicted), decode_latents(codec, target)
+            )
     return losses
 
 

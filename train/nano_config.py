@@ -136,6 +136,15 @@ class AlignmentConfig(_Section):
     weight: float = Field(0.5, description="weight of its loss", ge=0)
 
 
+class PerceptualConfig(_Section):
+    """A perceptual loss on the pictures that predictions decode to."""
+
+    vgg: str | None = Field(
+        None, description="torchvision's VGG16 weights (safetensors); null: no such loss"
+    )
+    weight: float = Field(1.0, description="weight of its loss", ge=0)
+
+
 class BaseTrainingConfig(_Section):
     """Flow-matching pre-training of the transformer, text encoders included."""
 
@@ -164,6 +173,7 @@ class BaseTrainingConfig(_Section):
         description="share of each task in a batch of scenes (of a bank: corpus.photos.tasks)",
     )
     alignment: AlignmentConfig = AlignmentConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
     timestep_mean: float = Field(
         1.5, description="mean of the normal whose sigmoid is the noise level"
     )

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from regionroute.backbones.kontext import load_backbone
 from regionroute.config_io import load_config
 from regionroute.errors import UserError
+from regionroute.flow import add_noise
 from train.nano_config import PretrainConfig
 from train.nano_model import vocabulary
 from train.nano_sources import prompts_of
@@ -120,6 +121,40 @@ def test_alignment_is_trained_and_left_out_of_the_base(arguments, tmp_path, vgg_
     assert all(0 < row["alignment"] < 1 for row in rows if "alignment" in row)
     saved = load_backbone(str(tmp_path / "run" / "base")).transformer.state_dict()
     assert not any("alignment" in name for name in saved)
+
+
+def test_the_perceptual_loss_is_of_the_pictures_that_a_step_from_noise_gives(
+    arguments, finished, tmp_path, vgg_weights, monkeypatch
+):
+    vgg = tmp_path / "vgg.safetensors"
+    save_file(vgg_weights(), vgg)
+    perceptual = [*arguments, f"base.perceptual.vgg={vgg}"]
+    assert main([f"output={tmp_path / 'run'}", "base.steps=4", *perceptual]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(row["perceptual"] > 0 for row in rows if "loss" in row)
+    plain, taught = (
+        torch.load(run / "checkpoint.pt", weights_only=True)["model"]["transformer.proj_out.weight"]
+        for run in (finished, tmp_path / "run")
+    )
+    assert not torch.equal(plain, taught)
+
+    drawn = {}
+
+    def know_the_answer(transformer, noisy, context, states, pooled, sigma, guidance):
+        level = sigma[:, None, None, None]
+        return (noisy - drawn["target"]) / level  # = noise - target
+
+    def keep(target, noise, sigma):
+        drawn["target"] = target
+        return add_noise(target, noise, sigma)
+
+    monkeypatch.setattr("train.nano_base.add_noise", keep)
+    monkeypatch.setattr("train.nano_base.predict_velocity", know_the_answer)
+    monkeypatch.setattr("train.nano_base._update", lambda *given: None)
+    assert main([f"output={tmp_path / 'known'}", "base.steps=1", *perceptual]) == 0
+    row = json.loads((tmp_path / "known" / "log.jsonl").read_text().splitlines()[0])
+    assert row["loss"] == pytest.approx(0, abs=1e-6)
+    assert row["perceptual"] == pytest.approx(0, abs=1e-6)
 
 
 def test_coarse_steps_come_first(arguments, tmp_path):
