@@ -33,6 +33,7 @@ __all__ = [
     "ExpertsConfig",
     "FlowConfig",
     "OptimConfig",
+    "PerceptualConfig",
     "RunConfig",
     "Section",
     "SupervisionConfig",
@@ -147,6 +148,15 @@ class ExpertsConfig(Section):
         return self
 
 
+class PerceptualConfig(Section):
+    """A perceptual loss on the pictures that predictions decode to; its decoding keeps a graph."""
+
+    vgg: Name | None = Field(
+        None, description="torchvision's VGG16 weights (safetensors); null: no such loss"
+    )
+    weight: NonNegative = Field(0.15, description="weight of this loss")
+
+
 class FlowConfig(Section):
     """Flow matching."""
 
@@ -162,6 +172,10 @@ class FlowConfig(Section):
     )
     guidance: NonNegative = Field(
         1.0, description="guidance told to a guidance-distilled base in training"
+    )
+    perceptual: PerceptualConfig = Field(
+        PerceptualConfig(),
+        description="a loss on the pictures that predictions decode to, for edits of few steps",
     )
 
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -129,7 +130,10 @@ def train_base(
     Raises:
         UserError: the loss is not finite, or a vision network's weights cannot be read.
     """
-    perceptual = None if cfg.perceptual.vgg is None else PerceptualLoss(cfg.perceptual)
+    perceptual = None
+    if cfg.perceptual.vgg is not None:
+        decode = partial(decode_latents, codec)
+        perceptual = PerceptualLoss(cfg.perceptual, decode, "base.perceptual.vgg=")
     averages: dict[str, float] = {}
     clock = time.perf_counter()
     steps = range(start, cfg.steps)
@@ -137,7 +141,7 @@ def train_base(
         for step, pairs in zip(bar, source.batches(start), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
-            losses = _losses(cfg, model, codec, perceptual, pairs)
+            losses = _losses(cfg, model, perceptual, pairs)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 raise UserError(
@@ -171,7 +175,6 @@ def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, cl
 def _losses(
     cfg: BaseTrainingConfig,
     model: NanoModel,
-    codec: PatchCodec,
     perceptual: PerceptualLoss | None,
     pairs: LatentPairs,
 ) -> dict[str, Tensor]:
@@ -197,9 +200,8 @@ def _losses(
             losses["alignment"] = model.alignment.loss(pairs.pictures, (rows, columns))
         if perceptual is not None:
             predicted = noisy - sigma[:, None, None, None] * velocity.float()
-            losses["perceptual"] = perceptual(
-                decode_latents(codec, predicted), decode_latents(codec, target)
-            )
+            distance = perceptual(predicted, target).mean()
+            losses["perceptual"] = cfg.perceptual.weight * distance
     return losses
 
 

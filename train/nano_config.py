@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from regionroute.config import PerceptualConfig
+
 Share = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[float, Field(gt=0, le=1)]
@@ -134,15 +136,6 @@ class AlignmentConfig(_Section):
         3, description="single-stream block after which states are aligned; 0 is the first", ge=0
     )
     weight: float = Field(0.5, description="weight of its loss", ge=0)
-
-
-class PerceptualConfig(_Section):
-    """A perceptual loss on the pictures that predictions decode to."""
-
-    vgg: str | None = Field(
-        None, description="torchvision's VGG16 weights (safetensors); null: no such loss"
-    )
-    weight: float = Field(1.0, description="weight of its loss", ge=0)
 
 
 class BaseTrainingConfig(_Section):

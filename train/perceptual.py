@@ -1,6 +1,6 @@
-"""A perceptual loss on the pictures that a base's predictions decode to.
+"""A perceptual loss on the pictures that a model's predictions decode to.
 
-An edit is one step from noise here, and a squared error alone makes that step the mean of all that
+Where an edit is one step from noise, a squared error alone makes that step the mean of all that
 fits: brush strokes come out as a blur. Distances of a vision network's features (Johnson et al.,
 arXiv:1603.08155; channels normalised as in LPIPS, Zhang et al., arXiv:1801.03924, without its
 learned weights) ask for strokes that look right instead of strokes in the right pixels.
@@ -8,44 +8,58 @@ learned weights) ask for strokes that look right instead of strokes in the right
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.vgg import load_vgg
-from train.nano_config import PerceptualConfig
+
+if TYPE_CHECKING:
+    from regionroute.config import PerceptualConfig
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3")
 
 
 class PerceptualLoss:
-    """Distance of pictures in the features of a frozen VGG16.
+    """Distance, in the features of a frozen VGG, of the pictures that latents decode to.
 
     Args:
-        cfg: weights of the network, weight of the loss.
+        cfg: where the network's weights are.
+        decode: latents [B,C,h,w] to pictures [B,3,H,W] in [0,1], differentiable.
+        setting: what named the weights, for errors.
 
     Raises:
         UserError: the weights cannot be read.
     """
 
-    def __init__(self, cfg: PerceptualConfig) -> None:
-        self.weight = cfg.weight
-        self.network = load_vgg(str(cfg.vgg), "base.perceptual.vgg=")
+    def __init__(
+        self, cfg: PerceptualConfig, decode: Callable[[Tensor], Tensor], setting: str
+    ) -> None:
+        self.decode = decode
+        self.network = load_vgg(str(cfg.vgg), setting)
 
-    def __call__(self, pictures: Tensor, target: Tensor) -> Tensor:
-        """Mean squared distance of normalised features, summed over layers, weighted; a scalar.
+    def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Squared distance of normalised features, mean over places, summed over layers.
 
         Args:
-            pictures: [B,3,H,W] in [0,1], with their graph.
-            target: [B,3,H,W] in [0,1].
+            predicted: latents [B,C,h,w] with their graph.
+            target: latents [B,C,h,w].
+
+        Returns:
+            [B] fp32, unweighted, at most 2 a layer.
         """
         with torch.no_grad():
-            wanted = [_normalised(maps) for maps in self.network(target, LAYERS)]
-        found = [_normalised(maps) for maps in self.network(pictures, LAYERS)]
-        distances = [(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]
-        return self.weight * torch.stack(distances).sum()
+            wanted = self._features(target)
+        found = self._features(predicted)
+        distances = [
+            (a - b).square().sum(1).mean((1, 2)) for a, b in zip(found, wanted, strict=True)
+        ]
+        return torch.stack(distances).sum(0)
 
-
-def _normalised(maps: Tensor) -> Tensor:
-    """Feature maps [B,c,h,w] with channels of length 1 at every place, float32."""
-    return F.normalize(F.relu(maps.float()), dim=1, eps=1e-6)
+    def _features(self, latents: Tensor) -> list[Tensor]:
+        """Maps [B,c,h,w] with channels of length 1 at every place."""
+        maps = self.network.to(latents.device)(self.decode(latents), LAYERS)
+        return [F.normalize(F.relu(m.float()), dim=1, eps=1e-6) for m in maps]

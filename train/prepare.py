@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from train.export import experts_writer
 from train.files import Files
 from train.inputs import Inputs, load_inputs
 from train.logs import Reporter
+from train.perceptual import PerceptualLoss
 from train.placement import place
 from train.previews import Previews
 from train.resume import Start, find_start, load_adapters_alone, restore
@@ -51,6 +53,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     files = Files(cache.folder)
     hash_files(config, files, ranks)
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files))
+    perceptual = distributed.agree(lambda: _perceptual(config, inputs))
     if ranks.main:
         files.save()
     facts = run_facts(config, inputs, ranks)
@@ -58,7 +61,8 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     provide(cache, inputs.keys(), inputs.entries(), ranks)
     if inputs.references:
         inputs.references.release_encoder()
-    release_encoders(inputs.backbone, keep_vae=bool(config.train.preview_every) and ranks.main)
+    previews = bool(config.train.preview_every) and ranks.main
+    release_encoders(inputs.backbone, keep_vae=previews or perceptual is not None)
 
     start = find_start(config, facts, ranks)
     engine = _engine(config, inputs, start, ranks)
@@ -77,6 +81,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
         previews=_previews(config, inputs, cache),
         average=average,
         validation=held_out if inputs.held_out else None,
+        perceptual=perceptual,
     )  # fmt: skip
 
 
@@ -179,6 +184,14 @@ def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
         flow=config.flow,
         references=inputs.references,
     )
+
+
+def _perceptual(config: RunConfig, inputs: Inputs) -> PerceptualLoss | None:
+    if config.flow.perceptual.vgg is None:
+        return None
+    backbone = inputs.backbone
+    decode = partial(backbone.family.decode_latents, backbone.vae)
+    return PerceptualLoss(config.flow.perceptual, decode, "flow.perceptual.vgg=")
 
 
 def _previews(config: RunConfig, inputs: Inputs, cache: Cache) -> Previews | None:

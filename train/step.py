@@ -27,6 +27,7 @@ from regionroute.flow import add_noise, predict_velocity, velocity_target
 
 if TYPE_CHECKING:
     from regionroute.config import RunConfig
+    from train.perceptual import PerceptualLoss
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +83,12 @@ class StepLosses:
         flow: weighted mean squared error of the velocity, [B] fp32.
         focus: unweighted, [B] fp32; 0 when supervision is off.
         cover: unweighted, [B] fp32; 0 when supervision is off.
-        total: flow + λ_f·focus + λ_c·cover + λ_b·balance, [B] fp32, with the graph; both of the
-            supervision's weights under the cap where there is one.
+        total: flow + λ_f·focus + λ_c·cover + λ_b·balance + λ_p·perceptual, [B] fp32, with the
+            graph; both of the supervision's weights under the cap where there is one.
         iou: of the region map at its boundary .5 with the mask, [B]; NaN when not measured.
         share: of the attention that lies inside the mask, [B]; NaN when not measured.
         balance: unevenness of the experts' use, the same for all samples, [B]; NaN when off.
+        perceptual: distance of the decoded prediction, unweighted, [B]; NaN when off.
     """
 
     flow: Tensor
@@ -96,11 +98,12 @@ class StepLosses:
     iou: Tensor
     share: Tensor
     balance: Tensor
+    perceptual: Tensor
 
-    NAMES = ("flow", "focus", "cover", "total", "iou", "share", "balance")
+    NAMES = ("flow", "focus", "cover", "total", "iou", "share", "balance", "perceptual")
 
     def rows(self) -> Tensor:
-        """[B,7] detached, columns in the order of `NAMES`."""
+        """[B,8] detached, columns in the order of `NAMES`."""
         return torch.stack([getattr(self, name).detach() for name in self.NAMES], dim=1)
 
 
@@ -112,6 +115,7 @@ def training_step(
     *,
     measure: bool = False,
     supervision_scale: float = 1.0,
+    perceptual: PerceptualLoss | None = None,
 ) -> Iterator[StepLosses]:
     """Runs one batch forward; the caller runs backward inside the ``with`` block.
 
@@ -128,6 +132,7 @@ def training_step(
             weights 0) nothing is recorded and nothing it costs is paid, unless `measure` asks.
         measure: also score the attention maps; changes no loss and no gradient.
         supervision_scale: multiplies the weights of Focus and Cover, see `train.shares`.
+        perceptual: looks at the pictures that the predictions decode to.
 
     Yields:
         Losses with their graph.
@@ -138,22 +143,26 @@ def training_step(
         contexts.enter_context(routed(transformer, batch.route))
         if recorder is not None:
             contexts.enter_context(recorder.recording(transformer, batch.plan))
-        flow = _flow_loss(transformer, batch, config)
+        noisy, velocity = _predicted(transformer, batch, config)
+        total = flow = _flow_loss(velocity, batch, config)
         focus = cover = torch.zeros_like(flow)
-        iou = share = balance = torch.full_like(flow, torch.nan)
-        total = flow
+        iou = share = balance = distance = torch.full_like(flow, torch.nan)
+        if perceptual is not None:
+            clean = noisy - batch.sigma[:, None, None, None] * velocity
+            distance = perceptual(clean, batch.target)
+            total = total + config.flow.perceptual.weight * distance
         if recorder is not None and supervised:
             losses = attention_loss(recorder.maps(), batch.plan, config.supervision)
             focus, cover = losses["focus"], losses["cover"]
             focus_weight = supervision_scale * config.supervision.focus
             cover_weight = supervision_scale * config.supervision.cover
-            total = flow + focus_weight * focus + cover_weight * cover
+            total = total + focus_weight * focus + cover_weight * cover
         if config.experts.load_balance:
             balance = load_balance(routings(transformer)).expand_as(flow)
             total = total + config.experts.load_balance * balance
         if recorder is not None and measure:
             iou, share = measured(recorder.maps(), batch.plan)
-        yield StepLosses(flow, focus, cover, total, iou, share, balance)
+        yield StepLosses(flow, focus, cover, total, iou, share, balance, distance)
 
 
 def recorder_of(config: RunConfig) -> AttentionRecorder:
@@ -162,18 +171,24 @@ def recorder_of(config: RunConfig) -> AttentionRecorder:
     return AttentionRecorder(layers=wanted.layers, queries=wanted.queries, norm=wanted.norm)
 
 
-def _flow_loss(transformer: Any, batch: Batch, config: RunConfig) -> Tensor:
-    """Mean squared error of the velocity, [B] fp32 (spec §3)."""
+def _predicted(transformer: Any, batch: Batch, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """Noisy latents and their predicted velocity, [B,C,h,w] fp32 each."""
+    noisy = add_noise(batch.target, batch.noise, batch.sigma)
     velocity = predict_velocity(
         transformer,
-        add_noise(batch.target, batch.noise, batch.sigma),
+        noisy,
         batch.context,
         batch.prompt_embeds,
         batch.pooled,
         batch.sigma,
         config.flow.guidance,
     )
-    error = (velocity.float() - velocity_target(batch.target, batch.noise)).square()
+    return noisy, velocity.float()
+
+
+def _flow_loss(velocity: Tensor, batch: Batch, config: RunConfig) -> Tensor:
+    """Mean squared error of the velocity, [B] fp32 (spec §3)."""
+    error = (velocity - velocity_target(batch.target, batch.noise)).square()
     return (error * pixel_weights(batch.inside, config.flow.mask_weight)).mean((1, 2, 3))
 
 

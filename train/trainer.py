@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from regionroute.config import RunConfig
     from train.ema import MovingAverage
+    from train.perceptual import PerceptualLoss
     from train.previews import Previews
     from train.validation import Validation
 
@@ -79,6 +80,7 @@ class Trainer:
         previews: None if there are to be none.
         average: of the experts; previews, validation and what is exported are then its.
         validation: None if there is to be none.
+        perceptual: None if there is to be none.
     """
 
     config: RunConfig
@@ -91,6 +93,7 @@ class Trainer:
     previews: Previews | None = None
     average: MovingAverage | None = None
     validation: Validation | None = None
+    perceptual: PerceptualLoss | None = None
 
     def __post_init__(self) -> None:
         self.output = Path(self.config.output)
@@ -153,7 +156,7 @@ class Trainer:
         return row | {"lr": lr, "grad_norm": norm} | shares, code
 
     def _backward(self, step: int, micros: list[Batch]) -> Tensor:
-        """Accumulates the gradients of a step; the losses of this process's part [n,7]."""
+        """Accumulates the gradients of a step; the losses of this process's part [n,8]."""
         rows = []
         for micro, batch in enumerate(micros):
             batch = batch.to(self.ranks.device)
@@ -161,7 +164,7 @@ class Trainer:
             seed_dropout(self.config.seed, step, micro, self.ranks.rank)
             with training_step(
                 self.model, batch, self.config, measure=self._measures(step),
-                supervision_scale=self.state.supervision_scale,
+                supervision_scale=self.state.supervision_scale, perceptual=self.perceptual,
             ) as losses:  # fmt: skip
                 if self._measures(step):
                     self.router.collect(batch.expert_ids)
@@ -186,7 +189,7 @@ class Trainer:
         return step == 0 or (step + 1) % self.config.train.log_every == 0
 
     def _gather(self, rows: Tensor, code: int) -> tuple[Tensor, int]:
-        """Losses of the global batch [G,7] in its own order, and any process's wish to stop.
+        """Losses of the global batch [G,8] in its own order, and any process's wish to stop.
 
         The order makes sums the same however the batch was shared.
         """

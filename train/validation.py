@@ -116,7 +116,7 @@ class Validation:
         places = [min(turn * ranks.world + ranks.rank, count - 1) for turn in range(turns)]
         rows = torch.stack([self._losses(model, place, ranks) for place in places])
         model.train()
-        parts = distributed.gather_rows(rows.flatten(1), ranks)  # [world,turns,L*7]
+        parts = distributed.gather_rows(rows.flatten(1), ranks)  # [world,turns,L*8]
         table = parts.transpose(0, 1).flatten(0, 1)[:count].unflatten(1, (len(self.levels), -1))
         means = dict(zip(StepLosses.NAMES, table.flatten(0, 1).nanmean(0).tolist(), strict=True))
         numbers = {f"val_{name}": means[name] for name in SHOWN if not math.isnan(means[name])}
@@ -127,7 +127,7 @@ class Validation:
 
     @torch.no_grad()
     def _losses(self, model: Any, place: int, ranks: Ranks) -> Tensor:
-        """One pair at all levels: [L,7] in the order of `StepLosses.NAMES`."""
+        """One pair at all levels: [L,8] in the order of `StepLosses.NAMES`."""
         batch = self.batch(self.examples[place]).to(ranks.device)
         with training_step(model, batch, self._plain, measure=True) as losses:
             return losses.rows()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from regionroute.config import PerceptualConfig
 from regionroute.errors import UserError
-from train.nano_config import PerceptualConfig
 from train.perceptual import LAYERS, PerceptualLoss
 
 
@@ -20,25 +20,29 @@ def picture(seed):
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_the_distance_of_features_with_channels_of_length_one(vgg):
-    loss = PerceptualLoss(PerceptualConfig(vgg=str(vgg), weight=0.5))
+def loss_of(vgg):
+    """Of latents that are half the pictures."""
+    return PerceptualLoss(PerceptualConfig(vgg=str(vgg)), lambda latents: 2 * latents, "--vgg ")
 
-    expected = 0.0
-    for a, b in zip(
-        loss.network(picture(0), LAYERS), loss.network(picture(1), LAYERS), strict=True
-    ):
+
+def test_it_is_the_distance_of_features_with_channels_of_length_one(vgg):
+    loss = loss_of(vgg)
+    found, wanted = loss.network(picture(0), LAYERS), loss.network(picture(1), LAYERS)
+
+    expected = torch.zeros(2)
+    for a, b in zip(found, wanted, strict=True):
         a, b = a.clamp(min=0), b.clamp(min=0)
         a, b = (maps / maps.norm(dim=1, keepdim=True).clamp(min=1e-6) for maps in (a, b))
-        expected += 0.5 * ((a - b) ** 2).sum(1).mean().item()
-    assert expected > 0
-    assert loss(picture(0), picture(1)).item() == pytest.approx(expected, rel=1e-5)
-    assert loss(picture(0), picture(0)).item() == 0
+        expected += ((a - b) ** 2).sum(1).mean((1, 2))
+    assert expected.min() > 0
+    assert torch.allclose(loss(picture(0) / 2, picture(1) / 2), expected, rtol=1e-5)
+    assert loss(picture(0) / 2, picture(0) / 2).tolist() == [0, 0]
 
 
 def test_it_teaches_the_prediction_and_not_the_network(vgg):
-    loss = PerceptualLoss(PerceptualConfig(vgg=str(vgg)))
-    predicted, target = picture(0).requires_grad_(), picture(1).requires_grad_()
-    loss(predicted, target).backward()
+    loss = loss_of(vgg)
+    predicted, target = (picture(0) / 2).requires_grad_(), (picture(1) / 2).requires_grad_()
+    loss(predicted, target).sum().backward()
 
     assert predicted.grad.abs().max() > 0
     assert target.grad is None
@@ -46,14 +50,40 @@ def test_it_teaches_the_prediction_and_not_the_network(vgg):
 
 
 def test_a_step_along_its_gradient_brings_the_picture_nearer(vgg):
-    loss = PerceptualLoss(PerceptualConfig(vgg=str(vgg)))
-    predicted = picture(0).requires_grad_()
-    before = loss(predicted, picture(1))
+    loss, target = loss_of(vgg), picture(1) / 2
+    predicted = (picture(0) / 2).requires_grad_()
+    before = loss(predicted, target).sum()
     before.backward()
-    step = 0.05 * predicted.grad / predicted.grad.abs().max()
-    assert loss(predicted.detach() - step, picture(1)) < before
+    step = 0.02 * predicted.grad / predicted.grad.abs().max()
+    assert loss(predicted.detach() - step, target).sum() < before
 
 
 def test_weights_that_are_not_there_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"base\.perceptual\.vgg=.*none"):
-        PerceptualLoss(PerceptualConfig(vgg=str(tmp_path / "none")))
+    with pytest.raises(UserError, match=r"--vgg .*none"):
+        loss_of(tmp_path / "none")
+
+
+@pytest.mark.parametrize("family", ["runs", "klein_runs"])
+def test_a_run_trains_on_it(family, vgg, request):
+    runs = request.getfixturevalue(family)
+    asked = [f"flow.perceptual.vgg={vgg}", "flow.perceptual.weight=0.5", "supervision.focus=0"]
+    assert runs("without", "supervision.focus=0") == 0
+    assert runs("with", *asked) == 0
+    assert runs("accumulated", *asked, "train.accumulation=2", "train.preview_every=0") == 0
+
+    first, plain = runs.losses("with")[0], runs.losses("without")[0]
+    assert first["flow"] == pytest.approx(plain["flow"], rel=1e-6)
+    assert first["perceptual"] > 0
+    assert first["total"] == pytest.approx(plain["total"] + 0.5 * first["perceptual"], rel=1e-5)
+    assert "perceptual" not in plain
+    assert runs.difference("with", "accumulated") < 1e-5
+    one, other = runs.experts("with"), runs.experts("without")
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_weights_that_are_not_there_end_a_run_before_it_begins(runs, capsys):
+    assert runs("run", "flow.perceptual.vgg=nowhere.safetensors") == 2
+    said = capsys.readouterr()
+    assert "flow.perceptual.vgg=nowhere.safetensors: no such file" in said.err
+    assert "to encode" not in said.out
+    assert not runs.output("run").joinpath("losses.jsonl").exists()

@@ -90,7 +90,7 @@ def test_total_is_the_weighted_sum_and_flow_the_plain_error(backbone, monkeypatc
     torch.testing.assert_close(losses.total, expected)
     assert losses.focus.gt(0).all()
     assert losses.cover.gt(0).all()
-    assert losses.rows().shape == (2, 7)
+    assert losses.rows().shape == (2, 8)
     assert not losses.rows().requires_grad
 
 

@@ -64,7 +64,7 @@ def test_any_number_of_processes_gives_the_same_numbers(monkeypatch, count):
     validation = Validation(config, [f"sample {i}" for i in range(count)], None)
 
     def losses(self, model, place, ranks):
-        return torch.full((2, 7), float(place + 1)) + torch.tensor([[0.0], [0.5]])
+        return torch.full((2, 8), float(place + 1)) + torch.tensor([[0.0], [0.5]])
 
     monkeypatch.setattr(Validation, "_losses", losses)
 
