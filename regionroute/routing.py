@@ -24,6 +24,7 @@ _SMALLEST = 1e-12
 # Where several objects want a token it goes to the one whose attention is higher, by this power of
 # their ratio: mixed styles are no style.
 _RIVALRY = 4.0
+_FINE_RADIUS = 16  # pixels of a window that are enough to fit a gate in
 _MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its former height
 
 
@@ -117,7 +118,30 @@ def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tenso
 
 
 def _guided_filter(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> Tensor:
-    """[B,1,H,W]: `wanted` as a locally linear function of the guide [B,3,H,W]."""
+    """[B,1,H,W]: `wanted` as a locally linear function of the guide [B,3,H,W].
+
+    The function varies no faster than the window is wide: it is fitted to smaller pictures, where
+    the window still has a radius of `_FINE_RADIUS`, and applied to the guide as it is (He and Sun,
+    arXiv:1505.00996).
+    """
+    size, coarser = guide.shape[-2:], max(1, radius // _FINE_RADIUS)
+    small = _shrunk(guide, coarser), _shrunk(wanted, coarser)
+    slope, offset = _local_fit(*small, round(radius / coarser), edge)
+    if coarser > 1:
+        slope, offset = (
+            F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (slope, offset)
+        )
+    return (slope * guide).sum(1, keepdim=True) + offset
+
+
+def _shrunk(x: Tensor, factor: int) -> Tensor:
+    if factor == 1:
+        return x
+    return F.interpolate(x, [-(-length // factor) for length in x.shape[-2:]], mode="area")
+
+
+def _local_fit(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> tuple[Tensor, Tensor]:
+    """Slope [B,3,H,W] and offset [B,1,H,W] of `wanted` over the guide, means of all windows."""
 
     def box(x: Tensor) -> Tensor:
         padded = F.pad(x, (radius,) * 4, mode="replicate")
@@ -132,7 +156,7 @@ def _guided_filter(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> T
     spread = spread.permute(0, 3, 4, 1, 2) + edge * torch.eye(3, device=guide.device)
     slope = torch.linalg.solve(spread, joint.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     offset = mean_wanted - (slope * mean).sum(1, keepdim=True)
-    return (box(slope) * guide).sum(1, keepdim=True) + box(offset)
+    return box(slope), box(offset)
 
 
 def keep_velocity(noisy: Tensor, context: Tensor, sigma: Tensor) -> Tensor:

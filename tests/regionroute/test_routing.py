@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from regionroute import routing
 from regionroute.config import RoutingConfig
 from regionroute.routing import (
     boundary_map,
@@ -82,6 +83,23 @@ def test_pixel_gates_find_the_edge_inside_a_token():
     }
     errors = {name: (gates[0, 0] - mask).abs().mean().item() for name, gates in wrong.items()}
     assert errors["refined"] < 0.4 * errors["smooth"]
+
+
+def test_gates_of_large_pictures_are_fitted_to_small_ones(monkeypatch):
+    mask = disc(500, radius=150.0, centre=(230.0, 270.0))
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.stack([mask, 0.3 + 0 * mask, 1 - mask])[None]
+    picture = (picture + 0.02 * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
+    coarse = torch.nn.functional.interpolate(mask[None, None], (8, 8), mode="area")
+    config = CONFIG.model_copy(update={"radius": 1.5, "contrast": 1.0})  # 94 pixels
+    small = pixel_gates(coarse, picture, config)
+    monkeypatch.setattr(routing, "_FINE_RADIUS", 10_000)
+    whole = pixel_gates(coarse, picture, config)
+
+    assert not torch.equal(small, whole)
+    assert (small - whole).abs().mean() < 0.01
+    errors = [(gates[0, 0] - mask).abs().mean() for gates in (small, whole)]
+    assert errors[0] < 1.1 * errors[1] + 0.002
 
 
 def test_open_and_closed_gates_stay_so_on_any_picture():
