@@ -2,7 +2,8 @@ r"""Real photos on the embedded base: is the named object restyled, and is the r
 
     regionroute label --labels PHOTOS/labels.jsonl --styles small_photos --styles-per-photo 3 \
         --size 160 --split-val 0.1 --out data/photo_pairs
-    python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors
+    python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
+        flow.perceptual.vgg=vgg16_features.safetensors
 
 Arms, trained at equal steps, each seed with its own experts and order: with Focus and Cover, and
 without. Held out by photo: the split "test", which the base has not seen either. Edits at the
@@ -14,6 +15,8 @@ result goes to bench/results/photos.json, a sheet of pictures beside the runs.
 """
 
 import argparse
+import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +47,7 @@ METHODS: dict[str, tuple[str, Mode]] = {  # name -> arm of the experts, how
 }
 REFERENCE = "routed, with"
 HIGHER = {"coverage", "map_iou"}
+LEAST_OF_A_WORD = 9  # edits, for a line of its own
 MARGIN = 0.03  # of the shorter side, round the mask
 
 
@@ -56,6 +60,7 @@ class Case(NamedTuple):
     mask: Tensor
     word: str
     style: str
+    flags: tuple[str, ...]
 
 
 def main() -> int:
@@ -91,7 +96,7 @@ def main() -> int:
 
 
 def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
-    """The first pairs of the split "test" in known styles, photos taking turns, at its size."""
+    """Pairs of the split "test" in known styles, photos taking turns in a fixed random order."""
     read = read_manifest(manifest)
     by_photo: dict[str, list[Any]] = {}
     assert editor.registry is not None
@@ -101,13 +106,10 @@ def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
             continue
         if sample.regions[0].style in known:
             by_photo.setdefault(sample.context, []).append(sample)
-    turns = max(map(len, by_photo.values()))
-    chosen = [
-        samples[turn]
-        for turn in range(turns)
-        for samples in by_photo.values()
-        if turn < len(samples)
-    ]
+    photos = list(by_photo.values())
+    random.Random(0).shuffle(photos)  # a manifest is sorted: its first photos are of one source
+    turns = max(map(len, photos))
+    chosen = [samples[turn] for turn in range(turns) for samples in photos if turn < len(samples)]
     cases = []
     for sample in chosen[:count]:
         image = read_image(read.path(sample.context))
@@ -123,6 +125,7 @@ def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
                 (mask[0] >= 0.5).float(),
                 region.object,
                 region.style,
+                tuple(sample.flags),
             )
         )
     return cases
@@ -166,6 +169,7 @@ def measures(
         "photo": case.photo,
         "word": case.word,
         "style": case.style,
+        "flags": case.flags,
         "area": float(case.mask.mean()),
         "leak": float(leak(edited, image, wide)),
         "coverage": float(coverage(edited, image, mask)),
@@ -177,12 +181,19 @@ def measures(
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means with intervals, over all and by the object's size."""
+    """Means with intervals, over all, by the object's size and company, and by its word."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
+    words = Counter(row["word"] for row in rows)
     groups = {
         "all": rows,
         "small": [row for row in rows if row["area"] < 0.1],
         "large": [row for row in rows if row["area"] >= 0.3],
+        "touching another": [row for row in rows if "touching" in row["flags"]],
+        "several of a kind": [row for row in rows if "several" in row["flags"]],
+    } | {
+        f"word: {word}": [row for row in rows if row["word"] == word]
+        for word, count in sorted(words.items())
+        if count >= LEAST_OF_A_WORD
     }
     return {
         group: {name: describe([row[name] for row in some]) for name in names} | {"n": len(some)}
@@ -232,7 +243,7 @@ def _train(args: argparse.Namespace, seed: int, arm: str, changes: tuple[str, ..
     run_python(ROOT / "train/run.py", "--config", ROOT / "configs/nano_photos.yaml",
                f"base.name={args.base}", f"data.manifest={args.manifest}",
                f"data.cache={args.out / 'cache'}", f"output={folder / arm}", f"seed={seed}",
-               f"train.steps={args.steps}", *changes)  # fmt: skip
+               f"train.steps={args.steps}", *args.overrides, *changes)  # fmt: skip
 
 
 def _weights(given: str | None) -> Path:
@@ -246,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE settings of both arms")
     parser.add_argument("--manifest", type=Path, required=True, help="photo pairs")
     parser.add_argument("--weights", help="AlexNet's weights, for LPIPS")
     parser.add_argument("--base", default="nano-photos")
