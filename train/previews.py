@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from regionroute.adapters import routed
 from regionroute.attention import mean_map, region_map
-from regionroute.buckets import crop_window, fitted
+from regionroute.buckets import fitted
 from regionroute.flow import sample as sample_latents
 from regionroute.io import from_pil, to_pil, write_image
+from train.preview_pairs import file_id, windows, write_pairs
 from train.scores import edit_scores
 from train.selection import one_style_each, target_of
 from train.step import Batch, recorder_of
@@ -90,15 +91,17 @@ class Previews:
     manifest: Manifest
     samples: dict[str, EditSample]
     batch: Batch
+    _paired: bool = field(default=False, init=False)
 
     def write(self, model: Any, step: int, reporter: Reporter) -> Path | None:
         """Edits the samples with the experts as they are and writes the sheet.
 
         All processes must call it: under ZeRO-3 each holds a part of every weight. The first
-        one writes.
+        one writes the sheet, and the edits one by one in a folder beside it, where
+        ``eval/rses.py`` finds them (see `train.preview_pairs`).
 
         Returns:
-            The file on the first process, None on the others.
+            The sheet's file on the first process, None on the others.
         """
         model.eval()
         edits, maps = self._edit(model)
@@ -111,19 +114,27 @@ class Previews:
         image = self._sheet(pictures, maps.cpu(), step)
         path = Path(self.config.output) / FOLDER / f"step-{step:06d}.png"
         write_image(path, image)
+        self._save(path.with_suffix(""), pictures)
         reporter.picture("preview", image, step)
         return path
+
+    def _save(self, folder: Path, edits: Tensor) -> None:
+        """The edits one by one, and beside their folder the pairs: for ``eval/rses.py``."""
+        for name, edit in zip(self.batch.ids, edits, strict=True):
+            write_image(folder / f"{file_id(name)}.png", edit)
+        if not self._paired:
+            size = (edits.shape[2], edits.shape[3])
+            shown = [self.samples[name] for name in self.batch.ids]
+            write_pairs(folder.parent, self.manifest, shown, size)
+            self._paired = True
 
     def _exact(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Sources and targets [B,3,*size], and masks [B,1,*size] of all objects."""
         samples = [self.samples[name] for name in self.batch.ids]
         sources = [fitted(self.manifest.context(sample)[None], size) for sample in samples]
         targets = [fitted(target_of(self.manifest, sample)[None], size) for sample in samples]
-        masks = [
-            F.interpolate(_window(self.manifest.masks(sample), size), size, mode="area").gt(0.5)
-            for sample in samples
-        ]
-        return torch.cat(sources), torch.cat(targets), torch.cat(masks).float()
+        masks = [windows(self.manifest.masks(sample).amax(0)[None], size) for sample in samples]
+        return torch.cat(sources), torch.cat(targets), torch.cat(masks)
 
     def _edit(self, model: Any) -> tuple[Tensor, Tensor]:
         """Latents [B,C,h,w] of the edits and region maps [B,S,h/2,w/2]."""
@@ -164,12 +175,6 @@ class Previews:
             label = f"{name}: {objects}, {sample.regions[0].style}"
             rows.append((label, [source, target, edits[number], heat]))
         return draw_sheet(f"step {step}", rows)
-
-
-def _window(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """What the model sees of the union of masks [S,1,H,W], as [1,1,H',W']."""
-    union = masks.amax(0)[None]
-    return crop_window(union.shape[-2], union.shape[-1], size).of(union)
 
 
 def draw_sheet(title: str, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Tensor:

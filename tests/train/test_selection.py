@@ -11,8 +11,9 @@ from regionroute import cli
 from regionroute.config import load_config
 from regionroute.errors import UserError
 from regionroute.io import read_json
-from regionroute.manifest import read_manifest, write_manifest
+from regionroute.manifest import mask_box, read_manifest, write_manifest
 from regionroute.prompts import build_prompt
+from train.preview_pairs import write_pairs
 from train.selection import one_style_each, select, target_of
 
 
@@ -66,6 +67,26 @@ def test_a_sample_of_several_styles_becomes_one_of_each(manifest):
     assert part.prompt[slice(*region.object_span)] == "circle"
 
 
+def test_parts_are_written_as_the_model_sees_them(manifest, tmp_path):
+    changed = two_styles(manifest)
+    parts = one_style_each(changed.samples[0], changed.root)
+    write_pairs(tmp_path, changed, parts, (16, 32))
+
+    written = read_manifest(tmp_path)
+    assert [sample.id for sample in written.samples] == ["pair-0-pixel-art", "pair-0-line-art"]
+    for sample, part in zip(written.samples, parts, strict=True):
+        assert (sample.prompt, sample.split) == (part.prompt, part.split)
+        assert [region.object for region in sample.regions] == [part.regions[0].object]
+        context, target = written.context(sample), written.target(sample)
+        assert context.shape == (3, 16, 32)
+        mask = written.masks(sample)[0]
+        assert sample.regions[0].box == mask_box(mask)
+        assert (target - context).abs().mul(mask).max() > 0
+        # What resizing spreads aside, what is of the other style stays as it was.
+        border = torch.nn.functional.max_pool2d(mask, 5, stride=1, padding=2)
+        assert (target - context).abs().mul(1 - border).max() < 0.02
+
+
 def test_a_part_has_the_source_where_another_style_was(manifest):
     changed = two_styles(manifest)
     chosen = select(changed, config_for(changed))
@@ -105,7 +126,8 @@ def test_samples_without_a_region_are_left_out(manifest):
 def test_both_styles_of_a_sample_are_trained_shown_and_edited(runs, manifest, tiny_base):
     two_styles(manifest, split="train")
     assert runs("run", "train.preview_every=3", "train.previews=4") == 0
-    assert [p.name for p in (runs.output("run") / "previews").iterdir()]
+    [shown] = read_manifest(runs.output("run") / "previews").samples
+    assert (runs.output("run") / "previews" / "step-000003" / f"{shown.id}.png").is_file()
     experts = runs.output("run") / "experts"
     out = runs.output("edits")
     arguments = ["--base", str(tiny_base), "--experts", str(experts), "--steps", "1"]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from eval import rses
 from eval.metrics.region import in_mask_ratio, mse_bg
 from regionroute.config import load_config
 from regionroute.errors import UserError
@@ -159,6 +160,20 @@ def test_previews_are_scored(runs):
     assert [row["step"] for row in rows] == [3, 6]
     assert all(row["preview_error_left"] > 0 for row in rows)
     assert all(row["preview_background_error"] > 0 for row in rows)
+
+
+def test_previews_can_be_given_to_the_regional_style_editing_score(runs):
+    assert runs("run", "train.preview_every=3") == 0
+    previews, out = runs.output("run") / "previews", runs.output("scores")
+    edits = [f"--edits={step}={previews / f'step-{step:06d}'}" for step in (3, 6)]
+    assert rses.main(["--manifest", str(previews), "--split=all", *edits, "--out", str(out)]) == 0
+
+    means = json.loads((out / "summary.json").read_text())["methods"]
+    for row in scores(runs, "run"):
+        found = means[str(row["step"])]["slices"]["all"]
+        # The logged numbers are of the edits before they were rounded to eight bits.
+        for name, logged in (("in_mask_ratio", "error_left"), ("mse_bg", "background_error")):
+            assert found[name]["mean"] == pytest.approx(row[f"preview_{logged}"], rel=0.02)
 
 
 def test_a_continued_run_takes_later_scores_back(runs, tiny_manifest):
