@@ -9,6 +9,7 @@ learned weights) ask for strokes that look right instead of strokes in the right
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +39,7 @@ class PerceptualLoss:
     def __init__(
         self, cfg: PerceptualConfig, decode: Callable[[Tensor], Tensor], setting: str
     ) -> None:
-        self.decode = decode
+        self.decode, self.bfloat16 = decode, cfg.bfloat16
         self.network = load_vgg(str(cfg.vgg), setting)
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
@@ -61,5 +62,9 @@ class PerceptualLoss:
 
     def _features(self, latents: Tensor) -> list[Tensor]:
         """Maps [B,c,h,w] with channels of length 1 at every place."""
-        maps = self.network.to(latents.device)(self.decode(latents), LAYERS)
+        pictures, network = self.decode(latents), self.network.to(latents.device)
+        with (
+            torch.autocast(pictures.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        ):
+            maps = network(pictures, LAYERS)
         return [F.normalize(F.relu(m.float()), dim=1, eps=1e-6) for m in maps]

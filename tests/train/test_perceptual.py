@@ -20,9 +20,10 @@ def picture(seed):
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def loss_of(vgg):
+def loss_of(vgg, **settings):
     """Of latents that are half the pictures."""
-    return PerceptualLoss(PerceptualConfig(vgg=str(vgg)), lambda latents: 2 * latents, "--vgg ")
+    config = PerceptualConfig(vgg=str(vgg), **settings)
+    return PerceptualLoss(config, lambda latents: 2 * latents, "--vgg ")
 
 
 def test_it_is_the_distance_of_features_with_channels_of_length_one(vgg):
@@ -37,6 +38,13 @@ def test_it_is_the_distance_of_features_with_channels_of_length_one(vgg):
     assert expected.min() > 0
     assert torch.allclose(loss(picture(0) / 2, picture(1) / 2), expected, rtol=1e-5)
     assert loss(picture(0) / 2, picture(0) / 2).tolist() == [0, 0]
+
+
+def test_low_precision_is_near(vgg):
+    pair = picture(0) / 2, picture(1) / 2
+    exact, low = loss_of(vgg)(*pair), loss_of(vgg, bfloat16=True)(*pair)
+    assert not torch.equal(exact, low)
+    assert torch.allclose(exact, low, rtol=0.02)
 
 
 def test_it_teaches_the_prediction_and_not_the_network(vgg):
