@@ -155,9 +155,7 @@ class PerceptualConfig(Section):
         None, description="torchvision's VGG16 weights (safetensors); null: no such loss"
     )
     weight: NonNegative = Field(0.15, description="weight of this loss")
-    bfloat16: bool = Field(
-        False, description="VGG in bf16 (faster where the processor has it), what else there is not"
-    )
+    bfloat16: bool = Field(False, description="run VGG in bf16, faster where the processor has it")
 
 
 class FlowConfig(Section):
