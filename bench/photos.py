@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="AlexNet's weights, for LPIPS")
     parser.add_argument("--base", default="nano-photos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=180, help="training steps")
+    parser.add_argument("--steps", type=int, default=150, help="training steps")
     parser.add_argument("--pairs", type=int, default=150, help="held-out pairs edited")
     parser.add_argument("--out", type=Path, default=Path("out/photos"), help="folder of the runs")
     add_result_argument(parser, "photos")
