@@ -130,10 +130,7 @@ def train_base(
     Raises:
         UserError: the loss is not finite, or a vision network's weights cannot be read.
     """
-    perceptual = None
-    if cfg.perceptual.vgg is not None:
-        decode = partial(decode_latents, codec)
-        perceptual = PerceptualLoss(cfg.perceptual, decode, "base.perceptual.vgg=")
+    perceptual = _perceptual(cfg, codec)
     averages: dict[str, float] = {}
     clock = time.perf_counter()
     steps = range(start, cfg.steps)
@@ -163,6 +160,13 @@ def train_base(
                 bar.write(
                     f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
                 )
+
+
+def _perceptual(cfg: BaseTrainingConfig, codec: PatchCodec) -> PerceptualLoss | None:
+    if cfg.perceptual.vgg is None:
+        return None
+    decode = partial(decode_latents, codec)
+    return PerceptualLoss(cfg.perceptual, decode, "base.perceptual.vgg=")
 
 
 def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
