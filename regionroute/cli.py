@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import sys
 from importlib.metadata import version
 from typing import NamedTuple
 
+from regionroute import start
 from regionroute.errors import UserError, command, nearest
 
 
 class Command(NamedTuple):
-    """A sub-command: the module whose ``main(argv)`` runs it, and what it is for."""
+    """A sub-command.
+
+    Attributes:
+        module: its ``main(argv)`` runs it.
+        summary: what it is for.
+        short: over in seconds, and leaves nothing behind that is not written down; its process
+            ends as `start.end_quickly` says.
+    """
 
     module: str
     summary: str
+    short: bool = False
 
 
 COMMANDS = {
     "edit": Command(
-        "regionroute.edit_command", "restyle the named object of a picture, or of many"
+        "regionroute.edit_command", "restyle the named object of a picture, or of many", short=True
     ),
     "demo": Command("regionroute.demo", "photos: labels, a new style, edits, scores, in minutes"),
     "study": Command("regionroute.study", "what attention supervision does, on drawn scenes"),
@@ -57,20 +65,29 @@ examples:
 `regionroute COMMAND --help` explains one command."""
 
 
-@command
 def main(argv: list[str] | None = None) -> int:
     """Runs ``regionroute COMMAND …``.
 
     Args:
-        argv: arguments, None for the process's own.
+        argv: arguments, None for the process's own, which then may end quickly.
 
     Returns:
-        The sub-command's exit code; 0 for help.
-
-    Raises:
-        UserError: an unknown command; names the nearest.
+        The sub-command's exit code; 0 for help; 2 for an unknown command.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is not None:
+        return _run(argv)
+    argv = sys.argv[1:]
+    known = COMMANDS.get(argv[0]) if argv else None
+    if known is None or not known.short:
+        return _run(argv)
+    done = start.end_quickly()
+    code = _run(argv)
+    done(code)
+    return code
+
+
+@command
+def _run(argv: list[str] | None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -82,9 +99,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
         )
-    # Half a million objects of imports are looked through again and again otherwise: 1.3 s.
-    gc.set_threshold(100_000)
-    return int(importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:]))
+    start.collect_rarely()
+    try:
+        return int(importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:]))
+    finally:
+        start.collect_as_usual()
 
 
 def usage() -> str:

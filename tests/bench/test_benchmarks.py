@@ -216,3 +216,10 @@ def test_train_kontext_wants_a_gpu():
     found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert found.returncode == 2
     assert found.stderr == "error: the full size needs a GPU; `--dry` runs tiny sizes on the CPU\n"
+
+
+@pytest.mark.slow
+def test_edit_start(tmp_path):
+    result = run(tmp_path, "edit_start", "--rounds", "2", "--size", "96")
+    assert result["processes"]["import of the stock pipeline"]["over the rival"] == 1
+    assert all(row["processor seconds, median"] > 0 for row in result["processes"].values())

@@ -1,0 +1,148 @@
+"""What makes a short command quick: fewer collections, imports put off, a short end.
+
+A command that loads the networks' libraries spends most of its time on importing them, and then on
+taking them apart again. Nothing here changes what a command does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+# Half a million objects of imports are looked through again and again otherwise: 1.3 s.
+RARE = 100_000
+_USUAL = gc.get_threshold()
+_LOCK = threading.Lock()
+
+
+def collect_rarely() -> None:
+    """Looks for garbage seldom: while libraries are imported there is none."""
+    gc.set_threshold(RARE)
+
+
+def collect_as_usual() -> None:
+    """What `collect_rarely` changed is as it was; for when the imports are done."""
+    gc.set_threshold(*_USUAL)
+
+
+@contextlib.contextmanager
+def put_off(*names: str) -> Iterator[None]:
+    """Runs no code of these modules before something in them is used; for optional integrations.
+
+    diffusers imports all that it could work with and is installed, such as bitsandbytes, and with
+    it the compiler, though only models in 4 bits need either. Within the context such an import
+    gives the real module, found as ever, whose code runs when an attribute or a submodule of it
+    is first asked for: later, or at once if a library asks while it is imported itself. So a new
+    release of a library can at worst undo what this saves.
+
+    Args:
+        names: full names. Those that are imported already, or not installed, are left alone.
+    """
+    finder = _Finder(names)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _Finder(MetaPathFinder):
+    """Finds some modules where the usual finder does."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.names:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    """Makes a module ready, but leaves its code to its first use.
+
+    The standard library's LazyLoader runs the code too soon: when a module is imported a second
+    time, and when `inspect` looks for the ``__file__`` of all modules, as torch does.
+    """
+
+    def __init__(self, real: Loader) -> None:
+        self.real = real
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.real
+        # Asked for by whoever imports a submodule, which needs the package's own code first.
+        vars(module).pop("__path__", None)
+        module.__class__ = _PutOff
+
+
+class _PutOff(ModuleType):
+    """A module whose code has not run; ``__name__``, ``__file__`` and ``__spec__`` are there."""
+
+    def __getattr__(self, name: str) -> object:
+        with _LOCK:
+            mine = type(self) is _PutOff
+            if mine:
+                self.__class__ = ModuleType  # type: ignore[assignment]
+        if mine:
+            _run(self)
+        return getattr(self, name)
+
+
+def _run(module: ModuleType) -> None:
+    spec = module.__spec__
+    assert spec is not None
+    assert spec.loader is not None
+    if spec.submodule_search_locations is not None:
+        module.__path__ = spec.submodule_search_locations
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(spec.name, None)  # as after any failed import: the next one tries again
+        raise
+
+
+def end_quickly() -> Callable[[int], None]:
+    """Lets the process end without taking apart half a million objects, 1.5 s with torch loaded.
+
+    Call it before anything else is imported: handlers at exit run in reverse order, so this one
+    comes after those of all libraries, and after the threads have been waited for. Only then the
+    process leaves, its streams flushed; the system takes the memory back at once.
+    (``gc.freeze()`` would save half of it, but triton's binding then reports leaks on stderr.)
+
+    Returns:
+        Call it with the exit code when the command is done. Without that call, as after an error
+        of ours, the process ends as ever; so it does under a debugger, a tracer or a profiler,
+        which may have something to write down still, and when a stream cannot be flushed.
+    """
+    codes: list[int] = []
+
+    def leave() -> None:
+        if not codes or sys.gettrace() or sys.getprofile():
+            return
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+        except (OSError, ValueError):
+            return  # Python tells of it
+        os._exit(codes[-1])
+
+    atexit.register(leave)
+    return codes.append
