@@ -132,6 +132,9 @@ class ExpertsConfig(Section):
     load_balance: NonNegative = Field(
         0.0, description="router similarity: weight of the loss that evens out the use of experts"
     )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of the exported files; experts compute in float32"
+    )
     license: Name | None = Field(
         None, description="licence that the model card names, as on the hub; null: not stated"
     )
@@ -257,6 +260,11 @@ class RoutingConfig(Section):
         "image",
         description="what that is told: to restyle the whole image, or the prompt itself, which "
         "names the object, as the experts were trained",
+    )
+    mirror: bool = Field(
+        False,
+        description="read maps from the picture's mirror image too and take the mean; one model "
+        "call more an edit",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.4, description="attention at which a gate is half open, relative to that on the object"

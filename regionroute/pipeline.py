@@ -224,6 +224,9 @@ class Editor:
             clauses, context, torch.cat(noise), options.steps, options.guidance, callback,
             options.strength, bool(options.lock_background), want_map, instance=options.instance,
         )  # fmt: skip
+        if regions is None and self.routing.mirror and options.mode == "routed":
+            mirrored = self.backbone.encode_images(resize(sources.flip(-1), size))
+            return dataclasses.replace(task, mirrored=mirrored)
         if regions is None:
             return task
         return dataclasses.replace(task, regions=gates_of_regions(regions, task.grid).to(context))

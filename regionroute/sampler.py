@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class Task:
         want_map: maps are wanted.
         regions: gates [B,S,h,w] in place of the model's own maps, or None.
         instance: which of several objects of a word.
+        mirrored: latents of the mirrored pictures, [B,C,H,W], if maps are read from them too.
     """
 
     clauses: Sequence[Sequence[EditPlan]]
@@ -66,6 +67,7 @@ class Task:
     want_map: bool = False
     regions: Tensor | None = None
     instance: Instance = "all"
+    mirrored: Tensor | None = None
 
     @property
     def rows(self) -> list[EditPlan]:
@@ -171,7 +173,7 @@ class Sampler:
         return Sampled(self._branches(task, acting), gates, shown.amax(1), level, instances)
 
     def clause_maps(self, task: Task) -> tuple[Tensor, Tensor]:
-        """Where each clause's own words look, by one model call at σ = 1.
+        """Where each clause's own words look, by one model call at σ = 1, or two if mirrored.
 
         Each clause is read from its own prompt: maps of a joint prompt run into each other.
 
@@ -180,10 +182,12 @@ class Sampler:
             map's region, [B,S].
         """
         plan = self._first_call(task)
-        maps, attention = (
-            rows.unflatten(0, (-1, task.pairs))
-            for rows in (self.reader.combined(), self.reader.attention())
-        )
+        maps, attention = self.reader.combined(), self.reader.attention()
+        if task.mirrored is not None:
+            self._first_call(replace(task, context=task.mirrored))
+            maps = (maps + self.reader.combined().flip(-1)) / 2
+            attention = (attention + self.reader.attention().flip(-1)) / 2
+        maps, attention = (x.unflatten(0, (-1, task.pairs)) for x in (maps, attention))
         tokens = plan.text_len + 2 * plan.image_len
         return maps, region_level(attention)[..., 0, 0] * tokens
 

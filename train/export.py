@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from regionroute.adapters import save_experts
 from regionroute.adapters.export import expert_names
 from regionroute.manifest import manifest_file
@@ -59,6 +61,7 @@ def experts_writer(
             styles,
             base_name=inputs.backbone.name,
             base_fingerprint=inputs.backbone.fingerprint,
+            dtype=getattr(torch, config.experts.dtype),
             extra=extra | {"steps": engine.global_steps, "losses": scores},
         )
 

@@ -111,6 +111,7 @@ def save_experts(
     base_name: str,
     base_fingerprint: str,
     extra: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ExpertRegistry:
     """Writes every expert as a LoRA file, what they share, the model card and, last, the registry.
 
@@ -125,6 +126,7 @@ def save_experts(
         base_fingerprint: identity of that base, checked by `load_experts`.
         extra: anything else to remember, JSON-able (map layers, configuration, and what
             `regionroute.adapters.card` tells).
+        dtype: precision of the files.
 
     Returns:
         The registry as written.
@@ -153,10 +155,10 @@ def save_experts(
         extra=dict(extra or {}),
     )
     if registry.router:
-        save_router(folder / registry.router.file, model)
+        save_router(folder / registry.router.file, model, dtype)
     rank, alpha = file_scale(registry)
     for i, entry in enumerate(registry.experts):
-        state = expert_state_dict(model, i)
+        state = {key: tensor.to(dtype) for key, tensor in expert_state_dict(model, i).items()}
         write_lora_file(folder / entry.file, state, rank, alpha, list(layers))
     write_card(folder, registry)
     write_json(folder / REGISTRY_FILE, registry.model_dump(by_alias=True))
@@ -226,6 +228,7 @@ def _read_expert(
             f"{path}: rank and alpha in the file are {found[0]} and {found[1]}, "
             f"{REGISTRY_FILE} says {rank} and {alpha:g}: export it again"
         )
+    state = {key: tensor.float() for key, tensor in state.items()}
     _check_shared(state, common, str(path))
     return state
 

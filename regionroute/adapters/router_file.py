@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from regionroute.adapters.lora_file import PREFIX, check_state, read_lora_file, write_tensors
@@ -33,12 +34,13 @@ def router_entry(model: nn.Module) -> RouterEntry | None:
     return RouterEntry(shared_rank=shared) if shared else None
 
 
-def save_router(path: Path, model: nn.Module) -> None:
+def save_router(path: Path, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Writes the shared expert and the gates of every layer, complete or not at all.
 
     Under ZeRO-3 call it inside ``GatheredParameters(adapter_parameters(model))``.
     """
-    write_tensors(path, router_state_dict(model), {})
+    state = router_state_dict(model)
+    write_tensors(path, {key: tensor.to(dtype) for key, tensor in state.items()}, {})
 
 
 def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ def read_router(
         if entry.style_dim:
             shapes[f"{PREFIX}{name}.router.gate.weight"] = (num_experts, entry.style_dim)
     check_state(state, shapes, str(path))
-    return state
+    return {key: tensor.float() for key, tensor in state.items()}
 
 
 def load_router_state_dict(

@@ -370,3 +370,18 @@ def test_resizing_is_antialiased_and_free_at_equal_size() -> None:
     checker = torch.zeros(1, 3, 32, 32)
     checker[..., ::2, ::2] = checker[..., 1::2, 1::2] = 1
     assert (resize(checker, (8, 8)) - 0.5).abs().max() < 0.1
+
+
+def test_maps_read_from_the_mirror_image_too_are_mirrored_with_the_picture(editor: Editor) -> None:
+    def maps(image: Tensor) -> Tensor:
+        result = editor.edit(image, "dog", "pixel-art", mode="routed", want_map=True)
+        assert result.region_map is not None
+        return result.region_map
+
+    before, image = editor.routing, picture()
+    try:
+        assert (maps(image.flip(-1)) - maps(image).flip(-1)).abs().max() > 1e-3
+        editor.routing = before.model_copy(update={"mirror": True})
+        torch.testing.assert_close(maps(image.flip(-1)), maps(image).flip(-1), atol=1e-5, rtol=0)
+    finally:
+        editor.routing = before

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from regionroute.adapters import (
     RouteContext,
     adapter_layers,
+    adapter_parameters,
     expert_state_dict,
+    inject,
     load_expert_state_dict,
     load_experts,
     read_registry,
@@ -75,6 +77,32 @@ def test_round_trip(adapted, saved, make_flux, inputs):
     assert registry.extra == {"map_layers": ["double.1"]}
     for expert in range(3):
         assert torch.equal(run(flux, inputs, expert), run(adapted, inputs, expert))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_halves_the_files_and_computes_nearly_the_same(
+    make_flux, inputs, tmp_path, dtype
+):
+    adapted = make_flux()
+    generator = torch.Generator().manual_seed(3)
+    inject(adapted, "regionroute", 3, 4, 6.0, shared_rank=2, generator=generator)
+    with torch.no_grad():  # the shared expert too, which is in the router's file as well
+        for parameter in adapter_parameters(adapted):
+            parameter.normal_(0, 0.1, generator=generator)
+    sizes = {}
+    for name, precision in (("full", torch.float32), ("half", dtype)):
+        save_experts(
+            tmp_path / name, adapted, STYLES, base_name="tiny", base_fingerprint="abc",
+            dtype=precision,
+        )  # fmt: skip
+        state = load_file(tmp_path / name / "line-art" / FILE)
+        sizes[name] = sum(tensor.nbytes for tensor in state.values())
+        assert {tensor.dtype for tensor in state.values()} == {precision}
+    assert sizes["half"] * 2 == sizes["full"]
+    flux = make_flux()
+    load_experts(tmp_path / "half", base(flux))
+    assert all(parameter.dtype == torch.float32 for parameter in adapter_parameters(flux))
+    assert torch.allclose(run(flux, inputs, 1), run(adapted, inputs, 1), atol=5e-2)
 
 
 def test_chosen_styles_only(adapted, saved, make_flux, inputs):
