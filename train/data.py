@@ -90,6 +90,7 @@ class TrainingData:
         global_batch: samples an optimizer step.
         flow: distribution of the noise levels.
         references: where each sample gets an example picture from, if that chooses the experts.
+        semantic_channels: of the base, see `Batch`.
     """
 
     def __init__(
@@ -101,7 +102,9 @@ class TrainingData:
         global_batch: int,
         flow: FlowConfig,
         references: References | None = None,
+        semantic_channels: int = 0,
     ) -> None:
+        self.semantic_channels = semantic_channels
         self.examples = examples if isinstance(examples, Examples) else Examples(examples)
         self.cache, self.references = cache, references
         self.seed, self.global_batch, self.flow = seed, global_batch, flow
@@ -141,6 +144,7 @@ class TrainingData:
             plan=plan,
             inside=inside,
             style_emb=self._style_embeddings(step, members, examples),
+            semantic_channels=self.semantic_channels,
         )
 
     def _style_embeddings(

@@ -34,6 +34,8 @@ class LatentPairs:
         pictures: the context, [B,3,H,W] in [0,1].
         context, target: latents [B,C,h,w] float32.
         clip_ids, t5_ids: tokens of the prompts, [B,T] each.
+        semantic_channels: how many of the C, the last ones, no picture is decoded from.
+        painted: bool [B], which get the perceptual loss; None: all.
         generator: draws what else the step needs.
     """
 
@@ -43,6 +45,8 @@ class LatentPairs:
     clip_ids: Tensor
     t5_ids: Tensor
     generator: Generator
+    semantic_channels: int = 0
+    painted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -198,14 +202,18 @@ def _losses(
             sigma,
             1.0,
         )
-        losses = {"loss": F.mse_loss(velocity.float(), velocity_target(target, noise))}
+        drawn = target.shape[1] - pairs.semantic_channels
+        error = velocity.float() - velocity_target(target, noise)
+        losses = {"loss": error[:, :drawn].square().mean()}
         if model.alignment is not None:
             rows, columns = (length // 2 for length in pairs.context.shape[2:])
             losses["alignment"] = model.alignment.loss(pairs.pictures, (rows, columns))
         if perceptual is not None:
             predicted = noisy - sigma[:, None, None, None] * velocity.float()
-            distance = perceptual(predicted, target).mean()
-            losses["perceptual"] = cfg.perceptual.weight * distance
+            painted = pairs.painted if pairs.painted is not None else sigma.isfinite()
+            if painted.any():
+                distance = perceptual(predicted[painted], target[painted]).sum() / len(target)
+                losses["perceptual"] = cfg.perceptual.weight * distance
     return losses
 
 

@@ -10,6 +10,7 @@ Share = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[float, Field(gt=0, le=1)]
 Width = Annotated[int, Field(ge=2, multiple_of=2)]
+Block = Annotated[int, Field(ge=0, le=15)]
 
 
 class _Section(BaseModel):
@@ -87,9 +88,21 @@ class CodecConfig(_Section):
 
     latent_channels: int = Field(
         24,
-        description="latent channels; packed 2x2 a token has 4x as many of its 192 numbers",
+        description="latent channels of the pixels; packed 2x2 a token has 4x as many of its 192 "
+        "numbers",
         ge=1,
         le=48,
+    )
+    vision: str | None = Field(
+        None,
+        description="EfficientNet-Lite0's weights (safetensors), whose features of a picture are "
+        "further latent channels; null: none (train/vision_encoder.py says where from)",
+    )
+    vision_blocks: tuple[Block, ...] = Field(
+        (10, 15), description="blocks of that network, 0 to 15, that features are taken from"
+    )
+    semantic_channels: int = Field(
+        12, description="latent channels of these features; 4x as many a token", ge=1
     )
     pictures: int = Field(12000, description="pictures of the corpus it is fitted to", ge=1)
 
@@ -167,6 +180,11 @@ class BaseTrainingConfig(_Section):
     )
     alignment: AlignmentConfig = AlignmentConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
+    perceptual_tasks: tuple[PhotoTask, ...] | None = Field(
+        None,
+        description="tasks of a bank whose pairs get the perceptual loss, which is most of a "
+        "step's time; null: all",
+    )
     timestep_mean: float = Field(
         1.5, description="mean of the normal whose sigmoid is the noise level"
     )
@@ -183,6 +201,11 @@ class PretrainConfig(_Section):
     seed: int = Field(0, description="seed of initialisation, order and noise", ge=0, lt=2**32)
     output: str = Field(
         "runs/nano_base", description="folder for checkpoints and the finished base"
+    )
+    start: str | None = Field(
+        None,
+        description="folder of a finished base to go on from, with its codec of pixels and its "
+        "words; its sizes have to be these",
     )
     threads: int | None = Field(None, description="CPU threads (None: torch's own choice)", ge=1)
     corpus: CorpusConfig = CorpusConfig()

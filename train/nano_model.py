@@ -1,8 +1,10 @@
 """Nano's parts: the same classes as FLUX.1-Kontext at small sizes, and how they are saved."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,59 +19,53 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from regionroute.backbones.kontext import Backbone
 from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.backbones.tokenizers import (
     WORD_START,
     build_clip_tokenizer,
     build_t5_tokenizer,
 )
-from regionroute.io import numbered_lines, write_json
+from regionroute.errors import UserError
+from regionroute.io import numbered_lines, read_json, write_json
 from train.alignment import Alignment
 from train.folders import replace_folder
 from train.nano_config import AlignmentConfig, ModelConfig, PretrainConfig
 from train.word_table import WordTable
+
+# Weights of channels added to a trained transformer, over those of a new one: at first they shall
+# not drown what it knows.
+_SHY = 0.3
+
+
+@dataclass(frozen=True)
+class NanoParts:
+    """Parts of a base by their names in the pipeline."""
+
+    tokenizer: CLIPTokenizer
+    tokenizer_2: T5TokenizerFast
+    text_encoder: CLIPTextModel
+    text_encoder_2: T5EncoderModel
+    transformer: FluxTransformer2DModel
 
 
 class NanoModel(nn.Module):
     """Transformer and text encoders, trained together; tokenizers ride along.
 
     Args:
-        cfg: sizes.
-        latent_channels: of the codec; the transformer sees four times as many a token.
-        words: words that get a token of their own.
-        table: word vectors that the T5 encoder starts from and never changes; None: its own.
+        parts: what is trained, and the tokenizers.
+        length: text tokens of a prompt.
         alignment: of the transformer's states with a vision network's features.
     """
 
     def __init__(
-        self,
-        cfg: ModelConfig,
-        latent_channels: int,
-        words: Sequence[str],
-        table: WordTable | None = None,
-        alignment: AlignmentConfig | None = None,
+        self, parts: NanoParts, length: int, alignment: AlignmentConfig | None = None
     ) -> None:
         super().__init__()
-        self.length = cfg.text_length
-        known, pieces = (words, ()) if table is None else (table.words, table.pieces)
-        self.tokenizer: CLIPTokenizer = build_clip_tokenizer(words, cfg.text_length)
-        self.tokenizer_2: T5TokenizerFast = build_t5_tokenizer(known, cfg.text_length, pieces)
-        self.text_encoder = CLIPTextModel(_clip_config(cfg, self.tokenizer))
-        self.text_encoder_2 = T5EncoderModel(_t5_config(cfg, len(self.tokenizer_2)))
-        if table is not None:
-            _set_vectors(self.text_encoder_2, self.tokenizer_2, table)
-        self.transformer = FluxTransformer2DModel(
-            in_channels=4 * latent_channels,
-            num_layers=cfg.num_layers,
-            num_single_layers=cfg.num_single_layers,
-            attention_head_dim=cfg.attention_head_dim,
-            num_attention_heads=cfg.num_attention_heads,
-            joint_attention_dim=cfg.text_dim,
-            pooled_projection_dim=cfg.text_dim,
-            axes_dims_rope=tuple(cfg.axes_dims_rope),
-            guidance_embeds=False,
-        )
-        _initialise(self.transformer)
+        self.length = length
+        self.tokenizer, self.tokenizer_2 = parts.tokenizer, parts.tokenizer_2
+        self.text_encoder, self.text_encoder_2 = parts.text_encoder, parts.text_encoder_2
+        self.transformer = parts.transformer
         self.alignment: Alignment | None = None
         if alignment is not None and alignment.vgg is not None:
             self.alignment = Alignment(alignment, self.transformer)
@@ -93,6 +89,96 @@ class NanoModel(nn.Module):
         states = self.text_encoder_2(t5_ids)[0]
         pooled = self.text_encoder(clip_ids).pooler_output
         return states, pooled
+
+
+def new_parts(
+    cfg: ModelConfig,
+    latent_channels: int,
+    words: Sequence[str],
+    table: WordTable | None = None,
+    semantic_channels: int = 0,
+) -> NanoParts:
+    """Parts that have learned nothing yet.
+
+    Args:
+        cfg: sizes.
+        latent_channels: of the codec; the transformer sees four times as many a token.
+        words: words that get a token of their own.
+        table: word vectors that the T5 encoder starts from and never changes; None: its own.
+        semantic_channels: of the codec; their velocity is not trained and stays 0.
+    """
+    known, pieces = (words, ()) if table is None else (table.words, table.pieces)
+    tokenizer = build_clip_tokenizer(words, cfg.text_length)
+    tokenizer_2 = build_t5_tokenizer(known, cfg.text_length, pieces)
+    text_encoder = CLIPTextModel(_clip_config(cfg, tokenizer))
+    text_encoder_2 = T5EncoderModel(_t5_config(cfg, len(tokenizer_2)))
+    if table is not None:
+        _set_vectors(text_encoder_2, tokenizer_2, table)
+    transformer = _transformer(cfg, latent_channels)
+    if semantic_channels:  # tokens are packed channel by channel, these come last
+        transformer.proj_out.weight.data[-4 * semantic_channels :] = 0
+        transformer.proj_out.bias.data[-4 * semantic_channels :] = 0
+    return NanoParts(tokenizer, tokenizer_2, text_encoder, text_encoder_2, transformer)
+
+
+def parts_of(base: Backbone, cfg: ModelConfig, latent_channels: int) -> NanoParts:
+    """Parts of a finished base, trained further; latent channels may be added to it.
+
+    Args:
+        base: see `PretrainConfig.start`.
+        cfg: sizes, which have to be the base's.
+        latent_channels: at least as many as the base's.
+
+    Raises:
+        UserError: other sizes.
+    """
+    transformer = _transformer(cfg, latent_channels)
+    try:
+        transformer.load_state_dict(_widened(base.transformer.state_dict(), transformer))
+    except RuntimeError as error:
+        raise UserError(
+            f"start={base.name}: this base has other sizes than `model` and `codec` ask for "
+            f"({_reason(error)})"
+        ) from error
+    for encoder in base.text_encoders():
+        encoder.requires_grad_(True)
+    # A table of word vectors stays what it was.
+    base.text_encoder_2.get_input_embeddings().weight.requires_grad_(cfg.sentence_encoder is None)
+    return NanoParts(
+        base.tokenizer, base.tokenizer_2, base.text_encoder, base.text_encoder_2, transformer
+    )
+
+
+def _widened(state: dict[str, Tensor], transformer: FluxTransformer2DModel) -> dict[str, Tensor]:
+    """The weights of a transformer of fewer latent channels: the further ones come last."""
+    own = transformer.state_dict()
+    into, out = "x_embedder.weight", ("proj_out.weight", "proj_out.bias")
+    more = own[into].shape[1] - state[into].shape[1]
+    if more <= 0:
+        return state
+    wide = {into: torch.cat([state[into], own[into][:, -more:] * _SHY], 1)}
+    wide |= {key: torch.cat([state[key], torch.zeros_like(own[key][-more:])]) for key in out}
+    return state | wide
+
+
+def _reason(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines()[1:]), type(error).__name__)
+
+
+def _transformer(cfg: ModelConfig, latent_channels: int) -> FluxTransformer2DModel:
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * latent_channels,
+        num_layers=cfg.num_layers,
+        num_single_layers=cfg.num_single_layers,
+        attention_head_dim=cfg.attention_head_dim,
+        num_attention_heads=cfg.num_attention_heads,
+        joint_attention_dim=cfg.text_dim,
+        pooled_projection_dim=cfg.text_dim,
+        axes_dims_rope=tuple(cfg.axes_dims_rope),
+        guidance_embeds=False,
+    )
+    _initialise(transformer)
+    return transformer
 
 
 def vocabulary(prompts: Sequence[str], words_file: str | None) -> list[str]:
@@ -139,6 +225,10 @@ def save_base(
     # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
     pipeline.to(torch.float16).save_pretrained(partial, safe_serialization=True)
     pipeline.to(torch.float32)
+    for path in partial.glob("tokenizer*/tokenizer.json"):
+        # Laid out for reading a vocabulary takes three times the space.
+        text = json.dumps(read_json(path), ensure_ascii=False, separators=(",", ":"))
+        path.write_text(text, encoding="utf-8")
     settings = {
         "steps": cfg.edit_steps,
         "guidance": 1.0,

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.errors import UserError, nearest
 from regionroute.latents import encode_images
 from train.nano_base import HeldOut, LatentPairs
@@ -104,7 +105,7 @@ class PhotoSource:
         UserError: a bank that cannot be used.
     """
 
-    def __init__(self, cfg: PretrainConfig, codec: torch.nn.Module, model: NanoModel) -> None:
+    def __init__(self, cfg: PretrainConfig, codec: PatchCodec, model: NanoModel) -> None:
         self.cfg, self.codec, self.model = cfg, codec, model
         self.data = _Batches(cfg)
         self.validation = PairMaker(
@@ -126,11 +127,18 @@ class PhotoSource:
             yield LatentPairs(
                 context,
                 encode_images(self.codec, context),
-                encode_images(self.codec, batch.target.float() / 255),
+                # At these noise levels nothing shows of what a target's features would be.
+                self.codec.encode_pixels(batch.target.float() / 127.5 - 1),
                 clip_ids,
                 t5_ids,
                 step_generator(self.cfg.seed, batch.step),
+                self.codec.config.semantic_channels,
+                self._painted(batch.tasks),
             )
+
+    def _painted(self, tasks: list[str]) -> Tensor | None:
+        wanted = self.cfg.base.perceptual_tasks
+        return None if wanted is None else torch.tensor([task in wanted for task in tasks])
 
     def held_out(self, step: int) -> dict[str, HeldOut]:
         """See `PairSource`; the same pairs at every step of one size."""
@@ -143,12 +151,13 @@ class PhotoSource:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """A composed batch as it travels between processes: uint8 [B,3,S,S] and prompts."""
+    """A composed batch as it travels between processes: uint8 [B,3,S,S], prompts and tasks."""
 
     step: int
     context: Tensor
     target: Tensor
     prompts: list[str]
+    tasks: list[str]
 
 
 class _Batches(Dataset[_Pictures]):
@@ -169,6 +178,7 @@ class _Batches(Dataset[_Pictures]):
             _stacked([pair.context for pair in pairs], side),
             _stacked([pair.target for pair in pairs], side),
             [pair.prompt for pair in pairs],
+            [pair.task for pair in pairs],
         )
 
 

@@ -183,6 +183,7 @@ def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
         global_batch=config.train.global_batch,
         flow=config.flow,
         references=inputs.references,
+        semantic_channels=inputs.backbone.semantic_channels,
     )
 
 
@@ -200,7 +201,7 @@ def _previews(config: RunConfig, inputs: Inputs, cache: Cache) -> Previews | Non
     count = len(inputs.shown)
     data = TrainingData(
         inputs.shown_examples, cache, seed=config.seed, global_batch=count, flow=config.flow,
-        references=inputs.references,
+        references=inputs.references, semantic_channels=inputs.backbone.semantic_channels,
     )  # fmt: skip
     samples = {sample.id: sample for sample in inputs.shown}
     batch = data.batch(0, range(count))

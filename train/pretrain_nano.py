@@ -16,16 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
-from regionroute.errors import Parser, command
+from regionroute.errors import Parser, UserError, command
 from regionroute.io import check_output_folder
 from train.nano_base import PairSource, start_or_resume, train_base
 from train.nano_config import PretrainConfig
 from train.nano_corpus import load_corpus, to_model_range
-from train.nano_model import NanoModel, save_base, vocabulary
+from train.nano_model import NanoModel, new_parts, parts_of, save_base, vocabulary
 from train.nano_sources import PhotoSource, SceneSource, bank_pictures, prompts_of
 from train.photo_bank import PhotoBank
+from train.vision_encoder import load_efficientnet_lite
 from train.word_table import word_table
 
 
@@ -50,26 +52,35 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     if cfg.corpus.bank is not None:
         return _pretrain_on_photos(cfg, output)
+    base = None if cfg.start is None else load_backbone(cfg.start)
     corpus = load_corpus(cfg.corpus, output / "pictures.pt")
-    model = _model(cfg, corpus.prompts, output)
     stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
-    codec = fit_codec(cfg, corpus.pictures[::stride])
+    codec = fit_codec(cfg, corpus.pictures[::stride], base)
+    model = _model(cfg, corpus.prompts, output, codec, base)
     source = SceneSource(cfg.base, corpus, codec, model, cfg.seed)
     return _train(cfg, model, codec, source, output)
 
 
 def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
+    base = None if cfg.start is None else load_backbone(cfg.start)
     bank = PhotoBank(str(cfg.corpus.bank))
-    model = _model(cfg, prompts_of(bank), output)
-    codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures))
+    codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures), base)
+    model = _model(cfg, prompts_of(bank), output, codec, base)
     return _train(cfg, model, codec, PhotoSource(cfg, codec, model), output)
 
 
-def _model(cfg: PretrainConfig, prompts: list[str], output: Path) -> NanoModel:
-    words = vocabulary(prompts, cfg.model.words)
-    encoder = cfg.model.sentence_encoder
-    table = None if encoder is None else word_table(encoder, words, cfg.model.text_dim, output)
-    return NanoModel(cfg.model, cfg.codec.latent_channels, words, table, cfg.base.alignment)
+def _model(
+    cfg: PretrainConfig, prompts: list[str], output: Path, codec: PatchCodec, base: Backbone | None
+) -> NanoModel:
+    channels, semantic = codec.config.latent_channels, codec.config.semantic_channels
+    if base is not None:
+        parts = parts_of(base, cfg.model, channels)
+    else:
+        words = vocabulary(prompts, cfg.model.words)
+        encoder = cfg.model.sentence_encoder
+        table = None if encoder is None else word_table(encoder, words, cfg.model.text_dim, output)
+        parts = new_parts(cfg.model, channels, words, table, semantic)
+    return NanoModel(parts, cfg.model.text_length, cfg.base.alignment)
 
 
 def _train(
@@ -83,10 +94,33 @@ def _train(
     return 0
 
 
-def fit_codec(cfg: PretrainConfig, pictures: Tensor) -> PatchCodec:
-    """The patch codec, fitted to uint8 pictures [P,3,S,S]."""
-    codec = PatchCodec(latent_channels=cfg.codec.latent_channels)
-    codec.fit(to_model_range(pictures))
+def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> PatchCodec:
+    """The codec: fitted to uint8 pictures [P,3,S,S], or as far as there is one that of `base`.
+
+    Raises:
+        UserError: the vision network's weights cannot be read, or the base has another codec.
+    """
+    before = None if base is None else base.vae
+    if before is not None and before.config.get("semantic_channels"):
+        return before
+    semantic = 0 if cfg.codec.vision is None else cfg.codec.semantic_channels
+    codec = PatchCodec(
+        latent_channels=cfg.codec.latent_channels + semantic,
+        semantic_channels=semantic,
+        vision_blocks=cfg.codec.vision_blocks if semantic else (),
+    )
+    pictures = to_model_range(pictures)
+    if before is None:
+        codec.fit(pictures)
+    elif before.config.latent_channels == cfg.codec.latent_channels:
+        codec.take_pixels(before)
+    else:
+        raise UserError(
+            f"start={cfg.start}: its codec has {before.config.latent_channels} channels, set "
+            f"codec.latent_channels, now {cfg.codec.latent_channels}, to that"
+        )
+    if cfg.codec.vision is not None:
+        codec.fit_semantics(pictures, load_efficientnet_lite(cfg.codec.vision))
     return codec.eval().requires_grad_(False)
 
 

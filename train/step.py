@@ -46,6 +46,7 @@ class Batch:
         plan: style tokens [B,S,K] and soft object masks [B,S,h/2,w/2].
         inside: soft union of the object masks on the latent grid, [B,1,h,w] in [0,1].
         style_emb: embeddings of example pictures, [B,Ds] fp32, where they choose the experts.
+        semantic_channels: how many of the C channels, the last ones, no picture is decoded from.
     """
 
     ids: tuple[str, ...]
@@ -59,6 +60,7 @@ class Batch:
     plan: AttentionPlan
     inside: Tensor
     style_emb: Tensor | None = None
+    semantic_channels: int = 0
 
     @property
     def route(self) -> RouteContext:
@@ -187,8 +189,9 @@ def _predicted(transformer: Any, batch: Batch, config: RunConfig) -> tuple[Tenso
 
 
 def _flow_loss(velocity: Tensor, batch: Batch, config: RunConfig) -> Tensor:
-    """Mean squared error of the velocity, [B] fp32 (spec §3)."""
-    error = (velocity - velocity_target(batch.target, batch.noise)).square()
+    """Mean squared error of the velocity of what a picture is decoded from, [B] fp32 (spec §3)."""
+    drawn = velocity.shape[1] - batch.semantic_channels
+    error = (velocity - velocity_target(batch.target, batch.noise))[:, :drawn].square()
     return (error * pixel_weights(batch.inside, config.flow.mask_weight)).mean((1, 2, 3))
 
 

@@ -57,6 +57,8 @@ class Backbone:
         settings: see :class:`BaseSettings`.
         distilled: to few steps without guidance.
         fingerprint: of the transformer's configuration and size; experts fit only their own.
+        semantic_channels: the last latent channels, of which no picture is decoded: they tell what
+            it shows.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Backbone:
     tokenizer_2: Any = None
     text_encoder_2: Any = None
     distilled: bool = False
+    semantic_channels: int = 0
     _empty: Text | None = None
 
     @property
@@ -212,6 +215,7 @@ def load_backbone(
         settings=settings,
         fingerprint=fingerprint(parts["transformer"]),
         distilled=is_distilled(index),
+        semantic_channels=int(parts["vae"].config.get("semantic_channels", 0)),
         **parts,
     )
     for network in backbone.networks():

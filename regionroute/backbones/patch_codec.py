@@ -4,6 +4,11 @@ It answers to the calls that a Kontext pipeline makes of an ``AutoencoderKL`` (`
 ``decode``, ``config``), so a base that carries it loads and runs like any other. Fitting is a
 closed form (an eigen-decomposition), encoding one strided convolution: on a CPU that leaves all the
 time to the transformer.
+
+It may carry a frozen vision network beside it, whose features of the picture are further latent
+channels: a small base sees too few photos to learn by itself what a dog looks like. That they stand
+beside the pixels, reduced by principal components, is as in ReDi (Kouzelis et al.,
+arXiv:2504.16064); here they are only read, from the context, and decoding leaves them out.
 """
 
 from __future__ import annotations
@@ -15,6 +20,11 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+from regionroute.backbones.efficientnet_lite import EfficientNetLite
+
+# Pixels between features of the vision network: its picture is scaled so that a token gets one.
+_STRIDE = 16
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,16 @@ class PatchCodec(ModelMixin, ConfigMixin):
     least. Latents are laid out so that the pipeline's 2x2 packing gives each token one whole patch.
 
     Args:
-        latent_channels: C; a token carries 4·C numbers of the 12·f² in its patch.
+        latent_channels: C; a token carries 4·(C − S) numbers of the 12·f² in its patch.
         block_out_channels: one entry a level; only its length counts, f = 2^(length − 1), as the
             Kontext pipeline reads it.
         scaling_factor: always 1, the scale is inside the transform.
         shift_factor: always 0.
+        semantic_channels: S, the last of the C channels: leading directions of the vision
+            network's features, 4·S a token. 0: no vision network.
+        vision_blocks: blocks of EfficientNet-Lite0 that the features are taken from.
+        semantic_scale: root mean square of the semantic channels; above 1, so that they stand
+            out beside the unit noise that a noisy picture has there.
     """
 
     @register_to_config
@@ -70,10 +85,20 @@ class PatchCodec(ModelMixin, ConfigMixin):
         block_out_channels: tuple[int, ...] = (1, 1, 1),
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
+        semantic_channels: int = 0,
+        vision_blocks: tuple[int, ...] = (),
+        semantic_scale: float = 2.0,
     ) -> None:
         super().__init__()
         self.patch = 2 * 2 ** (len(block_out_channels) - 1)
-        token, pixels = 4 * latent_channels, 3 * self.patch**2
+        self.pixel_channels = latent_channels - semantic_channels
+        token, pixels = 4 * self.pixel_channels, 3 * self.patch**2
+        self.vision: EfficientNetLite | None = None
+        if semantic_channels:
+            self.vision = EfficientNetLite(max(vision_blocks) + 1)
+            features = sum(self.vision.channels(block) for block in vision_blocks)
+            self.semantics = nn.Parameter(torch.zeros(4 * semantic_channels, features))
+            self.semantic_mean = nn.Parameter(torch.zeros(features))
         self.analysis = nn.Parameter(torch.zeros(token, pixels))
         self.synthesis = nn.Parameter(torch.zeros(pixels, token))
         self.mean = nn.Parameter(torch.zeros(pixels))
@@ -96,20 +121,81 @@ class PatchCodec(ModelMixin, ConfigMixin):
         self.analysis.copy_((basis * gain).T)
         self.synthesis.copy_(basis / gain)
 
+    @torch.no_grad()
+    def take_pixels(self, other: PatchCodec) -> None:
+        """Take over the pixels' transform of a codec with as many channels of pixels.
+
+        Raises:
+            ValueError: it has another number.
+        """
+        if self.analysis.shape != other.analysis.shape:
+            raise ValueError(
+                f"{other.pixel_channels} channels of pixels where {self.pixel_channels} are wanted"
+            )
+        for name in ("analysis", "synthesis", "mean"):
+            getattr(self, name).copy_(getattr(other, name))
+
+    @torch.no_grad()
+    def fit_semantics(self, images: Tensor, network: EfficientNetLite) -> None:
+        """Set the vision network and the directions of its features that are kept.
+
+        Directions are half whitened, as the pixels' are.
+
+        Args:
+            images: [B,3,H,W] in [-1,1], sides multiples of the patch.
+            network: with at least as many blocks as this codec's.
+        """
+        assert self.vision is not None
+        own = self.vision.state_dict()
+        self.vision.load_state_dict({k: v for k, v in network.state_dict().items() if k in own})
+        features = torch.cat([self._features(part).flatten(0, 2) for part in images.split(16)])
+        mean = features.double().mean(0)
+        variance, directions = torch.linalg.eigh(torch.cov(features.double().T))
+        keep = torch.arange(len(variance) - 1, len(variance) - 1 - len(self.semantics), -1)
+        deviation = variance[keep].clamp(min=1e-8).sqrt()
+        gain = self.config.semantic_scale * deviation.rsqrt() / deviation.mean().sqrt()
+        self.semantic_mean.copy_(mean)
+        self.semantics.copy_((directions[:, keep] * gain).T)
+
     def encode(self, x: Tensor, return_dict: bool = True) -> PatchEncoding | tuple[PatchPosterior]:
         """Pictures [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
-        tokens = (self._patches(x) - self.mean) @ self.analysis.T  # (B, H/2f, W/2f, 4C)
+        tokens = self._pixel_tokens(x)
+        if self.vision is not None:
+            seen = (self._features(x) - self.semantic_mean) @ self.semantics.T
+            tokens = torch.cat([tokens, seen], -1)
         latents = F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
         posterior = PatchPosterior(latents)
         return PatchEncoding(posterior) if return_dict else (posterior,)
 
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        """As `encode`, but zeros in the semantic channels, which cost the most: [B,C,H/f,W/f]."""
+        tokens = F.pad(self._pixel_tokens(x), (0, 4 * self.config.semantic_channels))
+        return F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
+
     def decode(self, z: Tensor, return_dict: bool = True) -> PatchDecoding | tuple[Tensor]:
         """Latents [B,C,h,w] to pictures [B,3,f·h,f·w] in [-1,1] (not clamped)."""
-        tokens = F.pixel_unshuffle(z, 2).permute(0, 2, 3, 1)
+        tokens = F.pixel_unshuffle(z[:, : self.pixel_channels], 2).permute(0, 2, 3, 1)
         pixels = tokens @ self.synthesis.T + self.mean
         images = F.pixel_shuffle(pixels.permute(0, 3, 1, 2), self.patch)
         return PatchDecoding(images) if return_dict else (images,)
 
+    def _pixel_tokens(self, x: Tensor) -> Tensor:
+        """[B,H/2f,W/2f,4(C-S)]."""
+        return (self._patches(x) - self.mean) @ self.analysis.T
+
     def _patches(self, x: Tensor) -> Tensor:
         """[B,3,H,W] -> [B,H/2f,W/2f,3·(2f)²], channel slowest."""
         return F.pixel_unshuffle(x, self.patch).permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def _features(self, x: Tensor) -> Tensor:
+        """What the vision network sees, [B,H/2f,W/2f,features] for pictures [B,3,H,W]."""
+        assert self.vision is not None
+        grid = x.shape[-2] // self.patch, x.shape[-1] // self.patch
+        size = [_STRIDE * length for length in grid]
+        scaled = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        # Convolutions of one channel each are twice as fast on a CPU with the channels last.
+        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        maps = self.vision(scaled, self.config.vision_blocks)
+        maps = [F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps]
+        return torch.cat(maps, 1).permute(0, 2, 3, 1)

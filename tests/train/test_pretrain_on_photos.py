@@ -157,6 +157,62 @@ def test_the_perceptual_loss_is_of_the_pictures_that_a_step_from_noise_gives(
     assert row["perceptual"] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_perceptual_loss_may_be_of_some_tasks_alone(arguments, tmp_path, vgg_weights):
+    save_file(vgg_weights(), tmp_path / "vgg.safetensors")
+    more = [*arguments, f"base.perceptual.vgg={tmp_path / 'vgg.safetensors'}", "base.steps=2"]
+    found = {}
+    for task in ("copy", "style"):
+        wanted = ["corpus.photos.tasks={copy: 1}", f"base.perceptual_tasks=[{task}]"]
+        assert main([f"output={tmp_path / task}", *more, *wanted]) == 0
+        rows = (tmp_path / task / "log.jsonl").read_text().splitlines()
+        found[task] = ["perceptual" in json.loads(row) for row in rows if '"loss"' in row]
+    assert found == {"copy": [True, True], "style": [False, False]}
+
+
+def test_nothing_is_painted_into_the_channels_that_tell_what_is_seen(
+    arguments, tmp_path, lite_weights
+):
+    save_file(lite_weights(), tmp_path / "lite.safetensors")
+    more = [f"codec.vision={tmp_path / 'lite.safetensors'}", "codec.semantic_channels=2"]
+    assert main([f"output={tmp_path / 'run'}", *arguments, *more, "base.steps=2"]) == 0
+    transformer = load_backbone(str(tmp_path / "run" / "base")).transformer
+
+    assert transformer.config.in_channels == 4 * (4 + 2)
+    assert transformer.proj_out.weight[-8:].abs().max() == 0
+    assert transformer.proj_out.weight[:-8].abs().max() > 0
+    assert transformer.x_embedder.weight[:, -8:].abs().max() > 0
+
+
+def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path, lite_weights):
+    """Its words and pixels stay; features become further channels, of which it knows little."""
+    save_file(lite_weights(), tmp_path / "lite.safetensors")
+    before = load_backbone(str(finished / "base"))
+    seeing = [
+        *arguments, f"start={finished / 'base'}", f"codec.vision={tmp_path / 'lite.safetensors'}",
+        "codec.vision_blocks=[4, 10]", "codec.semantic_channels=2", "base.lr=1e-9", "base.steps=2",
+    ]  # fmt: skip
+    assert main([f"output={tmp_path / 'sees'}", *seeing]) == 0
+    after = load_backbone(str(tmp_path / "sees" / "base"))
+
+    assert after.semantic_channels == 2
+    assert after.transformer.config.in_channels == before.transformer.config.in_channels + 8
+    assert after.tokenizer_2.get_vocab() == before.tokenizer_2.get_vocab()
+    assert torch.equal(after.vae.analysis, before.vae.analysis)
+    for name, weights in before.transformer.state_dict().items():
+        kept = after.transformer.state_dict()[name]
+        kept = kept[tuple(slice(length) for length in weights.shape)]
+        assert torch.allclose(kept, weights, atol=2e-3), name
+    picture = torch.rand(1, 3, 32, 32)
+    latents = after.encode_images(picture)
+    assert latents.shape[1] == 6
+    assert torch.allclose(latents[:, :4], before.encode_images(picture), atol=1e-5)
+
+    # Once more from there: the codec that sees is taken over whole.
+    again = [*arguments, f"start={tmp_path / 'sees' / 'base'}", "base.steps=1"]
+    assert main([f"output={tmp_path / 'again'}", *again]) == 0
+    assert load_backbone(str(tmp_path / "again" / "base")).semantic_channels == 2
+
+
 def test_coarse_steps_come_first(arguments, tmp_path):
     more = ["corpus.resolution=32", "base.coarse_resolution=32", "base.coarse_share=0.5"]
     assert main([f"output={tmp_path}", "base.steps=2", *arguments, *more]) == 0
@@ -170,6 +226,8 @@ def test_coarse_steps_come_first(arguments, tmp_path):
         ("corpus.resolution=64", "corpus.resolution"),
         ("corpus.photos.pasted=[0, 0, 0]", "corpus.photos"),
         ("corpus.photos.tasks={paint: 1}", "corpus.photos.tasks"),
+        ("codec.vision=nowhere", "codec.vision=nowhere"),
+        ("start=nowhere", "nowhere"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, setting, part):
@@ -179,6 +237,14 @@ def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, setting, part):
     assert status == 2
     assert error.startswith("error: ")
     assert part in error
+
+
+def test_a_base_of_other_sizes_is_not_gone_on_from(arguments, finished, tmp_path, capsys):
+    start = f"start={finished / 'base'}"
+    for setting in ("model.num_single_layers=2", "codec.latent_channels=5"):
+        assert main([f"output={tmp_path}", "base.steps=1", *arguments, start, setting]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: start=")
 
 
 def test_word_vectors_are_kept_and_of_unit_size(encoder, tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -204,3 +206,19 @@ def test_measured_of_known_maps():
     assert iou[2].isnan()  # no valid object
     _, share = measured({"a": flat}, plan)
     torch.testing.assert_close(share[:2], torch.full((2,), 0.5))
+
+
+def test_channels_that_no_picture_is_decoded_from_have_no_flow_loss(backbone):
+    batch = make_batch(backbone)
+    blind = dataclasses.replace(batch, semantic_channels=1)
+    other = dataclasses.replace(blind, target=batch.target.clone())
+    other.target[:, 3:] = 7.0
+    other = dataclasses.replace(other, sigma=torch.ones(2))  # the noisy picture tells nothing
+    same = dataclasses.replace(blind, sigma=torch.ones(2))
+
+    with training_step(backbone.transformer, same, load_config(None)) as losses:
+        expected = losses.flow
+    with training_step(backbone.transformer, other, load_config(None)) as losses:
+        assert torch.equal(losses.flow, expected)
+    with training_step(backbone.transformer, batch, load_config(None)) as losses:
+        assert not torch.equal(losses.flow, expected)

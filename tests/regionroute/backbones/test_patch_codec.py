@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from regionroute.backbones.efficientnet_lite import EfficientNetLite, EightBitConv
 from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.latents import decode_latents, encode_images, pack
 
@@ -70,3 +71,59 @@ def test_saved_and_loaded_codec_is_the_same(pictures, tmp_path):
     again = PatchCodec.from_pretrained(tmp_path)
 
     assert torch.equal(encode_images(codec, pictures), encode_images(again, pictures))
+
+
+def seeing(pictures):
+    """A codec with a vision network of random weights, and the same codec without."""
+    torch.manual_seed(0)
+    network = EfficientNetLite(6)
+    for layer in network.modules():
+        if isinstance(layer, EightBitConv):
+            fan = layer.weight[0].numel()
+            layer.set(torch.randn(layer.weight.shape) * (2 / fan) ** 0.5, layer.bias)
+    codec = PatchCodec(latent_channels=30, semantic_channels=6, vision_blocks=(2, 5))
+    blind = fitted(pictures, 24)
+    codec.take_pixels(blind)
+    codec.fit_semantics(pictures * 2 - 1, network)
+    return codec.eval().requires_grad_(False), blind
+
+
+def test_semantic_channels_come_last_and_leave_the_picture_as_it_is(pictures):
+    codec, blind = seeing(pictures)
+    latents = encode_images(codec, pictures)
+
+    assert codec.pixel_channels == 24
+    assert latents.shape == (64, 30, 8, 8)
+    assert torch.allclose(latents[:, :24], encode_images(blind, pictures), atol=1e-6)
+    assert torch.allclose(codec.encode_pixels(pictures * 2 - 1)[:, :24], latents[:, :24], atol=1e-6)
+    assert codec.encode_pixels(pictures * 2 - 1)[:, 24:].abs().max() == 0
+    changed = latents.clone()
+    changed[:, 24:] += 1
+    assert torch.equal(decode_latents(codec, changed), decode_latents(blind, latents[:, :24]))
+
+
+def test_semantic_channels_have_the_scale_asked_for_and_fall_in_strength(pictures):
+    codec, _ = seeing(pictures)
+    seen = encode_images(codec, pictures)[:, 24:]
+    tokens = torch.nn.functional.pixel_unshuffle(seen, 2).permute(0, 2, 3, 1).flatten(0, 2)
+
+    assert tokens.mean(0).abs().max() < 1e-3
+    assert tokens.square().mean().sqrt() == pytest.approx(codec.config.semantic_scale, rel=0.01)
+    assert (tokens.std(0).diff() <= 1e-4).all()
+
+
+def test_a_codec_that_sees_is_saved_with_its_eight_bits(pictures, tmp_path):
+    codec, _ = seeing(pictures)
+    codec.to(torch.float16).save_pretrained(tmp_path)
+    again = PatchCodec.from_pretrained(tmp_path, torch_dtype=torch.float32)
+
+    assert again.vision.stem.weight.dtype == torch.int8
+    assert torch.equal(again.vision.stem.weight, codec.vision.stem.weight)
+    latents = encode_images(again, pictures), encode_images(codec.to(torch.float32), pictures)
+    assert torch.allclose(*latents, atol=1e-5)
+
+
+def test_a_transform_of_other_channels_is_not_taken(pictures):
+    codec = PatchCodec(latent_channels=12)
+    with pytest.raises(ValueError, match="24 channels of pixels where 12"):
+        codec.take_pixels(fitted(pictures, 24))

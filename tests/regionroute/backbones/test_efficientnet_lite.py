@@ -1,0 +1,48 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from regionroute.backbones.efficientnet_lite import DEPTH, EfficientNetLite, EightBitConv
+
+
+def test_features_have_the_published_sizes():
+    network = EfficientNetLite()
+    maps = network(torch.rand(2, 3, 64, 96), range(DEPTH))
+
+    assert [network.channels(block) for block in (0, 2, 4, 7, 10, 14, 15)] == [
+        16, 24, 40, 80, 112, 192, 320,
+    ]  # fmt: skip
+    assert [m.shape[1] for m in maps] == [network.channels(block) for block in range(DEPTH)]
+    assert [64 // m.shape[2] for m in maps] == [2, 4, 4, 8, 8, *[16] * 6, *[32] * 5]
+    assert all(m.shape[3] * 2 == m.shape[2] * 3 for m in maps)
+    # 4,652,008 published, less head (412,160) and classifier (1,281,000).
+    assert sum(values.numel() for values in network.state_dict().values()) == 2_958_848
+
+
+def test_only_what_is_asked_for_is_given_and_the_rest_left_out():
+    network = EfficientNetLite(3)
+    assert len(network.blocks) == 3
+    assert len(network(torch.rand(1, 3, 32, 32), (0, 2))) == 2
+    with pytest.raises(ValueError, match="17 blocks"):
+        EfficientNetLite(17)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (1, 1)])
+def test_eight_bits_keep_the_weights_to_half_a_step_and_pad_like_tensorflow(kernel, stride):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 4, kernel, kernel, generator=generator)
+    bias, x = torch.randn(6, generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
+    layer = EightBitConv(4, 6, kernel, stride)
+    layer.set(weight, bias)
+
+    error = (layer.weight * layer.scale - weight).abs()
+    assert layer.weight.dtype == torch.int8
+    assert (error <= layer.scale / 2 * 1.001).all()
+
+    # "SAME": the outputs are ceil(8 / stride), the odd pixel of padding lies right and below.
+    missing = kernel - stride
+    before, after = missing // 2, missing - missing // 2
+    rounded = layer.weight * layer.scale
+    expected = F.conv2d(F.pad(x, (before, after, before, after)), rounded, bias, stride)
+    assert layer(x).shape[-1] == -(-8 // stride)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
