@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionroute import start
-from regionroute.devices import pick_device, quiet_libraries
+from regionroute.devices import pick_device
+from regionroute.edit_libraries import import_libraries
 from regionroute.errors import Parser, UserError, command
 
 if TYPE_CHECKING:
@@ -60,8 +59,6 @@ experts in all. --map-from names other places, BLOCK[.target|.context][:HEADS][@
 double.1 (mean over the heads), double.1.context:2 (head 2, asked by the source picture), all@object
 (every block, the object's word). Several count alike."""
 
-# What diffusers imports wherever it is installed, for models in 4 bits and for other schedulers.
-UNUSED = ("bitsandbytes", "scipy.stats")
 MODES = ("routed", "plain")
 QUANTIZE = ("nf4", "fp8")
 INSTANCES = ("all", "largest", "leftmost", "rightmost", "topmost", "bottommost")
@@ -192,14 +189,6 @@ def main(argv: list[str] | None = None) -> int:
             "not enough memory: lower --batch-size, or use --dtype bfloat16, another --device or "
             "a smaller --base"
         ) from None
-
-
-def import_libraries() -> None:
-    """Imports, without their chatter, the libraries of an edit, and of those only what it needs."""
-    quiet_libraries()
-    with start.put_off(*UNUSED):
-        importlib.import_module("regionroute.pipeline")
-    start.collect_as_usual()
 
 
 def check_arguments(args: argparse.Namespace) -> None:

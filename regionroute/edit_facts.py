@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 from regionroute.backbones.kontext import Backbone
+from regionroute.closer import Window
 from regionroute.request import EditOptions, EditPlan
 from regionroute.sampler import Sampled
 
@@ -36,7 +37,11 @@ def common(
 
 
 def describe(
-    plans: Sequence[EditPlan], sampled: Sampled, row: int, confidence: float
+    plans: Sequence[EditPlan],
+    sampled: Sampled,
+    row: int,
+    confidence: float,
+    window: Window | None = None,
 ) -> dict[str, Any]:
     """Facts of one picture, JSON-able.
 
@@ -45,6 +50,7 @@ def describe(
         sampled: the batch's result.
         row: the picture's place in the batch.
         confidence: attention on a region below which its object counts as hardly found.
+        window: where a second look was taken, if one was.
     """
     one = len(plans) == 1
     facts: dict[str, Any] = {
@@ -57,6 +63,8 @@ def describe(
     alike = [plan.look.nearest for plan in plans if plan.look.nearest]
     if alike:
         facts["nearest_trained_style"] = [[name, round(cosine, 3)] for name, cosine in alike]
+    if window is not None:
+        facts["window"] = [*window]
     if sampled.instances is not None:
         facts["instances_found"] = sampled.instances[row].tolist()
     if sampled.level is not None:

@@ -166,18 +166,13 @@ class Editor:
             edited, windows = self._closer(edited, sources, requests, regions, options)
         if sampled.shown is not None and (task.regions is None or options.mode == "plain"):
             facts["map"] = self.map_choice.settings()
-        maps = sampled.shown if want_map else None
-        return [
-            EditResult(
-                image,
-                None if maps is None else maps[i].cpu(),
-                " | ".join(plan.prompt.text for plan in plans),
-                describe(plans, sampled, i, self.routing.confidence)
-                | facts
-                | ({"window": [*window]} if (window := windows[i]) else {}),
-            )
-            for i, (image, plans) in enumerate(zip(edited, clauses, strict=True))
-        ]
+        results = []
+        for row, (image, plans) in enumerate(zip(edited, clauses, strict=True)):
+            text = " | ".join(plan.prompt.text for plan in plans)
+            own = describe(plans, sampled, row, self.routing.confidence, windows[row])
+            shown = sampled.shown[row].cpu() if want_map and sampled.shown is not None else None
+            results.append(EditResult(image, shown, text, own | facts))
+        return results
 
     def _closer(
         self,

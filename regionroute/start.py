@@ -12,10 +12,11 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 # Half a million objects of imports are looked through again and again otherwise: 1.3 s.
 RARE = 100_000
@@ -43,10 +44,16 @@ def put_off(*names: str) -> Iterator[None]:
     is first asked for: later, or at once if a library asks while it is imported itself. So a new
     release of a library can at worst undo what this saves.
 
+    What a library takes from a module while it is imported is one thing asked for. If that is a
+    function, ``module:function`` gives it one that runs the module when it is called (not if the
+    module is a package).
+
     Args:
-        names: full names. Those that are imported already, or not installed, are left alone.
+        names: full names, functions after a colon with commas between them. Those that are
+            imported already, or not installed, are left alone.
     """
-    finder = _Finder(names)
+    parts = [name.partition(":") for name in names]
+    finder = _Finder({module: functions.split(",") for module, _, functions in parts})
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -55,19 +62,19 @@ def put_off(*names: str) -> Iterator[None]:
 
 
 class _Finder(MetaPathFinder):
-    """Finds some modules where the usual finder does."""
+    """Finds some modules where the usual finder does; the functions of each that may be taken."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self, functions: Mapping[str, Sequence[str]]) -> None:
+        self.functions = functions
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self.names:
+        if fullname not in self.functions:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self.functions[fullname])
         return spec
 
 
@@ -78,8 +85,8 @@ class _Loader(Loader):
     time, and when `inspect` looks for the ``__file__`` of all modules, as torch does.
     """
 
-    def __init__(self, real: Loader) -> None:
-        self.real = real
+    def __init__(self, real: Loader, functions: Sequence[str]) -> None:
+        self.real, self.functions = real, functions
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.real.create_module(spec)
@@ -89,6 +96,7 @@ class _Loader(Loader):
         module.__spec__.loader = module.__loader__ = self.real
         # Asked for by whoever imports a submodule, which needs the package's own code first.
         vars(module).pop("__path__", None)
+        vars(module).update({name: _Deferred(module, name) for name in self.functions if name})
         module.__class__ = _PutOff
 
 
@@ -96,16 +104,33 @@ class _PutOff(ModuleType):
     """A module whose code has not run; ``__name__``, ``__file__`` and ``__spec__`` are there."""
 
     def __getattr__(self, name: str) -> object:
-        with _LOCK:
-            mine = type(self) is _PutOff
-            if mine:
-                self.__class__ = ModuleType  # type: ignore[assignment]
-        if mine:
-            _run(self)
+        package = self.__spec__ is None or self.__spec__.submodule_search_locations is not None
+        if name == "__path__" and not package:  # every import of something from it looks
+            raise AttributeError(name)
+        _run_once(self)
         return getattr(self, name)
 
 
-def _run(module: ModuleType) -> None:
+class _Deferred:
+    """A function of a module whose code has not run."""
+
+    def __init__(self, module: ModuleType, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _run_once(self.module)
+        return getattr(self.module, self.name)(*args, **kwargs)
+
+
+def _run_once(module: ModuleType) -> None:
+    with _LOCK:
+        mine = type(module) is _PutOff
+        if mine:
+            module.__class__ = ModuleType
+    if not mine:
+        return
+    for name in [name for name, value in vars(module).items() if isinstance(value, _Deferred)]:
+        delattr(module, name)
     spec = module.__spec__
     assert spec is not None
     assert spec.loader is not None

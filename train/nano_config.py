@@ -10,7 +10,6 @@ Share = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[float, Field(gt=0, le=1)]
 Width = Annotated[int, Field(ge=2, multiple_of=2)]
-Block = Annotated[int, Field(ge=0, le=15)]
 
 
 class _Section(BaseModel):
@@ -95,14 +94,8 @@ class CodecConfig(_Section):
     )
     vision: str | None = Field(
         None,
-        description="EfficientNet-Lite0's weights (safetensors), whose features of a picture are "
-        "further latent channels; null: none (train/vision_encoder.py says where from)",
-    )
-    vision_blocks: tuple[Block, ...] = Field(
-        (10, 15), description="blocks of that network, 0 to 15, that features are taken from"
-    )
-    semantic_channels: int = Field(
-        12, description="latent channels of these features; 4x as many a token", ge=1
+        description="network of train/vision.py, whose features of a picture are further latent "
+        "channels; null: none, or that of `start`",
     )
     pictures: int = Field(12000, description="pictures of the corpus it is fitted to", ge=1)
 

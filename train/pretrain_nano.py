@@ -27,7 +27,7 @@ from train.nano_corpus import load_corpus, to_model_range
 from train.nano_model import NanoModel, new_parts, parts_of, save_base, vocabulary
 from train.nano_sources import PhotoSource, SceneSource, bank_pictures, prompts_of
 from train.photo_bank import PhotoBank
-from train.vision_encoder import load_efficientnet_lite
+from train.vision_file import load_vision
 from train.word_table import word_table
 
 
@@ -98,29 +98,29 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
     """The codec: fitted to uint8 pictures [P,3,S,S], or as far as there is one that of `base`.
 
     Raises:
-        UserError: the vision network's weights cannot be read, or the base has another codec.
+        UserError: the vision network cannot be read, or the base has another codec.
     """
     before = None if base is None else base.vae
-    if before is not None and before.config.get("semantic_channels"):
-        return before
-    semantic = 0 if cfg.codec.vision is None else cfg.codec.semantic_channels
-    codec = PatchCodec(
-        latent_channels=cfg.codec.latent_channels + semantic,
-        semantic_channels=semantic,
-        vision_blocks=cfg.codec.vision_blocks if semantic else (),
-    )
-    pictures = to_model_range(pictures)
-    if before is None:
-        codec.fit(pictures)
-    elif before.config.latent_channels == cfg.codec.latent_channels:
-        codec.take_pixels(before)
-    else:
+    if before is not None and before.pixel_channels != cfg.codec.latent_channels:
         raise UserError(
-            f"start={cfg.start}: its codec has {before.config.latent_channels} channels, set "
+            f"start={cfg.start}: its codec has {before.pixel_channels} channels, set "
             f"codec.latent_channels, now {cfg.codec.latent_channels}, to that"
         )
-    if cfg.codec.vision is not None:
-        codec.fit_semantics(pictures, load_efficientnet_lite(cfg.codec.vision))
+    vision = None if cfg.codec.vision is None else load_vision(cfg.codec.vision)
+    if before is not None and vision is None:
+        return before
+    sizes = {"channels": 0, "widths": (), "depths": ()} if vision is None else vision.sizes
+    codec = PatchCodec(
+        latent_channels=cfg.codec.latent_channels + sizes["channels"] // 4,
+        semantic_channels=sizes["channels"] // 4,
+        vision_widths=sizes["widths"],
+        vision_depths=sizes["depths"],
+    )
+    if before is None:
+        codec.fit(to_model_range(pictures))
+    else:
+        codec.take_pixels(before)
+    codec.vision = vision
     return codec.eval().requires_grad_(False)
 
 

@@ -6,9 +6,9 @@ closed form (an eigen-decomposition), encoding one strided convolution: on a CPU
 time to the transformer.
 
 It may carry a frozen vision network beside it, whose features of the picture are further latent
-channels: a small base sees too few photos to learn by itself what a dog looks like. That they stand
-beside the pixels, reduced by principal components, is as in ReDi (Kouzelis et al.,
-arXiv:2504.16064); here they are only read, from the context, and decoding leaves them out.
+channels: a small base sees too few photos to learn by itself what a dog looks like. That features
+stand beside the pixels is as in ReDi (Kouzelis et al., arXiv:2504.16064); here they are only read,
+from the context, and decoding leaves them out.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from regionroute.backbones.efficientnet_lite import EfficientNetLite
-
-# Pixels between features of the vision network: its picture is scaled so that a token gets one.
-_STRIDE = 16
+from regionroute.backbones.vision import STRIDE, VisionNet
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,13 @@ class PatchCodec(ModelMixin, ConfigMixin):
             Kontext pipeline reads it.
         scaling_factor: always 1, the scale is inside the transform.
         shift_factor: always 0.
-        semantic_channels: S, the last of the C channels: leading directions of the vision
-            network's features, 4·S a token. 0: no vision network.
-        vision_blocks: blocks of EfficientNet-Lite0 that the features are taken from.
-        semantic_scale: root mean square of the semantic channels; above 1, so that they stand
-            out beside the unit noise that a noisy picture has there.
+        semantic_channels: S, the last of the C channels: what the vision network tells of a token,
+            4·S numbers. 0: no vision network.
+        vision_widths: its sizes, see `VisionNet`.
+        vision_depths: likewise.
+
+    Raises:
+        ValueError: a vision network where a token is not one of its features.
     """
 
     @register_to_config
@@ -86,19 +85,18 @@ class PatchCodec(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         semantic_channels: int = 0,
-        vision_blocks: tuple[int, ...] = (),
-        semantic_scale: float = 2.0,
+        vision_widths: tuple[int, ...] = (),
+        vision_depths: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.patch = 2 * 2 ** (len(block_out_channels) - 1)
         self.pixel_channels = latent_channels - semantic_channels
         token, pixels = 4 * self.pixel_channels, 3 * self.patch**2
-        self.vision: EfficientNetLite | None = None
+        self.vision: VisionNet | None = None
         if semantic_channels:
-            self.vision = EfficientNetLite(max(vision_blocks) + 1)
-            features = sum(self.vision.channels(block) for block in vision_blocks)
-            self.semantics = nn.Parameter(torch.zeros(4 * semantic_channels, features))
-            self.semantic_mean = nn.Parameter(torch.zeros(features))
+            if self.patch != STRIDE:
+                raise ValueError(f"tokens of {self.patch} px, the vision network's are of {STRIDE}")
+            self.vision = VisionNet(4 * semantic_channels, vision_widths, vision_depths)
         self.analysis = nn.Parameter(torch.zeros(token, pixels))
         self.synthesis = nn.Parameter(torch.zeros(pixels, token))
         self.mean = nn.Parameter(torch.zeros(pixels))
@@ -135,34 +133,14 @@ class PatchCodec(ModelMixin, ConfigMixin):
         for name in ("analysis", "synthesis", "mean"):
             getattr(self, name).copy_(getattr(other, name))
 
-    @torch.no_grad()
-    def fit_semantics(self, images: Tensor, network: EfficientNetLite) -> None:
-        """Set the vision network and the directions of its features that are kept.
-
-        Directions are half whitened, as the pixels' are.
-
-        Args:
-            images: [B,3,H,W] in [-1,1], sides multiples of the patch.
-            network: with at least as many blocks as this codec's.
-        """
-        assert self.vision is not None
-        own = self.vision.state_dict()
-        self.vision.load_state_dict({k: v for k, v in network.state_dict().items() if k in own})
-        features = torch.cat([self._features(part).flatten(0, 2) for part in images.split(16)])
-        mean = features.double().mean(0)
-        variance, directions = torch.linalg.eigh(torch.cov(features.double().T))
-        keep = torch.arange(len(variance) - 1, len(variance) - 1 - len(self.semantics), -1)
-        deviation = variance[keep].clamp(min=1e-8).sqrt()
-        gain = self.config.semantic_scale * deviation.rsqrt() / deviation.mean().sqrt()
-        self.semantic_mean.copy_(mean)
-        self.semantics.copy_((directions[:, keep] * gain).T)
-
     def encode(self, x: Tensor, return_dict: bool = True) -> PatchEncoding | tuple[PatchPosterior]:
         """Pictures [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
         tokens = self._pixel_tokens(x)
         if self.vision is not None:
-            seen = (self._features(x) - self.semantic_mean) @ self.semantics.T
-            tokens = torch.cat([tokens, seen], -1)
+            with torch.no_grad():
+                # Convolutions on a CPU are faster with the channels last.
+                seen = self.vision(x.contiguous(memory_format=torch.channels_last))
+            tokens = torch.cat([tokens, seen.permute(0, 2, 3, 1)], -1)
         latents = F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
         posterior = PatchPosterior(latents)
         return PatchEncoding(posterior) if return_dict else (posterior,)
@@ -186,16 +164,3 @@ class PatchCodec(ModelMixin, ConfigMixin):
     def _patches(self, x: Tensor) -> Tensor:
         """[B,3,H,W] -> [B,H/2f,W/2f,3·(2f)²], channel slowest."""
         return F.pixel_unshuffle(x, self.patch).permute(0, 2, 3, 1)
-
-    @torch.no_grad()
-    def _features(self, x: Tensor) -> Tensor:
-        """What the vision network sees, [B,H/2f,W/2f,features] for pictures [B,3,H,W]."""
-        assert self.vision is not None
-        grid = x.shape[-2] // self.patch, x.shape[-1] // self.patch
-        size = [_STRIDE * length for length in grid]
-        scaled = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        # Convolutions of one channel each are twice as fast on a CPU with the channels last.
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
-        maps = self.vision(scaled, self.config.vision_blocks)
-        maps = [F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps]
-        return torch.cat(maps, 1).permute(0, 2, 3, 1)

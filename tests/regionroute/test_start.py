@@ -16,9 +16,10 @@ import pytest
 
 from regionroute import cli, start
 
-# What an edit never uses; those of the first line cost two seconds.
+# What an edit never uses; those of the first lines cost three seconds.
 UNUSED = (
     "torch._inductor.compile_fx", "bitsandbytes.nn", "networkx", "scipy.stats._stats_py",
+    "scipy.optimize._optimize", "torchvision.models.resnet",
     "torchao", "deepspeed", "sklearn", "pandas", "onnxruntime", "lpips", "tensorboard", "cv2",
     "torchmetrics", "skimage", "pytorch_optimizer", "train", "eval", "pseudo_labels",
 )  # fmt: skip
@@ -40,8 +41,8 @@ def loaded_after(code: str, names: tuple[str, ...]) -> list[str]:
 
 def test_an_edit_imports_nothing_that_it_does_not_need() -> None:
     code = """if True:
-        from regionroute import edit_command, start
-        edit_command.import_libraries()
+        from regionroute.edit_libraries import import_libraries
+        import_libraries()
         from regionroute.pipeline import load_editor
         load_editor("nano")
     """
@@ -71,7 +72,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("RR_LATE", "")
     yield "rr_late"
-    for name in ("rr_late", "rr_late.part", "rr_broken"):
+    for name in ("rr_late", "rr_late.part", "rr_broken", "rr_sums"):
         sys.modules.pop(name, None)
 
 
@@ -105,6 +106,20 @@ def test_what_is_taken_from_a_module_is_there_at_once(package: str) -> None:
     with start.put_off(package):
         from rr_late import VALUE
     assert (VALUE, runs()) == (7, 1)
+
+
+def test_a_function_taken_from_a_module_runs_it_when_called(package: str, tmp_path: Path) -> None:
+    code = (tmp_path / package / "__init__.py").read_text()
+    (tmp_path / "rr_sums.py").write_text(f"{code}def add(a, b=1):\n    return a + b\n")
+    with start.put_off("rr_sums:add,absent", "rr_broken:add"):
+        from rr_broken import add as broken
+        from rr_sums import add
+    assert runs() == 0
+    assert (add(2), add(2, b=3), runs()) == (3, 5, 1)
+    assert importlib.import_module("rr_sums").add(1) == 2
+    assert not hasattr(importlib.import_module("rr_sums"), "absent")
+    with pytest.raises(ImportError, match="no driver"):
+        broken(1)
 
 
 def test_only_the_named_are_put_off_and_only_within(package: str) -> None:

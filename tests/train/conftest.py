@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from regionroute.backbones.efficientnet_lite import EfficientNetLite
+from train.efficientnet_lite import EfficientNetLite
 from train.run import main
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -70,7 +70,7 @@ def klein_runs(tiny_klein, tiny_manifest, tmp_path):
     return Runs(tiny_klein, tiny_manifest, tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lite_weights():
     """Makes random weights of EfficientNet-Lite0 under the names of its port."""
     return _lite_weights

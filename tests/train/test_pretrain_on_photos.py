@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from regionroute.backbones.kontext import load_backbone
+from regionroute.backbones.vision import EightBitConv, VisionNet
 from regionroute.config_io import load_config
 from regionroute.errors import UserError
 from regionroute.flow import add_noise
@@ -16,6 +17,7 @@ from train.nano_model import vocabulary
 from train.nano_sources import prompts_of
 from train.photo_bank import PhotoBank
 from train.pretrain_nano import main
+from train.vision_file import load_vision, save_vision
 from train.word_table import word_table
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "!", "the", "dog", "sofa", "##fish"]
@@ -169,12 +171,21 @@ def test_the_perceptual_loss_may_be_of_some_tasks_alone(arguments, tmp_path, vgg
     assert found == {"copy": [True, True], "style": [False, False]}
 
 
-def test_nothing_is_painted_into_the_channels_that_tell_what_is_seen(
-    arguments, tmp_path, lite_weights
-):
-    save_file(lite_weights(), tmp_path / "lite.safetensors")
-    more = [f"codec.vision={tmp_path / 'lite.safetensors'}", "codec.semantic_channels=2"]
-    assert main([f"output={tmp_path / 'run'}", *arguments, *more, "base.steps=2"]) == 0
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory):
+    """A vision network of random weights, of two latent channels."""
+    path = tmp_path_factory.mktemp("eyes") / "vision.safetensors"
+    network = VisionNet(8, (6, 6, 9, 9), (1, 1, 1, 1))
+    for layer in network.modules():
+        if isinstance(layer, EightBitConv):
+            layer.set(torch.randn(layer.weight.shape) * 0.2, layer.bias)
+    save_vision(network, path)
+    return path
+
+
+def test_nothing_is_painted_into_the_channels_that_tell_what_is_seen(arguments, tmp_path, eyes):
+    more = [f"codec.vision={eyes}", "base.steps=2"]
+    assert main([f"output={tmp_path / 'run'}", *arguments, *more]) == 0
     transformer = load_backbone(str(tmp_path / "run" / "base")).transformer
 
     assert transformer.config.in_channels == 4 * (4 + 2)
@@ -183,13 +194,12 @@ def test_nothing_is_painted_into_the_channels_that_tell_what_is_seen(
     assert transformer.x_embedder.weight[:, -8:].abs().max() > 0
 
 
-def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path, lite_weights):
+def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path, eyes):
     """Its words and pixels stay; features become further channels, of which it knows little."""
-    save_file(lite_weights(), tmp_path / "lite.safetensors")
     before = load_backbone(str(finished / "base"))
     seeing = [
-        *arguments, f"start={finished / 'base'}", f"codec.vision={tmp_path / 'lite.safetensors'}",
-        "codec.vision_blocks=[4, 10]", "codec.semantic_channels=2", "base.lr=1e-9", "base.steps=2",
+        *arguments, f"start={finished / 'base'}", f"codec.vision={eyes}", "base.lr=1e-9",
+        "base.steps=2",
     ]  # fmt: skip
     assert main([f"output={tmp_path / 'sees'}", *seeing]) == 0
     after = load_backbone(str(tmp_path / "sees" / "base"))
@@ -206,6 +216,7 @@ def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path
     latents = after.encode_images(picture)
     assert latents.shape[1] == 6
     assert torch.allclose(latents[:, :4], before.encode_images(picture), atol=1e-5)
+    assert torch.equal(after.vae.vision.stem.weight, load_vision(eyes).stem.weight)
 
     # Once more from there: the codec that sees is taken over whole.
     again = [*arguments, f"start={tmp_path / 'sees' / 'base'}", "base.steps=1"]

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from regionroute.errors import UserError
-from train.vision_encoder import load_efficientnet_lite
+from train.vision_config import TeacherConfig
+from train.vision_teacher import Teacher, load_efficientnet_lite
 
 
 def test_a_folded_block_is_convolutions_and_normalisations(tmp_path, lite_weights):
@@ -28,12 +29,30 @@ def test_a_folded_block_is_convolutions_and_normalisations(tmp_path, lite_weight
     expected = normalised(F.conv2d(x, weights["_blocks.0._project_conv.weight"]), "_blocks.0._bn2")
 
     [found] = network(pictures, [0])
-    assert (found - expected).norm() < 0.02 * expected.norm()  # 8 bits
+    assert torch.allclose(found, expected, atol=1e-4)
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_features_are_the_strongest_directions(tmp_path, lite_weights):
+    save_file(lite_weights(), tmp_path / "lite.safetensors")
+    teacher = Teacher(TeacherConfig(weights=str(tmp_path / "lite.safetensors"), blocks=(2, 5)))
+    pictures = torch.rand(6, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    teacher.fit(pictures, 5, 2.0)
+    features = teacher(pictures)
+
+    assert features.shape == (6, 5, 4, 6)
+    flat = features.permute(0, 2, 3, 1).flatten(0, 2)
+    assert flat.mean(0).abs().max() < 1e-3
+    assert flat.square().mean().sqrt() == pytest.approx(2, rel=0.02)
+    assert (flat.std(0).diff() <= 1e-4).all()
+    crossed = torch.corrcoef(flat.T) - torch.eye(5)
+    assert crossed.abs().max() < 1e-3
+    with pytest.raises(UserError, match="200 directions of 104 features"):
+        teacher.fit(pictures, 200, 2.0)
+
+
 def test_what_cannot_be_read_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"teacher\.weights=.*no such file"):
         load_efficientnet_lite(tmp_path / "absent.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="not EfficientNet-Lite0"):

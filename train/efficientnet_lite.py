@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 without its head: what an embedded base sees of a picture beside its pixels.
+"""EfficientNet-Lite0 without its head: the network that an embedded base's eyes learn from.
 
 EfficientNet (Tan and Le, arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as its
-authors published it for small devices. The network is frozen: batch normalisation is folded into
-the convolutions, whose weights are kept in 8 bits; `train/vision_encoder.py` reads published ones.
+authors published it for small devices. Batch normalisation is folded into the convolutions;
+`train/vision_teacher.py` reads published weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         if not 1 <= blocks <= DEPTH:
             raise ValueError(f"{blocks} blocks, EfficientNet-Lite0 has {DEPTH}")
-        self.stem = EightBitConv(3, STEM, 3, stride=2)
+        self.stem = SameConv(3, STEM, 3, stride=2)
         rows, channels = [], STEM
         for out, repeats, expansion, stride, kernel in STAGES:
             for repeat in range(repeats):
@@ -72,32 +72,20 @@ class EfficientNetLite(nn.Module):
         return found
 
 
-class EightBitConv(nn.Module):
-    """Convolution with weights of 8 bits and a scale a channel, and TensorFlow's padding.
+class SameConv(nn.Module):
+    """Convolution with TensorFlow's padding.
 
     Outputs are inputs over stride, rounded up; odd padding goes to the right and below, which
     PyTorch's own padding cannot do.
     """
-
-    weight: Tensor
 
     def __init__(
         self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1
     ) -> None:
         super().__init__()
         self.stride, self.groups = stride, groups
-        shape = out, channels // groups, kernel, kernel
-        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
-        self.scale = nn.Parameter(torch.zeros(out, 1, 1, 1))
+        self.weight = nn.Parameter(torch.zeros(out, channels // groups, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out))
-
-    @torch.no_grad()
-    def set(self, weight: Tensor, bias: Tensor) -> None:
-        """Round weights [out,in/groups,k,k] to 8 bits; bias [out]."""
-        scale = weight.flatten(1).abs().amax(1)[:, None, None, None] / 127
-        self.scale.copy_(scale)
-        self.weight.copy_((weight / scale.clamp(min=1e-12)).round())
-        self.bias.copy_(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,in,H,W] to [B,out,H/stride,W/stride]."""
@@ -107,8 +95,7 @@ class EightBitConv(nn.Module):
             padding += [missing // 2, missing - missing // 2]
         if any(padding):
             x = F.pad(x, padding)
-        weight = self.weight * self.scale
-        return F.conv2d(x, weight, self.bias, self.stride, groups=self.groups)
+        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
 
 
 class _Block(nn.Module):
@@ -117,9 +104,9 @@ class _Block(nn.Module):
     def __init__(self, channels: int, out: int, expansion: int, stride: int, kernel: int) -> None:
         super().__init__()
         width = expansion * channels
-        self.expand = EightBitConv(channels, width, 1) if expansion > 1 else None
-        self.filter = EightBitConv(width, width, kernel, stride, groups=width)
-        self.project = EightBitConv(width, out, 1)
+        self.expand = SameConv(channels, width, 1) if expansion > 1 else None
+        self.filter = SameConv(width, width, kernel, stride, groups=width)
+        self.project = SameConv(width, out, 1)
         self.residual = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:

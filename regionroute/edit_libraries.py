@@ -1,0 +1,34 @@
+"""The libraries of an edit, imported as quickly as can be."""
+
+import importlib
+
+from regionroute import start
+from regionroute.devices import quiet_libraries
+
+# What diffusers and transformers import wherever it is installed: for models in 4 bits, for other
+# schedulers, with torchvision's transforms, for training detectors. (ndimage is ours.)
+UNUSED = (
+    "bitsandbytes",
+    "scipy.integrate",
+    "scipy.ndimage",
+    "scipy.stats",
+    "torchvision.datasets",
+    "torchvision.models",
+    "transformers.loss.loss_d_fine:DFineForObjectDetectionLoss",
+    "transformers.loss.loss_deformable_detr:DeformableDetrForObjectDetectionLoss,"
+    "DeformableDetrForSegmentationLoss",
+    "transformers.loss.loss_deimv2:Deimv2ForObjectDetectionLoss",
+    "transformers.loss.loss_for_object_detection:ForObjectDetectionLoss,ForSegmentationLoss",
+    "transformers.loss.loss_grounding_dino:GroundingDinoForObjectDetectionLoss",
+    "transformers.loss.loss_lw_detr:LwDetrForObjectDetectionLoss",
+    "transformers.loss.loss_rf_detr:RfDetrForSegmentationLoss",
+    "transformers.loss.loss_rt_detr:RTDetrForObjectDetectionLoss",
+)
+
+
+def import_libraries() -> None:
+    """Imports them without their chatter, and of them only what an edit needs."""
+    quiet_libraries()
+    with start.put_off(*UNUSED):
+        importlib.import_module("regionroute.pipeline")
+    start.collect_as_usual()
