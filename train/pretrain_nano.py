@@ -12,6 +12,7 @@ checkpoint when the command is given again.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,9 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
     vision = None if cfg.codec.vision is None else load_vision(cfg.codec.vision)
     if before is not None and vision is None:
         return before
-    sizes = {"channels": 0, "widths": (), "depths": ()} if vision is None else vision.sizes
+    sizes: dict[str, Any] = {"channels": 0, "widths": (), "depths": ()}
+    if vision is not None:
+        sizes = vision.sizes
     codec = PatchCodec(
         latent_channels=cfg.codec.latent_channels + sizes["channels"] // 4,
         semantic_channels=sizes["channels"] // 4,

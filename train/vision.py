@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from regionroute.backbones.vision import Bottleneck, VisionNet
+from regionroute.backbones.vision import Bottleneck, EightBitConv, VisionNet
 from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
 from regionroute.errors import Parser, UserError, command
 from regionroute.io import atomic_write, check_output_folder, write_image
@@ -108,19 +108,25 @@ def new_network(cfg: VisionConfig) -> VisionNet:
     network = VisionNet(
         4 * cfg.network.semantic_channels, cfg.network.widths, cfg.network.depths, NormalisedConv
     )
-    for block in network.modules():
-        if isinstance(block, Bottleneck):
-            nn.init.zeros_(block.project.norm.weight)
-    nn.init.constant_(network.head.norm.weight, 0.1)
+    for module in network.modules():
+        if isinstance(module, Bottleneck):
+            _normalisation(module.project).weight.data.fill_(0)
+    _normalisation(network.head).weight.data.fill_(0.1)
     return network.to(memory_format=torch.channels_last)
+
+
+def _normalisation(layer: nn.Module) -> nn.BatchNorm2d:
+    assert isinstance(layer, NormalisedConv)
+    return layer.norm
 
 
 def freeze(network: VisionNet, cfg: VisionConfig) -> VisionNet:
     """The same network with one convolution of 8 bits for each normalised one."""
     frozen = VisionNet(4 * cfg.network.semantic_channels, cfg.network.widths, cfg.network.depths)
     for name, layer in network.named_modules():
-        if isinstance(layer, NormalisedConv):
-            frozen.get_submodule(name).set(*layer.folded())
+        rounded = frozen.get_submodule(name)
+        if isinstance(layer, NormalisedConv) and isinstance(rounded, EightBitConv):
+            rounded.set(*layer.folded())
     return frozen.eval().requires_grad_(False)
 
 

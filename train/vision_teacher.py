@@ -11,6 +11,7 @@ Apache-2.0), which brings a pickle. Save it as safetensors once::
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from regionroute.backbones.vision import STRIDE
 from regionroute.errors import UserError
-from train.efficientnet_lite import EfficientNetLite, SameConv
+from train.efficientnet_lite import EfficientNetLite
 from train.vision_config import TeacherConfig
 
 _EPSILON = 1e-3  # of the published network's batch normalisations
@@ -121,7 +122,7 @@ class Teacher:
 
 
 @torch.no_grad()
-def _fold(layer: SameConv, weights: dict[str, Tensor], convolution: str, norm: str) -> None:
+def _fold(layer: Any, weights: dict[str, Tensor], convolution: str, norm: str) -> None:
     """A convolution without bias and the normalisation behind it, as one convolution."""
     gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + _EPSILON).sqrt()
     layer.weight.copy_(weights[f"{convolution}.weight"] * gain[:, None, None, None])

@@ -79,7 +79,7 @@ def _read(path: Path, told: str) -> dict[str, Tensor] | None:
 def _make(cfg: VisionConfig) -> dict[str, Tensor]:
     bank, teacher = PhotoBank(cfg.views.bank), Teacher(cfg.teacher)
     generator = torch.Generator().manual_seed(cfg.seed)
-    found = {}
+    found: dict[str, Tensor] = {}
     for split, crops in (("train", cfg.views.crops), ("test", 0)):
         photos = bank.split(split)
         if not photos:
