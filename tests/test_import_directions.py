@@ -33,7 +33,7 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"sampler", "closer"},
     {"calibration", "edit_facts", "stages"},
     {"pipeline"},
-    {"outputs", "head_scan"},
+    {"outputs", "head_scan", "edit_libraries"},
     {"batch"},
     {
         "edit_command",

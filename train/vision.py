@@ -124,8 +124,9 @@ def freeze(network: VisionNet, cfg: VisionConfig) -> VisionNet:
     """The same network with one convolution of 8 bits for each normalised one."""
     frozen = VisionNet(4 * cfg.network.semantic_channels, cfg.network.widths, cfg.network.depths)
     for name, layer in network.named_modules():
-        rounded = frozen.get_submodule(name)
-        if isinstance(layer, NormalisedConv) and isinstance(rounded, EightBitConv):
+        if isinstance(layer, NormalisedConv):
+            rounded = frozen.get_submodule(name)
+            assert isinstance(rounded, EightBitConv)
             rounded.set(*layer.folded())
     return frozen.eval().requires_grad_(False)
 
