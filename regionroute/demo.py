@@ -113,10 +113,8 @@ def _train(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:
         f"train.steps={args.steps}",
         f"seed={args.seed}",
         "experts.styles=null",
-        # The base does not know this style: the expert has to paint it, which takes more of it.
+        # The base does not know this style: the expert has to paint it.
         "routing.branch=expert",
-        "experts.shared_rank=12",
-        "train.global_batch=16",
     ]
     watch.run("training", [str(ROOT / "train/run.py"), "--config", str(CONFIG), *settings])
 
