@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     start = _resume(network, average, optimizer, output / CHECKPOINT)
     save_config(cfg, output)  # only now: a refused run leaves the earlier one's
     train(cfg, network, average, optimizer, training, held_out, start)
-    frozen = freeze(average, cfg)
+    frozen = freeze(average)
     save_vision(frozen, output / RESULT)
     write_image(output / SHEET, sheet(frozen, held_out))
     scores = ", ".join(f"{k} {v:.3f}" for k, v in explained(frozen, held_out, training).items())
@@ -120,9 +120,9 @@ def _normalisation(layer: nn.Module) -> nn.BatchNorm2d:
     return layer.norm
 
 
-def freeze(network: VisionNet, cfg: VisionConfig) -> VisionNet:
+def freeze(network: VisionNet) -> VisionNet:
     """The same network with one convolution of 8 bits for each normalised one."""
-    frozen = VisionNet(4 * cfg.network.semantic_channels, cfg.network.widths, cfg.network.depths)
+    frozen = VisionNet(**network.sizes)
     for name, layer in network.named_modules():
         if isinstance(layer, NormalisedConv):
             rounded = frozen.get_submodule(name)

@@ -95,7 +95,7 @@ def test_folded_and_rounded_it_tells_nearly_the_same():
     network.eval()
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
-    exact, rounded = network(pictures), freeze(network, cfg)(pictures)
+    exact, rounded = network(pictures), freeze(network)(pictures)
     assert (rounded - exact).norm() < 0.05 * exact.norm()
     layer = NormalisedConv(3, 5, 3, 2).eval()
     nn.init.uniform_(layer.norm.running_mean)
@@ -192,6 +192,6 @@ def test_another_file_is_no_vision_network(tmp_path):
     save_file({"stem.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"not a network of train/vision\.py"):
         load_vision(tmp_path / "other.safetensors")
-    network = freeze(new_network(config()), config())
+    network = freeze(new_network(config()))
     save_vision(network, tmp_path / "good.safetensors")
     assert load_vision(tmp_path / "good.safetensors").sizes == network.sizes
