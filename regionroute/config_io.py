@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from regionroute.errors import UserError, nearest
+from regionroute.errors import Parser, UserError, nearest
 from regionroute.io import AnyPath, atomic_write
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -107,6 +107,35 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings that win over the file, for example train.steps=400",
     )
+
+
+def command_settings(
+    prog: str, description: str | None, model: type[Model], argv: Sequence[str] | None
+) -> Model | None:
+    """The settings of a command that takes nothing else, see `add_config_arguments`.
+
+    Args:
+        prog: the command's name.
+        description: what ``--help`` says.
+        model: the class to fill.
+        argv: arguments; None for those of the process.
+
+    Returns:
+        The settings; None after ``--print-config``: they are printed, there is nothing to do.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    parser = Parser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    args = parser.parse_intermixed_args(argv)
+    settings = load_config(args.config, args.overrides, model)
+    if args.print_config:
+        print(dump_config(settings))
+        return None
+    return settings
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -201,6 +201,12 @@ def _tag(name: str) -> str:
     return f"map/{name}"
 
 
+def append_row(path: Path, row: dict[str, object]) -> None:
+    """Adds a row to a file of losses."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def rewind(path: Path, step: int) -> None:
     """Drops the rows after `step` (and a half-written last one) from a file of losses."""
     kept = []

@@ -1,6 +1,5 @@
 """Flow-matching pre-training of nano's transformer and text encoders."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from tqdm import tqdm
 from regionroute.backbones.patch_codec import PatchCodec
 from regionroute.errors import UserError
 from regionroute.flow import add_noise, draw_sigmas, predict_velocity, sample, velocity_target
-from regionroute.io import atomic_write
 from regionroute.latents import decode_latents, encode_images
+from train.logs import append_row, rewind
 from train.nano_config import BaseTrainingConfig
 from train.nano_model import NanoModel
 from train.perceptual import PerceptualLoss
+from train.states import load_states, save_states
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -89,21 +89,7 @@ def start_or_resume(
     optimizer = torch.optim.AdamW(
         parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
     )
-    path = output / CHECKPOINT
-    if not path.exists():
-        return optimizer, 0
-    # torch.load and load_state_dict raise nearly any class on what is not theirs.
-    try:
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return optimizer, int(state["step"])
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{path}: this checkpoint is damaged or of other sizes or words than this run's "
-            f"({reason}): set them back, choose another output, or remove the file"
-        ) from error
+    return optimizer, load_states(output / CHECKPOINT, model=model, optimizer=optimizer)
 
 
 def train_base(
@@ -134,6 +120,8 @@ def train_base(
     Raises:
         UserError: the loss is not finite, or a vision network's weights cannot be read.
     """
+    log = output / LOG_FILE
+    rewind(log, start)
     perceptual = _perceptual(cfg, codec)
     averages: dict[str, float] = {}
     clock = time.perf_counter()
@@ -155,12 +143,12 @@ def train_base(
                 bar.set_postfix({k: f"{v:.4f}" for k, v in averages.items()}, refresh=False)
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 pace = seconds / cfg.log_every
-                _log(output, {"step": step + 1, **averages, "seconds_per_step": pace})
+                append_row(log, {"step": step + 1, **averages, "seconds_per_step": pace})
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                _save(output / CHECKPOINT, model, optimizer, step + 1)
+                save_states(output / CHECKPOINT, step + 1, model=model, optimizer=optimizer)
             if (step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps:
                 scores = validate(model, codec, source.held_out(step), edit_steps)
-                _log(output, {"step": step + 1, "validation": scores})
+                append_row(log, {"step": step + 1, "validation": scores})
                 bar.write(
                     f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
                 )
@@ -241,14 +229,3 @@ def validate(
         scores[task] = 4 * F.mse_loss(picture, pairs.target).item()
         scores[f"{task}_unedited"] = 4 * F.mse_loss(pairs.context, pairs.target).item()
     return scores
-
-
-def _save(path: Path, model: NanoModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _log(output: Path, row: dict[str, object]) -> None:
-    with (output / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")

@@ -4,13 +4,13 @@
     python train/pretrain_nano.py --config configs/nano_pretrain.yaml
 
     regionroute bank --labels PHOTOS/labels.jsonl --styles small_photos --out data/bank
+    regionroute bank --labels PHOTOS/labels.jsonl --styles small_paintings --out data/bank
     python train/pretrain_nano.py --config configs/nano_photos_pretrain.yaml
 
 The result is a diffusers Kontext folder, `<output>/base`. A stopped run goes on from its newest
 checkpoint when the command is given again.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from regionroute.backbones.kontext import Backbone, load_backbone
 from regionroute.backbones.patch_codec import PatchCodec
-from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
-from regionroute.errors import Parser, UserError, command
+from regionroute.config_io import command_settings, dump_config, save_config
+from regionroute.errors import UserError, command
 from regionroute.io import check_output_folder
 from train.nano_base import PairSource, start_or_resume, train_base
 from train.nano_config import PretrainConfig
@@ -35,16 +35,8 @@ from train.word_table import word_table
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = Parser(
-        prog="train/pretrain_nano.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_config_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    cfg = load_config(args.config, args.overrides, PretrainConfig)
-    if args.print_config:
-        print(dump_config(cfg))
+    cfg = command_settings("train/pretrain_nano.py", __doc__, PretrainConfig, argv)
+    if cfg is None:
         return 0
     check_output_folder(cfg.output)
     output = Path(cfg.output)

@@ -12,8 +12,6 @@ goes on from its checkpoint when the command is given again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -41,12 +39,13 @@ from regionroute.adapters.style_encoder import (
     new_tower,
     save_style_encoder,
 )
-from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
+from regionroute.config_io import command_settings, save_config
 from regionroute.devices import pick_device
-from regionroute.errors import Parser, UserError, command
-from regionroute.io import atomic_write, check_output_folder, write_image, write_json
+from regionroute.errors import UserError, command
+from regionroute.io import check_output_folder, write_image, write_json
 from train.contrastive import info_nce, nearest_neighbours
-from train.logs import rewind
+from train.logs import append_row, rewind
+from train.states import load_states, save_states
 from train.style_config import StyleEncoderConfig
 from train.style_pictures import (
     StylePicture,
@@ -86,16 +85,8 @@ class StyleData:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = Parser(
-        prog="train/style_encoder.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_config_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    cfg = load_config(args.config, args.overrides, StyleEncoderConfig)
-    if args.print_config:
-        print(dump_config(cfg))
+    cfg = command_settings("train/style_encoder.py", __doc__, StyleEncoderConfig, argv)
+    if cfg is None:
         return 0
     check_output_folder(cfg.output)
     output, device = Path(cfg.output), torch.device(pick_device(cfg.device))
@@ -103,7 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     training, held_out = hold_out(pictures, cfg.pictures.held_out, cfg.seed)
     encoder = build_encoder(cfg, styles_of(pictures)).to(device)
     optimizer = make_optimizer(encoder, cfg)
-    start = resume(encoder, optimizer, output / CHECKPOINT) if cfg.resume else 0
+    start = 0
+    if cfg.resume:
+        start = load_states(output / CHECKPOINT, encoder=encoder, optimizer=optimizer)
     save_config(cfg, output)  # only now: a refused run leaves the earlier one's
     bank = load_bank(pictures, encoder.image_size, output / "pictures.npy")
     styles = styles_of(pictures)
@@ -166,7 +159,8 @@ def train_encoder(
         UserError: the loss is not finite.
     """
     output, scores = Path(cfg.output), {}
-    rewind(output / LOG_FILE, start)
+    log = output / LOG_FILE
+    rewind(log, start)
     encoder.train()
     with tqdm(
         range(start, cfg.steps), initial=start, total=cfg.steps, desc="style encoder", unit="step"
@@ -184,12 +178,12 @@ def train_encoder(
             done = step + 1
             if done % cfg.log_every == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                _log(output, {"step": done, "loss": loss.item()})
+                append_row(log, {"step": done, "loss": loss.item()})
             if done % cfg.save_every == 0 or done == cfg.steps:
-                _save(output / CHECKPOINT, encoder, optimizer, done)
+                save_states(output / CHECKPOINT, done, encoder=encoder, optimizer=optimizer)
             if data.held_out and (done % cfg.validate_every == 0 or done == cfg.steps):
                 scores = validate(encoder, data)
-                _log(output, {"step": done, **scores})
+                append_row(log, {"step": done, **scores})
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
     return scores or (validate(encoder, data) if data.held_out else {})
 
@@ -256,39 +250,6 @@ def neighbour_sheet(encoder: StyleEncoder, data: StyleData) -> Tensor:
         gap = torch.ones(3, shown.shape[2], shown.shape[3] // 8)
         rows.append(torch.cat([shown[0], gap, *shown[1:]], dim=2))
     return torch.cat(rows, dim=1)
-
-
-def resume(encoder: StyleEncoder, optimizer: Any, path: Path) -> int:
-    """Continues from a checkpoint if there is one; returns the steps done.
-
-    Raises:
-        UserError: it is damaged or of other sizes.
-    """
-    if not path.is_file():
-        return 0
-    # torch.load and load_state_dict raise nearly any class on what is not theirs.
-    try:
-        state = torch.load(path, weights_only=True, map_location=encoder.device)
-        encoder.load_state_dict(state["encoder"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{path}: this checkpoint is damaged or of other sizes than this run's ({reason}): set "
-            "them back, choose another output, or give resume=false"
-        ) from error
-
-
-def _save(path: Path, encoder: StyleEncoder, optimizer: Any, step: int) -> None:
-    state = {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _log(output: Path, row: dict[str, object]) -> None:
-    with (output / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ is given again.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import os
 import sys
@@ -34,11 +32,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from regionroute.backbones.vision import Bottleneck, EightBitConv, VisionNet
-from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
-from regionroute.errors import Parser, UserError, command
-from regionroute.io import atomic_write, check_output_folder, write_image
-from train.logs import rewind
+from regionroute.config_io import command_settings, save_config
+from regionroute.errors import UserError, command
+from regionroute.io import check_output_folder, write_image
+from train.logs import append_row, rewind
 from train.nano_corpus import to_model_range
+from train.states import load_states, save_states
 from train.vision_config import VisionConfig
 from train.vision_file import save_vision
 from train.vision_views import Views, draw, load_views
@@ -72,16 +71,8 @@ class NormalisedConv(nn.Module):
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = Parser(
-        prog="train/vision.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_config_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    cfg = load_config(args.config, args.overrides, VisionConfig)
-    if args.print_config:
-        print(dump_config(cfg))
+    cfg = command_settings("train/vision.py", __doc__, VisionConfig, argv)
+    if cfg is None:
         return 0
     check_output_folder(cfg.output)
     output = Path(cfg.output)
@@ -92,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     network = new_network(cfg)
     average = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = _optimizer(network, cfg)
-    start = _resume(network, average, optimizer, output / CHECKPOINT)
+    start = load_states(output / CHECKPOINT, network=network, average=average, optimizer=optimizer)
     save_config(cfg, output)  # only now: a refused run leaves the earlier one's
     train(cfg, network, average, optimizer, training, held_out, start)
     frozen = freeze(average)
@@ -148,7 +139,8 @@ def train(
         UserError: the loss is not finite.
     """
     output = Path(cfg.output)
-    rewind(output / LOG_FILE, start)
+    log = output / LOG_FILE
+    rewind(log, start)
     spread = (
         training.features[:: max(1, len(training.features) // 500)].float().var((0, 2, 3)).sum()
     )
@@ -173,12 +165,14 @@ def train(
             done = step + 1
             if done % cfg.log_every == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                _log(output, {"step": done, "loss": loss.item()})
+                append_row(log, {"step": done, "loss": loss.item()})
             if done % cfg.save_every == 0 or done == cfg.steps:
-                _save(output / CHECKPOINT, network, average, optimizer, done)
+                save_states(
+                    output / CHECKPOINT, done, network=network, average=average, optimizer=optimizer
+                )
             if done % cfg.validate_every == 0 or done == cfg.steps:
                 scores = explained(average, held_out, training)
-                _log(output, {"step": done, **scores})
+                append_row(log, {"step": done, **scores})
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
 
@@ -243,49 +237,6 @@ def _follow(average: VisionNet, network: VisionNet, decay: float) -> None:
     for name, value in new.items():
         if value.is_floating_point():
             own[name].lerp_(value, 1 - decay)
-
-
-def _resume(
-    network: VisionNet, average: VisionNet, optimizer: torch.optim.Optimizer, path: Path
-) -> int:
-    """Continues from a checkpoint if there is one; returns the steps done."""
-    if not path.is_file():
-        return 0
-    # torch.load and load_state_dict raise nearly any class on what is not theirs.
-    try:
-        state = torch.load(path, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{path}: this checkpoint is damaged or of other sizes than this run's ({reason}): set "
-            "them back, choose another output, or remove the file"
-        ) from error
-
-
-def _save(
-    path: Path,
-    network: VisionNet,
-    average: VisionNet,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> None:
-    state = {
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _log(output: Path, row: dict[str, object]) -> None:
-    with (output / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
