@@ -18,6 +18,7 @@ _EXAMPLE = """examples:
   python train/pretrain_nano.py --config configs/nano_photos_pretrain.yaml corpus.bank=data/bank
 
 Made again, the command makes only what is missing: add a style to the file and run it once more.
+Styles of another file come beside those that are there.
 """
 
 

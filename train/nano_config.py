@@ -40,6 +40,11 @@ class PhotoPairsConfig(_Section):
     pasted_size: tuple[Size, Size] = Field(
         (0.3, 0.85), description="least and greatest longer side of a pasted object, in sides"
     )
+    least_scale: Size = Field(
+        1.0,
+        description="photos are scaled by a factor between this and 1 before they are cropped, as "
+        "far as they still fill the picture; 1: cropped only",
+    )
     least_area: float = Field(
         0.01, description="share of the picture from which an object is named", gt=0, lt=1
     )

@@ -192,14 +192,19 @@ class PairMaker:
         return layers
 
     def _whole(self, photo: int, generator: Generator) -> Layer:
-        side, spare = self.side, self.bank.side - self.side
-        top, left = (_below(spare + 1, generator) for _ in range(2))
+        side, crop = self.side, self._crop(generator)
+        top, left = (_below(self.bank.side - crop + 1, generator) for _ in range(2))
         place = Placement(
-            (top, top + side), (left, left + side), _flip(generator), (0, 0, side, side)
+            (top, top + crop), (left, left + crop), _flip(generator), (0, 0, side, side)
         )
-        masks = put(self.bank.masks(photo), place, side)
+        masks = (put(self.bank.masks(photo), place, side) > 0.5).float()
         words = self.bank.photos[photo]["words"]
         return Layer(photo, torch.ones(1, side, side), _by_word(words, masks), place)
+
+    def _crop(self, generator: Generator) -> int:
+        """Side of the window of a photo that a picture shows."""
+        widest = min(self.bank.side, round(self.side / self.cfg.least_scale))
+        return self.side + _below(widest - self.side + 1, generator)
 
     def _cut_out(self, photo: int, generator: Generator) -> Layer | None:
         """One object of a photo, somewhere in the picture; None if it is unfit to be cut out."""

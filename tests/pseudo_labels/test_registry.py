@@ -17,7 +17,7 @@ def write(folder, text):
 
 def test_packaged_files_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert packaged_styles() == ["painting", "photos", "scenes", "small_photos"]
+    assert packaged_styles() == ["painting", "photos", "scenes", "small_paintings", "small_photos"]
     assert [entry.spec.name for entry in load_styles("scenes")] == list(FILTERS)
     assert len(load_styles("painting")) >= 4
 

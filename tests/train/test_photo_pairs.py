@@ -67,6 +67,19 @@ def test_the_named_object_alone_is_recoloured_among_several(bank):
     assert both  # in some pictures another red object was left as it was
 
 
+def test_photos_are_scaled_down_as_far_as_they_fill_the_picture(bank):
+    only_whole = {"pasted": (1, 0, 0), "tasks": {"highlight": 1}}
+    cropped, scaled, no_further = (
+        maker(bank, least_scale=scale, **only_whole) for scale in (1, 0.8, 0.1)
+    )
+
+    assert {cropped._crop(drawn(number)) for number in range(20)} == {32}
+    assert {scaled._crop(drawn(number)) for number in range(99)} == set(range(32, 41))
+    assert max(no_further._crop(drawn(number)) for number in range(99)) == bank.side
+    pairs = [scaled.pair(drawn(number)) for number in range(8)]
+    assert set(torch.stack([pair.target for pair in pairs]).unique().tolist()) == {0.0, 1.0}
+
+
 def test_twins_show_the_same_picture_and_name_another_object(bank):
     pairs = maker(bank, twins=1, pasted=(0, 1, 0), tasks={"recolour": 1}).pairs(drawn(1), 8)
     for first, twin in zip(pairs[::2], pairs[1::2], strict=True):
