@@ -282,6 +282,11 @@ class RoutingConfig(Section):
     contrast: Annotated[float, Field(ge=1)] = Field(
         4.0, description="steepness of the fitted gates at an edge"
     )
+    sharpen: NonNegative = Field(
+        0.0,
+        description="strength of an unsharp mask on what is restyled: edits of few steps are near "
+        "the mean of all that fits, and soft; 0: off",
+    )
     confidence: NonNegative = Field(
         3.0,
         description="attention on the region, in multiples of what each token would get if all "

@@ -30,8 +30,8 @@ from regionroute.prompts import Prompt
 from regionroute.readings import MapChoice, Place
 from regionroute.region_maps import MapReader
 from regionroute.request import EditOptions, EditPlan, EditRequest, Mode, plan_clauses
-from regionroute.routing import composite, pixel_gates
-from regionroute.sampler import Sampler, Task, gates_of_regions, given_regions, stacked
+from regionroute.routing import composite, pixel_gates, sharpened
+from regionroute.sampler import Sampled, Sampler, Task, gates_of_regions, given_regions, stacked
 from regionroute.styles import Styles
 
 
@@ -153,7 +153,7 @@ class Editor:
         sampler = self._sampler
         sampled = sampler.routed(task) if options.mode == "routed" else sampler.plain(task)
         size = sources.shape[-2], sources.shape[-1]
-        edited = resize(self.backbone.decode_latents(sampled.latents), size).cpu()
+        edited = resize(self._picture(sampled, options), size).cpu()
         if options.lock_background:
             assert sampled.gates is not None
             if regions is None:
@@ -173,6 +173,13 @@ class Editor:
             shown = sampled.shown[row].cpu() if want_map and sampled.shown is not None else None
             results.append(EditResult(image, shown, text, own | facts))
         return results
+
+    def _picture(self, sampled: Sampled, options: EditOptions) -> Tensor:
+        """What was sampled, [B,3,H,W] in [0,1] at the model's size."""
+        picture = self.backbone.decode_latents(sampled.latents)
+        if options.mode == "plain" or sampled.gates is None:
+            return picture
+        return sharpened(picture, sampled.gates, self.routing.sharpen)
 
     def _closer(
         self,

@@ -25,6 +25,7 @@ _SMALLEST = 1e-12
 # their ratio: mixed styles are no style.
 _RIVALRY = 4.0
 _FINE_RADIUS = 16  # pixels of a window that are enough to fit a gate in
+_SOFTNESS = 1.0  # pixels at the model's size
 _MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its former height
 
 
@@ -157,6 +158,34 @@ def _local_fit(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> tuple
     slope = torch.linalg.solve(spread, joint.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     offset = mean_wanted - (slope * mean).sum(1, keepdim=True)
     return box(slope), box(offset)
+
+
+def sharpened(pictures: Tensor, gates: Tensor, strength: float) -> Tensor:
+    """An unsharp mask inside the gates: ``x + strength · g · (x − blurred x)``.
+
+    Args:
+        pictures: x, [B,3,H,W] in [0,1].
+        gates: [B,S,h,w] in [0,1], sum over the pairs at most 1.
+        strength: >= 0.
+
+    Returns:
+        [B,3,H,W] in [0,1]; the pictures, to the bit, where all gates are 0 or the strength is.
+    """
+    if strength == 0:
+        return pictures
+    size = pictures.shape[-2], pictures.shape[-1]
+    inside = F.interpolate(gates.to(pictures).sum(1, keepdim=True), size, mode="nearest-exact")
+    return (pictures + strength * inside * (pictures - _blurred(pictures))).clamp(0, 1)
+
+
+def _blurred(pictures: Tensor) -> Tensor:
+    """By a Gaussian of `_SOFTNESS` pixels."""
+    reach = torch.arange(-2, 3, device=pictures.device, dtype=pictures.dtype)
+    weights = torch.exp(-0.5 * (reach / _SOFTNESS).square())
+    rows = (weights / weights.sum()).view(1, 1, 1, 5).expand(pictures.shape[1], 1, 1, 5)
+    padded = F.pad(pictures, (2, 2, 2, 2), mode="replicate")
+    along = F.conv2d(padded, rows, groups=pictures.shape[1])
+    return F.conv2d(along, rows.transpose(2, 3), groups=pictures.shape[1])
 
 
 def keep_velocity(noisy: Tensor, context: Tensor, sigma: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from regionroute.routing import (
     pixel_gates,
     region_level,
     route_velocity,
+    sharpened,
     token_gates,
     widened,
 )
@@ -151,3 +152,19 @@ def test_a_composite_leaves_the_rest_bit_for_bit():
     assert torch.equal(out[..., 3:, :], source[..., 3:, :])
     torch.testing.assert_close(out[..., :2, :], edited[..., :2, :])
     torch.testing.assert_close(out[..., 2, :], 0.5 * (edited + source)[..., 2, :])
+
+
+def test_sharpening_steepens_edges_inside_the_gates_and_leaves_the_rest_to_the_bit():
+    ramp = torch.linspace(0.3, 0.7, 4)
+    row = torch.cat([torch.full((14,), 0.3), ramp, torch.full((14,), 0.7)])
+    picture = row.expand(1, 3, 32, 32).clone()
+    gates = torch.zeros(1, 2, 4, 4)
+    gates[0, 1, :2] = 1
+
+    sharp = sharpened(picture, gates, 1.0)
+
+    assert torch.equal(sharp[..., 16:, :], picture[..., 16:, :])
+    steepest = [x[0, 0, 8].diff().max().item() for x in (picture, sharp)]
+    assert steepest[1] > 1.2 * steepest[0]
+    torch.testing.assert_close(sharp[..., :10], picture[..., :10])  # nothing to sharpen
+    assert sharpened(picture, gates, 9.0).amin() >= 0
