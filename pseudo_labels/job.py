@@ -35,6 +35,7 @@ class BuildSettings:
         find: how objects without masks are found.
         judge: a vision-language model that is asked about every sample, None for none.
         multi: samples a photo with two or three objects at once, each in its own style.
+        whole: also a sample of each photo in each style that restyles everything, for training.
     """
 
     size: int = 512
@@ -43,6 +44,7 @@ class BuildSettings:
     find: FinderSettings = field(default_factory=FinderSettings)
     judge: JudgeSettings | None = None
     multi: int = 0
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.size < SMALLEST_SIDE:

@@ -128,7 +128,9 @@ def _settings(args: argparse.Namespace, styles: int) -> BuildSettings:
     judge = JudgeSettings(args.judge, device, args.caption) if args.judge else None
     if args.caption and judge is None:
         raise UserError("--caption needs --judge, the model that writes the captions")
-    return BuildSettings(args.size, args.feather, Limits(**limits), find, judge, args.multi)
+    return BuildSettings(
+        args.size, args.feather, Limits(**limits), find, judge, args.multi, args.whole
+    )
 
 
 def _parser() -> Parser:
@@ -161,6 +163,8 @@ def _parser() -> Parser:
     add("--feather", type=int, default=0, metavar="PX", help=soft)
     multi = "samples a photo with two or three objects, each in its own style " + usual
     add("--multi", type=int, default=0, metavar="N", help=multi)
+    everything = "also train on wholly restyled photos: experts then paint objects they never saw"
+    add("--whole", action="store_true", help=everything)
     share = f'share of the photos that goes to the split "test" {usual}'
     add("--split-val", type=float, default=0.2, metavar="SHARE", help=share)
     add("--workers", type=int, metavar="N", help="processes (default: by the work)")

@@ -24,10 +24,12 @@ from pseudo_labels.job import (
 from pseudo_labels.judge import cached_answers, cached_caption
 from pseudo_labels.segment.given import Rejection
 from regionroute.io import read_image, read_mask, settings_hash, text_hash
-from regionroute.manifest import EditSample, Region
-from regionroute.prompts import build_prompt
+from regionroute.manifest import EditSample, Region, mask_box
+from regionroute.prompts import build_prompt, find_spans, restyle_prompt
 
 MOST_REGIONS = 3  # objects of a sample with several
+WHOLE = "whole"  # flag of samples that restyle everything
+_OF_AN_OBJECT = {"mask_source", "area", "checks"}  # facts of a sample of one
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class PairMaker:
             mask = item.segment.mask
             if styled is None or "mask" in style.stylizer.needs:
                 styled = self._styled(style, mask if "mask" in style.stylizer.needs else None)
+                if self.settings.whole and "mask" not in style.stylizer.needs:
+                    write_once(self.out / self._whole_file(style), styled)
             target = composite(self.content, styled, mask, self.settings.feather)
             write_once(self.out / file, target)
         return files
@@ -89,6 +93,39 @@ class PairMaker:
         return style.stylizer.stylize(
             self.content, style.entry.spec, mask=mask, generator=generator
         )
+
+    def whole(self, style: Look, single: EditSample) -> EditSample:
+        """The whole photo restyled: one region that is the picture, named "image".
+
+        An expert that saw restyled objects alone paints objects that it has not seen poorly.
+
+        Args:
+            style: the style.
+            single: a sample of an object in it.
+        """
+        spec, file = style.entry.spec, self._whole_file(style)
+        everything = torch.ones_like(self.content[:1])
+        mask = f"masks/{self.job.slug}-whole-{settings_hash([self.context])[:8]}.png"
+        write_once(self.out / mask, everything)
+        if not (self.out / file).exists():
+            needed = everything if "mask" in style.stylizer.needs else None
+            write_once(self.out / file, self._styled(style, needed))
+        text = restyle_prompt(spec.words)
+        spans = find_spans(text, "image", spec.words)
+        facts = {k: v for k, v in single.provenance.items() if k not in _OF_AN_OBJECT}
+        return EditSample(
+            id=f"{self.job.slug}-{spec.name}-whole",
+            context=self.context,
+            target=file,
+            regions=(Region("image", spec.name, mask, mask_box(everything), 1.0, *spans),),
+            prompt=text,
+            flags=(WHOLE,),
+            provenance=facts,
+        )
+
+    def _whole_file(self, style: Look) -> str:
+        key = settings_hash([self.context, style.stylizer.fingerprint])[:8]
+        return f"targets/{self.job.slug}-whole-{slug(style.entry.spec.name)}-{key}.png"
 
     def several(
         self, samples: Sequence[EditSample], objects: Sequence[PhotoObject]

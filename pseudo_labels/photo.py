@@ -63,7 +63,10 @@ def make_samples(
     for item in objects:
         write_once(out / item.mask_file, item.segment.mask)
     maker = PairMaker(job, out, settings, content, context)
-    samples = [s for style in styles for s in maker.samples(style, objects, rejected)]
+    samples = []
+    for style in styles:
+        kept = maker.samples(style, objects, rejected)
+        samples += [*kept, maker.whole(style, kept[0])] if kept and settings.whole else kept
     samples += maker.several(samples, objects)
     return PhotoResult(samples, rejected, photo_look(content))
 

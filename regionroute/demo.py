@@ -102,7 +102,8 @@ def _label(watch: Stopwatch, labels: Path, out: Path) -> None:
     how = ["--segmenter", "grabcut", "--styles", "photos", "--only", NEW_STYLE]
     # These few photos are known to be fit: no large object and no bold style is turned away.
     how += ["--size", "256", "--max-area", "0.9", "--max-border", "1", "--min-structure", "-1"]
-    how += ["--split-val", "0.3", "--out", str(out / "pairs")]
+    # The expert learns the style from whole photos too: it is to paint objects it has not seen.
+    how += ["--whole", "--split-val", "0.3", "--out", str(out / "pairs")]
     watch.run("labels", ["-m", "regionroute.cli", "label", "--labels", str(labels), *how])
 
 

@@ -258,6 +258,43 @@ class TestSeveralObjectsAtOnce:
                 assert (target - styled)[own].abs().max() <= 0.5 / 255 + 1e-6
 
 
+class TestWholePhotos:
+    SETTINGS = dataclasses.replace(SETTINGS, whole=True)
+
+    def test_every_photo_to_train_on_is_also_restyled_whole_in_every_style(self, photos, tmp_path):
+        run(photos, tmp_path / "out", settings=self.SETTINGS)
+        manifest = read_manifest(tmp_path / "out")
+        whole = [s for s in manifest.samples if "whole" in s.flags]
+
+        train = {(s.context, s.regions[0].style) for s in manifest.samples if s.split == "train"}
+        assert {(s.context, s.regions[0].style) for s in whole} == train
+        assert {s.split for s in manifest.samples} == {"train", "test"}
+        for sample in whole:
+            [region] = sample.regions
+            assert sample.prompt == f"make the image in {region.style} style"
+            assert sample.prompt[slice(*region.style_span)] == region.style
+            assert manifest.masks(sample).min() == 1
+            styled = FILTERS[region.style](manifest.context(sample))
+            assert (manifest.target(sample) - styled).abs().max() <= 0.5 / 255 + 1e-6
+            assert "area" not in sample.provenance
+
+    def test_each_photo_is_painted_once(self, photos, tmp_path, monkeypatch):
+        painted = []
+        real = FILTERS["pixel-art"]
+        monkeypatch.setitem(FILTERS, "pixel-art", lambda *a: painted.append(1) or real(*a))
+        made = run(photos, tmp_path / "out", ("pixel-art",), self.SETTINGS)
+
+        assert len(painted) == len({s.context for s in made.samples})
+
+    def test_later_it_needs_no_new_singles(self, photos, tmp_path):
+        before = run(photos, tmp_path / "out")
+        after = run(photos, tmp_path / "out", settings=self.SETTINGS)
+
+        singles = [s.id for s in after.samples if "whole" not in s.flags]
+        assert singles == [s.id for s in before.samples]
+        assert len(after.samples) > len(singles)
+
+
 class TestReview:
     def test_struck_samples_leave_the_manifest_and_come_back(self, photos, tmp_path):
         out = tmp_path / "out"
