@@ -39,12 +39,12 @@ class Source:
 
 
 def select_split(manifest: Manifest, split: str) -> list[EditSample]:
-    """The samples of a split.
+    """The samples of a split, without wholly restyled ones, which are for training alone.
 
     Raises:
         UserError: there are none.
     """
-    samples = [sample for sample in manifest.samples if split in (sample.split, "all")]
+    samples = [s for s in manifest.samples if split in (s.split, "all") and not s.whole]
     if not samples:
         there = ", ".join(sorted({sample.split for sample in manifest.samples})) or "none"
         raise UserError(

@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from pseudo_labels.curate import first_alike
 from pseudo_labels.job import BuildSettings, Look, PhotoJob, PhotoResult, rejection
-from pseudo_labels.pairs import WHOLE
 from pseudo_labels.parallel import default_workers, map_in_order, one_thread
 from pseudo_labels.photo import make_samples
 from pseudo_labels.records import load_record, record_file
@@ -114,7 +113,7 @@ def build(
         reason = f"; the first reason: {reasons[0].reason}" if reasons else ""
         raise UserError(f"{source.name}: not one sample could be made{reason}")
     samples = split_by_photo(samples, test_share)
-    samples = [s for s in samples if s.split == "train" or WHOLE not in s.flags]
+    samples = [sample for sample in samples if sample.split == "train" or not sample.whole]
     if encoder is not None:
         samples = add_references(samples, out, encoder, settings.find.device)
     write_keeping_time(

@@ -24,11 +24,10 @@ from pseudo_labels.job import (
 from pseudo_labels.judge import cached_answers, cached_caption
 from pseudo_labels.segment.given import Rejection
 from regionroute.io import read_image, read_mask, settings_hash, text_hash
-from regionroute.manifest import EditSample, Region, mask_box
+from regionroute.manifest import WHOLE, EditSample, Region, mask_box
 from regionroute.prompts import build_prompt, find_spans, restyle_prompt
 
 MOST_REGIONS = 3  # objects of a sample with several
-WHOLE = "whole"  # flag of samples that restyle everything
 _OF_AN_OBJECT = {"mask_source", "area", "checks"}  # facts of a sample of one
 
 

@@ -15,7 +15,7 @@ from pseudo_labels.job import Look
 from pseudo_labels.parallel import one_thread
 from pseudo_labels.scenes import Scene, render_scene
 from regionroute.io import file_hash, settings_hash, write_image
-from regionroute.manifest import EditSample, Region, mask_box
+from regionroute.manifest import WHOLE, EditSample, Region, mask_box
 from regionroute.prompts import build_prompt, find_spans, restyle_prompt
 
 STYLE_PICTURES = "styles"  # split/style/scene.png in it
@@ -111,7 +111,7 @@ def _whole_sample(job: SceneJob, scene: Scene, look: Look, out: Path) -> EditSam
         regions=(region,),
         prompt=text,
         split=job.split,
-        flags=("whole",),
+        flags=(WHOLE,),
         provenance={"scene_seed": job.seed, "stylizer": look.entry.stylizer},
     )
 

@@ -151,7 +151,7 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
 
     Args:
         path: ``manifest.jsonl`` or its folder.
-        split: which samples.
+        split: which samples; wholly restyled ones are for training alone.
         out_dir: gets ``<id>.png``, ``<id>.json`` and ``<id>.map.png``.
         seed: each sample's noise depends on it and on the sample's id.
 
@@ -167,7 +167,7 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
             jobs.fail(str(file), row)
             continue
         splits.add(row.split)
-        if row.split != split:
+        if row.split != split or row.whole:
             continue
         name = f"{file}: sample {row.id}"
         try:

@@ -27,7 +27,7 @@ PHOTOS = (
     ("rocket.jpg", "rocket", (305, 127, 34, 283)),
     ("motorcycle_left.png", "motorcycle", (94, 76, 590, 378)),
 )
-NEW_STYLE = "blueprint"
+NEW_STYLE = "risograph"
 SHIPPED_STYLE = "starry-night"
 EXAMPLES = """\
 examples:

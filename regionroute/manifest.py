@@ -32,6 +32,7 @@ from regionroute.manifest_shards import ShardedRows
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.jsonl"
+WHOLE = "whole"  # flag of samples that restyle everything
 SHARDS = "manifest-*.jsonl"
 LONGEST_ID = 200  # bytes; file systems take 255 with the endings we add
 
@@ -99,6 +100,11 @@ class EditSample:
     split: str = "train"
     flags: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is restyled: to train on, with no region to be found or scored."""
+        return WHOLE in self.flags
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.sources import select_split
 from pseudo_labels import judge as judge_module
 from pseudo_labels.build import Source, build
 from pseudo_labels.curate import Limits
@@ -20,6 +21,7 @@ from pseudo_labels.segment.loading import FinderSettings
 from pseudo_labels.stylize import FunctionalStylizer
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.registry import StyleEntry, load_styles
+from regionroute.batch import manifest_rows
 from regionroute.errors import UserError
 from regionroute.io import read_jsonl, write_image
 from regionroute.manifest import read_manifest
@@ -277,6 +279,16 @@ class TestWholePhotos:
             styled = FILTERS[region.style](manifest.context(sample))
             assert (manifest.target(sample) - styled).abs().max() <= 0.5 / 255 + 1e-6
             assert "area" not in sample.provenance
+
+    def test_they_are_neither_edited_nor_scored(self, photos, tmp_path):
+        run(photos, tmp_path / "out", settings=self.SETTINGS)
+        manifest = read_manifest(tmp_path / "out")
+        asked = manifest_rows(tmp_path / "out", "train", tmp_path / "edits", seed=0)
+
+        scored = select_split(manifest, "all")
+        assert len(scored) < len(manifest.samples)
+        assert not any(sample.whole for sample in scored)
+        assert len(asked.jobs) == len(select_split(manifest, "train"))
 
     def test_each_photo_is_painted_once(self, photos, tmp_path, monkeypatch):
         painted = []
