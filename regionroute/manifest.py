@@ -7,11 +7,10 @@ row carries ``"schema": 1`` and the fields of `EditSample`. A large one may be c
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +27,13 @@ from regionroute.io import (
     read_mask,
     write_jsonl,
 )
+from regionroute.manifest_names import id_problem, path_problem
 from regionroute.manifest_shards import ShardedRows
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.jsonl"
 WHOLE = "whole"  # flag of samples that restyle everything
 SHARDS = "manifest-*.jsonl"
-LONGEST_ID = 200  # bytes; file systems take 255 with the endings we add
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Manifest:
         Raises:
             UserError: the path leaves the manifest's folder, directly or through a link.
         """
-        refusal = _path_problem(relative)
+        refusal = path_problem(relative)
         path = self.root / relative
         if refusal is None and not self._inside(path):
             refusal = "it leaves the manifest's folder through a link"
@@ -329,26 +328,11 @@ def _row_problem(error: ValidationError) -> str:
 
 
 def _sample_problem(sample: EditSample) -> str | None:
-    if not sample.id or sample.id.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sample.id):
-        return f"id {sample.id!r} cannot be a file name, use letters, digits, '-', '_' and '.'"
-    if len(sample.id.encode()) > LONGEST_ID:
-        return f"id {sample.id[:20]!r}... is too long for a file name, use {LONGEST_ID} letters"
+    problem = id_problem(sample.id)
+    if problem:
+        return problem
     for relative in (sample.context, sample.target, *(region.mask for region in sample.regions)):
-        problem = _path_problem(relative)
+        problem = path_problem(relative)
         if problem:
             return f"path {relative!r} is refused: {problem}"
-    return None
-
-
-def _path_problem(relative: str) -> str | None:
-    """Why a path cannot stand in a manifest, judged by its text alone; None if it can."""
-    if not relative or "\x00" in relative:
-        return "it names no file"
-    if "\\" in relative:
-        return "write it with forward slashes"
-    path = PurePosixPath(relative)
-    if path.is_absolute() or PureWindowsPath(relative).drive:
-        return "it must be relative to the manifest's folder"
-    if ".." in path.parts:
-        return "it must stay inside the manifest's folder"
     return None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regionroute.errors import UserError
 from regionroute.io import check_output_file, from_pil, to_pil, write_image, write_json
-from regionroute.pipeline import EditResult
+from regionroute.request import EditResult
 
 PANEL = 256  # small pictures are enlarged to about this for the side-by-side
 MARGIN, LABEL_HEIGHT = 8, 22

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -29,28 +28,10 @@ from regionroute.latents import resize
 from regionroute.prompts import Prompt
 from regionroute.readings import MapChoice, Place
 from regionroute.region_maps import MapReader
-from regionroute.request import EditOptions, EditPlan, EditRequest, Mode, plan_clauses
+from regionroute.request import EditOptions, EditPlan, EditRequest, EditResult, Mode, plan_clauses
 from regionroute.routing import composite, pixel_gates, sharpened
 from regionroute.sampler import Sampled, Sampler, Task, gates_of_regions, given_regions, stacked
 from regionroute.styles import Styles
-
-
-@dataclass
-class EditResult:
-    """An edited picture.
-
-    Attributes:
-        image: [3,H,W] float32 in [0,1] on the CPU, the size of the input.
-        region_map: [h,w] in [0,1] on the CPU, where the words drew attention, 0.5 is the
-            boundary; None unless asked for.
-        prompt: the text that was encoded.
-        settings: everything that is needed to make the picture again, JSON-able.
-    """
-
-    image: Tensor
-    region_map: Tensor | None
-    prompt: str
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Editor:

@@ -1,11 +1,14 @@
-"""What an edit is asked to do, and how its words become a prompt, an expert and token positions."""
+"""What an edit is asked to do and what it gives.
+
+How its words become a prompt, an expert and token positions.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from regionroute.errors import UserError
 from regionroute.instances import INSTANCES, Instance
@@ -63,6 +66,24 @@ class EditRequest:
         marked = parse_marked(self.prompt)
         spans = zip(marked.object_spans, marked.style_spans, strict=True)
         return [(marked.text[slice(*o)], marked.text[slice(*s)]) for o, s in spans]
+
+
+@dataclass
+class EditResult:
+    """An edited picture.
+
+    Attributes:
+        image: [3,H,W] float32 in [0,1] on the CPU, the size of the input.
+        region_map: [h,w] in [0,1] on the CPU, where the words drew attention, 0.5 is the
+            boundary; None unless asked for.
+        prompt: the text that was encoded.
+        settings: everything that is needed to make the picture again, JSON-able.
+    """
+
+    image: Tensor
+    region_map: Tensor | None
+    prompt: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ ROOMS = {  # room -> rooms it may import
 COMMAND = "regionroute.cli"
 LEVELS = (  # inside regionroute, from the bottom; each imports only what stands below it
     {"errors", "start"},
-    {"io", "devices", "manifest_shards", "vgg"},
+    {"io", "devices", "manifest_names", "manifest_shards", "vgg"},
     {"config_io", "config_base", "manifest", "readings", "latents", "prompts"},
     {"config_train"},
     {"config", "families", "buckets"},
