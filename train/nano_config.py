@@ -54,6 +54,9 @@ class PhotoPairsConfig(_Section):
         ge=0,
         le=1,
     )
+    other_colours: Share = Field(
+        0.0, description="share of highlighted pictures that are shown in other colours", le=1
+    )
     word_balance: float = Field(
         0.5, description="0: every photo is drawn alike; 1: every word", ge=0, le=1
     )

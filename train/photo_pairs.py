@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from regionroute.errors import UserError
+from train.colours import in_other_colours
 from train.nano_config import PhotoPairsConfig, PhotoTask
 from train.photo_bank import PHOTO, PhotoBank, Placement, put
 
@@ -170,6 +171,8 @@ class PairMaker:
         context = self._compose(PHOTO, layers)
         if task == "highlight":
             prompt = _one_of(HIGHLIGHT_PROMPTS, generator).format(word=word)
+            if float(torch.rand((), generator=generator)) < self.cfg.other_colours:
+                context = in_other_colours(context[None], generator)[0]
             return Pair(context, mask.expand_as(context), prompt, task, word)
         look = _one_of(self.bank.names("colour"), generator)
         painted = self._compose(look, layers)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from regionroute.backbones.vision import STRIDE
 from regionroute.errors import UserError
 from regionroute.io import atomic_write
+from train.colours import in_other_colours
 from train.nano_corpus import to_model_range
 from train.photo_bank import PHOTO, PhotoBank
 from train.vision_config import ViewsConfig, VisionConfig
@@ -138,7 +139,7 @@ def draw(
     pictures, features = views.pictures[chosen].float() / 255, views.features[chosen].float()
     turned = torch.rand(count, generator=generator) < 0.5
     pictures[turned], features[turned] = pictures[turned].flip(-1), features[turned].flip(-1)
-    pictures = _recoloured(pictures, generator)
+    pictures = in_other_colours(pictures, generator)
     weights = torch.ones_like(features[:, :1])
     side = features.shape[-1]
     others, whole = torch.roll(torch.arange(count), 1), (pictures.clone(), features.clone())
@@ -158,19 +159,3 @@ def _mix(picture: Tensor, other: Tensor, unit: int, *window: Tensor) -> None:
     top, left, height, width = (unit * int(length) for length in window)
     part = (slice(None), slice(top, top + height), slice(left, left + width))
     picture[part] = other[part]
-
-
-def _recoloured(pictures: Tensor, generator: Generator) -> Tensor:
-    """Other brightness, contrast, saturation and balance, now and then grey; [B,3,S,S]."""
-
-    def factor(low: float, high: float, channels: int = 1) -> Tensor:
-        drawn = torch.rand(len(pictures), channels, 1, 1, generator=generator)
-        return low + (high - low) * drawn
-
-    pictures = pictures * factor(0.6, 1.4)
-    mean = pictures.mean((1, 2, 3), keepdim=True)
-    pictures = (pictures - mean) * factor(0.6, 1.4) + mean
-    grey = pictures.mean(1, keepdim=True)
-    kept = torch.where(factor(0, 1) < 0.1, 0, factor(0.5, 1.5))
-    pictures = (pictures - grey) * kept + grey
-    return (pictures * factor(0.85, 1.15, 3)).clamp(0, 1)

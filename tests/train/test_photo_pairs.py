@@ -131,3 +131,14 @@ def test_a_bank_that_gives_no_such_pairs_is_one_sentence(bank):
         PairMaker(bank, "train", 64, PhotoPairsConfig())
     with pytest.raises(UserError, match="'validation'"):
         PairMaker(bank, "validation", 32, PhotoPairsConfig())
+
+
+def test_highlighted_pictures_may_have_other_colours_and_the_same_mask(bank):
+    for number in range(6):
+        plain = maker(bank).pair(drawn(number), "highlight")
+        other = maker(bank, other_colours=1.0).pair(drawn(number), "highlight")
+
+        assert torch.equal(plain.target, other.target)
+        assert plain.prompt == other.prompt
+        assert not torch.equal(plain.context, other.context)
+        assert 0 <= other.context.min() <= other.context.max() <= 1
