@@ -14,8 +14,9 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(RUN) regionroute demo
 
+# A process a core, each with whole files: what a file's tests share is made once.
 test: $(STAMP)
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
 
 test-slow: $(STAMP)
 	$(RUN) pytest -m slow

@@ -6,14 +6,19 @@ from regionroute import start
 from regionroute.devices import quiet_libraries
 
 # What diffusers and transformers import wherever it is installed: for models in 4 bits, for other
-# schedulers, with torchvision's transforms, for training detectors. (ndimage is ours.)
+# schedulers, for the compiler, with torchvision's transforms, for training detectors. (ndimage is
+# ours.) What the compiler is told by decorators, a process that edits need not know.
 UNUSED = (
     "bitsandbytes",
     "scipy.integrate",
     "scipy.ndimage",
     "scipy.stats",
+    "torch._dynamo:@allow_in_graph,@assume_constant_result,@disable",
+    "torch._dynamo._trace_wrapped_higher_order_op:TransformGetItemToIndex",
     "torchvision.datasets",
     "torchvision.models",
+    "torchvision.ops",
+    "torchvision.ops.boxes:box_iou",
     "transformers.loss.loss_d_fine:DFineForObjectDetectionLoss",
     "transformers.loss.loss_deformable_detr:DeformableDetrForObjectDetectionLoss,"
     "DeformableDetrForSegmentationLoss",

@@ -40,13 +40,14 @@ def put_off(*names: str) -> Iterator[None]:
 
     diffusers imports all that it could work with and is installed, such as bitsandbytes, and with
     it the compiler, though only models in 4 bits need either. Within the context such an import
-    gives the real module, found as ever, whose code runs when an attribute or a submodule of it
-    is first asked for: later, or at once if a library asks while it is imported itself. So a new
-    release of a library can at worst undo what this saves.
+    gives the real module, found as ever, whose code runs when an attribute of it, or a submodule
+    that is not put off itself, is first asked for: later, or at once if a library asks while it is
+    imported itself. So a new release of a library can at worst undo what this saves.
 
     What a library takes from a module while it is imported is one thing asked for. If that is a
-    function, ``module:function`` gives it one that runs the module when it is called (not if the
-    module is a package).
+    function, ``module:function`` gives it one that runs the module when it is called. A decorator
+    that only tells the compiler something is ``module:@decorator``: until the module has run it
+    gives back what it decorates, so put none off in a process that compiles.
 
     Args:
         names: full names, functions after a colon with commas between them. Those that are
@@ -59,6 +60,10 @@ def put_off(*names: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+        for module in finder.functions:
+            if isinstance(found := sys.modules.get(module), _PutOff):
+                # Asked for by whoever imports a submodule, which needs the package's code first.
+                vars(found).pop("__path__", None)
 
 
 class _Finder(MetaPathFinder):
@@ -71,6 +76,7 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname not in self.functions:
+            _run_package(fullname)
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -94,9 +100,10 @@ class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.real
-        # Asked for by whoever imports a submodule, which needs the package's own code first.
-        vars(module).pop("__path__", None)
-        vars(module).update({name: _Deferred(module, name) for name in self.functions if name})
+        for name in filter(None, self.functions):
+            decorator = name.startswith("@")
+            stand_in = _Decorator() if decorator else _Deferred(module, name)
+            vars(module)[name.removeprefix("@")] = stand_in
         module.__class__ = _PutOff
 
 
@@ -122,15 +129,33 @@ class _Deferred:
         return getattr(self.module, self.name)(*args, **kwargs)
 
 
+class _Decorator:
+    """A decorator, with or without arguments, of a module whose code has not run."""
+
+    def __call__(self, decorated: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return (lambda function: function) if decorated is None else decorated
+
+
+def _run_package(name: str) -> None:
+    """Runs what a module of this name is a part of, if that has not run."""
+    package = sys.modules.get(name.rpartition(".")[0])
+    if package is not None:
+        _run_once(package)
+
+
 def _run_once(module: ModuleType) -> None:
+    if type(module) is not _PutOff:
+        return
+    _run_package(module.__name__)
     with _LOCK:
         mine = type(module) is _PutOff
         if mine:
             module.__class__ = ModuleType
     if not mine:
         return
-    for name in [name for name, value in vars(module).items() if isinstance(value, _Deferred)]:
-        delattr(module, name)
+    for name, value in list(vars(module).items()):
+        if isinstance(value, (_Deferred, _Decorator)):
+            delattr(module, name)
     spec = module.__spec__
     assert spec is not None
     assert spec.loader is not None

@@ -18,8 +18,8 @@ from regionroute import cli, start
 
 # What an edit never uses; those of the first lines cost three seconds.
 UNUSED = (
-    "torch._inductor.compile_fx", "bitsandbytes.nn", "networkx", "scipy.stats._stats_py",
-    "scipy.optimize._optimize", "torchvision.models.resnet",
+    "torch._inductor", "torch._dynamo.utils", "torchvision.ops.roi_align", "bitsandbytes.nn",
+    "networkx", "scipy.stats._stats_py", "scipy.optimize._optimize", "torchvision.models.resnet",
     "torchao", "deepspeed", "sklearn", "pandas", "onnxruntime", "lpips", "tensorboard", "cv2",
     "torchmetrics", "skimage", "pytorch_optimizer", "train", "eval", "pseudo_labels",
 )  # fmt: skip
@@ -100,6 +100,36 @@ def test_a_submodule_runs_its_package_first(package: str) -> None:
         importlib.import_module(package)
         assert importlib.import_module(f"{package}.part").TWICE == 14
     assert runs() == 1
+
+
+def test_a_submodule_that_is_put_off_too_leaves_its_package_alone(package: str) -> None:
+    with start.put_off(package, f"{package}.part:absent"):
+        part = importlib.import_module(f"{package}.part")
+        assert sys.modules[package].part is part
+    assert runs() == 0
+    assert part.TWICE == 14
+    assert runs() == 1
+
+
+def test_afterwards_too_a_package_runs_before_its_submodules(package: str) -> None:
+    with start.put_off(package):
+        importlib.import_module(package)
+    assert importlib.import_module(f"{package}.part").TWICE == 14
+    assert runs() == 1
+
+
+def test_a_decorator_gives_back_what_it_decorates_until_its_module_runs(
+    package: str, tmp_path: Path
+) -> None:
+    init = tmp_path / package / "__init__.py"
+    init.write_text(init.read_text() + "def mark(function=None, **how):\n    return 'marked'\n")
+    with start.put_off(f"{package}:@mark"):
+        module = importlib.import_module(package)
+    assert module.mark(runs) is runs
+    assert module.mark(why="not")(runs) is runs
+    assert runs() == 0
+    assert module.VALUE == 7
+    assert module.mark(runs) == "marked"
 
 
 def test_what_is_taken_from_a_module_is_there_at_once(package: str) -> None:
