@@ -282,6 +282,11 @@ class RoutingConfig(Section):
     contrast: Annotated[float, Field(ge=1)] = Field(
         4.0, description="steepness of the fitted gates at an edge"
     )
+    opening: Annotated[float, Field(ge=1)] = Field(
+        1.0,
+        description="factor on gates whose region is cut out of the edit once more, for an exact "
+        "background; above 1 a half open token is restyled fully there, to be halved once",
+    )
     sharpen: NonNegative = Field(
         0.0,
         description="strength of an unsharp mask on what is restyled: edits of few steps are near "

@@ -77,10 +77,22 @@ def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
     return gates * (_RIVALRY * ratio).softmax(1)
 
 
-def widened(gates: Tensor) -> Tensor:
-    """Gates [B,S,h,w] open a token further where no other is, as far as `pixel_gates` may reach."""
+def widened(gates: Tensor, config: RoutingConfig) -> Tensor:
+    """Gates for an edit that `composite` cuts out, so that no pixel is half edited twice.
+
+    They open a token further where no other is, as far as `pixel_gates` may reach, and wider by
+    the factor of `opening`.
+
+    Args:
+        gates: [B,S,h,w] in [0,1], sum over the pairs at most 1.
+        config: its opening is read.
+
+    Returns:
+        [B,S,h,w] in [0,1], sum over the pairs at most 1; no gate that was open alone is smaller.
+    """
     more = (F.max_pool2d(gates, 3, stride=1, padding=1) - gates).clamp(min=0)
-    return gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * share(more)
+    wide = gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * share(more)
+    return share((config.opening * wide).clamp(max=1))
 
 
 def share(gates: Tensor) -> Tensor:

@@ -168,8 +168,7 @@ class Sampler:
             gates, shown = token_gates(maps, self.routing), boundary_map(maps, self.routing)
             keep, instances = choose_instances(gates, task.instance)
             gates, shown = gates * keep, shown * keep
-        # A composite takes the pixels from inside wider gates, so that none is half edited twice.
-        acting = task.strength * (widened(gates) if task.lock else gates)
+        acting = task.strength * (widened(gates, self.routing) if task.lock else gates)
         return Sampled(self._branches(task, acting), gates, shown.amax(1), level, instances)
 
     def clause_maps(self, task: Task) -> tuple[Tensor, Tensor]:

@@ -67,8 +67,18 @@ def test_gates_of_several_pairs_never_add_up_to_more_than_one():
     maps = torch.stack([disc(), disc(centre=(4.0, 5.0)), disc()])[None] * 0.1 + 1e-4
     gates = token_gates(maps, CONFIG)
     assert gates.sum(1).max() <= 1 + 1e-6
-    assert widened(gates).sum(1).max() <= 1 + 1e-6
+    for opening in (1.0, 2.0):
+        config = CONFIG.model_copy(update={"opening": opening})
+        assert widened(gates, config).sum(1).max() <= 1 + 1e-6
     assert pixel_gates(gates, torch.rand(1, 3, 32, 32), CONFIG).sum(1).max() <= 1 + 1e-6
+
+
+def test_what_is_cut_out_again_is_open_a_token_further_and_as_wide_as_told():
+    gates = torch.zeros(1, 1, 4, 5)
+    gates[..., 1] = 0.4
+    for opening, wanted in ((1.0, 0.4), (2.0, 0.8), (5.0, 1.0)):
+        wide = widened(gates, CONFIG.model_copy(update={"opening": opening}))[0, 0, 0]
+        torch.testing.assert_close(wide, torch.tensor([wanted] * 3 + [0.0] * 2))
 
 
 def test_pixel_gates_find_the_edge_inside_a_token():
