@@ -143,12 +143,16 @@ def _run_package(name: str) -> None:
         _run_once(package)
 
 
+def _is_put_off(module: ModuleType) -> bool:
+    return type(module) is _PutOff
+
+
 def _run_once(module: ModuleType) -> None:
-    if type(module) is not _PutOff:
+    if not _is_put_off(module):
         return
     _run_package(module.__name__)
     with _LOCK:
-        mine = type(module) is _PutOff
+        mine = _is_put_off(module)
         if mine:
             module.__class__ = ModuleType
     if not mine:
