@@ -32,9 +32,10 @@ from regionroute.batch import sample_request
 from regionroute.io import write_image, write_json
 from regionroute.manifest import EditSample, read_manifest
 from regionroute.pipeline import Editor, load_editor
+from regionroute.pixel_gates import pixel_gates
 from regionroute.readings import MapChoice
 from regionroute.request import EditOptions, EditRequest
-from regionroute.routing import composite, pixel_gates, token_gates
+from regionroute.routing import composite, token_gates
 
 BATCH = 16
 REFERENCE = "routed, supervised"

@@ -282,6 +282,11 @@ class RoutingConfig(Section):
     contrast: Annotated[float, Field(ge=1)] = Field(
         4.0, description="steepness of the fitted gates at an edge"
     )
+    colour: NonNegative = Field(
+        0.0,
+        description="weight of what a pixel's colour tells, beside the map: whether it is one of "
+        "the region or of the rest; gates are fitted to both, with a radius. 0: off",
+    )
     opening: Annotated[float, Field(ge=1)] = Field(
         1.0,
         description="factor on gates whose region is cut out of the edit once more, for an exact "

@@ -25,11 +25,12 @@ from regionroute.errors import UserError
 from regionroute.expert_settings import stored_choice, stored_routing, trained_sizes
 from regionroute.flow import StepCallback
 from regionroute.latents import resize
+from regionroute.pixel_gates import pixel_gates
 from regionroute.prompts import Prompt
 from regionroute.readings import MapChoice, Place
 from regionroute.region_maps import MapReader
 from regionroute.request import EditOptions, EditPlan, EditRequest, EditResult, Mode, plan_clauses
-from regionroute.routing import composite, pixel_gates, sharpened
+from regionroute.routing import composite, sharpened
 from regionroute.sampler import Sampled, Sampler, Task, gates_of_regions, given_regions, stacked
 from regionroute.styles import Styles
 

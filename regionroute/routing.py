@@ -24,9 +24,7 @@ _SMALLEST = 1e-12
 # Where several objects want a token it goes to the one whose attention is higher, by this power of
 # their ratio: mixed styles are no style.
 _RIVALRY = 4.0
-_FINE_RADIUS = 16  # pixels of a window that are enough to fit a gate in
 _SOFTNESS = 1.0  # pixels at the model's size
-_MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its former height
 
 
 def region_level(maps: Tensor) -> Tensor:
@@ -98,78 +96,6 @@ def widened(gates: Tensor, config: RoutingConfig) -> Tensor:
 def share(gates: Tensor) -> Tensor:
     """Where the gates [B,S,...] of several pairs add up to more than 1 they share it."""
     return gates / gates.sum(1, keepdim=True).clamp(min=1)
-
-
-def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tensor:
-    """Gates from the token grid to the pixels, along the edges of the picture.
-
-    A guided filter (He et al., 2013, colour guide): in every window the gate becomes the linear
-    function of the colours that fits it best, which puts its border on the object's own.
-
-    Args:
-        gates: [B,S,h,w] in [0,1].
-        pictures: [B,3,H,W] in [0,1].
-        config: radius, edge and contrast.
-
-    Returns:
-        [B,S,H,W] in [0,1], with a sum over the pairs of at most 1.
-    """
-    size = pictures.shape[-2], pictures.shape[-1]
-    gates = gates.to(pictures)
-    smooth = F.interpolate(gates, size, mode="bilinear", align_corners=False)
-    radius = round(config.radius * size[0] / gates.shape[-2])
-    if radius < 1:
-        return smooth
-    refined = torch.cat(
-        [_guided_filter(pictures, gate[:, None], radius, config.edge) for gate in smooth.unbind(1)],
-        dim=1,
-    )
-    # The windows level out what is smaller than they are.
-    height, before = (x.amax((-2, -1), keepdim=True) for x in (refined, gates))
-    refined = refined * (before / height.clamp(min=_SMALLEST)).clamp(max=_MOST_RAISED)
-    return share(((refined - 0.5) * config.contrast + 0.5).clamp(0, 1))
-
-
-def _guided_filter(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> Tensor:
-    """[B,1,H,W]: `wanted` as a locally linear function of the guide [B,3,H,W].
-
-    The function varies no faster than the window is wide: it is fitted to smaller pictures, where
-    the window still has a radius of `_FINE_RADIUS`, and applied to the guide as it is (He and Sun,
-    arXiv:1505.00996).
-    """
-    size, coarser = guide.shape[-2:], max(1, radius // _FINE_RADIUS)
-    small = _shrunk(guide, coarser), _shrunk(wanted, coarser)
-    slope, offset = _local_fit(*small, round(radius / coarser), edge)
-    if coarser > 1:
-        slope, offset = (
-            F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (slope, offset)
-        )
-    return (slope * guide).sum(1, keepdim=True) + offset
-
-
-def _shrunk(x: Tensor, factor: int) -> Tensor:
-    if factor == 1:
-        return x
-    return F.interpolate(x, [-(-length // factor) for length in x.shape[-2:]], mode="area")
-
-
-def _local_fit(guide: Tensor, wanted: Tensor, radius: int, edge: float) -> tuple[Tensor, Tensor]:
-    """Slope [B,3,H,W] and offset [B,1,H,W] of `wanted` over the guide, means of all windows."""
-
-    def box(x: Tensor) -> Tensor:
-        padded = F.pad(x, (radius,) * 4, mode="replicate")
-        side = 2 * radius + 1
-        # Rows, then columns: the windows of a small grid on a large photo have thousands of pixels.
-        return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
-
-    mean, mean_wanted = box(guide), box(wanted)
-    joint = box(guide * wanted) - mean * mean_wanted  # [B,3,H,W]
-    outer = (guide[:, :, None] * guide[:, None]).flatten(1, 2)
-    spread = box(outer).unflatten(1, (3, 3)) - mean[:, :, None] * mean[:, None]
-    spread = spread.permute(0, 3, 4, 1, 2) + edge * torch.eye(3, device=guide.device)
-    slope = torch.linalg.solve(spread, joint.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    offset = mean_wanted - (slope * mean).sum(1, keepdim=True)
-    return box(slope), box(offset)
 
 
 def sharpened(pictures: Tensor, gates: Tensor, strength: float) -> Tensor:

@@ -28,7 +28,7 @@ LEVELS = (  # inside regionroute, from the bottom; each imports only what stands
     {"attention", "adapters", "instances"},
     {"flow", "styles"},
     {"routing", "request"},
-    {"backbones", "region_maps"},
+    {"backbones", "region_maps", "pixel_gates"},
     {"expert_settings", "planning", "bundled"},
     {"sampler", "closer"},
     {"calibration", "edit_facts", "stages"},

@@ -3,13 +3,11 @@
 import pytest
 import torch
 
-from regionroute import routing
 from regionroute.config import RoutingConfig
 from regionroute.routing import (
     boundary_map,
     composite,
     keep_velocity,
-    pixel_gates,
     region_level,
     route_velocity,
     sharpened,
@@ -70,7 +68,6 @@ def test_gates_of_several_pairs_never_add_up_to_more_than_one():
     for opening in (1.0, 2.0):
         config = CONFIG.model_copy(update={"opening": opening})
         assert widened(gates, config).sum(1).max() <= 1 + 1e-6
-    assert pixel_gates(gates, torch.rand(1, 3, 32, 32), CONFIG).sum(1).max() <= 1 + 1e-6
 
 
 def test_what_is_cut_out_again_is_open_a_token_further_and_as_wide_as_told():
@@ -79,45 +76,6 @@ def test_what_is_cut_out_again_is_open_a_token_further_and_as_wide_as_told():
     for opening, wanted in ((1.0, 0.4), (2.0, 0.8), (5.0, 1.0)):
         wide = widened(gates, CONFIG.model_copy(update={"opening": opening}))[0, 0, 0]
         torch.testing.assert_close(wide, torch.tensor([wanted] * 3 + [0.0] * 2))
-
-
-def test_pixel_gates_find_the_edge_inside_a_token():
-    """A red object whose border lies within tokens of 8 pixels."""
-    mask = disc(64, radius=20.0, centre=(30.0, 35.0))
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.stack([mask, 0.3 + 0 * mask, 1 - mask])[None]
-    picture = (picture + 0.02 * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
-    coarse = torch.nn.functional.avg_pool2d(mask[None, None], 8)
-    wrong = {
-        "refined": pixel_gates(coarse, picture, CONFIG),
-        "smooth": pixel_gates(coarse, picture, CONFIG.model_copy(update={"radius": 0.0})),
-    }
-    errors = {name: (gates[0, 0] - mask).abs().mean().item() for name, gates in wrong.items()}
-    assert errors["refined"] < 0.4 * errors["smooth"]
-
-
-def test_gates_of_large_pictures_are_fitted_to_small_ones(monkeypatch):
-    mask = disc(500, radius=150.0, centre=(230.0, 270.0))
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.stack([mask, 0.3 + 0 * mask, 1 - mask])[None]
-    picture = (picture + 0.02 * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
-    coarse = torch.nn.functional.interpolate(mask[None, None], (8, 8), mode="area")
-    config = CONFIG.model_copy(update={"radius": 1.5, "contrast": 1.0})  # 94 pixels
-    small = pixel_gates(coarse, picture, config)
-    monkeypatch.setattr(routing, "_FINE_RADIUS", 10_000)
-    whole = pixel_gates(coarse, picture, config)
-
-    assert not torch.equal(small, whole)
-    assert (small - whole).abs().mean() < 0.01
-    errors = [(gates[0, 0] - mask).abs().mean() for gates in (small, whole)]
-    assert errors[0] < 1.1 * errors[1] + 0.002
-
-
-def test_open_and_closed_gates_stay_so_on_any_picture():
-    picture = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
-    for value in (0.0, 1.0):
-        gates = pixel_gates(torch.full((2, 1, 6, 10), value), picture, CONFIG)
-        torch.testing.assert_close(gates, torch.full((2, 1, 24, 40), value))
 
 
 def velocities(pairs=2):
