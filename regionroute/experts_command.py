@@ -86,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         UserError: anything the user has to mend.
     """
     args = parser().parse_args(argv)
+    from regionroute.devices import quiet_libraries
+
+    quiet_libraries()
     actions = {"show": _show, "export": _export, "import": _import, "merge": _merge, "card": _card}
     actions[args.action](args)
     return 0

@@ -1,0 +1,179 @@
+r"""From the map to the pixels: what do a picture's edges and colours add to a map of tokens?
+
+    regionroute label --labels PHOTOS/labels.jsonl --styles small_photos --styles-per-photo 3 \
+        --size 160 --split-val 0.1 --out data/photo_pairs
+    python bench/gates.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
+        --experts out/photos/seed-0/with/experts out/photos/seed-1/with/experts
+
+Held-out photos that `bench/photos.py --pairs 64` does not edit, each restyled wholly and cut out by
+the same map in four ways: by edges alone, by edges and colours as the experts' settings say, by
+OpenCV's GrabCut started from the map, and by the true mask. Measures: as in `bench/photos.py`, and
+the IoU of the pixels cut out. The result goes to bench/results/gates.json.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from _shared import add_result_argument, provenance
+from photos import MARGIN, Case, held_out
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.features import PerceptualDistance, find_lpips_weights, load_lpips
+from eval.metrics.region import coverage, leak, masked_mean
+from eval.stats import describe, paired
+from regionroute.io import write_json
+from regionroute.pipeline import Editor, load_editor
+from regionroute.pixel_gates import pixel_gates
+from regionroute.request import EditOptions, EditRequest
+from regionroute.routing import composite
+
+HIGHER = {"coverage", "iou"}
+REFERENCE = "edges and colours"
+SURE, NOT = 0.9, 0.03  # gates that GrabCut must not change
+GRABCUT_ROUNDS = 3
+
+Cut = Callable[[Tensor, Case], Tensor]  # gates [h,w] and what they are for -> [1,1,H,W] in [0,1]
+
+
+def main() -> int:
+    """Edits, cuts out, compares."""
+    args = _parser().parse_args()
+    weights = find_lpips_weights(args.weights)
+    if weights is None:
+        raise SystemExit("--weights: LPIPS needs torchvision's AlexNet, name its file")
+    distance = load_lpips(Path(weights), "cpu")
+    rows: dict[str, list[dict[str, float]]] = {}
+    for experts in args.experts:
+        editor = load_editor(args.base, experts)
+        for case in tqdm(held_out(args.manifest, editor, args.skip + args.pairs)[args.skip :],
+                         str(experts), unit="edit"):  # fmt: skip
+            restyled, gates = edited(editor, case)
+            for name, cut in cuts(editor).items():
+                rows.setdefault(name, []).append(
+                    measures(case, restyled, cut(gates, case), distance)
+                )
+    result = provenance() | {
+        "base": args.base,
+        "experts": [str(path) for path in args.experts],
+        "edits": len(rows[REFERENCE]),
+        "cut out by": {
+            name: {key: describe([row[key] for row in some]) for key in some[0]}
+            for name, some in rows.items()
+        },
+        f"{REFERENCE}, minus": {
+            name: difference(rows[REFERENCE], some)
+            for name, some in rows.items()
+            if name != REFERENCE
+        },
+    }
+    write_json(args.result, result)
+    for name, some in rows.items():
+        means = (f"{key} {np.mean([row[key] for row in some]):.3f}" for key in some[0])
+        print(name.ljust(18), "  ".join(means))
+    return 0
+
+
+def edited(editor: Editor, case: Case) -> tuple[Tensor, Tensor]:
+    """The photo wholly restyled, [3,H,W], and the gates [h,w] that its map gives."""
+    everywhere = (torch.ones(case.image.shape[-2:]),)
+    requests = [EditRequest(case.word, case.style, regions=regions) for regions in (everywhere, ())]
+    options = EditOptions(mode="routed", lock_background=False)
+    [whole] = editor.edit_batch([case.image], requests[:1], options)
+    [mapped] = editor.edit_batch([case.image], requests[1:], options, want_map=True)
+    assert mapped.region_map is not None
+    # Of one object alone the shown map is the gate of sharpness 1.
+    return whole.image, torch.sigmoid(editor.routing.sharpness * torch.logit(mapped.region_map))
+
+
+def cuts(editor: Editor) -> dict[str, Cut]:
+    """The ways to come from gates to pixels, by their names."""
+    settings = editor.routing
+
+    def refined(colour: float, gates: Tensor, case: Case) -> Tensor:
+        config = settings.model_copy(update={"colour": colour})
+        return pixel_gates(gates[None, None], case.image[None], config)
+
+    return {
+        "edges alone": partial(refined, 0.0),
+        REFERENCE: partial(refined, settings.colour),
+        "GrabCut": grabcut,
+        "the true mask": lambda gates, case: case.mask[None],
+    }
+
+
+def grabcut(gates: Tensor, case: Case) -> Tensor:
+    """GrabCut (Rother et al., 2004), started from the gates; these where it cannot start."""
+    size = case.image.shape[-2:]
+    likely = F.interpolate(gates[None, None], size, mode="bilinear")
+    probable = np.where(likely[0, 0] > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    probable[(likely[0, 0] > SURE).numpy()] = cv2.GC_FGD
+    probable[(likely[0, 0] < NOT).numpy()] = cv2.GC_BGD
+    picture = (case.image.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)
+    models = np.zeros((2, 1, 65))
+    try:
+        cv2.grabCut(np.ascontiguousarray(picture), probable, None, *models, GRABCUT_ROUNDS,
+                    cv2.GC_INIT_WITH_MASK)  # fmt: skip
+    except cv2.error:  # no pixel of one of the two
+        return likely
+    inside = (probable == cv2.GC_FGD) | (probable == cv2.GC_PR_FGD)
+    return torch.from_numpy(inside).float()[None, None]
+
+
+def measures(
+    case: Case, restyled: Tensor, cut: Tensor, distance: PerceptualDistance
+) -> dict[str, float]:
+    """One edit's."""
+    mask, image, target = case.mask[None], case.image[None], case.target[None]
+    radius = max(1, round(MARGIN * min(mask.shape[-2:])))
+    wide = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+    picture = composite(restyled[None], image, cut)
+    left, unedited = (masked_mean(distance.spatial_map(x, target), mask) for x in (picture, image))
+    inside, wanted = cut > 0.5, mask > 0.5
+    return {
+        "lpips_ratio": float(left / unedited),
+        "leak": float(leak(picture, image, wide)),
+        "coverage": float(coverage(picture, image, mask)),
+        "iou": float((inside & wanted).sum() / (inside | wanted).sum().clamp(min=1)),
+    }
+
+
+def difference(
+    rows: list[dict[str, float]], rivals: list[dict[str, float]]
+) -> dict[str, dict[str, Any]]:
+    """Paired over the same edits."""
+    return {
+        key: paired(
+            [row[key] for row in rows],
+            [row[key] for row in rivals],
+            higher_is_better=key in HIGHER,
+        )
+        for key in rows[0]
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--manifest", type=Path, required=True, help="photo pairs")
+    parser.add_argument("--weights", help="AlexNet's weights, for LPIPS")
+    parser.add_argument("--base", default="nano-photos")
+    parser.add_argument(
+        "--experts", type=Path, nargs="+", required=True, help="folders, one a seed"
+    )
+    parser.add_argument("--skip", type=int, default=64, help="held-out pairs left to others")
+    parser.add_argument("--pairs", type=int, default=120, help="held-out pairs edited")
+    add_result_argument(parser, "gates")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
