@@ -169,7 +169,9 @@ def test_references_as_pictures_score_best(tmp_path, assets):
     assert "monet/dog.png: this picture is missing, make it first" in refused.stderr
 
 
-@pytest.mark.parametrize("script", ["controls", "mamba_fit", "study", "style_image", "supervision"])
+@pytest.mark.parametrize(
+    "script", ["controls", "gates", "mamba_fit", "study", "style_image", "supervision"]
+)
 def test_help_teaches(script):
     command = [sys.executable, f"bench/{script}.py", "--help"]
     shown = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
@@ -180,6 +182,25 @@ def test_absent_words(tmp_path):
     found = run(tmp_path, "absent_words", "--count", "16")
     assert found["pictures"] == 16
     assert 0.5 < found["area under the curve"] <= 1
+
+
+@pytest.mark.slow
+def test_gates(tmp_path, assets):
+    pairs = tmp_path / "pairs"
+    label = ["--labels", assets / "photos/labels.jsonl", "--styles", "small_photos", "--only",
+             "watercolour,neon", "--size", "128", "--split-val", "0.1", "--out", pairs]  # fmt: skip
+    command = [sys.executable, "-m", "regionroute.cli", "label", *label]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    experts = REPOSITORY / "regionroute/backbones/nano_photos/experts"
+    weights = assets / "weights/lpips/alexnet_features.safetensors"
+    values = run(tmp_path, "gates", "--manifest", pairs, "--weights", weights,
+                 "--experts", experts, "--skip", "1", "--pairs", "2")  # fmt: skip
+    ways = values["cut out by"]
+    assert values["edits"] == 2
+    assert ways["the true mask"]["iou"]["mean"] == 1
+    assert ways["the true mask"]["leak"]["mean"] == 0
+    assert ways["edges and colours"] != ways["edges alone"]
+    assert set(values["edges and colours, minus"]) == set(ways) - {"edges and colours"}
 
 
 @pytest.mark.slow
