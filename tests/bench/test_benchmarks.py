@@ -169,9 +169,7 @@ def test_references_as_pictures_score_best(tmp_path, assets):
     assert "monet/dog.png: this picture is missing, make it first" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    "script", ["controls", "gates", "mamba_fit", "study", "style_image", "supervision"]
-)
+@pytest.mark.parametrize("script", ["controls", "mamba_fit", "study", "style_image", "supervision"])
 def test_help_teaches(script):
     command = [sys.executable, f"bench/{script}.py", "--help"]
     shown = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)

@@ -69,6 +69,7 @@ def test_saved_and_loaded_codec_is_the_same(pictures, tmp_path):
     codec.save_pretrained(tmp_path)
 
     again = PatchCodec.from_pretrained(tmp_path)
+    again.requires_grad_(False)  # with gradients some processors convolve another way
 
     assert torch.equal(encode_images(codec, pictures), encode_images(again, pictures))
 
