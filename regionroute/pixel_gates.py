@@ -14,7 +14,7 @@ from regionroute.routing import share
 _SMALLEST = 1e-12
 _FINE_RADIUS = 16  # pixels of a window that are enough to fit a gate in
 _MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its former height
-_ROUNDS = 2  # of telling region and rest apart by colour; more changed nothing
+_ROUNDS = 2  # of telling region and rest apart by colour; more hardly change a thing
 _NEWTON_STEPS = 6
 _RIDGE = 1e-4  # of a weight of 1 a pixel: colours that only one side has give no infinite slopes
 _SURE = 1e-6  # what a gate is short of 0 or 1 at most, as the odds of the two

@@ -75,6 +75,18 @@ def test_each_picture_of_a_batch_is_told_apart_by_its_own_colours():
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=0)
 
 
+def test_odd_pictures_and_gates_give_gates():
+    flat, black_and_white = torch.full((1, 3, 32, 48), 0.3), torch.zeros(1, 3, 32, 48)
+    black_and_white[..., ::2] = 1
+    one_token, faint = torch.zeros(1, 1, 4, 6), torch.full((1, 1, 4, 6), 1e-6)
+    one_token[..., 2, 3] = 1
+    for picture, gates in itertools.product((flat, black_and_white), (one_token, faint)):
+        found = pixel_gates(gates, picture, COLOURED)
+        assert found.isfinite().all()
+        assert 0 <= found.min() <= found.max() <= 1
+        assert found[..., :8, :8].eq(0).all()
+
+
 def test_pixel_gates_of_several_pairs_never_add_up_to_more_than_one():
     gates = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     gates = gates / gates.sum(1, keepdim=True)
