@@ -15,27 +15,25 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from _shared import add_result_argument, provenance
-from photos import MARGIN, Case, held_out
+from photos import MARGIN, Case, difference, held_out
 from torch import Tensor
 from tqdm import tqdm
 
 from eval.features import PerceptualDistance, find_lpips_weights, load_lpips
 from eval.metrics.region import coverage, leak, masked_mean
-from eval.stats import describe, paired
+from eval.stats import describe
 from regionroute.io import write_json
 from regionroute.pipeline import Editor, load_editor
 from regionroute.pixel_gates import pixel_gates
 from regionroute.request import EditOptions, EditRequest
 from regionroute.routing import composite
 
-HIGHER = {"coverage", "iou"}
 REFERENCE = "edges and colours"
 SURE, NOT = 0.9, 0.03  # gates that GrabCut must not change
 GRABCUT_ROUNDS = 3
@@ -69,7 +67,7 @@ def main() -> int:
             for name, some in rows.items()
         },
         f"{REFERENCE}, minus": {
-            name: difference(rows[REFERENCE], some)
+            name: difference(rows[REFERENCE], some, tuple(some[0]))
             for name, some in rows.items()
             if name != REFERENCE
         },
@@ -141,21 +139,7 @@ def measures(
         "lpips_ratio": float(left / unedited),
         "leak": float(leak(picture, image, wide)),
         "coverage": float(coverage(picture, image, mask)),
-        "iou": float((inside & wanted).sum() / (inside | wanted).sum().clamp(min=1)),
-    }
-
-
-def difference(
-    rows: list[dict[str, float]], rivals: list[dict[str, float]]
-) -> dict[str, dict[str, Any]]:
-    """Paired over the same edits."""
-    return {
-        key: paired(
-            [row[key] for row in rows],
-            [row[key] for row in rivals],
-            higher_is_better=key in HIGHER,
-        )
-        for key in rows[0]
+        "pixel_iou": float((inside & wanted).sum() / (inside | wanted).sum().clamp(min=1)),
     }
 
 

@@ -17,7 +17,7 @@ result goes to bench/results/photos.json, a sheet of pictures beside the runs.
 import argparse
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,8 @@ METHODS: dict[str, tuple[str, Mode]] = {  # name -> arm of the experts, how
     TRUE_MASK: ("with", "routed"),
 }
 REFERENCE = "routed, with"
-HIGHER = {"coverage", "map_iou"}
+MEASURES = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "map_iou")
+HIGHER = {"coverage", "map_iou", "pixel_iou"}
 LEAST_OF_A_WORD = 9  # edits, for a line of its own
 MARGIN = 0.03  # of the shorter side, round the mask
 
@@ -214,9 +215,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def difference(rows: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> dict[str, Any]:
+def difference(
+    rows: list[dict[str, Any]], rivals: list[dict[str, Any]], names: Sequence[str] = MEASURES
+) -> dict[str, Any]:
     """Paired over the same edits of the same seeds."""
-    names = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "map_iou")
     return {
         name: paired(
             [row[name] for row in rows],
@@ -229,10 +231,9 @@ def difference(rows: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> dict
 
 def show(result: dict[str, Any]) -> None:
     """The means as a table."""
-    names = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "map_iou")
-    print("  ".join(["".ljust(18), *names]))
+    print("  ".join(["".ljust(18), *MEASURES]))
     for method, groups in result["methods"].items():
-        values = (f"{groups['all'][name].mean:.3f}".rjust(len(name)) for name in names)
+        values = (f"{groups['all'][name].mean:.3f}".rjust(len(name)) for name in MEASURES)
         print("  ".join([method.ljust(18), *values]))
 
 

@@ -195,7 +195,7 @@ def test_gates(tmp_path, assets):
                  "--experts", experts, "--skip", "1", "--pairs", "2")  # fmt: skip
     ways = values["cut out by"]
     assert values["edits"] == 2
-    assert ways["the true mask"]["iou"]["mean"] == 1
+    assert ways["the true mask"]["pixel_iou"]["mean"] == 1
     assert ways["the true mask"]["leak"]["mean"] == 0
     assert ways["edges and colours"] != ways["edges alone"]
     assert set(values["edges and colours, minus"]) == set(ways) - {"edges and colours"}
