@@ -21,12 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _shared import add_result_argument, provenance
-from photos import MARGIN, Case, difference, held_out
+from photos import Case, difference, held_out, inside_and_outside, lpips_weights
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.features import PerceptualDistance, find_lpips_weights, load_lpips
-from eval.metrics.region import coverage, leak, masked_mean
+from eval.features import PerceptualDistance, load_lpips
 from eval.stats import describe
 from regionroute.io import write_json
 from regionroute.pipeline import Editor, load_editor
@@ -44,10 +43,7 @@ Cut = Callable[[Tensor, Case], Tensor]  # gates [h,w] and what they are for -> [
 def main() -> int:
     """Edits, cuts out, compares."""
     args = _parser().parse_args()
-    weights = find_lpips_weights(args.weights)
-    if weights is None:
-        raise SystemExit("--weights: LPIPS needs torchvision's AlexNet, name its file")
-    distance = load_lpips(Path(weights), "cpu")
+    distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, float]]] = {}
     for experts in args.experts:
         editor = load_editor(args.base, experts)
@@ -129,16 +125,9 @@ def measures(
     case: Case, restyled: Tensor, cut: Tensor, distance: PerceptualDistance
 ) -> dict[str, float]:
     """One edit's."""
-    mask, image, target = case.mask[None], case.image[None], case.target[None]
-    radius = max(1, round(MARGIN * min(mask.shape[-2:])))
-    wide = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
-    picture = composite(restyled[None], image, cut)
-    left, unedited = (masked_mean(distance.spatial_map(x, target), mask) for x in (picture, image))
-    inside, wanted = cut > 0.5, mask > 0.5
-    return {
-        "lpips_ratio": float(left / unedited),
-        "leak": float(leak(picture, image, wide)),
-        "coverage": float(coverage(picture, image, mask)),
+    picture = composite(restyled[None], case.image[None], cut)[0]
+    inside, wanted = cut > 0.5, case.mask[None] > 0.5
+    return inside_and_outside(case, picture, distance) | {
         "pixel_iou": float((inside & wanted).sum() / (inside | wanted).sum().clamp(min=1)),
     }
 

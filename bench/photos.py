@@ -69,7 +69,7 @@ class Case(NamedTuple):
 def main() -> int:
     """Trains what is not there yet, edits, and writes the comparison."""
     args = _parser().parse_args()
-    distance = load_lpips(_weights(args.weights), "cpu")
+    distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     for seed in args.seeds:
         for arm, changes in ARMS.items():
@@ -171,11 +171,6 @@ def measures(
     """One edit's; `bare` is it before the background is locked, `locked` after."""
     assert region_map is not None
     mask, image, target = case.mask[None], case.image[None], case.target[None]
-    radius = max(1, round(MARGIN * min(mask.shape[-2:])))
-    wide = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
-    edited = locked[None]
-    left = masked_mean(distance.spatial_map(edited, target), mask)
-    unedited = masked_mean(distance.spatial_map(image, target), mask)
     grid = F.interpolate(mask, region_map.shape[-2:], mode="area")[0, 0] >= 0.5
     found = region_map > 0.5
     return {
@@ -184,12 +179,25 @@ def measures(
         "style": case.style,
         "flags": case.flags,
         "area": float(case.mask.mean()),
+        "lpips_bg": float(lpips_bg(bare[None], image, mask, distance)),
+        "in_mask_ratio": float(in_mask_ratio(locked[None], image, target, mask)),
+        "map_iou": float((grid & found).sum() / (grid | found).sum().clamp(min=1)),
+        **inside_and_outside(case, locked, distance),
+    }
+
+
+def inside_and_outside(
+    case: Case, picture: Tensor, distance: PerceptualDistance
+) -> dict[str, float]:
+    """What an edit [3,H,W] does to its object and to the rest."""
+    mask, image, target, edited = (x[None] for x in (case.mask, case.image, case.target, picture))
+    radius = max(1, round(MARGIN * min(mask.shape[-2:])))
+    wide = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+    left, unedited = (masked_mean(distance.spatial_map(x, target), mask) for x in (edited, image))
+    return {
+        "lpips_ratio": float(left / unedited),
         "leak": float(leak(edited, image, wide)),
         "coverage": float(coverage(edited, image, mask)),
-        "lpips_bg": float(lpips_bg(bare[None], image, mask, distance)),
-        "lpips_ratio": float(left / unedited),
-        "in_mask_ratio": float(in_mask_ratio(edited, image, target, mask)),
-        "map_iou": float((grid & found).sum() / (grid | found).sum().clamp(min=1)),
     }
 
 
@@ -259,7 +267,8 @@ def _train(args: argparse.Namespace, seed: int, arm: str, changes: tuple[str, ..
                f"train.steps={args.steps}", *args.overrides, *changes)  # fmt: skip
 
 
-def _weights(given: str | None) -> Path:
+def lpips_weights(given: str | None) -> Path:
+    """AlexNet's file, the given one or where it usually lies; ends with a sentence if none is."""
     path = find_lpips_weights(given)
     if path is None:
         raise SystemExit("--weights: LPIPS needs torchvision's AlexNet, name its file")

@@ -17,7 +17,6 @@ _MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its
 _ROUNDS = 2  # of telling region and rest apart by colour; more hardly change a thing
 _NEWTON_STEPS = 6
 _RIDGE = 1e-4  # of a weight of 1 a pixel: colours that only one side has give no infinite slopes
-_SURE = 1e-6  # what a gate is short of 0 or 1 at most, as the odds of the two
 
 
 def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tensor:
@@ -33,7 +32,7 @@ def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tenso
         config: radius, edge, contrast and colour.
 
     Returns:
-        [B,S,H,W] in [0,1], with a sum over the pairs of at most 1; 0 far from where gates are 0.
+        [B,S,H,W] in [0,1], with a sum over the pairs of at most 1.
     """
     gates = gates.to(pictures)
     radius = round(config.radius * pictures.shape[-2] / gates.shape[-2])
@@ -58,8 +57,8 @@ def _by_colour(found: Tensor, gates: Tensor, pictures: Tensor, weight: float) ->
 
     A logistic regression on the colours and their products, fitted to `found` with equal weight on
     the region and on the rest, tells how much likelier a colour is in the region; its log-odds are
-    added to those of the gates. Where the gates are 0 or 1 it changes nothing. One picture tells it
-    all: nothing here is trained.
+    added to those of the gates: what is 0 or 1 stays so. One picture tells it all, nothing here is
+    trained.
 
     Args:
         found: the regions as they are known so far, [B,S,H,W] in [0,1].
@@ -68,13 +67,13 @@ def _by_colour(found: Tensor, gates: Tensor, pictures: Tensor, weight: float) ->
         weight: of the colours' log-odds.
 
     Returns:
-        [B,S,H,W] in (0,1).
+        [B,S,H,W] in [0,1].
     """
     seen = _colour_features(pictures)  # [B,F,P]
     inside = found.flatten(2)
     share_inside = inside.mean(-1, keepdim=True)
-    inside = inside / share_inside.clamp(min=_SURE)
-    outside = (1 - found.flatten(2)) / (1 - share_inside).clamp(min=_SURE)
+    inside = inside / share_inside.clamp(min=_SMALLEST)
+    outside = (1 - found.flatten(2)) / (1 - share_inside).clamp(min=_SMALLEST)
     pixels, many = inside.shape[-1], seen.shape[1]
     ridge = _RIDGE * torch.eye(many, device=seen.device)
     slopes = inside.new_zeros(*inside.shape[:2], many)  # [B,S,F]
@@ -84,8 +83,7 @@ def _by_colour(found: Tensor, gates: Tensor, pictures: Tensor, weight: float) ->
         curved = ((inside + outside) * odds * (1 - odds))[:, :, None] * seen[:, None]  # [B,S,F,P]
         bend = curved @ seen[:, None].mT / pixels + ridge
         slopes = slopes + torch.linalg.solve(bend, uphill[..., None])[..., 0]
-    by_map = torch.logit(gates, _SURE)
-    return torch.sigmoid(by_map + weight * (slopes @ seen).view_as(gates))
+    return torch.sigmoid(torch.logit(gates) + weight * (slopes @ seen).view_as(gates))
 
 
 def _colour_features(pictures: Tensor) -> Tensor:

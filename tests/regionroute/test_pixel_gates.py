@@ -50,9 +50,11 @@ def test_colours_do_not_open_what_the_map_has_closed():
     """A second object of the same colours far away stays as it is, to the bit."""
     mask, other = disc(64, 12.0, (16.0, 16.0)), disc(64, 8.0, (50.0, 50.0))
     gates = torch.nn.functional.avg_pool2d(mask[None, None], 8)
-    found = pixel_gates(gates, striped(torch.maximum(mask, other)), COLOURED)[0, 0]
-    assert found[other > 0].eq(0).all()
-    assert found[mask > 0].mean() > 0.9
+    for weight in (1.0, 100.0):
+        config = CONFIG.model_copy(update={"colour": weight})
+        found = pixel_gates(gates, striped(torch.maximum(mask, other)), config)[0, 0]
+        assert found[other > 0].eq(0).all()
+        assert found[mask > 0].mean() > 0.9
 
 
 def test_colours_weigh_as_much_as_told():
