@@ -21,13 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.stats import describe
-from pseudo_labels.scenes import HELD_OUT_SEEDS, render_scene
-from pseudo_labels.sprites import SPRITES
-from regionroute.io import read_image, write_json
-from regionroute.latents import resize
-from regionroute.manifest import read_manifest
-from regionroute.pipeline import Editor, load_editor
-from regionroute.request import EditOptions, EditRequest
+from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
+from pseudo_labels.scenes.sprites import SPRITES
+from regionroute.data.images import read_image, resize
+from regionroute.data.manifest import read_manifest
+from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.files import write_json
 
 Case = tuple[Tensor, str, str]  # a picture [3,H,W], a word of its own, one that is not there
 

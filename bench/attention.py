@@ -29,7 +29,7 @@ from torch import Tensor
 
 from regionroute.attention import attend, attend_among, kernels
 from regionroute.errors import UserError
-from regionroute.io import write_json
+from regionroute.files import write_json
 
 # batch, heads, text + target + context tokens, head width, pairs, dtype
 SHAPES: dict[str, tuple[int, int, tuple[int, int, int], int, int, torch.dtype]] = {

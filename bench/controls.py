@@ -28,14 +28,15 @@ from eval.metrics import region
 from eval.metrics.attention import attention_iou
 from eval.stats import describe
 from pseudo_labels.stylize.filters import FILTERS
-from regionroute.batch import sample_request
-from regionroute.io import write_image, write_json
-from regionroute.manifest import EditSample, read_manifest
-from regionroute.pipeline import Editor, load_editor
-from regionroute.pixel_gates import pixel_gates
-from regionroute.readings import MapChoice
-from regionroute.request import EditOptions, EditRequest
-from regionroute.routing import composite, token_gates
+from regionroute.config.sites import MapChoice
+from regionroute.data.images import write_image
+from regionroute.data.manifest import EditSample, read_manifest
+from regionroute.editing.batch import sample_request
+from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.files import write_json
+from regionroute.routing.gates import composite, token_gates
+from regionroute.routing.pixel_gates import pixel_gates
 
 BATCH = 16
 REFERENCE = "routed, supervised"

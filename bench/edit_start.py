@@ -25,7 +25,7 @@ import numpy as np
 from _shared import add_result_argument, median_ratio, paired_seconds, provenance, quartiles
 from PIL import Image
 
-from regionroute.io import write_json
+from regionroute.files import write_json
 
 WANTED = 10.0  # seconds for the edit on two idle cores
 EDIT, RIVAL = "regionroute edit", "import of the stock pipeline"

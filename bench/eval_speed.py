@@ -24,8 +24,8 @@ from _shared import add_result_argument, provenance
 from PIL import Image
 from tqdm import tqdm
 
-from regionroute.io import read_json, read_jsonl, write_json
-from regionroute.manifest import EditSample, Region, write_manifest
+from regionroute.data.manifest import EditSample, Region, write_manifest
+from regionroute.files import read_json, read_jsonl, write_json
 
 SIDE = 512
 LIMIT = 600.0  # seconds

@@ -27,8 +27,9 @@ from tqdm import tqdm
 from eval import rses
 from pseudo_labels.compose import composite
 from pseudo_labels.stylize.painting import PaintingStylizer
-from regionroute.io import read_image, read_json, read_jsonl, read_mask, write_image, write_json
-from regionroute.manifest import EditSample, Region, StyleSpec, mask_box, write_manifest
+from regionroute.data.images import read_image, read_mask, write_image
+from regionroute.data.manifest import EditSample, Region, StyleSpec, mask_box, write_manifest
+from regionroute.files import read_json, read_jsonl, write_json
 
 SIDE = 256  # shorter side of the pictures
 STYLES = ("LineDrawing", "Print", "Expressionism", "Cubism")  # files in style_images/

@@ -25,13 +25,13 @@ from photos import Case, difference, held_out, inside_and_outside, lpips_weights
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.features import PerceptualDistance, load_lpips
+from eval.encoders.features import PerceptualDistance, load_lpips
 from eval.stats import describe
-from regionroute.io import write_json
-from regionroute.pipeline import Editor, load_editor
-from regionroute.pixel_gates import pixel_gates
-from regionroute.request import EditOptions, EditRequest
-from regionroute.routing import composite
+from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.files import write_json
+from regionroute.routing.gates import composite
+from regionroute.routing.pixel_gates import pixel_gates
 
 REFERENCE = "edges and colours"
 SURE, NOT = 0.9, 0.03  # gates that GrabCut must not change

@@ -28,16 +28,17 @@ from tqdm import tqdm
 from eval.stats import describe
 from pseudo_labels.build import Source, build
 from pseudo_labels.compose import composite
-from pseudo_labels.curate import Limits
+from pseudo_labels.curate.filters import Limits
 from pseudo_labels.job import BuildSettings
 from pseudo_labels.segment import resize_mask
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import FinderSettings
 from pseudo_labels.segment.sam import SamSegmenter
 from pseudo_labels.stylize.registry import load_styles
+from regionroute.data.images import from_pil, read_image, read_mask, to_pil, write_image
+from regionroute.data.manifest import mask_box
 from regionroute.errors import UserError
-from regionroute.io import from_pil, read_image, read_mask, to_pil, write_image, write_json
-from regionroute.manifest import mask_box
+from regionroute.files import write_json
 
 STYLES = ("starry-night", "neon", "line-art", "stained-glass")
 EVERY = Limits(0.0, 1.0, 1.0, 0.0, 0.0, -1.0, -1)  # the loop has no limits either

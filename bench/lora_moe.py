@@ -32,9 +32,9 @@ from regionroute.adapters import (
     routed,
     target_names,
 )
-from regionroute.backbones.kontext import load_backbone
-from regionroute.io import write_json
-from regionroute.latents import image_ids
+from regionroute.diffusion.latents import image_ids
+from regionroute.files import write_json
+from regionroute.models.loading import load_backbone
 
 EXPERTS, TOP_K, RANK, STYLE_DIM = 16, 2, 8, 3072
 PEFT, BASE = "PEFT LoRA, rank 8", "base"

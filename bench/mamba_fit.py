@@ -43,8 +43,9 @@ from pseudo_labels.stylemamba.losses import directional_loss, hide, random_patch
 from pseudo_labels.stylemamba.measures import ssim
 from pseudo_labels.stylemamba.networks import read_pictures
 from pseudo_labels.stylemamba.objective import Objective, Parts, Source
-from regionroute.io import from_pil, read_json, to_pil, write_image, write_json
-from regionroute.vgg import load_vgg
+from regionroute.data.images import from_pil, to_pil, write_image
+from regionroute.files import read_json, write_json
+from regionroute.models.vgg import load_vgg
 
 PHOTOS = ("dog_00.jpg", "robot_toy_00.jpg")
 STYLES = ("Monet.jpg", "Cubism.jpg")

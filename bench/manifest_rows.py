@@ -18,9 +18,9 @@ from typing import Any
 
 from _shared import add_result_argument, provenance
 
-from regionroute.io import text_hash, write_json
-from regionroute.manifest import EditSample, Region, read_manifest, write_manifest
-from train.examples import Example, Examples
+from regionroute.data.manifest import EditSample, Region, read_manifest, write_manifest
+from regionroute.files import text_hash, write_json
+from train.data.examples import Example, Examples
 
 OBJECTS, STYLES = ("dog", "cat", "car", "bench", "boat"), ("neon", "ukiyo-e", "ink-drawing")
 ROWS_A_FILE = 1000

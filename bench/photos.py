@@ -27,15 +27,15 @@ from _shared import add_result_argument, provenance, run_python
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.features import PerceptualDistance, find_lpips_weights, load_lpips
+from eval.encoders.features import PerceptualDistance, find_lpips_weights, load_lpips
 from eval.metrics.lpips import lpips_bg
 from eval.metrics.region import coverage, in_mask_ratio, leak, masked_mean
 from eval.stats import describe, paired
-from regionroute.io import read_image, read_mask, write_image, write_json
-from regionroute.latents import resize
-from regionroute.manifest import read_manifest
-from regionroute.pipeline import Editor, load_editor
-from regionroute.request import EditOptions, EditRequest, Mode
+from regionroute.data.images import read_image, read_mask, resize, write_image
+from regionroute.data.manifest import read_manifest
+from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.request import EditOptions, EditRequest, Mode
+from regionroute.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"with": (), "without": ("supervision.focus=0", "supervision.cover=0")}

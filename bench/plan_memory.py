@@ -27,9 +27,9 @@ from torch.profiler import ProfilerActivity, profile
 from train_kontext import made_up_batch
 
 from regionroute.adapters import adapter_parameters, inject
-from regionroute.config import RunConfig
-from regionroute.config_io import load_config
-from regionroute.io import write_json
+from regionroute.config.io import load_config
+from regionroute.config.run import RunConfig
+from regionroute.files import write_json
 from regionroute.planning.sizes import KONTEXT_PARTS
 from regionroute.planning.trace import StepShape, trace_step
 from train.step import Batch, training_step

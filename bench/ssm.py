@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from pseudo_labels.stylemamba.config import FusionConfig
 from pseudo_labels.stylemamba.fusion import Mixer
 from pseudo_labels.stylemamba.ssm import selective_scan
-from regionroute.io import from_pil, write_image, write_json
+from regionroute.data.images import from_pil, write_image
+from regionroute.files import write_json
 
 SCAN_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 LONGEST_LOOP = 4096  # beyond, it would take most of the benchmark's time

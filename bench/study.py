@@ -15,7 +15,7 @@ from typing import Any
 
 from _shared import add_result_argument, provenance
 
-from regionroute.io import read_json, write_json
+from regionroute.files import read_json, write_json
 
 METRICS = ("in_mask_relative", "success", "mse_bg", "leak", "coverage", "attention_iou")
 

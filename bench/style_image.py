@@ -21,11 +21,11 @@ from supervision import column, read_table
 
 from eval.stats import describe
 from regionroute.adapters import RouteContext, adapter_layers
-from regionroute.adapters.statistics import chosen_experts, routing_overlap
-from regionroute.io import read_json, text_hash, write_json, write_jsonl
-from regionroute.manifest import read_manifest
-from regionroute.pipeline import load_editor
-from train.style_pictures import content_of, read_style_pictures
+from regionroute.adapters.router_stats import chosen_experts, routing_overlap
+from regionroute.data.manifest import read_manifest
+from regionroute.editing.editor import load_editor
+from regionroute.files import read_json, text_hash, write_json, write_jsonl
+from train.style_encoder.images import content_of, read_style_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("in_mask_error", "in_mask_ratio", "success", "mse_bg", "leak", "attention_iou")
@@ -68,7 +68,7 @@ def build(folder: Path, seed: int, steps: int) -> None:
     configs, styles = ROOT / "configs", scenes / "styles"
     run_python("-m", "regionroute.cli", "scenes", "--out", scenes, "--train", 500, "--test", 64,
             "--seed", seed, "--style-pictures")  # fmt: skip
-    run_python(ROOT / "train/style_encoder.py", "--config", configs / "nano_style_encoder.yaml",
+    run_python(ROOT / "train/style_encoder/run.py", "--config", configs / "nano_style_encoder.yaml",
             f"pictures.source={styles / 'train'}", f"output={encoder}", f"seed={seed}")  # fmt: skip
     run_python(ROOT / "train/run.py", "--config", configs / "nano_by_example.yaml",
             f"data.manifest={scenes}", f"output={run}", f"seed={seed}", f"train.steps={steps}",

@@ -46,7 +46,7 @@ from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank, sh
 from pseudo_labels.stylegallery.matching import Match
 from pseudo_labels.stylegallery.optimise import OptimState, energy_timesteps, minimise
 from pseudo_labels.stylegallery.random_model import TEXT_WIDTH, random_unet
-from regionroute.io import write_json
+from regionroute.files import write_json
 
 RIVAL, SAME, OURS = "published scheme", "ours, masking=multiply", "ours"
 PAIRS, WARM = "ours, steps in pairs", "ours, warm"

@@ -28,9 +28,9 @@ from skimage.segmentation import slic
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.encoders.vgg import VggFeatures
+from eval.encoders.vision import load_vgg
 from eval.stats import paired
-from eval.vgg import VggFeatures
-from eval.vision import load_vgg
 from pseudo_labels.segment.given import LabelledPhoto, open_photo, read_labels
 from pseudo_labels.stylegallery.clusters import (
     absorb_islands,
@@ -39,7 +39,7 @@ from pseudo_labels.stylegallery.clusters import (
     standardise,
 )
 from pseudo_labels.stylegallery.config import ClusterConfig
-from regionroute.io import write_json
+from regionroute.files import write_json
 
 GRID, SIDE = 64, 384
 LAYERS = ("relu4_3", "relu5_3")

@@ -27,17 +27,18 @@ from _shared import provenance
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.extras import FrechetDistance
-from eval.features import load_lpips
+from eval.encoders.extras import FrechetDistance
+from eval.encoders.features import load_lpips
+from eval.encoders.vision import load_inception, load_vgg
 from eval.metrics.style import VIEW_SIDE, gram_distance, style_features, style_match
 from eval.sets import artfid
 from eval.stats import describe
-from eval.vision import load_inception, load_vgg
 from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer, find_references
 from pseudo_labels.stylize.painting import PaintingStylizer
+from regionroute.data.images import read_image, write_image
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, command
-from regionroute.io import read_image, read_json, write_image, write_json
-from regionroute.manifest import StyleSpec
+from regionroute.files import read_json, write_json
 
 INCEPTION_WIDTH = 2048
 

@@ -20,7 +20,7 @@ import numpy as np
 from _shared import add_result_argument, provenance
 
 from eval.stats import describe
-from regionroute.io import read_jsonl, write_json
+from regionroute.files import read_jsonl, write_json
 
 # What is asked, and the two methods of the demo whose difference answers it.
 QUESTIONS = {

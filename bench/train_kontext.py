@@ -36,13 +36,13 @@ from torch import Tensor, nn
 
 from regionroute.adapters import adapter_parameters, inject
 from regionroute.attention import AttentionPlan
-from regionroute.backbones.quantize import quantize_blocks
-from regionroute.config import RunConfig
-from regionroute.config_io import add_config_arguments, load_config
+from regionroute.config.io import add_config_arguments, load_config
+from regionroute.config.run import RunConfig
+from regionroute.diffusion.families import KONTEXT
+from regionroute.diffusion.flow import add_noise, predict_velocity, velocity_target
 from regionroute.errors import UserError, command
-from regionroute.families import KONTEXT
-from regionroute.flow import add_noise, predict_velocity, velocity_target
-from regionroute.io import write_json
+from regionroute.files import write_json
+from regionroute.models.quantize import quantize_blocks
 from regionroute.planning.chips import chip_of
 from regionroute.planning.remedies import without_supervision
 from regionroute.planning.sizes import KONTEXT_PARTS

@@ -30,10 +30,10 @@ from torch import Tensor
 from regionroute.adapters import adapter_parameters, inject
 from regionroute.attention import AttentionPlan, recorder
 from regionroute.attention.columns import attend
-from regionroute.backbones.kontext import Backbone, load_backbone
-from regionroute.config import RunConfig
-from regionroute.config_io import add_config_arguments, load_config
-from regionroute.io import write_json
+from regionroute.config.io import add_config_arguments, load_config
+from regionroute.config.run import RunConfig
+from regionroute.files import write_json
+from regionroute.models.loading import Backbone, load_backbone
 from train.step import Batch, training_step
 
 STYLES = 4

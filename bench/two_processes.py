@@ -22,8 +22,8 @@ from typing import Any
 
 from _shared import add_result_argument, provenance, run_python
 
-from regionroute.io import read_json, write_json
-from train.distributed import free_port
+from regionroute.files import read_json, write_json
+from train.engine.distributed import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WANTED = 1.6

@@ -14,7 +14,7 @@ from pathlib import Path
 from _shared import add_result_argument, provenance, run_python
 from controls import compare, show
 
-from regionroute.io import write_json
+from regionroute.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"with": (), "without": ("supervision.focus=0", "supervision.cover=0")}

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
-from regionroute.io import file_hash, settings_hash, text_hash
-from regionroute.manifest import EditSample
+from regionroute.files import file_hash, settings_hash, text_hash
 
 CACHE_FILE = "cache.jsonl"
 REVISION = 1  # raise when a metric's arithmetic changes without its definition

@@ -4,7 +4,7 @@
 
 Contexts go through the autoencoder and back: PSNR and background error of an edit that changes
 nothing. Targets do too: the error left on the object by an edit that is right. The numbers have
-the names and definitions of eval/rses.py; give the file to `eval/report.py --codec`.
+the names and definitions of eval/rses.py; give the file to `eval/report/html.py --codec`.
 """
 
 import argparse
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.features import usable_device
+from eval.encoders.features import usable_device
 from eval.metrics.region import in_mask_error, in_mask_ratio, leak, mse_bg
-from eval.page import check_option
+from eval.report.page import check_option
 from eval.sources import Source, load_source, select_split
 from eval.stats import describe, ratio_of_means
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
-from regionroute.backbones.kontext import load_backbone
+from regionroute.data.manifest import Manifest, read_manifest
+from regionroute.editing.editor import resize
 from regionroute.errors import Parser, UserError, command
-from regionroute.io import check_output_file, write_json
-from regionroute.manifest import Manifest, read_manifest
-from regionroute.pipeline import resize
+from regionroute.files import check_output_file, write_json
+from regionroute.models.loading import load_backbone
 
 SCHEMA_VERSION = 1
 MAX_PSNR = 100.0  # dB, for a picture that comes back exactly
@@ -44,7 +44,7 @@ DEFINITIONS = {
 
 
 class Codec(Protocol):
-    """What is asked of a base (see :class:`regionroute.backbones.kontext.Backbone`)."""
+    """What is asked of a base (see :class:`regionroute.models.loading.Backbone`)."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[B,3,H,W] in [0,1] to latents [B,C,h,w]."""

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.metrics.attention import MAP_LEVELS
+from regionroute.data.images import read_image
+from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
-from regionroute.io import read_image, read_json
-from regionroute.manifest import EditSample
+from regionroute.files import read_json
 
 FLOOR, CEILING = "floor", "ceiling"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")

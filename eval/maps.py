@@ -18,15 +18,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eval.edits import map_path, parse_edits
-from eval.maps_view import maps_view
 from eval.metrics import MAP_METRICS
 from eval.metrics.build import build_metrics
-from eval.page import check_page, write_page
+from eval.report.maps_view import maps_view
+from eval.report.page import check_page, write_page
 from eval.scoring import Row, Scorer
 from eval.sources import select_split
 from eval.summary import edit_methods, summarise
+from regionroute.data.manifest import EditSample, read_manifest
 from regionroute.errors import Parser, UserError, command
-from regionroute.manifest import EditSample, read_manifest
 
 TITLE = "Where the style word looks"
 

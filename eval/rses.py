@@ -29,22 +29,23 @@ from tqdm import tqdm
 
 from eval.cache import CACHE_FILE, ValueCache
 from eval.edits import SIZE_RULE, parse_edits
-from eval.features import usable_device
+from eval.encoders.features import usable_device
+from eval.encoders.networks import REMEDIES, Networks, load_networks, parse_places
 from eval.metrics import CATALOGUE, GROUPS, SampleMetric
 from eval.metrics.build import build_metrics
 from eval.metrics.choice import SET_METRICS, choose_metrics, needs_of
 from eval.metrics.views import SCOPES
-from eval.networks import REMEDIES, Networks, load_networks, parse_places
-from eval.page import check_option, check_page
-from eval.report import write_report
+from eval.report.html import write_report
+from eval.report.page import check_option, check_page
+from eval.report.tables import csv_rows, latex, main_table, markdown
 from eval.scoring import Row, Scorer
 from eval.sets import describe_sets, score_sets
 from eval.sources import select_split
 from eval.summary import RELATIVE_DEFINITION, bootstrap_settings, edit_methods, summarise
-from eval.tables import csv_rows, latex, main_table, markdown
 from eval.thresholds import parse_thresholds, violations
+from regionroute.data.manifest import EditSample, manifest_file, manifest_files, read_manifest
 from regionroute.errors import Parser, UserError, command
-from regionroute.io import (
+from regionroute.files import (
     atomic_write,
     check_output_folder,
     file_hash,
@@ -52,7 +53,6 @@ from regionroute.io import (
     write_json,
     write_jsonl,
 )
-from regionroute.manifest import EditSample, manifest_file, manifest_files, read_manifest
 
 PACKAGES = ("regionroute", "torch", "torchvision", "transformers", "lpips", "numpy")
 

@@ -29,8 +29,8 @@ from eval.edits import (
 )
 from eval.metrics import EvalBatch, SampleMetric
 from eval.sources import Source, load_source
+from regionroute.data.manifest import EditSample, Manifest, Region
 from regionroute.errors import UserError
-from regionroute.manifest import EditSample, Manifest, Region
 
 Row = dict[str, Any]
 

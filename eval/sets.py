@@ -14,12 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.edits import FLOOR
-from eval.extras import FrechetDistance
+from eval.encoders.extras import FrechetDistance
+from eval.encoders.vision import ImageEncoder
 from eval.metrics.views import SCOPES, Scope, crop_box
 from eval.scoring import Row
 from eval.style_pictures import StylePictures
-from eval.vision import ImageEncoder
-from regionroute.io import file_hash, read_image, read_mask, settings_hash
+from regionroute.data.images import read_image, read_mask
+from regionroute.files import file_hash, settings_hash
 
 CHUNK = 256  # feature vectors at a time
 DEFINITIONS = {

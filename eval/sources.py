@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regionroute.data.manifest import EditSample, Manifest
 from regionroute.errors import UserError
-from regionroute.manifest import EditSample, Manifest
 
 
 @dataclass(frozen=True)

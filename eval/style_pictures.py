@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regionroute.data.images import read_image
 from regionroute.errors import UserError
-from regionroute.io import file_hash, read_image, settings_hash
+from regionroute.files import file_hash, settings_hash
 
 MAX_SIDE = 512  # larger references are reduced to this
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.metrics import CATALOGUE, MetricInfo
+from eval.report.tables import format_value
 from eval.summary import ALL, edit_methods
-from eval.tables import format_value
 from regionroute.errors import UserError, nearest
 
 _COMPARISONS = {

@@ -24,23 +24,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pseudo_labels.curate import first_alike
+from pseudo_labels.curate.filters import first_alike
+from pseudo_labels.curate.references import add_references
 from pseudo_labels.job import BuildSettings, Look, PhotoJob, PhotoResult, rejection
 from pseudo_labels.parallel import default_workers, map_in_order, one_thread
 from pseudo_labels.photo import make_samples
 from pseudo_labels.records import load_record, record_file
-from pseudo_labels.references import add_references
-from pseudo_labels.review import write_review
+from pseudo_labels.review.page import write_review
+from pseudo_labels.review.tidy import read_struck, write_keeping_time
 from pseudo_labels.segment.given import LabelledPhoto, Rejection, content_hash
 from pseudo_labels.stylize.registry import StyleEntry
-from pseudo_labels.tidy import read_struck, write_keeping_time
+from regionroute.data.manifest import EditSample, write_manifest
 from regionroute.errors import UserError
-from regionroute.io import (
-    text_hash,
-    write_json,
-    write_jsonl,
-)
-from regionroute.manifest import EditSample, write_manifest
+from regionroute.files import text_hash, write_json, write_jsonl
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
 

@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pseudo_labels.curate import Limits
-from pseudo_labels.judge import JudgeSettings
+from pseudo_labels.curate.filters import Limits
+from pseudo_labels.curate.judge import JudgeSettings
 from pseudo_labels.segment import Segment
 from pseudo_labels.segment.given import LabelledPhoto, Rejection
 from pseudo_labels.segment.loading import FinderSettings
 from pseudo_labels.stylize import Stylizer
 from pseudo_labels.stylize.registry import StyleEntry
+from regionroute.data.images import write_image
+from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
-from regionroute.io import text_hash, write_image
-from regionroute.manifest import EditSample
+from regionroute.files import text_hash
 
 SMALLEST_SIDE = 32  # pixels; smaller photos hold nothing to learn
 

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from pseudo_labels.build import BuildReport, Source, build
-from pseudo_labels.curate import Limits
+from pseudo_labels.curate.filters import Limits
+from pseudo_labels.curate.judge import JudgeSettings
 from pseudo_labels.job import BuildSettings
-from pseudo_labels.judge import JudgeSettings
 from pseudo_labels.parallel import MOST_WORKERS
-from pseudo_labels.preview import preview
-from pseudo_labels.review import FILE_NAME
+from pseudo_labels.review.page import FILE_NAME
+from pseudo_labels.review.preview import preview
+from pseudo_labels.review.tidy import add_struck
 from pseudo_labels.segment.given import list_photos, read_labels
 from pseudo_labels.segment.loading import DEFAULT_GROUNDER, DEFAULT_SEGMENTER, FinderSettings
 from pseudo_labels.stylize.registry import load_styles, packaged_styles
-from pseudo_labels.tidy import add_struck
-from regionroute.devices import pick_device
 from regionroute.errors import Parser, UserError, command
-from regionroute.io import check_output_folder
+from regionroute.files import check_output_folder
+from regionroute.models.devices import pick_device
 
 _EXAMPLE = """examples:
   regionroute label --images photos/ --objects "dog,cat" --styles photos --out data/pets

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pseudo_labels.compose import composite
-from pseudo_labels.curate import sample_checks, sample_fault
+from pseudo_labels.curate.filters import sample_checks, sample_fault
+from pseudo_labels.curate.judge import cached_answers, cached_caption
 from pseudo_labels.job import (
     REVISION,
     BuildSettings,
@@ -21,11 +22,11 @@ from pseudo_labels.job import (
     slug,
     write_once,
 )
-from pseudo_labels.judge import cached_answers, cached_caption
 from pseudo_labels.segment.given import Rejection
-from regionroute.io import read_image, read_mask, settings_hash, text_hash
-from regionroute.manifest import WHOLE, EditSample, Region, mask_box
-from regionroute.prompts import build_prompt, find_spans, restyle_prompt
+from regionroute.data.images import read_image, read_mask
+from regionroute.data.manifest import WHOLE, EditSample, Region, mask_box
+from regionroute.data.prompts import build_prompt, find_spans, restyle_prompt
+from regionroute.files import settings_hash, text_hash
 
 MOST_REGIONS = 3  # objects of a sample with several
 _OF_AN_OBJECT = {"mask_source", "area", "checks"}  # facts of a sample of one

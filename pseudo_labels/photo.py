@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from pseudo_labels.curate import object_checks, object_fault, photo_look
+from pseudo_labels.curate.filters import object_checks, object_fault, photo_look
 from pseudo_labels.job import (
     REVISION,
     SMALLEST_SIDE,
@@ -25,8 +25,9 @@ from pseudo_labels.segment import Box, Segment, choose_instances, resize_mask, t
 from pseudo_labels.segment.find import find_objects, restore, store
 from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection, open_photo
 from pseudo_labels.segment.loading import FinderSettings
+from regionroute.data.images import from_pil, to_pil
 from regionroute.errors import UserError
-from regionroute.io import from_pil, settings_hash, to_pil
+from regionroute.files import settings_hash
 
 SMALL_AREA = 0.05  # share of the picture below which an object is flagged "small"
 FINDING_SIDE = 1024  # pixels of the longer side at which objects are looked for

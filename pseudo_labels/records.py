@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from pseudo_labels.job import REVISION, BuildSettings, Look, PhotoJob, PhotoResult
 from pseudo_labels.segment.weights import fingerprint
 from regionroute.errors import UserError
-from regionroute.io import file_hash, read_json, settings_hash
+from regionroute.files import file_hash, read_json, settings_hash
 
 _RECORD = TypeAdapter(PhotoResult)
 _RECORD_REVISION = 2  # raise when records hold other facts than before

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from regionroute.manifest import EditSample, Region, write_manifest
+from regionroute.data.manifest import EditSample, Region, write_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -66,7 +66,7 @@ def vgg_weights():
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a random Kontext pipeline of the real classes; do not write into it."""
-    from regionroute.backbones.tiny import build_tiny
+    from regionroute.models.tiny import build_tiny
 
     return build_tiny(tmp_path_factory.mktemp("base") / "tiny")
 
@@ -74,7 +74,7 @@ def tiny_base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_klein(tmp_path_factory):
     """Folder of a random FLUX.2-klein pipeline of the real classes; do not write into it."""
-    from regionroute.backbones.tiny_klein import build_tiny_klein
+    from regionroute.models.tiny_klein import build_tiny_klein
 
     return build_tiny_klein(tmp_path_factory.mktemp("klein") / "tiny")
 

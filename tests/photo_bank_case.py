@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from pseudo_labels.bank_command import main
+from pseudo_labels.bank.command import main
 
 WORDS = ("dog", "cup")
 

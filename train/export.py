@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from regionroute.adapters import save_experts
-from regionroute.adapters.export import expert_names
-from regionroute.manifest import manifest_file
+from regionroute.adapters.files.export import expert_names
+from regionroute.data.manifest import manifest_file
 from train.step import StepLosses
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from regionroute.config import RunConfig
+    from regionroute.config.run import RunConfig
     from train.inputs import Inputs
-    from train.logs import Reporter
+    from train.monitor.logs import Reporter
 
 ROUTER = ("entropy", "overlap_within", "overlap_between")
 LOSSES = (*StepLosses.NAMES, *ROUTER)  # numbers of the log that the card tells

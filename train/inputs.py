@@ -12,26 +12,26 @@ import torch
 from tqdm import tqdm
 
 from regionroute.attention import AttentionPlan
-from regionroute.backbones.kontext import Backbone, load_backbone
+from regionroute.data.manifest import Manifest, manifest_file, read_manifest
 from regionroute.errors import UserError
-from regionroute.manifest import Manifest, manifest_file, read_manifest
-from train.cache import Cache, Entry
-from train.caching import bucket_remark, of_one_size, seen_of
-from train.data import Example, Examples
-from train.distributed import Ranks
-from train.encode import Encoder, model_size
-from train.engine import engine_settings, zero_stage
-from train.files import Files
-from train.previews import choose
-from train.references import References, find_references, without_style_words
-from train.selection import Selection, select
+from regionroute.models.loading import Backbone, load_backbone
+from train.data.cache import Cache, Entry
+from train.data.caching import bucket_remark, of_one_size, seen_of
+from train.data.dataset import Example, Examples
+from train.data.encode import Encoder, model_size
+from train.data.files import Files
+from train.data.references import References, find_references, without_style_words
+from train.data.selection import Selection, select
+from train.engine.distributed import Ranks
+from train.engine.engine import engine_settings, zero_stage
+from train.monitor.previews import choose
+from train.monitor.trackers import check_trackers
+from train.monitor.validation import choose_held_out
 from train.step import recorder_of
-from train.trackers import check_trackers
-from train.validation import choose_held_out
 
 if TYPE_CHECKING:
-    from regionroute.config import RunConfig
-    from regionroute.manifest import EditSample
+    from regionroute.config.run import RunConfig
+    from regionroute.data.manifest import EditSample
 
 PREVIEW_CHOICE = 8  # previews are chosen among that many times as many, of one size
 

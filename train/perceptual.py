@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.vgg import load_vgg
+from regionroute.models.vgg import load_vgg
 
 if TYPE_CHECKING:
-    from regionroute.config import PerceptualConfig
+    from regionroute.config.run import PerceptualConfig
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3")
 

@@ -12,34 +12,34 @@ from regionroute.adapters import (
     inject,
 )
 from regionroute.adapters.style_encoder import encoder_identity
-from regionroute.config import SIMILARITY_EXPERTS, save_config
-from regionroute.io import settings_hash, text_hash
-from train import distributed
-from train.cache import Cache
-from train.caching import hash_files, provide
-from train.data import TrainingData, seeded
-from train.distributed import Ranks
-from train.ema import MovingAverage
-from train.encode import identity, release_encoders
-from train.engine import build_engine, zero_stage
+from regionroute.config.run import SIMILARITY_EXPERTS, save_config
+from regionroute.files import settings_hash, text_hash
+from train.data.cache import Cache
+from train.data.caching import hash_files, provide
+from train.data.dataset import TrainingData, seeded
+from train.data.encode import identity, release_encoders
+from train.data.files import Files
+from train.engine import distributed
+from train.engine.distributed import Ranks
+from train.engine.ema import MovingAverage
+from train.engine.engine import build_engine, zero_stage
+from train.engine.placement import place
+from train.engine.resume import Start, find_start, load_adapters_alone, restore
 from train.export import experts_writer
-from train.files import Files
 from train.inputs import Inputs, load_inputs
-from train.logs import Reporter
+from train.monitor.logs import Reporter
+from train.monitor.previews import Previews
+from train.monitor.speed import Speed, speed_of
+from train.monitor.trackers import open_trackers
+from train.monitor.validation import Validation
 from train.perceptual import PerceptualLoss
-from train.placement import place
-from train.previews import Previews
-from train.resume import Start, find_start, load_adapters_alone, restore
-from train.speed import Speed, speed_of
-from train.trackers import open_trackers
 from train.trainer import Trainer
-from train.validation import Validation
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from regionroute.config import RunConfig
-    from train.trackers import Tracker
+    from regionroute.config.run import RunConfig
+    from train.monitor.trackers import Tracker
 
 
 def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:

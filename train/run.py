@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,18 +17,13 @@ from typing import TYPE_CHECKING
 # twenty times slower. Read once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-if __package__ in (None, ""):
-    # Started as a file: the repository, not this folder with its `data` and `step`, is where
-    # imports begin.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from regionroute.config import RunConfig, add_config_arguments, dump_config, load_config
+from regionroute.config.run import RunConfig, add_config_arguments, dump_config, load_config
 from regionroute.errors import Parser, UserError, command
-from regionroute.io import check_output_folder
-from train import distributed
+from regionroute.files import check_output_folder
+from train.engine import distributed
 
 if TYPE_CHECKING:
-    from train.distributed import Ranks
+    from train.engine.distributed import Ranks
     from train.trainer import Trainer
 
 
@@ -76,7 +70,7 @@ def train(config: RunConfig, ranks: Ranks) -> int:
     Raises:
         UserError: the same on all processes.
     """
-    from train.checkpoint import FOLDER
+    from train.engine.checkpoint import FOLDER
     from train.prepare import build_trainer  # heavy, and DeepSpeed reads the environment first
 
     output = Path(config.output)
@@ -111,7 +105,7 @@ def _make_folders(config: RunConfig) -> None:
 
 
 def _write_facts(trainer: Trainer, *, finished: bool) -> None:
-    from train.logs import write_facts
+    from train.monitor.logs import write_facts
     from train.prepare import trainable_parameters
 
     state, train = trainer.state, trainer.config.train

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regionroute.adapters import RouteContext, routed, routings
-from regionroute.adapters.statistics import load_balance
+from regionroute.adapters.router_stats import load_balance
 from regionroute.attention import (
     AttentionPlan,
     AttentionRecorder,
@@ -23,10 +23,10 @@ from regionroute.attention import (
     map_scores,
     mean_map,
 )
-from regionroute.flow import add_noise, predict_velocity, velocity_target
+from regionroute.diffusion.flow import add_noise, predict_velocity, velocity_target
 
 if TYPE_CHECKING:
-    from regionroute.config import RunConfig
+    from regionroute.config.run import RunConfig
     from train.perceptual import PerceptualLoss
 
 
@@ -133,7 +133,7 @@ def training_step(
         config: its flow, supervision and experts parts are read. Without supervision (both
             weights 0) nothing is recorded and nothing it costs is paid, unless `measure` asks.
         measure: also score the attention maps; changes no loss and no gradient.
-        supervision_scale: multiplies the weights of Focus and Cover, see `train.shares`.
+        supervision_scale: of the weights of Focus and Cover, see `train.monitor.gradient_norms`.
         perceptual: looks at the pictures that the predictions decode to.
 
     Yields:

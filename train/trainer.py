@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from regionroute.io import write_json
-from train import checkpoint, distributed
-from train.checkpoint import TrainerState
-from train.data import TrainingData, members_of, stream
-from train.distributed import Ranks, SharedMistake
-from train.engine import EngineModel, gradient_norm
-from train.explosion import ExplosionGuard
-from train.logs import Reporter
-from train.router_log import RouterLog
-from train.shares import measure_shares, seed_dropout, supervision_scale
+from regionroute.files import write_json
+from train.data.dataset import TrainingData, members_of, stream
+from train.engine import checkpoint, distributed
+from train.engine.checkpoint import TrainerState
+from train.engine.distributed import Ranks, SharedMistake
+from train.engine.engine import EngineModel, gradient_norm
+from train.monitor.gradient_norms import measure_shares, seed_dropout, supervision_scale
+from train.monitor.logs import Reporter
+from train.monitor.loss_spike import ExplosionGuard
+from train.monitor.router_log import RouterLog
 from train.step import Batch, StepLosses, training_step
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from regionroute.config import RunConfig
-    from train.ema import MovingAverage
+    from regionroute.config.run import RunConfig
+    from train.engine.ema import MovingAverage
+    from train.monitor.previews import Previews
+    from train.monitor.validation import Validation
     from train.perceptual import PerceptualLoss
-    from train.previews import Previews
-    from train.validation import Validation
 
 BAD_BATCH_FILE = "bad_batch.json"
 

@@ -60,7 +60,7 @@ class MetricInfo:
         short: one sentence for somebody who meets the metric for the first time.
         definition: exact formula with value range, thresholds and padding.
         group: what it is chosen by together with others, see `eval.metrics.GROUPS`.
-        needs: the networks and files it cannot do without, see `eval.networks.REMEDIES`.
+        needs: the networks and files it cannot do without, see `eval.encoders.networks.REMEDIES`.
     """
 
     name: str

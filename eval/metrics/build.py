@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.judge import SEMANTIC, rate
+from eval.encoders.networks import Networks
+from eval.judge.judge import SEMANTIC, rate
 from eval.metrics import embedding, structure, style
 from eval.metrics.attention import attention_iou, attention_share
 from eval.metrics.base import EvalBatch, SampleMetric
@@ -24,7 +25,6 @@ from eval.metrics.region import (
 )
 from eval.metrics.rsm import rsm
 from eval.metrics.views import SCOPES, Scope, per_sample, remembered, square, views
-from eval.networks import Networks
 
 Function = Callable[[EvalBatch], Tensor]
 SCOPED = ("styleexpert", "stylegallery", "stylemamba")  # groups whose scope can be chosen

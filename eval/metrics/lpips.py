@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from eval.features import PerceptualDistance
+from eval.encoders.features import PerceptualDistance
 from eval.metrics.region import masked_mean
 
 AT_ONCE = 4  # pictures in one pass, to spare memory

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.features import ImageTextEncoder
+from eval.encoders.features import ImageTextEncoder
 from eval.metrics.views import crop_box
 
 STYLE_TEXT = "{style} style"
@@ -19,7 +19,7 @@ def rsm(output: Tensor, mask: Tensor, styles: Sequence[str], encoder: ImageTextE
         output: edited pictures [B,3,H,W] in [0,1].
         mask: one region each, [B,1,H,W] in {0,1}, none empty.
         styles: B style phrases.
-        encoder: see :class:`eval.features.ImageTextEncoder`.
+        encoder: see :class:`eval.encoders.features.ImageTextEncoder`.
 
     Returns:
         [B] in [0,1].

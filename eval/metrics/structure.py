@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eval.extras import SSIM_WINDOW, structural_similarity
-from eval.features import PerceptualDistance
+from eval.encoders.extras import SSIM_WINDOW, structural_similarity
+from eval.encoders.features import PerceptualDistance
 
 
 def ssim(output: Sequence[Tensor], content: Sequence[Tensor]) -> Tensor:

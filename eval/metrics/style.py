@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.vgg import VggFeatures
+from eval.encoders.vgg import VggFeatures
 
 VIEW_SIDE = 256  # pixels; views and references are resized to this
 GRAM_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

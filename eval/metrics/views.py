@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.metrics.base import EvalBatch
-from regionroute.manifest import mask_box
+from regionroute.data.manifest import mask_box
 
 Scope = Literal["object", "picture"]
 CROP_PADDING = 0.05  # of the longer side of the mask's box

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regionroute.data.manifest import mask_box
 from regionroute.errors import UserError
-from regionroute.manifest import mask_box
 
 Box = tuple[int, int, int, int]  # (y0, x0, y1, x1) in pixels, half-open
 

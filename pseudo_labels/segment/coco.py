@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pseudo_labels.segment import Box
 from regionroute.errors import UserError
-from regionroute.io import read_json
+from regionroute.files import read_json
 
 
 def outline_mask(outline: Any, size: tuple[int, int]) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 from pseudo_labels.segment import Box, Segment
 from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection
 from pseudo_labels.segment.loading import FinderSettings
+from regionroute.data.images import read_mask, write_image
 from regionroute.errors import UserError
-from regionroute.io import read_json, read_mask, write_image, write_json
+from regionroute.files import read_json, write_json
 
 
 def find_objects(

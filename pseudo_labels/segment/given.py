@@ -26,15 +26,9 @@ from torch import Tensor
 
 from pseudo_labels.segment import Box, Segment
 from pseudo_labels.segment.coco import coco_rows, corner_box, outline_mask
+from regionroute.data.images import image_size, read_image, read_mask
 from regionroute.errors import UserError
-from regionroute.io import (
-    file_hash,
-    image_size,
-    numbered_lines,
-    parse_json_line,
-    read_image,
-    read_mask,
-)
+from regionroute.files import file_hash, numbered_lines, parse_json_line
 
 _FACTS = ("licence", "license", "attribution", "origin")
 MOST_PIXELS = 100_000_000  # of a photo: what a camera makes; more is a mistake or an attack
@@ -269,7 +263,7 @@ def open_photo(photo: LabelledPhoto) -> tuple[Tensor, list[Segment], list[Reject
 
 
 def read_photo(path: Path) -> Tensor:
-    """As `regionroute.io.read_image`, refusing what would fill the memory.
+    """As `regionroute.data.images.read_image`, refusing what would fill the memory.
 
     Raises:
         UserError: the photo is missing, damaged or too large.

@@ -12,8 +12,8 @@ from pseudo_labels.segment import Box, Detection
 from pseudo_labels.segment.coco_words import COCO_WORDS
 from pseudo_labels.segment.hub import from_hub
 from pseudo_labels.segment.weights import onnx_session
+from regionroute.data.images import to_pil
 from regionroute.errors import UserError, nearest
-from regionroute.io import to_pil
 
 DETECTORS = ("grounding-dino", "mm-grounding-dino", "owlvit", "owlv2")
 CONCEPT_SEGMENTERS = ("sam3", "sam3_video")

@@ -25,7 +25,7 @@ def from_hub(source: str, auto_class: str, what: str) -> tuple[Any, Any]:
     """
     import transformers
 
-    from regionroute.backbones.kontext import quiet  # brings diffusers along
+    from regionroute.models.loading import quiet  # brings diffusers along
 
     local = check_source(source, what)
     where = {"local_files_only": local}

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pseudo_labels.segment import Box
 from pseudo_labels.segment.salient import largest_parts, shared_network
+from regionroute.data.images import to_pil
 from regionroute.errors import UserError
-from regionroute.io import to_pil
 
 RIMS = (0.1, 0.5)  # of the box's sides, around what the network looks at
 COLOUR_RIM = 0.25  # of the box's sides, around what GrabCut takes for background

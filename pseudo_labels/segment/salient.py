@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pseudo_labels.segment import Detection
 from pseudo_labels.segment.weights import WeightsFile, find_weights, onnx_session
+from regionroute.data.images import to_pil
+from regionroute.data.manifest import mask_box
 from regionroute.errors import UserError
-from regionroute.io import to_pil
-from regionroute.manifest import mask_box
 
 U2NETP = WeightsFile(
     "u2netp.onnx",

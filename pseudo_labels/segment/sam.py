@@ -14,8 +14,8 @@ from torch import Tensor
 from pseudo_labels.segment import Box
 from pseudo_labels.segment.hub import from_hub
 from pseudo_labels.segment.weights import WeightsFile, find_weights
+from regionroute.data.images import to_pil
 from regionroute.errors import UserError
-from regionroute.io import to_pil
 
 _URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 CHECKPOINTS = {

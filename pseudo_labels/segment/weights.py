@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 
 from regionroute.errors import UserError
-from regionroute.io import atomic_write, file_hash, text_hash
+from regionroute.files import atomic_write, file_hash, text_hash
 
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed as a whole
 _END = 2**20  # bytes of either end that stand for a larger one

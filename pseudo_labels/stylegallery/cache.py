@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regionroute.io import atomic_write, settings_hash
+from regionroute.files import atomic_write, settings_hash
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -14,10 +14,11 @@ from pseudo_labels.stylegallery.networks import DINO
 from pseudo_labels.stylegallery.page import write_page
 from pseudo_labels.stylegallery.stylizer import CACHE, AttentionEnergyStylizer
 from pseudo_labels.stylemamba.networks import find_region
-from regionroute.config_io import dump_config, load_config
-from regionroute.devices import quiet_libraries
+from regionroute.config.io import dump_config, load_config
+from regionroute.data.images import read_image, write_image
 from regionroute.errors import Parser, UserError, command
-from regionroute.io import check_output_file, read_image, write_image, write_json
+from regionroute.files import check_output_file, write_json
+from regionroute.models.devices import quiet_libraries
 
 _EPILOG = """\
 examples:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from regionroute.config import Section
+from regionroute.config.run import Section
 from regionroute.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]

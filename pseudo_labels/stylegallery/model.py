@@ -16,7 +16,7 @@ from torch import Tensor
 from pseudo_labels.stylegallery.config import FeatureConfig
 from pseudo_labels.stylegallery.features import PictureFeatures, inversion_timesteps, invert
 from regionroute.errors import UserError
-from regionroute.io import file_hash, is_hub_id, settings_hash
+from regionroute.files import file_hash, is_hub_id, settings_hash
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 RANDOM = "random"
@@ -209,7 +209,7 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
     import transformers
     from safetensors import SafetensorError
 
-    from regionroute.backbones.kontext import quiet
+    from regionroute.models.loading import quiet
 
     local = _check_source(name)
     where: dict[str, Any] = {"local_files_only": local}

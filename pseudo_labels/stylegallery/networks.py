@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pseudo_labels.stylegallery.model import RANDOM, source_hash
+from regionroute.data.images import to_pil
 from regionroute.errors import UserError
-from regionroute.io import is_hub_id, text_hash, to_pil
+from regionroute.files import is_hub_id, text_hash
 
 DINO = "facebook/dinov2-base"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -144,7 +145,7 @@ def _load(name: str, option: str, auto_class: str) -> Any:
     import transformers
     from safetensors import SafetensorError
 
-    from regionroute.backbones.kontext import quiet
+    from regionroute.models.loading import quiet
 
     local = Path(name).expanduser().is_dir()
     if not local and (Path(name).exists() or not is_hub_id(name)):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pseudo_labels.stylegallery.gallery import GalleryResult, Picture
-from regionroute.io import atomic_write, to_pil
+from regionroute.data.images import to_pil
+from regionroute.files import atomic_write
 
 _SIDE = 384  # pixels of a shown picture's longer side
 _CURVE = (720, 200)

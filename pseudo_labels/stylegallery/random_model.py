@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pseudo_labels.stylegallery.model import DiffusionModel
-from regionroute.io import settings_hash
+from regionroute.files import settings_hash
 
 TEXT_WIDTH = 32
 _WIDTHS = (32, 64, 64, 64)
@@ -99,8 +99,8 @@ def save_random_pipeline(folder: Path, seed: int = 0) -> Path:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from regionroute.backbones.kontext import quiet
-    from regionroute.backbones.tokenizers import build_clip_tokenizer
+    from regionroute.models.loading import quiet
+    from regionroute.models.tokenizers import build_clip_tokenizer
 
     model = random_model(seed)
     tokenizer = build_clip_tokenizer(("a", "picture"), 16)

@@ -19,11 +19,12 @@ from pseudo_labels.stylegallery import networks
 from pseudo_labels.stylegallery.config import PRESETS, GalleryConfig
 from pseudo_labels.stylegallery.gallery import REVISION, Gallery, Picture
 from pseudo_labels.stylegallery.model import DEFAULT, DTYPES, RANDOM, load_model, source_hash
-from regionroute.config_io import load_config
-from regionroute.devices import pick_device
+from regionroute.config.io import load_config
+from regionroute.data.images import read_image
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, nearest
-from regionroute.io import file_hash, read_image, settings_hash
-from regionroute.manifest import StyleSpec
+from regionroute.files import file_hash, settings_hash
+from regionroute.models.devices import pick_device
 
 CACHE = "runs/gallery"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pseudo_labels.stylemamba.encoders import RANDOM, weights_hash
-from regionroute.backbones.patch_codec import PatchCodec
+from regionroute.diffusion.latents import decode_latents, encode_images
 from regionroute.errors import UserError
-from regionroute.io import read_json
-from regionroute.latents import decode_latents, encode_images
+from regionroute.files import read_json
+from regionroute.models.codec import PatchCodec
 
 PATCH = "patch"  # the name that asks for a patch transform fitted to the given pictures
 PATCH_LEVELS, PATCH_CHANNELS = 4, 64  # 8 px a latent cell, as a VAE has; a third of the numbers

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable
 
 from pseudo_labels.stylemamba import command_apply, command_fit
-from regionroute.devices import quiet_libraries
 from regionroute.errors import UserError, command, nearest
+from regionroute.models.devices import quiet_libraries
 
 _USAGE = """\
 usage: regionroute mamba ACTION [arguments]

@@ -14,9 +14,10 @@ from pseudo_labels.compose import composite
 from pseudo_labels.stylemamba.encoders import describe, load_encoder
 from pseudo_labels.stylemamba.networks import find_region
 from pseudo_labels.stylemamba.saved import SavedStyle, load_style, png_metadata, warning
-from regionroute.devices import pick_device
+from regionroute.data.images import read_image, write_image
 from regionroute.errors import Parser, UserError
-from regionroute.io import check_output_file, read_image, write_image, write_json
+from regionroute.files import check_output_file, write_json
+from regionroute.models.devices import pick_device
 
 _EPILOG = """\
 examples:

@@ -18,10 +18,10 @@ from pseudo_labels.stylemamba.networks import (
 )
 from pseudo_labels.stylemamba.saved import SavedStyle, warning
 from pseudo_labels.stylemamba.training import Bank, read_bank, train
-from regionroute.config_io import add_config_arguments, dump_config, load_config, save_config
-from regionroute.devices import pick_device
+from regionroute.config.io import add_config_arguments, dump_config, load_config, save_config
 from regionroute.errors import Parser, UserError
-from regionroute.io import check_output_folder
+from regionroute.files import check_output_folder
+from regionroute.models.devices import pick_device
 
 _FIT = """\
 examples:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pseudo_labels.stylemamba.ssm import Method
-from regionroute.config import Section
+from regionroute.config.run import Section
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

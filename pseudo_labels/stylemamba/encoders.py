@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from regionroute.data.images import read_image
 from regionroute.errors import UserError
-from regionroute.io import read_image
-from regionroute.vgg import VggFeatures
+from regionroute.models.vgg import VggFeatures
 
 RANDOM = "random"  # the name that asks for small random networks
 NEUTRAL = "a photo"

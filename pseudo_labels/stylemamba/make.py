@@ -23,7 +23,8 @@ from pseudo_labels.stylemamba.saved import (
     vae_name,
     warning,
 )
-from regionroute.io import from_pil, to_pil, write_image, write_jsonl
+from regionroute.data.images import from_pil, to_pil, write_image
+from regionroute.files import write_jsonl
 
 LOSSES_FILE, PREVIEW_FILE = "losses.jsonl", "preview.png"
 CELL, GAP, LINE = 256, 8, 20  # pixels of a sheet

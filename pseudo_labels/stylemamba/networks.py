@@ -12,9 +12,10 @@ from pseudo_labels.stylemamba.codecs import PATCH, load_codec, patch_codec
 from pseudo_labels.stylemamba.encoders import GramEncoder, StyleEncoder, load_encoder
 from pseudo_labels.stylemamba.fitting import stacked
 from pseudo_labels.stylemamba.objective import Parts
+from regionroute.data.images import read_image, read_mask
 from regionroute.errors import UserError
-from regionroute.io import file_hash, read_image, read_mask, settings_hash
-from regionroute.vgg import load_vgg
+from regionroute.files import file_hash, settings_hash
+from regionroute.models.vgg import load_vgg
 
 ENCODER, VAE = "google/siglip-base-patch16-224", "stabilityai/sd-vae-ft-mse"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

@@ -24,7 +24,7 @@ from pseudo_labels.stylemamba.losses import (
     second_order_loss,
     total_variation,
 )
-from regionroute.vgg import VggFeatures
+from regionroute.models.vgg import VggFeatures
 
 
 @dataclass(frozen=True)

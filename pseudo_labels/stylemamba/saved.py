@@ -21,7 +21,13 @@ from pseudo_labels.stylemamba.config import FusionConfig
 from pseudo_labels.stylemamba.encoders import RANDOM
 from pseudo_labels.stylemamba.fusion import StyleFusion
 from regionroute.errors import UserError, nearest
-from regionroute.io import atomic_write, file_hash, read_json, settings_hash, write_json
+from regionroute.files import (
+    atomic_write,
+    file_hash,
+    read_json,
+    settings_hash,
+    write_json,
+)
 
 FACTS_FILE, WEIGHTS_FILE, CODEC_FOLDER = "style.json", "fusion.safetensors", "codec"
 _DESCRIPTIONS, _MODULE = "styles", "fusion."

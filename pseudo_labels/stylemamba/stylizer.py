@@ -28,10 +28,10 @@ from pseudo_labels.stylemamba.saved import (
     read_facts,
     style_hash,
 )
-from regionroute.config_io import load_config
+from regionroute.config.io import load_config
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
-from regionroute.io import file_hash, settings_hash
-from regionroute.manifest import StyleSpec
+from regionroute.files import file_hash, settings_hash
 
 CACHE = "runs/mamba"
 _REVISION = 1  # raise when equal settings would give another picture
@@ -184,6 +184,6 @@ class MambaStylizer:
 
 
 def _device(name: str | None) -> torch.device:
-    from regionroute.devices import pick_device
+    from regionroute.models.devices import pick_device
 
     return pick_device(name)

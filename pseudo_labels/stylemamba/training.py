@@ -23,9 +23,15 @@ from pseudo_labels.stylemamba.make import LOSSES_FILE, PREVIEW_FILE, assemble, j
 from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
 from pseudo_labels.stylemamba.objective import Objective, Parts, Result
 from pseudo_labels.stylemamba.saved import SavedStyle
-from regionroute.config_io import save_config
+from regionroute.config.io import save_config
 from regionroute.errors import UserError
-from regionroute.io import atomic_write, numbered_lines, read_jsonl, settings_hash, write_jsonl
+from regionroute.files import (
+    atomic_write,
+    numbered_lines,
+    read_jsonl,
+    settings_hash,
+    write_jsonl,
+)
 
 CHECKPOINT, PREVIEWS = "checkpoint.safetensors", "previews"
 _SHOWN_STYLES = 4  # on a preview sheet

@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from pseudo_labels.stylize import filters, photo_filters
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, nearest
-from regionroute.io import file_hash
-from regionroute.manifest import StyleSpec
+from regionroute.files import file_hash
 
 
 class Stylizer(Protocol):

@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pseudo_labels.segment.weights import fingerprint
-from regionroute.devices import pick_device
+from regionroute.data.images import from_pil, to_pil
+from regionroute.data.manifest import StyleSpec
+from regionroute.data.prompts import RESTYLE_TEMPLATE
 from regionroute.errors import UserError
-from regionroute.io import from_pil, settings_hash, to_pil
-from regionroute.manifest import StyleSpec
-from regionroute.prompts import RESTYLE_TEMPLATE
+from regionroute.files import settings_hash
+from regionroute.models.devices import pick_device
 
 TEMPLATE = "a picture in {style} style"  # for pipelines that are told what comes out
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

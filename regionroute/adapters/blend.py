@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regionroute.adapters.registry import ExpertRegistry
+from regionroute.adapters.files.registry import ExpertRegistry
 from regionroute.adapters.routers import FixedRouter, RouteContext
 from regionroute.errors import UserError
 

@@ -10,8 +10,8 @@ from torch import nn
 from regionroute.adapters.group import AdapterGroup, Stream
 from regionroute.adapters.lora_moe import LoRAMoELinear
 from regionroute.adapters.routers import Router
+from regionroute.diffusion.families import family_of
 from regionroute.errors import UserError
-from regionroute.families import family_of
 
 PRESETS = ("regionroute", "styleexpert")  # what they mean is the family's, see `Family.targets`
 # Part of a block's module name -> it reads text tokens.

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from regionroute.adapters.lora_file import check_state, write_tensors
+from regionroute.adapters.files.lora_file import check_state, write_tensors
+from regionroute.data.images import resize
 from regionroute.errors import UserError
-from regionroute.io import atomic_write, file_hash, is_hub_id, read_json, write_json
-from regionroute.latents import resize
+from regionroute.files import atomic_write, file_hash, is_hub_id, read_json, write_json
 
 FOLDER = "style_encoder"  # of experts that are chosen by example, and of a base
 SETTINGS_FILE = "style_encoder.json"
@@ -243,7 +243,7 @@ def load_style_encoder(
     path = folder / SETTINGS_FILE
     if not path.is_file():
         raise UserError(
-            f"{folder}: no {SETTINGS_FILE} here, give a folder that train/style_encoder.py wrote"
+            f"{folder}: no {SETTINGS_FILE} here, give a folder made by train/style_encoder/run.py"
         )
     try:
         settings = EncoderSettings.model_validate(read_json(path))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from regionroute.attention.columns import NORMS, Norm, attend, attend_among
 from regionroute.attention.plan import AttentionPlan
-from regionroute.families import Family, find_transformer
-from regionroute.readings import Place, Queries, Tokens, parse_readings, resolve
+from regionroute.config.sites import Place, Queries, Tokens, parse_readings, resolve
+from regionroute.diffusion.families import Family, find_transformer
 
 
 class AttentionRecorder:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from regionroute.adapters.style_encoder import FOLDER, SETTINGS_FILE, EncoderSettings
-from regionroute.config import SIMILARITY_EXPERTS
+from regionroute.config.run import SIMILARITY_EXPERTS
+from regionroute.data.manifest import has_manifest, manifest_file, read_manifest
 from regionroute.errors import UserError
-from regionroute.io import read_json
-from regionroute.manifest import has_manifest, manifest_file, read_manifest
+from regionroute.files import read_json
 from regionroute.planning.sizes import BaseSizes, CachingSizes, caching_sizes, read_sizes
 from regionroute.planning.trace import StepShape, Trace, trace_step
 
 if TYPE_CHECKING:
-    from regionroute.config import OptimConfig, RunConfig
+    from regionroute.config.run import OptimConfig, RunConfig
 
 GIB = 2**30
 FP32 = 4

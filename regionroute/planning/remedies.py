@@ -11,7 +11,7 @@ from regionroute.planning.estimate import Plan, make_plan, step_memory
 from regionroute.planning.trace import trace_step
 
 if TYPE_CHECKING:
-    from regionroute.config import RunConfig
+    from regionroute.config.run import RunConfig
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextModel
 
-from regionroute.backbones.kontext import AUTOENCODERS
-from regionroute.backbones.source import BaseSettings, family_in, read_index, read_settings, resolve
+from regionroute.diffusion.families import Family, family_of_config
 from regionroute.errors import UserError
-from regionroute.families import Family, family_of_config
-from regionroute.io import read_json
+from regionroute.files import read_json
+from regionroute.models.loading import AUTOENCODERS
+from regionroute.models.source import BaseSettings, family_in, read_index, read_settings, resolve
 from regionroute.planning.trace import without_numbers
 
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"

@@ -33,12 +33,12 @@ from regionroute.adapters import (
     routed,
 )
 from regionroute.attention import AttentionPlan, AttentionRecorder, attend, attention_loss
-from regionroute.backbones.quantize import stored_bytes
-from regionroute.families import family_of_config
-from regionroute.flow import add_noise, predict_velocity, velocity_target
+from regionroute.diffusion.families import family_of_config
+from regionroute.diffusion.flow import add_noise, predict_velocity, velocity_target
+from regionroute.models.quantize import stored_bytes
 
 if TYPE_CHECKING:
-    from regionroute.config import RunConfig
+    from regionroute.config.run import RunConfig
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_stylegallery_clusters(tmp_path, assets):
 @pytest.mark.slow
 def test_stylegallery_protocol(tmp_path, assets, random_inception):
     """Two families and two contents of noise: made once, scored, and made anew by new settings."""
-    from regionroute.io import write_image
+    from regionroute.data.images import write_image
 
     for place, name in enumerate(("contents/a", "contents/b", "styles/x/1", "styles/y/1")):
         generator = torch.Generator().manual_seed(place)
@@ -189,7 +189,7 @@ def test_gates(tmp_path, assets):
              "watercolour,neon", "--size", "128", "--split-val", "0.1", "--out", pairs]  # fmt: skip
     command = [sys.executable, "-m", "regionroute.cli", "label", *label]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
-    experts = REPOSITORY / "regionroute/backbones/nano_photos/experts"
+    experts = REPOSITORY / "regionroute/models/nano_photos/experts"
     weights = assets / "weights/lpips/alexnet_features.safetensors"
     values = run(tmp_path, "gates", "--manifest", pairs, "--weights", weights,
                  "--experts", experts, "--skip", "1", "--pairs", "2")  # fmt: skip

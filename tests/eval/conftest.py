@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from regionroute.io import read_image, write_image
-from regionroute.manifest import read_manifest
+from regionroute.data.images import read_image, write_image
+from regionroute.data.manifest import read_manifest
 
 
 class StubEncoder:

@@ -6,9 +6,9 @@ import torch
 from eval import rses, scoring
 from eval.cache import CACHE_FILE, FileHashes, ValueCache, pair_key, value_name
 from eval.metrics.base import SampleMetric
+from regionroute.data.images import read_image, write_image
+from regionroute.data.manifest import read_manifest
 from regionroute.errors import UserError
-from regionroute.io import read_image, write_image
-from regionroute.manifest import read_manifest
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from eval import codec
-from eval.report import split_notes
+from eval.report.html import split_notes
 from eval.sources import load_source
-from regionroute.manifest import read_manifest
+from regionroute.data.manifest import read_manifest
 
 
 class Blur:

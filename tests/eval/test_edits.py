@@ -5,9 +5,10 @@ from PIL import Image
 
 from eval import rses
 from eval.edits import GREY, RESIZED, EditFinder, load_edit
+from regionroute.data.images import read_image, write_image
+from regionroute.data.manifest import read_manifest
 from regionroute.errors import UserError
-from regionroute.io import read_image, read_json, read_jsonl, write_image
-from regionroute.manifest import read_manifest
+from regionroute.files import read_json, read_jsonl
 
 
 def test_an_edit_goes_by_id_then_by_the_contexts_name(tiny_manifest, tmp_path):

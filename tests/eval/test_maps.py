@@ -7,10 +7,11 @@ import torch
 from eval import maps, rses
 from eval.maps import choose, has_map
 from eval.metrics.attention import attention_share
-from eval.pictures import CONTOUR_COLOUR, overlay
+from eval.report.images import CONTOUR_COLOUR, overlay
 from regionroute.attention import region_map
-from regionroute.io import read_json, read_jsonl, write_image, write_jsonl
-from regionroute.manifest import read_manifest
+from regionroute.data.images import write_image
+from regionroute.data.manifest import read_manifest
+from regionroute.files import read_json, read_jsonl, write_jsonl
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import networks, rses
-from eval.features import LPIPS_VARIABLE
+from eval import rses
+from eval.encoders import networks
+from eval.encoders.features import LPIPS_VARIABLE
 from eval.metrics import CATALOGUE
 from eval.summary import RELATIVE
-from regionroute.io import read_image, read_json, read_jsonl, read_mask, write_image, write_jsonl
-from regionroute.manifest import read_manifest
+from regionroute.data.images import read_image, read_mask, write_image
+from regionroute.data.manifest import read_manifest
+from regionroute.files import read_json, read_jsonl, write_jsonl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from eval import rses
-from eval.features import LPIPS_VARIABLE
-from regionroute.io import write_image
+from eval.encoders.features import LPIPS_VARIABLE
+from regionroute.data.images import write_image
 
 
 @pytest.fixture

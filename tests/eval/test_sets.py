@@ -4,11 +4,12 @@ import torch
 from scipy.linalg import sqrtm
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from eval.extras import FrechetDistance
+from eval.encoders.extras import FrechetDistance
 from eval.sets import FeatureStore, artfid, score_sets
 from eval.style_pictures import StylePictures, letters
+from regionroute.data.images import write_image
 from regionroute.errors import UserError
-from regionroute.io import read_jsonl, write_image
+from regionroute.files import read_jsonl
 
 # FID, LPIPS and ArtFID of the five columns that StyleGallery's paper prints.
 PUBLISHED = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pseudo_labels.scenes import render_scene
-from regionroute.io import write_image
+from pseudo_labels.scenes.draw import render_scene
+from regionroute.data.images import write_image
 
 
 @pytest.fixture

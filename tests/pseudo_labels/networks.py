@@ -275,7 +275,7 @@ def save_stable_diffusion(folder):
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from regionroute.backbones.tokenizers import build_clip_tokenizer
+    from regionroute.models.tokenizers import build_clip_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_clip_tokenizer([*WORDS, "picture", "in", "neon", "style"], 77)

@@ -12,17 +12,18 @@ from PIL import Image
 from pseudo_labels import job as job_module
 from pseudo_labels import photo as photo_module
 from pseudo_labels.build import Source, build, split_by_photo
-from pseudo_labels.curate import Limits
+from pseudo_labels.curate.filters import Limits
 from pseudo_labels.job import BuildSettings, slug
 from pseudo_labels.label import main
-from pseudo_labels.scenes import render_scene
+from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.stylize import FunctionalStylizer
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.registry import load_styles
+from regionroute.data.images import read_image, write_image
+from regionroute.data.manifest import EditSample, read_manifest
 from regionroute.errors import UserError, command
-from regionroute.io import read_image, read_jsonl, write_image
-from regionroute.manifest import EditSample, read_manifest
+from regionroute.files import read_jsonl
 
 ANY = Limits(0.001, 0.9, min_strength=0.0, min_structure=-1.0)  # scenes are no photos
 SETTINGS = BuildSettings(size=96, limits=ANY)

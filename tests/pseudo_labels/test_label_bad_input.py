@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from pseudo_labels import job
-from regionroute.cli import main as regionroute
-from regionroute.io import read_jsonl, write_jsonl
+from regionroute.cli.main import main as regionroute
+from regionroute.files import read_jsonl, write_jsonl
 
 GOOD = ["label", "--labels", "photos/labels.jsonl", "--styles", "scenes", "--only", "line-art"]
 GOOD += ["--size", "32", "--workers", "1", "--out", "out", "--min-structure", "-1"]

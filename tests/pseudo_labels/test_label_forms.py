@@ -9,22 +9,23 @@ import torch
 from PIL import Image
 
 from eval.sources import select_split
-from pseudo_labels import judge as judge_module
 from pseudo_labels.build import Source, build
-from pseudo_labels.curate import Limits
+from pseudo_labels.curate import judge as judge_module
+from pseudo_labels.curate.filters import Limits
+from pseudo_labels.curate.judge import JudgeSettings
 from pseudo_labels.job import BuildSettings
-from pseudo_labels.judge import JudgeSettings
 from pseudo_labels.label import main
-from pseudo_labels.scenes import render_scene
+from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import FinderSettings
 from pseudo_labels.stylize import FunctionalStylizer
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.registry import StyleEntry, load_styles
-from regionroute.batch import manifest_rows
+from regionroute.data.images import write_image
+from regionroute.data.manifest import read_manifest
+from regionroute.editing.batch import manifest_rows
 from regionroute.errors import UserError
-from regionroute.io import read_jsonl, write_image
-from regionroute.manifest import read_manifest
+from regionroute.files import read_jsonl
 
 ANY = Limits(0.001, 0.9, min_strength=0.0, min_structure=-1.0)  # scenes are no photos
 SETTINGS = BuildSettings(size=96, limits=ANY)

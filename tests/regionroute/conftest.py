@@ -11,9 +11,9 @@ import torch
 from diffusers import FluxKontextPipeline
 
 from regionroute.adapters import adapter_layers, inject, save_experts
-from regionroute.backbones.kontext import Backbone, load_backbone, quiet
-from regionroute.backbones.tiny import build_tiny
-from regionroute.manifest import StyleSpec
+from regionroute.data.manifest import StyleSpec
+from regionroute.models.loading import Backbone, load_backbone, quiet
+from regionroute.models.tiny import build_tiny
 
 
 @pytest.fixture(scope="session")

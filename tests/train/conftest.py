@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.efficientnet_lite import EfficientNetLite
+from train.pretrain.image_encoder.efficientnet_lite import EfficientNetLite
 from train.run import main
 
 FILE = "pytorch_lora_weights.safetensors"

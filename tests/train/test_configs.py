@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from regionroute.config import RunConfig, load_config
-from regionroute.config_io import known_keys
-from train.engine import engine_settings
-from train.style_config import StyleEncoderConfig
+from regionroute.config.io import known_keys
+from regionroute.config.run import RunConfig, load_config
+from train.engine.engine import engine_settings
+from train.style_encoder.config import StyleEncoderConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = ["nano", "kontext", "kontext_released", "nano_by_example"]

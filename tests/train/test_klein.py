@@ -7,11 +7,11 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from regionroute import cli
 from regionroute.adapters import RouteContext, load_experts, routed
-from regionroute.backbones.kontext import load_backbone, quiet
-from regionroute.flow import sample
-from regionroute.io import from_pil, read_image
+from regionroute.cli import main as cli
+from regionroute.data.images import from_pil, read_image
+from regionroute.diffusion.flow import sample
+from regionroute.models.loading import load_backbone, quiet
 
 PROMPT = "make the square in pixel-art style, keep other area unchanged"
 STEPS = 6

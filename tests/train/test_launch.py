@@ -12,8 +12,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from train.distributed import free_port
-from train.shards import Shard
+from train.data.shards import Shard
+from train.engine.distributed import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

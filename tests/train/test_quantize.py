@@ -2,8 +2,8 @@
 
 import pytest
 
-from regionroute.backbones.kontext import load_backbone
-from train.encode import identity
+from regionroute.models.loading import load_backbone
+from train.data.encode import identity
 
 PACKAGES = {"nf4": "bitsandbytes", "fp8": "torchao"}
 

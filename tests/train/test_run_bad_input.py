@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from regionroute.backbones.tiny import build_tiny
+from regionroute.models.tiny import build_tiny
 from train.run import main
 
 
@@ -282,7 +282,7 @@ def full(*_, **__):
     raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
 
 
-@pytest.mark.parametrize("what", ["torch.save", "train.shards.save_file"])
+@pytest.mark.parametrize("what", ["torch.save", "train.data.shards.save_file"])
 def test_a_full_disk_keeps_the_earlier_checkpoint(
     folder, refused, arguments, checkpoint, monkeypatch, what
 ):

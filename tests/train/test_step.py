@@ -5,9 +5,9 @@ import torch
 
 from regionroute.adapters import adapter_layers, adapter_parameters, inject
 from regionroute.attention import AttentionPlan
-from regionroute.backbones.kontext import load_backbone
-from regionroute.config import load_config
-from regionroute.flow import add_noise
+from regionroute.config.run import load_config
+from regionroute.diffusion.flow import add_noise
+from regionroute.models.loading import load_backbone
 from train import step as step_module
 from train.step import Batch, measured, pixel_weights, training_step
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from regionroute.adapters import read_registry
-from regionroute.backbones.kontext import load_backbone
-from regionroute.config import load_config
-from regionroute.io import read_image
-from regionroute.pipeline import Editor
-from train.logs import Reporter, rewind
+from regionroute.config.run import load_config
+from regionroute.data.images import read_image
+from regionroute.editing.editor import Editor
+from regionroute.models.loading import load_backbone
+from train.monitor.logs import Reporter, rewind
 
 STEPS = 6
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from regionroute.cli import main as regionroute
-from regionroute.io import read_image, write_image
+from regionroute.cli.main import main as regionroute
+from regionroute.data.images import read_image, write_image
 
 BASE = ["gallery", "photo.png", "--references", "refs", "--out", "out.png", "--model", "random",
         "--dino", "random", "--cache", "cache", "--device", "cpu", "size=64", "features.steps=2",

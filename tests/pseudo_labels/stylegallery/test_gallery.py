@@ -8,10 +8,10 @@ from pseudo_labels.stylegallery.networks import SemanticEncoder
 from pseudo_labels.stylegallery.page import loss_curve, region_picture, write_page
 from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer, DiffusionClusterSegmenter
 from pseudo_labels.stylize.registry import load_styles
-from regionroute.config_io import load_config
+from regionroute.config.io import load_config
+from regionroute.data.images import write_image
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
-from regionroute.io import write_image
-from regionroute.manifest import StyleSpec
 
 QUICK = ["size=64", "features.steps=2", "energy.steps=3", "clusters.island=3", "clusters.most=4"]
 

@@ -7,7 +7,7 @@ from pseudo_labels.stylemamba.codecs import random_codec
 from pseudo_labels.stylemamba.config import FusionConfig, LossConfig, MambaConfig
 from pseudo_labels.stylemamba.encoders import random_encoder
 from pseudo_labels.stylemamba.objective import Parts
-from regionroute.vgg import VggFeatures
+from regionroute.models.vgg import VggFeatures
 
 SIZE = 32
 

@@ -13,10 +13,11 @@ from pseudo_labels.stylemamba.command import main as mamba
 from pseudo_labels.stylemamba.saved import load_style
 from pseudo_labels.stylemamba.stylizer import MambaStylizer
 from pseudo_labels.stylize.registry import load_styles
-from regionroute.cli import main as regionroute
+from regionroute.cli.main import main as regionroute
+from regionroute.data.images import read_image, write_image
+from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
-from regionroute.io import read_image, read_jsonl, write_image
-from regionroute.manifest import StyleSpec
+from regionroute.files import read_jsonl
 
 SMALL = ["fusion.width=16", "fusion.blocks=1", "fusion.states=4", "loss.masks=1"]
 FIT = [*SMALL, "fit.size=32", "fit.steps=2"]

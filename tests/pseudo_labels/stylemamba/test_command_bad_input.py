@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from regionroute.cli import main as regionroute
-from regionroute.io import write_image
+from regionroute.cli.main import main as regionroute
+from regionroute.data.images import write_image
 
 FIT = ["mamba", "fit", "--prompt", "neon", "--images", "photos", "--out", "out", "--encoder",
        "random", "--vae", "random", "--device", "cpu", "fit.size=32", "fit.steps=1",

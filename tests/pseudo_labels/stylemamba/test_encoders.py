@@ -14,10 +14,10 @@ from pseudo_labels.stylemamba.encoders import (
     load_encoder,
     random_encoder,
 )
-from regionroute.backbones.tokenizers import build_t5_tokenizer
+from regionroute.data.images import write_image
 from regionroute.errors import UserError
-from regionroute.io import write_image
-from regionroute.vgg import VggFeatures
+from regionroute.models.tokenizers import build_t5_tokenizer
+from regionroute.models.vgg import VggFeatures
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from regionroute.adapters import (
     parse_blend,
     routed,
 )
-from regionroute.adapters.registry import ExpertEntry, ExpertRegistry
+from regionroute.adapters.files.registry import ExpertEntry, ExpertRegistry
 from regionroute.errors import UserError
 
 NAMES = [("pixel-art", "pixel art"), ("line-art", None), ("3 colours", None), ("ink+wash", None)]

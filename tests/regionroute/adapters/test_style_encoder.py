@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from regionroute.adapters.style_embeddings import StyleEmbeddings, load_style_embeddings
+from regionroute.adapters.files.style_embeddings import StyleEmbeddings, load_style_embeddings
 from regionroute.adapters.style_encoder import (
     EncoderSettings,
     StyleEncoder,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
-from regionroute import families
-from regionroute.config import OptimConfig, load_config
+from regionroute.config.run import OptimConfig, load_config
+from regionroute.diffusion import families
 from regionroute.errors import UserError
 from regionroute.planning.chips import CHIPS, chip, chip_of
 from regionroute.planning.estimate import (

@@ -1,0 +1,140 @@
+"""What the metrics need beside the pictures: found where the user says, loaded when asked for.
+
+A metric is left out, with the line that says how to get what it lacks, when a need of it is not
+there. Nothing is downloaded unless the user names a hub's model, nothing replaced by something
+else.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.encoders import vision
+from eval.encoders.csd import CsdEncoder
+from eval.encoders.features import (
+    CLIP_REMEDY,
+    LPIPS_REMEDY,
+    ImageTextEncoder,
+    PerceptualDistance,
+    find_lpips_weights,
+    load_clip,
+    load_lpips,
+)
+from eval.judge.judge import Judge, load_judge, load_judge_config
+from eval.style_pictures import StylePictures
+from regionroute.errors import UserError, nearest
+
+REMEDIES = {
+    "lpips": f"no AlexNet weights; {LPIPS_REMEDY}",
+    "clip": f"no image-text encoder; {CLIP_REMEDY}",
+    "judge": "no judge; give --judge NAME_OR_FOLDER, for example Qwen/Qwen2.5-VL-7B-Instruct",
+    "styles": "no pictures of the styles; give --style-images FOLDER with <style>.jpg or "
+    "<style>/*.jpg",
+    "dino": "no DINO; give --encoder dino=NAME_OR_FOLDER, for example facebook/dinov2-base",
+    "csd": "no CSD; give --encoder csd=FILE, the checkpoint of github.com/learn2phrase/CSD",
+    "dreamsim": "no DreamSim; give --encoder dreamsim=FOLDER, filled by the dreamsim package "
+    "(pip install 'regionroute[metrics]')",
+    "aesthetic": "no aesthetic head; give --encoder aesthetic=FILE, "
+    "sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/"
+    "improved-aesthetic-predictor, and CLIP ViT-L/14",
+    "vgg": "no VGG weights; give --encoder vgg=FILE with torchvision's VGG19 or VGG16",
+    "inception": "no Inception; give --encoder inception=FILE, "
+    "weights-inception-2015-12-05-6726825d.pth of github.com/toshas/torch-fidelity",
+}
+_LOADERS: dict[str, Callable[[str, Any], Any]] = {
+    "dino": vision.load_dino,
+    "csd": vision.load_csd,
+    "dreamsim": vision.load_dreamsim,
+    "aesthetic": vision.load_aesthetic,
+    "vgg": vision.load_vgg,
+    "inception": vision.load_inception,
+}
+
+
+@dataclass
+class Networks:
+    """Each thing a metric may need, None where it is not there."""
+
+    lpips: PerceptualDistance | None = None
+    clip: ImageTextEncoder | None = None
+    dino: vision.ImageEncoder | None = None
+    csd: CsdEncoder | None = None
+    dreamsim: vision.DreamSim | None = None
+    aesthetic: vision.AestheticHead | None = None
+    vgg: vision.VggFeatures | None = None
+    inception: vision.InceptionFeatures | None = None
+    judge: Judge | None = None
+    styles: StylePictures | None = None
+
+    def lacks(self, needs: Iterable[str]) -> str | None:
+        """The first of the needs that is not there."""
+        known = {field.name for field in fields(self)}
+        absent = (name for name in needs if name in known and getattr(self, name) is None)
+        return next(absent, None)
+
+
+def parse_places(items: Iterable[str]) -> dict[str, str]:
+    """``name=place`` of every --encoder to {name: place}.
+
+    Raises:
+        UserError: not of this form, or an unknown name.
+    """
+    places = {}
+    for item in items:
+        name, equals, place = item.partition("=")
+        if not equals or not place:
+            raise UserError(f"--encoder {item}: write NAME=PLACE, names: {', '.join(_LOADERS)}")
+        if name not in _LOADERS:
+            close = nearest(name, _LOADERS)
+            raise UserError(f"--encoder {item}: unknown name, the nearest known one is {close!r}")
+        places[name] = place
+    return places
+
+
+def load_networks(
+    needed: Iterable[str],
+    places: Mapping[str, str],
+    *,
+    lpips_weights: str | None = None,
+    clip: str | None = None,
+    judge: str | None = None,
+    judge_config: str | None = None,
+    style_images: str | None = None,
+    out: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Networks:
+    """Loads what is needed and there.
+
+    Args:
+        needed: names of :class:`Networks`.
+        places: of the networks given by --encoder.
+        lpips_weights: torchvision's AlexNet, see :func:`eval.encoders.features.find_lpips_weights`.
+        clip: hub name or folder.
+        judge: hub name or folder.
+        judge_config: YAML file of :class:`eval.judge.judge.JudgeConfig`.
+        style_images: folder of :class:`eval.style_pictures.StylePictures`.
+        out: folder for the judge's answers.
+        device: of the networks.
+
+    Raises:
+        UserError: something that was asked for cannot be loaded.
+    """
+    wanted = set(needed)
+    networks = Networks()
+    if "lpips" in wanted and (path := find_lpips_weights(lpips_weights)):
+        networks.lpips = load_lpips(path, device)
+    if "clip" in wanted and clip:
+        networks.clip = load_clip(clip, device)
+    if "styles" in wanted and style_images:
+        networks.styles = StylePictures(style_images)
+    if "judge" in wanted and judge:
+        config = load_judge_config(judge_config)
+        log = out / "judge.jsonl" if out else None
+        networks.judge = Judge(load_judge(judge, device), config, log)
+    for name, place in places.items():
+        if name in wanted:
+            setattr(networks, name, _LOADERS[name](place, device))
+    return networks

@@ -1,0 +1,104 @@
+"""What an embedded base is pre-trained on: whole-picture styles, recoloured objects, plain copies.
+
+These tasks teach a base to copy, to know styles (on whole pictures) and to know object words (by
+recolouring what is named). None restyles a region: that is what RegionRoute training adds, exactly
+as on a large base.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pseudo_labels.scenes.draw import Scene
+from pseudo_labels.stylize.filters import FILTERS
+
+# Several wordings of each task, so that the text encoders learn words and not one sentence.
+COPY_PROMPTS = (
+    "keep the image unchanged",
+    "keep all areas unchanged",
+    "keep the picture unchanged",
+)
+STYLE_PROMPTS = (
+    "make the image in {style} style",
+    "make the picture in {style} style",
+    "turn the image into {style} style",
+)
+TINT_PROMPTS = ("make the image {colour}", "paint the picture {colour}", "turn the image {colour}")
+RECOLOUR_PROMPTS = (
+    "make the {word} {colour}, keep other area unchanged",
+    "paint the {word} {colour}, keep other area unchanged",
+    "turn the {word} {colour}, keep other area unchanged",
+)
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.90, 0.10, 0.12),
+    "green": (0.10, 0.65, 0.20),
+    "blue": (0.12, 0.25, 0.90),
+    "yellow": (0.98, 0.88, 0.10),
+    "purple": (0.55, 0.15, 0.75),
+    "orange": (1.00, 0.52, 0.05),
+    "white": (0.97, 0.97, 0.97),
+    "black": (0.10, 0.10, 0.11),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training pair over a scene: what to say and what should come out.
+
+    Attributes:
+        name: copy | style | recolour | tint.
+        prompt: the instruction.
+        target: picture [3, H, W] in [0, 1]; None when it is the scene's own picture.
+    """
+
+    name: str
+    prompt: str
+    target: Tensor | None
+
+
+def recolour(image: Tensor, colour: str) -> Tensor:
+    """Paint a picture [3, H, W] in one colour, keeping its light and dark: [3, H, W] in [0, 1].
+
+    Raises:
+        KeyError: the colour is not one of `COLOURS`.
+    """
+    paint = image.new_tensor(COLOURS[colour])[:, None, None]
+    tone = image.mean(0, keepdim=True)
+    shade = paint * (0.45 + 0.75 * tone)
+    highlight = (tone - 0.6).clamp(min=0) * 0.8
+    return (shade + highlight * (1 - shade)).clamp(0, 1)
+
+
+def pretraining_tasks(scene: Scene, rng: np.random.Generator, recolours: int = 3) -> list[Task]:
+    """All tasks of one scene: a copy, every style, some recoloured objects and a tint.
+
+    Args:
+        scene: the scene.
+        rng: draws words and colours.
+        recolours: number of recoloured objects.
+
+    Returns:
+        Tasks in a fixed order (copy, styles, recolours, tint).
+    """
+    image = scene.image
+    tasks = [Task("copy", _wording(COPY_PROMPTS, rng), None)]
+    for style, stylize in FILTERS.items():
+        prompt = _wording(STYLE_PROMPTS, rng).format(style=style)
+        tasks.append(Task("style", prompt, stylize(image)))
+    names = list(COLOURS)
+    for colour in rng.permutation(len(names))[:recolours]:
+        word = scene.words()[rng.integers(len(scene.words()))]
+        target = torch.where(scene.mask(word) > 0.5, recolour(image, names[colour]), image)
+        prompt = _wording(RECOLOUR_PROMPTS, rng).format(word=word, colour=names[colour])
+        tasks.append(Task("recolour", prompt, target))
+    colour_name = names[rng.integers(len(names))]
+    prompt = _wording(TINT_PROMPTS, rng).format(colour=colour_name)
+    tasks.append(Task("tint", prompt, recolour(image, colour_name)))
+    return tasks
+
+
+def _wording(prompts: tuple[str, ...], rng: np.random.Generator) -> str:
+    return prompts[rng.integers(len(prompts))]

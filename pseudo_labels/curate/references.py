@@ -1,0 +1,148 @@
+"""An example picture of the same style for every sample, as StyleExpert's triplets have.
+
+Source: StyleExpert §4.5: of all pictures of a style the nearest by embedding, never one of the same
+content, so that the example can teach the style only.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import LongTensor, Tensor
+from tqdm import tqdm
+
+from pseudo_labels.segment.hub import from_hub
+from pseudo_labels.segment.weights import fingerprint
+from regionroute.data.images import read_image, read_mask, to_pil
+from regionroute.data.manifest import EditSample
+from regionroute.files import atomic_write, settings_hash, text_hash
+
+
+def nearest_reference(
+    embeddings: Tensor, style_ids: Sequence[int], content_ids: Sequence[int]
+) -> LongTensor:
+    """For every row the nearest other row of its style and of another content.
+
+    Args:
+        embeddings: [N, D], any scale.
+        style_ids: N numbers.
+        content_ids: N numbers.
+
+    Returns:
+        [N] indices; -1 where there is none. Of equally near rows the first.
+
+    Raises:
+        ValueError: not as many ids as rows.
+    """
+    if not len(embeddings) == len(style_ids) == len(content_ids):
+        raise ValueError(
+            f"{len(embeddings)} rows, {len(style_ids)} styles, {len(content_ids)} contents"
+        )
+    unit = F.normalize(embeddings.double(), dim=1)
+    styles, contents = torch.tensor(style_ids), torch.tensor(content_ids)
+    nearest = torch.full((len(unit),), -1)
+    for row, vector in enumerate(unit):
+        allowed = (styles == styles[row]) & (contents != contents[row])
+        if allowed.any():
+            likeness = torch.where(allowed, unit @ vector, torch.tensor(-torch.inf).double())
+            nearest[row] = likeness.argmax()
+    return nearest  # type: ignore[return-value]
+
+
+class PictureEncoder:
+    """Embeddings of pictures by any vision model of transformers (SigLIP, CLIP, DINOv2, ...).
+
+    Args:
+        source: hub id or local folder.
+        device: where the network runs.
+
+    Raises:
+        UserError: it is not there or damaged.
+    """
+
+    def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
+        self._processor, model = from_hub(source, "AutoModel", "an image encoder")
+        self.model = model.to(device)
+
+    @torch.no_grad()
+    def embed(self, picture: Tensor) -> Tensor:
+        """Picture [3, H, W] in [0, 1] to [D]."""
+        inputs = self._processor(images=to_pil(picture), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.model.device)
+        if hasattr(self.model, "get_image_features"):
+            answer: Any = self.model.get_image_features(pixel_values=pixels)
+        else:
+            answer = self.model(pixel_values=pixels)
+        vector = answer if isinstance(answer, Tensor) else answer.pooler_output
+        return vector[0].float().cpu()
+
+
+@functools.cache
+def _encoder(source: str, device: str) -> PictureEncoder:
+    return PictureEncoder(source, device)
+
+
+def add_references(
+    samples: Sequence[EditSample], out: Path, encoder: str, device: str = "cpu"
+) -> list[EditSample]:
+    """Name for each sample the one whose object shows its style best.
+
+    Args:
+        samples: samples of a data set; those with several regions get none.
+        out: the data set's folder; embeddings are kept in its cache.
+        encoder: hub id or folder of an image encoder.
+        device: where it runs.
+
+    Returns:
+        The samples in their order; `provenance["reference"]` is the other sample's id, or None.
+
+    Raises:
+        UserError: the encoder cannot be had.
+    """
+    single = [sample for sample in samples if len(sample.regions) == 1]
+    bar = tqdm(single, desc="references", unit="sample", disable=None)
+    vectors = [_embedding(sample, out, encoder, device) for sample in bar]
+    if not vectors:
+        return list(samples)
+    styles = _numbers([sample.regions[0].style for sample in single])
+    contents = _numbers([sample.provenance["photo_hash"] for sample in single])
+    nearest = nearest_reference(torch.stack(vectors), styles, contents).tolist()
+    chosen = {
+        sample.id: single[other].id if other >= 0 else None
+        for sample, other in zip(single, nearest, strict=True)
+    }
+    return [
+        dataclasses.replace(
+            sample, provenance=sample.provenance | {"reference": chosen.get(sample.id)}
+        )
+        for sample in samples
+    ]
+
+
+def _embedding(sample: EditSample, out: Path, encoder: str, device: str) -> Tensor:
+    """Of the restyled object alone, its surroundings grey; kept under the target's name."""
+    key = settings_hash([sample.target, text_hash(fingerprint(encoder))])[:16]
+    record = out / ".cache" / "embeddings" / f"{key}.safetensors"
+    try:
+        return load_file(record)["embedding"]
+    except (OSError, SafetensorError, KeyError):
+        pass  # not there yet, or damaged from outside
+    region = sample.regions[0]
+    y0, x0, y1, x1 = region.box
+    inside = read_mask(out / region.mask) > 0
+    picture = torch.where(inside, read_image(out / sample.target), torch.tensor(0.5))
+    vector = _encoder(encoder, device).embed(picture[:, y0:y1, x0:x1])
+    with atomic_write(record) as temporary:
+        save_file({"embedding": vector}, temporary)
+    return vector
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    order = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return [order[name] for name in names]

@@ -1,0 +1,90 @@
+"""A page to skim a data set: every sample, every reason, and a click to strike a sample out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader
+
+from pseudo_labels.review.tidy import read_struck, write_keeping_time
+from pseudo_labels.segment.given import Rejection
+from regionroute.data.manifest import EditSample
+from regionroute.files import atomic_write
+
+FILE_NAME = "review.html"
+
+
+def write_review(
+    out: Path,
+    samples: Sequence[EditSample],
+    rejected: Sequence[Rejection],
+    title: str = "Training pairs",
+) -> Path:
+    """Write the page; it shows the pictures of the data set's folder and needs nothing else.
+
+    Args:
+        out: the data set's folder.
+        samples: what is in it.
+        rejected: what was left out, and why.
+        title: heading.
+
+    Returns:
+        The page.
+    """
+    cards = [_card(sample) for sample in samples]
+    page = (
+        Environment(
+            loader=PackageLoader("pseudo_labels"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        .get_template(FILE_NAME)
+        .render(
+            title=title,
+            samples=cards,
+            photos=len({sample.context for sample in samples}),
+            styles=_each(region.style for sample in samples for region in sample.regions),
+            words=_each(region.object for sample in samples for region in sample.regions),
+            rejected=rejected,
+            struck=sorted(read_struck(out)),
+        )
+    )
+    write_keeping_time(out / FILE_NAME, _write_text, page)
+    return out / FILE_NAME
+
+
+def _card(sample: EditSample) -> dict[str, Any]:
+    pairs = [(region.object, region.style) for region in sample.regions]
+    return {
+        "id": sample.id,
+        "context": quote(sample.context),
+        "masks": [quote(region.mask) for region in sample.regions],
+        "target": quote(sample.target),
+        "word": ", ".join(word for word, _ in pairs),
+        "style": ", ".join(style for _, style in pairs),
+        "caption": ", ".join(f"{word} · {style}" for word, style in pairs),
+        "split": sample.split,
+        "facts": _facts(sample),
+    }
+
+
+def _facts(sample: EditSample) -> str:
+    """What was measured, in one line."""
+    facts = sample.provenance
+    parts = [str(facts.get("photo", "")), str(facts.get("mask_source", ""))]
+    for name, value in facts.get("checks", {}).items():
+        parts.append(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}")
+    if facts.get("caption"):
+        parts.append(str(facts["caption"]))
+    return " · ".join(part for part in parts if part)
+
+
+def _each(names: Any) -> list[str]:
+    return sorted(set(names))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

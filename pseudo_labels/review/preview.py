@@ -1,0 +1,57 @@
+"""A few samples spread over photos and styles, to look at before the long run."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from pseudo_labels.build import Source, build
+from pseudo_labels.job import BuildSettings
+from pseudo_labels.review.page import FILE_NAME
+from pseudo_labels.stylize.registry import StyleEntry
+
+SIDE = 320  # pixels; a preview is for the eye
+
+
+def preview(
+    source: Source,
+    styles: Sequence[StyleEntry],
+    out: Path,
+    settings: BuildSettings,
+    count: int,
+) -> str:
+    """Make a small data set of its own in OUT/preview.
+
+    Args:
+        source: all photos; some are taken, evenly spread.
+        styles: all styles; the photos take turns.
+        out: the data set's folder, which is not touched otherwise.
+        settings: as for the data set; the pictures are smaller.
+        count: photos to show, each in one style (every object of it).
+
+    Returns:
+        What was made, in a line or two.
+
+    Raises:
+        UserError: not one sample could be made.
+    """
+    spread = _spread(len(source.photos), count)
+    small = dataclasses.replace(settings, size=min(SIDE, settings.size))
+    report = build(
+        Source(source.name, [source.photos[i] for i in spread], []),
+        styles,
+        out / "preview",
+        small,
+        workers=1,
+        styles_per_photo=1,
+    )
+    page = report.manifest.with_name(FILE_NAME)
+    return (
+        f"{len(report.samples)} samples of {len(spread)} photos at {small.size} px, "
+        f"{len(report.rejected)} rejected: {page}"
+    )
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Up to `count` indices below `total`, evenly apart."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]

@@ -1,0 +1,191 @@
+"""The samples of a scene: its words, masks and exactly styled targets, written into a data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pseudo_labels.compose import composite
+from pseudo_labels.job import Look
+from pseudo_labels.parallel import one_thread
+from pseudo_labels.scenes import draw as scenes
+from pseudo_labels.scenes import sprites
+from pseudo_labels.scenes.draw import Scene, render_scene
+from regionroute.data.images import write_image
+from regionroute.data.manifest import WHOLE, EditSample, Region, mask_box
+from regionroute.data.prompts import build_prompt, find_spans, restyle_prompt
+from regionroute.files import file_hash, settings_hash
+
+STYLE_PICTURES = "styles"  # split/style/scene.png in it
+_REVISION = 2  # raise when this module would choose other words or make other targets
+
+
+@dataclass(frozen=True)
+class SceneJob:
+    """One scene to render: its place in its split, its seed and the split."""
+
+    position: int
+    seed: int
+    split: str
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """What all scenes of a set have in common.
+
+    Attributes:
+        size: side of the pictures in pixels.
+        looks: the styles.
+        one_style: give each scene one style, in turn, instead of all.
+        pairs: restyled words of a sample, each in a style of its own, as far as there are words.
+        whole: train also on wholly restyled scenes.
+        style_pictures: also keep the wholly restyled scenes, as examples of the styles.
+    """
+
+    size: int
+    looks: tuple[Look, ...]
+    one_style: bool = False
+    style_pictures: bool = False
+    pairs: int = 1
+    whole: bool = False
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the pictures, the drawing code included."""
+        looks = [[look.entry.spec, look.stylizer.fingerprint] for look in self.looks]
+        code = [_source_hash(scenes), _source_hash(sprites)]
+        return settings_hash([_REVISION, self.size, looks, code])
+
+
+def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[EditSample]:
+    """Render one scene and its targets into `out`.
+
+    One word of the scene is named, drawn by the scene's seed, among the half-hidden ones if it has
+    any (they are rare, and known to be hard); every object of that word is
+    restyled and under the mask.
+
+    Args:
+        job: the scene.
+        out: folder of the data set.
+        settings: size and styles.
+
+    Returns:
+        One sample a style.
+    """
+    with one_thread():
+        scene = render_scene(job.seed, settings.size)
+        words = _named_words(scene, job.seed, settings.pairs)
+        masks = [f"masks/{job.seed}.png", *(f"masks/{job.seed}-{word}.png" for word in words[1:])]
+        _write_once(out / "images" / f"{job.seed}.png", scene.image)
+        for word, mask in zip(words, masks, strict=True):
+            _write_once(out / mask, scene.mask(word))
+        looks = settings.looks
+        starts = range(len(looks))
+        if settings.one_style:
+            starts = range(job.position % len(looks), job.position % len(looks) + 1)
+        samples = []
+        for start in starts:
+            pairs = [(word, looks[(start + i) % len(looks)]) for i, word in enumerate(words)]
+            sample = _sample(job, scene, pairs, masks)
+            samples.append(sample)
+            _write_target(job, scene, pairs, out / sample.target, out, settings)
+            if settings.whole and job.split == "train":
+                samples.append(_whole_sample(job, scene, pairs[0][1], out))
+    return samples
+
+
+def _whole_sample(job: SceneJob, scene: Scene, look: Look, out: Path) -> EditSample:
+    """The whole scene restyled: one region that is the picture, named "image"."""
+    spec, mask = look.entry.spec, f"masks/{job.seed}-whole.png"
+    everything = torch.ones_like(scene.image[:1])
+    _write_once(out / mask, everything)
+    text = restyle_prompt(spec.words)
+    spans = find_spans(text, "image", spec.words)
+    region = Region("image", spec.name, mask, mask_box(everything), 1.0, *spans)
+    return EditSample(
+        id=f"scene-{job.seed}-{spec.name}-whole",
+        context=f"images/{job.seed}.png",
+        target=f"{STYLE_PICTURES}/{job.split}/{spec.name}/{job.seed}.png",
+        regions=(region,),
+        prompt=text,
+        split=job.split,
+        flags=(WHOLE,),
+        provenance={"scene_seed": job.seed, "stylizer": look.entry.stylizer},
+    )
+
+
+def _named_words(scene: Scene, seed: int, count: int) -> list[str]:
+    """The words that the prompt names, the hard one first; fewer if the scene has fewer."""
+    hidden = [word for word in scene.words() if "occluded" in scene.flags(word)]
+    words = hidden or scene.words()
+    # A stream of its own: the scene's drawing must not depend on the choice of the word.
+    first = words[np.random.default_rng([seed, 2]).integers(len(words))]
+    return [first, *(word for word in scene.words() if word != first)][:count]
+
+
+def _write_target(
+    job: SceneJob,
+    scene: Scene,
+    pairs: Sequence[tuple[str, Look]],
+    target: Path,
+    out: Path,
+    settings: SceneSettings,
+) -> None:
+    """The target, and the wholly restyled scene if that is wanted; what is there stays."""
+    whole = out / STYLE_PICTURES / job.split / pairs[0][1].entry.spec.name / f"{job.seed}.png"
+    asked = settings.style_pictures or (settings.whole and job.split == "train")
+    wanted = asked and not whole.exists()
+    if not wanted and target.exists():
+        return
+    result = scene.image
+    for i, (word, look) in enumerate(pairs):
+        styled = look.stylizer.stylize(scene.image, look.entry.spec)
+        if wanted and i == 0:
+            write_image(whole, styled)
+        result = composite(result, styled, scene.mask(word))
+    write_image(target, result)
+
+
+def _sample(
+    job: SceneJob, scene: Scene, pairs: Sequence[tuple[str, Look]], masks: Sequence[str]
+) -> EditSample:
+    specs = [look.entry.spec for _, look in pairs]
+    prompt = build_prompt(
+        [(word, spec.words) for (word, _), spec in zip(pairs, specs, strict=True)]
+    )
+    regions = tuple(
+        Region(
+            object=word,
+            style=specs[i].name,
+            mask=masks[i],
+            box=mask_box(scene.mask(word)),
+            object_span=prompt.object_spans[i],
+            style_span=prompt.style_spans[i],
+        )
+        for i, (word, _) in enumerate(pairs)
+    )
+    name = f"{job.seed}-{'+'.join(spec.name for spec in specs)}"
+    flags = dict.fromkeys(flag for word, _ in pairs for flag in scene.flags(word))
+    return EditSample(
+        id=f"scene-{name}",
+        context=f"images/{job.seed}.png",
+        target=f"targets/{name}.png",
+        regions=regions,
+        prompt=prompt.text,
+        split=job.split,
+        flags=tuple(flags),
+        provenance={"scene_seed": job.seed, "stylizer": pairs[0][1].entry.stylizer},
+    )
+
+
+def _write_once(path: Path, image: Tensor) -> None:
+    if not path.exists():
+        write_image(path, image)
+
+
+def _source_hash(module: ModuleType) -> str:
+    return file_hash(str(module.__file__))

@@ -1,0 +1,201 @@
+"""The model card beside the weights: what they are, what they were made from, how to load them.
+
+It is written from the registry alone, so that it can be written again at any time. Of the
+registry's ``extra`` it tells: ``license`` (a name as on the hub), ``data`` (facts of the training
+pairs by name), ``steps``, ``averaged`` (decay, where the weights are a moving average), ``losses``
+(means at the end of training), ``metrics`` (numbers by name, each a number or
+``{"mean", "low", "high"}``), ``resolution``, ``max_text_length`` and ``config``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from regionroute.adapters.files.registry import ExpertRegistry
+from regionroute.files import atomic_write
+
+CARD_FILE = "README.md"
+
+
+def write_card(folder: Path, registry: ExpertRegistry) -> Path:
+    """Writes ``README.md`` into a folder of experts, complete or not at all.
+
+    Returns:
+        The file.
+    """
+    path = folder / CARD_FILE
+    with atomic_write(path) as temporary:
+        temporary.write_text(card(registry), encoding="utf-8")
+    return path
+
+
+def card(registry: ExpertRegistry) -> str:
+    """The model card as Markdown with a hub's YAML header."""
+    header = yaml.safe_dump(_header(registry), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{header}---",
+        f"# Style experts for {_base(registry)}",
+        _introduction(registry),
+        _styles(registry),
+        _loading(registry),
+        _settings(registry),
+        _measured(registry),
+        _licence(registry),
+        _configuration(registry),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _header(registry: ExpertRegistry) -> dict[str, Any]:
+    licence = registry.extra.get("license")
+    header: dict[str, Any] = {"license": licence or "other"}
+    if not licence:
+        header["license_name"] = "not-stated"
+    if registry.base.count("/") == 1 and not PurePath(registry.base).is_absolute():
+        header["base_model"] = registry.base  # the form of a hub id
+    return header | {
+        "library_name": "diffusers",
+        "pipeline_tag": "image-to-image",
+        "tags": ["lora", "flux", "regional-style-transfer", "regionroute"],
+    }
+
+
+def _base(registry: ExpertRegistry) -> str:
+    path = PurePath(registry.base)
+    return path.name if path.is_absolute() else registry.base  # nobody else has that folder
+
+
+def _introduction(registry: ExpertRegistry) -> str:
+    count = len(registry.experts)
+    if registry.learned:
+        router = registry.router
+        assert router is not None
+        text = (
+            f"{count} LoRA experts of rank {registry.rank}; in each layer the style embedding of "
+            f"an example picture chooses {router.top_k} of them."
+        )
+        if styles := registry.extra.get("styles"):
+            text += f" Trained on: {', '.join(styles)}."
+    else:
+        text = f"{count} LoRA experts of rank {registry.rank}, one a style, chosen by its name."
+    if registry.shared_rank:
+        text += (
+            f" An expert of rank {registry.shared_rank} for all samples is part of each of the "
+            "LoRA files."
+        )
+    return text
+
+
+def _styles(registry: ExpertRegistry) -> str:
+    if registry.learned:
+        files = [(entry.style, f"`{entry.file}`") for entry in registry.experts]
+        return _table(("expert", "file"), files)
+    rows = [
+        (style.name, style.words, f"`{entry.file}`")
+        for style, entry in zip(registry.styles, registry.experts, strict=True)
+    ]
+    return _table(("style", "words in the prompt", "file"), rows)
+
+
+def _loading(registry: ExpertRegistry) -> str:
+    first = registry.experts[0]
+    asked = "--style-image example.png" if registry.learned else f"--style {_quoted(first.style)}"
+    lines = [
+        "## Use",
+        "",
+        "```bash",
+        f"regionroute edit photo.png --object dog {asked} --experts THIS_FOLDER --out out.png",
+        "```",
+        "",
+    ]
+    if not registry.learned:
+        lines += [
+            'Prompt: "make the dog in '
+            f'{registry.styles[0].words} style, keep other area unchanged".',
+            "",
+        ]
+    folder = PurePath(first.file).parent
+    lines += [
+        f"Each file by itself is an ordinary LoRA: `pipeline.load_lora_weights({str(folder)!r})` "
+        "with diffusers; `regionroute experts export THIS_FOLDER --format comfyui --out LORAS` "
+        "writes it for ComfyUI, `--format peft` for PEFT.",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(registry: ExpertRegistry) -> str:
+    extra, router = registry.extra, registry.router
+    targets, averaged = registry.targets, extra.get("averaged")
+    rows = [
+        ("base", f"{_base(registry)} (fingerprint {registry.fingerprint})"),
+        ("rank, alpha", f"{registry.rank}, {registry.alpha:g}"),
+        ("layers", targets if isinstance(targets, str) else ", ".join(targets)),
+        ("steps", extra.get("steps")),
+        ("weights", averaged and f"moving average of the trained ones, decay {averaged:g}"),
+        ("resolution", extra.get("resolution")),
+        ("text tokens", extra.get("max_text_length")),
+        ("style embedding", router.style_dim if router else None),
+    ]
+    data: Mapping[str, Any] = extra.get("data") or {}
+    rows += [(f"data: {name}", value) for name, value in data.items()]
+    return "## Training\n\n" + _table(
+        ("", ""), [(name, str(value)) for name, value in rows if value is not None]
+    )
+
+
+def _measured(registry: ExpertRegistry) -> str:
+    losses: Mapping[str, Any] = registry.extra.get("losses") or {}
+    metrics: Mapping[str, Any] = registry.extra.get("metrics") or {}
+    lines = ["## Measured", ""]
+    if losses:
+        lines += [_table(("at the end of training", "mean"), list(_numbers(losses))), ""]
+    if metrics:
+        lines.append(_table(("score", "mean (95% interval)"), list(_numbers(metrics))))
+    else:
+        lines.append(
+            "The edits of these files have not been scored. `python eval/rses.py` scores edits, "
+            "`regionroute experts card THIS_FOLDER --scores summary.json` puts the scores here."
+        )
+    return "\n".join(lines)
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield name, f"{value['mean']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+        else:
+            yield name, f"{value:.4g}"
+
+
+def _licence(registry: ExpertRegistry) -> str:
+    licence = registry.extra.get("license")
+    if licence:
+        return (
+            f"## Licence\n\n{licence}. The base's own licence also holds for what is made from it."
+        )
+    return (
+        "## Licence\n\nNot stated. The base's licence holds for what is made from it, and the "
+        "pictures' owners may have a say; `regionroute experts card THIS_FOLDER --license NAME` "
+        "states one."
+    )
+
+
+def _configuration(registry: ExpertRegistry) -> str:
+    config = registry.extra.get("config")
+    if not config:
+        return ""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return f"<details><summary>Configuration</summary>\n\n```yaml\n{text}```\n\n</details>"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in x) + " |" for x in lines
+    )
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if " " in text else text

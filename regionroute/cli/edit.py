@@ -1,0 +1,342 @@
+"""``regionroute edit``: one picture, a file of rows, or a split of a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regionroute.cli.edit_libraries import import_libraries
+from regionroute.errors import Parser, UserError, command
+from regionroute.models.devices import pick_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regionroute.editing.batch import Jobs
+    from regionroute.editing.editor import Editor
+    from regionroute.editing.request import EditOptions
+
+EPILOG = """\
+one picture:
+  regionroute edit photo.png --object dog --style pixel-art --out out.png
+  regionroute edit photo.png --object dog --style pixel-art --out out.png \\
+      --map map.png --side-by-side compare.png --seed 3
+  regionroute edit photo.png --prompt "turn the [dog] into a {pixel-art} picture" --out out.png
+
+several objects, each in its own style:
+  regionroute edit photo.png --object dog --style pixel-art --object cup --style line-art \\
+      --out out.png
+
+a blend of styles:
+  regionroute edit photo.png --object dog --style "0.6 pixel-art + 0.4 line-art" --out out.png
+
+the style of an example picture (experts trained with experts.router=similarity):
+  regionroute edit photo.png --object dog --style-image ref.jpg --out out.png --experts EXPERTS
+
+one of several:
+  regionroute edit photo.png --object dog --style pixel-art --instance leftmost --out out.png
+
+many pictures, the model loaded once; one JSON object a line, paths relative to the file:
+  {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
+  regionroute edit --batch rows.jsonl --batch-size 8 --skip-existing
+
+every test sample of a manifest, as eval/rses.py reads them:
+  regionroute edit --manifest data/scenes --split test --out-dir runs/nano/edits \\
+      --experts runs/nano/experts
+
+a real Kontext base:
+  regionroute edit photo.png --object dog --style pixel-art --out out.png \\
+      --base black-forest-labs/FLUX.1-Kontext-dev --experts EXPERTS --device cuda --dtype bfloat16
+
+Beside out.png goes out.json with every setting; the PNG carries the same text.
+
+The map is the attention that the style's word (or the object's) gets from the picture. It is read
+where `regionroute calibrate` chose, else in the blocks that were supervised in training, without
+experts in all. --map-from names other places, BLOCK[.target|.context][:HEADS][@object] each:
+double.1 (mean over the heads), double.1.context:2 (head 2, asked by the source picture), all@object
+(every block, the object's word). Several count alike."""
+
+MODES = ("routed", "plain")
+QUANTIZE = ("nf4", "fp8")
+INSTANCES = ("all", "largest", "leftmost", "rightmost", "topmost", "bottommost")
+ONE = (
+    "object",
+    "style",
+    "prompt",
+    "out",
+    "map",
+    "side_by_side",
+    "region_map",
+    "style_image",
+)  # options of a single picture
+SEVERAL = ("batch_size", "skip_existing")
+OF_MANIFEST = ("split", "out_dir")
+
+
+def parser() -> Parser:
+    """The arguments; building it imports nothing heavy."""
+    parser = Parser(
+        prog="regionroute edit",
+        description="Restyle the named object of a picture and keep the rest. The output has the "
+        "size of the input.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("image", nargs="?", type=Path, help="the picture to edit")
+    one = parser.add_argument_group("one picture")
+    one.add_argument("--object", action="append", help="word for the object, for example dog")
+    one.add_argument(
+        "--style", action="append", help='by name, for example pixel-art, or "0.6 A + 0.4 B"'
+    )
+    one.add_argument(
+        "--style-image", type=Path, metavar="FILE", action="append",
+        help="an example of the style, in place of --style; one for each object",
+    )  # fmt: skip
+    one.add_argument("--prompt", help="own wording: object in [brackets], style in {braces}")
+    one.add_argument("--out", type=Path, metavar="PNG", help="the edited picture")
+    one.add_argument("--map", type=Path, metavar="PNG", help="where the words look; 128 = border")
+    one.add_argument("--side-by-side", type=Path, metavar="PNG", help="source, edit and map")
+    one.add_argument(
+        "--region-map", type=Path, metavar="PNG", action="append",
+        help="where to restyle (white), in place of the model's own map; one for each object",
+    )  # fmt: skip
+    many = parser.add_argument_group("many pictures")
+    many.add_argument("--batch", type=Path, metavar="JSONL", help="rows to edit")
+    many.add_argument("--manifest", type=Path, metavar="DIR", help="manifest whose samples to edit")
+    many.add_argument("--split", help="of the manifest (test)")
+    many.add_argument("--out-dir", type=Path, metavar="DIR", help="of the manifest's edits")
+    many.add_argument("--batch-size", type=int, help="pictures of one size at a time (8)")
+    many.add_argument(
+        "--skip-existing", action="store_true", default=None, help="leave out what is there"
+    )
+    _add_how(parser)
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--base", help="nano-photos, nano (scenes), a pipeline's folder or a hub id (that of the "
+        "experts, else nano-photos)",
+    )  # fmt: skip
+    model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
+    model.add_argument("--zero-shot", action="store_true", help="the base alone, any style word")
+    model.add_argument("--steps", type=int, help="model calls for one edit (the base's own)")
+    model.add_argument("--guidance", type=float, help="guidance strength (the base's own)")
+    model.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, … (cuda where there is one)")
+    model.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
+    )  # fmt: skip
+    model.add_argument(
+        "--quantize", choices=QUANTIZE, help="store the base in 4 (nf4) or 8 (fp8) bits"
+    )
+    return parser
+
+
+def _add_how(parser: Parser) -> None:
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--mode", choices=MODES,
+        help="routed: the attention map decides where the style acts, the default for experts "
+        "that were trained for it; plain: the prompt alone, as in the paper",
+    )  # fmt: skip
+    how.add_argument(
+        "--lock-background", action=argparse.BooleanOptionalAction,
+        help="keep every pixel outside the region exactly as it is (on when routed)",
+    )  # fmt: skip
+    how.add_argument(
+        "--map-from", metavar="PLACES",
+        help="where maps and gates are read: a file of `regionroute calibrate`, or places such as "
+        '"double.1.context:2 all@object" (as calibrated or supervised)',
+    )  # fmt: skip
+    how.add_argument(
+        "--strength", type=float, default=1.0, help="of the style, 0 to 1, when routed (1)"
+    )
+    how.add_argument(
+        "--instance", choices=INSTANCES, default="all",
+        help="which of several objects of that word, when routed (all)",
+    )  # fmt: skip
+    how.add_argument(
+        "--closer", action=argparse.BooleanOptionalAction,
+        help="restyle the objects of large photos in a window of their own (the base's own way)",
+    )  # fmt: skip
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: arguments, None for the process's own.
+
+    Returns:
+        0, or 1 when some rows failed; they are listed on stderr.
+
+    Raises:
+        UserError: anything the user has to mend before an edit can be made.
+    """
+    args = parser().parse_args(argv)
+    check_arguments(args)
+    import_libraries()
+    try:
+        return _edit_one(args) if args.image else _edit_many(args)
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "not enough memory: lower --batch-size, or use --dtype bfloat16, another --device or "
+            "a smaller --base"
+        ) from None
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses senseless arguments before anything is loaded.
+
+    Raises:
+        UserError: none or several of picture, batch and manifest; options of another of these;
+            numbers out of range.
+    """
+    modes = [name for name in ("image", "batch", "manifest") if getattr(args, name)]
+    if len(modes) != 1:
+        raise UserError(
+            "give one of a picture, --batch ROWS or --manifest DIR"
+            + (f", not {' and '.join(modes)} together" if modes else "; see --help for examples")
+        )
+    foreign = {
+        "image": SEVERAL + OF_MANIFEST,
+        "batch": ONE + OF_MANIFEST,
+        "manifest": ONE,
+    }[modes[0]]
+    for name in foreign:
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            where = {"image": "a single picture", "batch": "--batch (write it in the rows)"}
+            raise UserError(f"{option} does not go with {where.get(modes[0], '--manifest')}")
+    if args.zero_shot and args.experts:
+        raise UserError("--zero-shot uses the base alone: leave out --experts")
+    if args.steps is not None and args.steps < 1:
+        raise UserError(f"--steps {args.steps}: must be at least 1")
+    if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
+        raise UserError(f"--guidance {args.guidance}: must be 0 or more")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+    if not 0 <= args.strength <= 1:
+        raise UserError(f"--strength {args.strength}: must be between 0 and 1")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: must be between 0 and 2^63 - 1")
+    _check_mode(args, modes[0])
+
+
+def _check_mode(args: argparse.Namespace, mode: str) -> None:
+    if mode == "image":
+        if not args.out:
+            raise UserError("--out is missing: name the PNG to write")
+        _check_words(args)
+    if mode == "manifest" and not args.out_dir:
+        raise UserError("--out-dir is missing: name the folder for the manifest's edits")
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """As many styles, in words or pictures, as objects; a marked prompt may say both."""
+    if args.style and args.style_image:
+        raise UserError("give --style or --style-image, not both: the picture is the style")
+    if not args.prompt:
+        for name in ("object",) if args.style_image else ("object", "style"):
+            if not all(words.strip() for words in getattr(args, name) or [""]):
+                raise UserError(f"--{name} is missing or empty: give a word, or mark a --prompt")
+    name = "--style-image" if args.style_image else "--style"
+    if len(args.object or [""]) != len(args.style_image or args.style or [""]):
+        raise UserError(f"give as many {name} as --object, in the same order")
+
+
+def _edit_one(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from regionroute.data.images import read_image, read_soft_mask
+    from regionroute.editing.outputs import Destination, check_destination, write_edit
+    from regionroute.editing.request import EditRequest
+
+    image = read_image(args.image)
+    size = image.shape[-2], image.shape[-1]
+    regions = tuple(read_soft_mask(path, size)[0] for path in args.region_map or ())
+    destination = Destination(args.out, args.map, args.side_by_side)
+    check_destination(destination, args.image)
+    shown = tuple(read_image(path) for path in args.style_image or ())
+    objects = args.object or [""]
+    styles = [""] * len(objects) if shown else args.style or [""]
+    (words, style), *also = zip(objects, styles, strict=True)
+    request = EditRequest(words, style, args.prompt, args.seed, tuple(also), regions, shown)
+    editor = _load(args)
+    options = editor.resolved(_options(args))
+    editor.check(request, options)
+    steps = options.steps
+    with tqdm(total=steps, desc="edit", unit="step", disable=None) as bar:
+
+        def advance(step: int, sigma: float, latents: Tensor) -> None:
+            bar.update()
+
+        [result] = editor.edit_batch(
+            [image],
+            [request],
+            options,
+            want_map=destination.wants_map,
+            callback=advance,
+        )
+    facts = {"image": str(args.image)}
+    if shown:
+        facts["style_image"] = ", ".join(map(str, args.style_image))
+    write_edit(destination, image, result, facts)
+    for warning in result.settings.get("warnings", []):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{args.out}: {result.prompt}")
+    return 0
+
+
+def _edit_many(args: argparse.Namespace) -> int:
+    from regionroute.editing.batch import manifest_rows, read_rows, run_jobs
+
+    jobs: Jobs
+    if args.batch:
+        jobs = read_rows(args.batch, args.seed)
+    else:
+        jobs = manifest_rows(args.manifest, args.split or "test", args.out_dir, args.seed)
+    skipped = jobs.drop_existing() if args.skip_existing else 0
+    written = 0
+    if jobs.jobs:
+        written = run_jobs(_load(args), jobs, _options(args), args.batch_size or 8)
+    print(f"edited {written}, skipped {skipped}, failed {len(jobs.problems)}")
+    for problem in jobs.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if jobs.problems else 0
+
+
+def _options(args: argparse.Namespace) -> EditOptions:
+    from regionroute.editing.request import EditOptions
+
+    return EditOptions(
+        args.steps, args.guidance, args.mode, args.lock_background, args.strength, args.instance,
+        args.closer,
+    )  # fmt: skip
+
+
+def _load(args: argparse.Namespace) -> Editor:
+    import torch
+
+    from regionroute.editing.editor import load_editor
+    from regionroute.editing.expert_settings import read_choice
+
+    # Read before a large base is loaded.
+    choice = read_choice(args.map_from) if args.map_from else None
+    own = "by_example" if args.style_image else "auto"
+    experts = None if args.zero_shot else args.experts or own
+    dtype, device = getattr(torch, args.dtype), pick_device(args.device)
+    editor = load_editor(args.base, experts, dtype, device, args.quantize)
+    if choice:
+        editor.read_maps(choice, "--map-from")
+    return editor
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,335 @@
+"""YAML and command line to a pydantic model of settings, and back to commented YAML.
+
+Nothing here knows which settings there are: `load_config(path, overrides, model)` serves every
+model whose classes forbid extra keys.
+"""
+
+import argparse
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from regionroute.errors import Parser, UserError, nearest
+from regionroute.files import AnyPath, atomic_write
+
+Model = TypeVar("Model", bound=BaseModel)
+FILE_NAME = "config.yaml"
+LONGEST_SHOWN = 120  # characters of an override in an error's sentence
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number, as in YAML 1.2, and a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key_node.value!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Model]) -> Model:
+    """Reads settings: the model's defaults, under the YAML file, under the overrides.
+
+    Args:
+        path: YAML file, None for the defaults alone.
+        overrides: ``"a.b=value"`` each, the value in YAML (``train.steps=400``, ``x=[1, 2]``).
+        model: the class to fill.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown (the nearest known one is
+            named), or a value is of the wrong type or out of range.
+    """
+    settings: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    if path is not None:
+        settings = _checked(_read_yaml(path), model, str(path))
+    for override in overrides:
+        shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
+        source = f"override {shown!r}"
+        key, extra = _parse_override(override, source)
+        _merge(settings, _checked(extra, model, source), model)
+        sources[key] = source
+    try:
+        # Strict JSON mode: lists stand for tuples, but 1 is no bool and "4" no number.
+        return model.model_validate_json(_as_json(settings, str(path or "overrides")), strict=True)
+    except ValidationError as error:
+        raise UserError(
+            _value_problem(error, model, settings, str(path or "defaults"), sources)
+        ) from error
+
+
+def dump_config(config: BaseModel) -> str:
+    """All settings as YAML, each under its description; `load_config` reads it back."""
+    return "\n".join(_dump_lines(config, indent=0)).rstrip() + "\n"
+
+
+def save_config(config: BaseModel, folder: AnyPath) -> Path:
+    """Writes `dump_config` to ``folder/config.yaml`` and returns that path."""
+    path = Path(folder) / FILE_NAME
+    with atomic_write(path) as temporary:
+        temporary.write_text(dump_config(config), encoding="utf-8")
+    return path
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config FILE``, ``--print-config`` and the positional ``KEY=VALUE`` overrides.
+
+    Call the parser's `parse_intermixed_args`, so that overrides may stand among the options.
+    """
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print all settings with their meaning, as they would be used, and end",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings that win over the file, for example train.steps=400",
+    )
+
+
+def command_settings(
+    prog: str, description: str | None, model: type[Model], argv: Sequence[str] | None
+) -> Model | None:
+    """The settings of a command that takes nothing else, see `add_config_arguments`.
+
+    Args:
+        prog: the command's name.
+        description: what ``--help`` says.
+        model: the class to fill.
+        argv: arguments; None for those of the process.
+
+    Returns:
+        The settings; None after ``--print-config``: they are printed, there is nothing to do.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    parser = Parser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    args = parser.parse_intermixed_args(argv)
+    settings = load_config(args.config, args.overrides, model)
+    if args.print_config:
+        print(dump_config(settings))
+        return None
+    return settings
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all settings and groups of a model, in their order."""
+    keys = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        group = _group(info)
+        if group is not None:
+            keys += known_keys(group, f"{prefix}{name}.")
+    return keys
+
+
+def _group(info: FieldInfo) -> type[BaseModel] | None:
+    """The model class of a field that is a group of settings, None for a value."""
+    kind = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _as_json(settings: dict[str, Any], where: str) -> str:
+    try:
+        return json.dumps(settings, default=str)
+    # A list that holds itself, or keys that are dates: right YAML, but no settings.
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: these settings cannot be used ({error})") from error
+
+
+def _read_yaml(path: AnyPath) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such configuration, check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: this is a folder, give a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: this is not UTF-8 text, save it as UTF-8") from error
+    settings = parse_yaml(text, str(path))
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a configuration is a list of 'key: value' lines, this is not")
+    return settings
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Reads YAML in which 1e-4 is a number and a key may stand only once.
+
+    Args:
+        text: the YAML.
+        where: what holds it, for the error's sentence.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise UserError(f"{where}{line}: this is not right YAML ({problem})") from error
+    # Dates that do not exist, numbers too long, brackets too deep.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: this is not right YAML ({error})") from error
+
+
+def _parse_override(override: str, source: str) -> tuple[str, dict[str, Any]]:
+    """The dotted key and the nested settings that an override stands for."""
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not key:
+        raise UserError(f"{source}: write it as key=value, for example train.steps=400")
+    value = parse_yaml(text, source)
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return key, value
+
+
+def _checked(
+    settings: dict[str, Any],
+    model: type[BaseModel],
+    source: str,
+    prefix: str = "",
+    root: Any = None,
+) -> dict[str, Any]:
+    """A copy of the settings in which every key is known and every group is a dict."""
+    root = root or model
+    copy = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if key not in model.model_fields:
+            close = nearest(name, known_keys(root))
+            raise UserError(f"{source}: unknown key {name!r}, the nearest known one is {close!r}")
+        group = _group(model.model_fields[key])
+        if group is not None:
+            value = {} if value is None else value  # a group whose lines are all commented out
+            if not isinstance(value, dict):
+                first = next(iter(group.model_fields))
+                raise UserError(
+                    f"{source}: {name!r} is a group of settings and not a value, "
+                    f"write for example {name}.{first}=..."
+                )
+            value = _checked(value, group, source, f"{name}.", root)
+        copy[key] = value
+    return copy
+
+
+def _merge(settings: dict[str, Any], extra: dict[str, Any], model: type[BaseModel]) -> None:
+    """Lays `extra` over `settings`: groups key by key, values as a whole."""
+    for key, value in extra.items():
+        group = _group(model.model_fields[key])
+        if group is None:
+            settings[key] = value
+        else:
+            _merge(settings.setdefault(key, {}), value, group)
+
+
+def _value_problem(
+    error: ValidationError,
+    model: type[BaseModel],
+    settings: dict[str, Any],
+    file: str,
+    sources: dict[str, str],
+) -> str:
+    """One sentence on the wrong values; the branches of a union are told as alternatives."""
+    known = set(known_keys(model))
+    expected: dict[str, list[str]] = {}
+    for item in error.errors():
+        parts = [str(part) for part in item["loc"]]
+        while parts and ".".join(parts) not in known:
+            parts.pop()
+        expected.setdefault(".".join(parts), []).append(_expectation(item, len(parts)))
+    sentences = []
+    for key, wants in expected.items():
+        source = next((text for name, text in sources.items() if _covers(name, key)), file)
+        alternatives = " or ".join(dict.fromkeys(wants))
+        value = _value_at(settings, key)
+        told = wants == ["be given"] or isinstance(value, dict)
+        given = "" if told or _is_group(key, model) else f", not {_inline_yaml(value)}"
+        sentences.append(f"{source}: {key} must {alternatives}{given}")
+    return "; ".join(sentences)
+
+
+def _expectation(item: ErrorDetails, depth: int) -> str:
+    """What follows "must" for one error of pydantic's."""
+    message = item["msg"]
+    if item["type"] == "missing":
+        return "be given"
+    place = next(
+        (f" in item {part + 1}" for part in item["loc"][depth:] if isinstance(part, int)), ""
+    )
+    message = re.sub(r"^.*? should | after validation.*$", "", message)
+    return message.removeprefix("Value error, ") + place
+
+
+def _is_group(key: str, model: type[BaseModel]) -> bool:
+    return any(name.startswith(f"{key}.") for name in known_keys(model))
+
+
+def _covers(name: str, key: str) -> bool:
+    return key == name or key.startswith(name + ".") or name.startswith(key + ".")
+
+
+def _value_at(settings: Any, key: str) -> Any:
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
+
+
+def _dump_lines(config: BaseModel, indent: int) -> Iterator[str]:
+    margin = " " * indent
+    values = config.model_dump(mode="json")
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        for line in textwrap.wrap(_describe(info), 96 - indent):
+            yield f"{margin}# {line}"
+        if isinstance(value, BaseModel):
+            yield f"{margin}{name}:"
+            yield from _dump_lines(value, indent + 2)
+        else:
+            yield f"{margin}{name}: {_inline_yaml(values[name])}"
+        if indent == 0:
+            yield ""
+
+
+def _describe(info: FieldInfo) -> str:
+    """A field's description with its choices, where there are some."""
+    kinds = [info.annotation, *get_args(info.annotation)]
+    choices = [
+        str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
+    ]
+    text = info.description or ""
+    return f"{text} ({' | '.join(choices)})" if len(choices) > 1 else text
+
+
+def _inline_yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("...\n").strip()

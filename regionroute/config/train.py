@@ -1,0 +1,139 @@
+"""The settings of optimizer and training loop, see `regionroute.config.run`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from regionroute.config.base import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Section,
+)
+
+PRODIGY_LR = 0.1  # a factor of the step size that Prodigy finds; below this it was meant for Adam
+
+
+class OptimConfig(Section):
+    """The optimizer, the learning rate's way, and the moving average of the experts."""
+
+    name: Literal["adamw", "adamw8bit", "prodigy"] = Field(
+        "adamw",
+        description="AdamW, AdamW with 8-bit moments (bitsandbytes), or Prodigy, which finds the "
+        "learning rate itself (optim.lr=1)",
+    )
+    lr: Positive = Field(
+        1e-4, description="learning rate after the warm-up; prodigy: a factor of its own"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="the optimizer's two betas")
+    weight_decay: NonNegative = Field(0.0, description="decoupled weight decay")
+    eps: Positive = Field(1e-8, description="the optimizer's epsilon")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="decay of the learning rate after the warm-up, to 0 at the end"
+    )
+    warmup: CountOrZero = Field(0, description="steps of linear warm-up")
+    clip: NonNegative = Field(1.0, description="largest norm of the gradient; 0: off")
+    ema: Fraction = Field(
+        0.0,
+        description="decay of a moving average of the experts; validation, previews and the "
+        "exported experts are then the average's; 0: none",
+    )
+
+    @model_validator(mode="after")
+    def _lr_fits(self) -> "OptimConfig":
+        if self.name == "prodigy" and self.lr < PRODIGY_LR:
+            raise ValueError(
+                f"have an lr of about 1 with name prodigy, which finds the size itself ({self.lr} "
+                "is one for adamw)"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: Count = Field(5000, description="optimizer steps")
+    global_batch: Count = Field(
+        8, description="pairs an optimizer step, over all processes and accumulation"
+    )
+    accumulation: Count = Field(
+        1, description="backward passes an optimizer step; divides global_batch"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none",
+        description="what waits in the host's memory: the optimizer's state (zero_stage 1 to 3), "
+        "or the frozen weights as well (zero_stage 3)",
+    )
+    compile: bool = Field(
+        False, description="compile the transformer's blocks with torch.compile: not zero_stage 3"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    log_every: Count = Field(10, description="steps between two rows of the log")
+    save_every: Count = Field(500, description="steps between two checkpoints")
+    keep: Count = Field(2, description="newest checkpoints that are kept")
+    keep_best: bool = Field(
+        True, description="also keep the checkpoint of the lowest validation loss (validate_every)"
+    )
+    validate_every: CountOrZero = Field(
+        0, description="steps between two validation losses; 0: none"
+    )
+    validation_split: Name | None = Field(
+        None, description="held-out split for it; null: the first of val and test that there is"
+    )
+    validation_samples: Count = Field(
+        32, description="pairs of that split, evenly spread, each at every noise level"
+    )
+    validation_levels: Count = Field(
+        4, description="noise levels of the validation loss, evenly spread in (0,1)"
+    )
+    preview_every: CountOrZero = Field(0, description="steps between two previews; 0: none")
+    previews: Count = Field(4, description="pairs shown in a preview")
+    explosion: NonNegative = Field(
+        100.0,
+        description="stop when the loss is this many median absolute deviations above the median "
+        "of the last 100 steps (at least 50); 0: only when it is not finite",
+    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        ["tensorboard"], description="where the numbers go besides losses.jsonl"
+    )
+    project: Name = Field("regionroute", description="project of wandb and trackio")
+    resume: bool = Field(True, description="go on from the newest checkpoint in the output folder")
+    deepspeed: str | None = Field(
+        None, description="DeepSpeed JSON file merged over the settings made from this file"
+    )
+
+    @model_validator(mode="after")
+    def _stage_fits(self) -> "TrainConfig":
+        if self.deepspeed is not None:
+            if self.offload != "none":
+                raise ValueError("have offload none beside a deepspeed file, which tells it itself")
+            return self
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"have zero_stage 3 (it is {self.zero_stage}) with offload all: only then the "
+                "weights are in pieces that can wait elsewhere"
+            )
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("have a zero_stage of at least 1 with offload optimizer")
+        return self
+
+    @model_validator(mode="after")
+    def _trackers_differ(self) -> "TrainConfig":
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"name each of its trackers once ({', '.join(self.trackers)})")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainConfig":
+        if self.global_batch % self.accumulation:
+            raise ValueError(
+                f"have a global_batch ({self.global_batch}) that its accumulation "
+                f"({self.accumulation}) divides"
+            )
+        return self

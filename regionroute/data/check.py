@@ -1,0 +1,286 @@
+"""`regionroute check`: opens everything a manifest names and tells what is wrong with it."""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from tqdm import tqdm
+
+from regionroute.errors import Parser, UserError, command
+from regionroute.files import AnyPath, check_output_file
+from regionroute.data.images import from_pil, read_image, read_mask, to_pil, write_image
+from regionroute.data.manifest import EditSample, Manifest, Region, manifest_file, parse_rows
+from regionroute.data.prompts import find_spans
+
+MAX_PRINTED = 100
+CELL, LINE, GAP = 160, 16, 6  # contact sheet: cell side, line of text, space between, in pixels
+TINTS = ((1.0, 0.35, 0.1), (0.1, 0.65, 1.0), (0.3, 0.9, 0.3), (0.9, 0.3, 0.9))
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a manifest holds and what is wrong with it.
+
+    Attributes:
+        counts: "samples", "regions", and by name "splits", "objects", "styles", "flags".
+        problems: one sentence each; empty for a manifest that is right.
+    """
+
+    counts: dict[str, int | dict[str, int]]
+    problems: list[str]
+
+
+def check_manifest(path: AnyPath) -> CheckReport:
+    """Opens every picture of every row; a problem is noted and the rest still looked at.
+
+    Args:
+        path: ``manifest.jsonl`` or its folder.
+
+    Returns:
+        Counts over the readable rows, and the problems: rows that are not right, pictures missing
+        or damaged, sizes that differ, empty masks, boxes off the picture or the mask, targets that
+        differ from the context outside the masks, phrases that are not in the prompt.
+
+    Raises:
+        UserError: there is no manifest.
+    """
+    manifest, problems = _read_leniently(path)
+    if not manifest.samples and not problems:
+        problems.append(f"{manifest_file(path)}: the manifest holds no samples")
+    for sample in tqdm(manifest.samples, desc="check", unit="pair", disable=None):
+        problems += [f"{sample.id}: {problem}" for problem in _problems(manifest, sample)]
+    return CheckReport(_counts(manifest.samples), problems)
+
+
+def _read_leniently(path: AnyPath) -> tuple[Manifest, list[str]]:
+    """The rows that are right, and what is wrong with the others."""
+    file = manifest_file(path)
+    rows = list(parse_rows(path if isinstance(path, Path) else Path(path)))
+    samples = [row for row in rows if isinstance(row, EditSample)]
+    return Manifest(file.parent, samples), [str(row) for row in rows if isinstance(row, UserError)]
+
+
+def _counts(samples: Sequence[EditSample]) -> dict[str, int | dict[str, int]]:
+    regions = [region for sample in samples for region in sample.regions]
+
+    def by_name(names: Iterator[str]) -> dict[str, int]:
+        return dict(Counter(names).most_common())
+
+    return {
+        "samples": len(samples),
+        "regions": len(regions),
+        "splits": by_name(sample.split for sample in samples),
+        "objects": by_name(region.object for region in regions),
+        "styles": by_name(region.style for region in regions),
+        "flags": by_name(flag for sample in samples for flag in sample.flags),
+    }
+
+
+def _problems(manifest: Manifest, sample: EditSample) -> Iterator[str]:
+    yield from _prompt_problems(sample)
+    try:
+        context = manifest.context(sample)
+    except UserError as error:
+        yield str(error)
+        return  # nothing else can be compared without it
+    size = (context.shape[1], context.shape[2])
+    masks = []
+    for region in sample.regions:
+        try:
+            mask = read_mask(manifest.path(region.mask), size)
+        except UserError as error:
+            yield str(error)
+            continue
+        yield from _region_problems(region, mask)
+        masks += [mask] if mask.any() else []
+    try:
+        target = manifest.target(sample)
+    except UserError as error:
+        yield str(error)
+        return
+    if masks and len(masks) == len(sample.regions):
+        yield from _outside_problems(context, target, torch.stack(masks).amax(0))
+
+
+def _region_problems(region: Region, mask: Tensor) -> Iterator[str]:
+    height, width = mask.shape[1:]
+    if not mask.any():
+        yield f"{region.mask}: the mask is empty, {region.object!r} has no pixel of 128 or brighter"
+        return
+    y0, x0, y1, x1 = region.box
+    if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+        yield f"box {region.box} of {region.object!r} is not within the {width}x{height} picture"
+    elif not mask[:, y0:y1, x0:x1].any():
+        yield f"box {region.box} of {region.object!r} does not touch its mask {region.mask}"
+
+
+def _outside_problems(context: Tensor, target: Tensor, mask: Tensor) -> Iterator[str]:
+    changed = (context - target).abs().amax(0, keepdim=True) * (1 - mask)
+    if changed.amax() > 0.5 / 255:
+        count, most = int((changed > 0.5 / 255).sum()), float(changed.amax()) * 255
+        yield (
+            f"the target differs from the context outside the masks, in {count} pixels by up to "
+            f"{most:.0f} of 255"
+        )
+
+
+def _prompt_problems(sample: EditSample) -> Iterator[str]:
+    for region in sample.regions:
+        spans = (region.object_span, region.style_span)
+        for span, kind in zip(spans, ("object", "style"), strict=True):
+            if span and not sample.prompt[max(span[0], 0) : max(span[1], 0)].strip():
+                yield f"{kind}_span {span} marks nothing in prompt {sample.prompt!r}"
+        if None in spans:
+            try:
+                find_spans(sample.prompt, region.object, region.style)
+            except UserError as error:
+                yield str(error)
+
+
+def contact_sheet(manifest: Manifest, out_png: AnyPath, limit: int = 24) -> None:
+    """Draws context | masks | target of samples drawn by lot, the same lot each time.
+
+    Above each row stand the sample's id, object words and styles. Pictures that cannot be read
+    are left grey.
+
+    Args:
+        manifest: the samples.
+        out_png: file to write.
+        limit: the largest number of samples drawn.
+
+    Raises:
+        UserError: the manifest holds no samples, or the name does not end in ``.png``.
+    """
+    samples = manifest.samples
+    if not samples:
+        raise UserError(f"{manifest.root}: the manifest holds no samples to draw")
+    # Not every n-th: rows often repeat styles or words in a fixed period.
+    lot = random.Random(0).sample(range(len(samples)), min(limit, len(samples)))
+    shown = [samples[index] for index in sorted(lot)]
+    columns = 1 if len(shown) <= 6 else 2
+    width, height = 3 * (CELL + GAP) + GAP, 2 * LINE + CELL + GAP
+    sheet = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height + GAP), "white")
+    for index, sample in enumerate(shown):
+        corner = (index % columns * width + GAP, index // columns * height + GAP)
+        _draw_sample(sheet, corner, manifest, sample)
+    write_image(out_png, from_pil(sheet))
+
+
+def _draw_sample(
+    sheet: Image.Image, corner: tuple[int, int], manifest: Manifest, sample: EditSample
+) -> None:
+    left, top = corner
+    words = ", ".join(f"{region.object}: {region.style}" for region in sample.regions)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for line, text in enumerate((sample.id, words or sample.prompt)):
+        text = " ".join(text.split())
+        while draw.textlength(text, font) > 3 * CELL + 2 * GAP:
+            text = text[:-2] + "…"
+        draw.text((left, top + line * LINE), text, "black", font)
+    for column, image in enumerate(_cells(manifest, sample)):
+        cell = Image.new("RGB", (CELL, CELL), (225, 225, 225))
+        if image is not None:
+            picture = to_pil(image)
+            picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+            scale = max(1, CELL // max(picture.size))  # small pictures: whole multiples, sharp
+            picture = picture.resize(
+                (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
+            )
+            cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
+        sheet.paste(cell, (left + column * (CELL + GAP), top + 2 * LINE))
+
+
+def _cells(manifest: Manifest, sample: EditSample) -> list[Tensor | None]:
+    """Context, context with the masks in colour, target; None where a file cannot be read."""
+
+    def attempt(relative: str) -> Tensor | None:
+        try:
+            return read_image(manifest.path(relative))
+        except UserError:
+            return None
+
+    context, overlay = attempt(sample.context), None
+    if context is not None:
+        try:
+            overlay = _overlay(context, manifest.masks(sample))
+        except UserError:
+            overlay = None
+    return [context, overlay, attempt(sample.target)]
+
+
+def _overlay(context: Tensor, masks: Tensor) -> Tensor:
+    """The context, dimmed outside the masks [S,1,H,W] and tinted inside, one colour a region."""
+    overlay = context * 0.3
+    for index, mask in enumerate(masks):
+        tint = torch.tensor(TINTS[index % len(TINTS)])[:, None, None]
+        overlay = torch.where(mask > 0, 0.65 * context + 0.35 * tint, overlay)
+    return overlay
+
+
+def _print_report(report: CheckReport, everything: bool) -> None:
+    for name, count in report.counts.items():
+        if isinstance(count, dict):
+            rows = ", ".join(f"{key} {number}" for key, number in count.items())
+            print(f"{name + ':':10} {rows or '-'}")
+        else:
+            print(f"{name + ':':10} {count}")
+    print(f"{'problems:':10} {len(report.problems)}")
+    shown = report.problems if everything else report.problems[:MAX_PRINTED]
+    for problem in shown:
+        print(f"  {problem}")
+    if len(shown) < len(report.problems):
+        print(f"  ... and {len(report.problems) - len(shown)} more, --all prints every one")
+
+
+def _check_sheet(sheet: str, manifest: Manifest) -> None:
+    """Refuses, before the work, a sheet that could not be written or would destroy a picture."""
+    try:
+        check_output_file(sheet)
+    except UserError as error:
+        raise UserError(f"--sheet: {error}") from error
+    if Path(sheet).suffix.lower() != ".png":
+        raise UserError(f"--sheet {sheet}: the sheet is a PNG, give a name that ends in .png")
+    for sample in manifest.samples:
+        masks = [region.mask for region in sample.regions]
+        for name in (sample.context, sample.target, *masks):
+            if os.path.realpath(sheet) == os.path.realpath(manifest.root / name):
+                raise UserError(
+                    f"--sheet {sheet}: this is a picture of sample {sample.id}, choose another name"
+                )
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """``regionroute check PATH [--sheet out.png]``: 0 all right, 1 problems, 2 cannot start."""
+    parser = Parser(
+        prog="regionroute check",
+        description="Open every picture a manifest names, count what it holds, list what is wrong.",
+        epilog="example: regionroute check data/scenes --sheet sheet.png",
+    )
+    parser.add_argument("path", type=Path, help="manifest.jsonl, its folder, or 'manifest-*.jsonl'")
+    parser.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet")
+    parser.add_argument("--limit", type=int, default=24, help="samples on the sheet (24)")
+    parser.add_argument(
+        "--all", action="store_true", help=f"print more than {MAX_PRINTED} problems"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.limit < 1:
+        raise UserError(f"--limit {arguments.limit}: give a number of samples, at least 1")
+    if arguments.sheet is not None:
+        _check_sheet(arguments.sheet, _read_leniently(arguments.path)[0])
+    report = check_manifest(arguments.path)
+    _print_report(report, arguments.all)
+    if arguments.sheet is not None:
+        contact_sheet(_read_leniently(arguments.path)[0], arguments.sheet, arguments.limit)
+        print(f"{'sheet:':10} {arguments.sheet}")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,331 @@
+"""Training pairs on disk: one JSON line a sample beside its pictures.
+
+A manifest is a folder with ``manifest.jsonl`` and the pictures it names by relative paths. Every
+row carries ``"schema": 1`` and the fields of `EditSample`. A large one may be cut into files
+``manifest-*.jsonl`` of that folder (`regionroute.data.shards`).
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
+
+from regionroute.errors import UserError, nearest
+from regionroute.files import AnyPath, numbered_lines, parse_json_line, write_jsonl
+from regionroute.data.images import image_size, read_image, read_mask
+from regionroute.data.names import id_problem, path_problem
+from regionroute.data.shards import ShardedRows
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.jsonl"
+WHOLE = "whole"  # flag of samples that restyle everything
+SHARDS = "manifest-*.jsonl"
+
+
+@dataclass(frozen=True)
+class StyleSpec:
+    """A style by name, with the words that stand for it in prompts (None: the name itself)."""
+
+    name: str
+    phrase: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The words used in prompts."""
+        return self.phrase or self.name
+
+
+@dataclass(frozen=True)
+class Region:
+    """One restyled object of a sample.
+
+    Attributes:
+        object: the word that names the object.
+        style: the style's name.
+        mask: relative path of a picture of the sample's size, white inside the object.
+        box: (y0, x0, y1, x1) in pixels, half-open.
+        score: the segmenter's confidence in [0,1]; 1 for exact masks.
+        object_span: characters [start, end) of the object phrase in the prompt, None: find it.
+        style_span: the same for the style phrase.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    object: str
+    style: str
+    mask: str
+    box: tuple[int, int, int, int]
+    score: float = 1.0
+    object_span: tuple[int, int] | None = None
+    style_span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class EditSample:
+    """One training pair. Paths are relative to the manifest's folder, with forward slashes.
+
+    Attributes:
+        id: unique in the manifest and usable as a file name; caches and results are keyed by it.
+        context: the picture before the edit.
+        target: the picture after it, of the same size.
+        regions: the restyled objects; empty when the whole picture is the task.
+        prompt: the instruction.
+        split: "train", "val", ...
+        flags: remarks such as "touching" or "occluded".
+        provenance: how the sample came about: source, tool, settings, seed.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    id: str
+    context: str
+    target: str
+    regions: tuple[Region, ...]
+    prompt: str
+    split: str = "train"
+    flags: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is restyled: to train on, with no region to be found or scored."""
+        return WHOLE in self.flags
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of a folder and the way to their pictures."""
+
+    root: Path
+    samples: Sequence[EditSample]
+
+    def path(self, relative: str) -> Path:
+        """The file behind a relative path.
+
+        Raises:
+            UserError: the path leaves the manifest's folder, directly or through a link.
+        """
+        refusal = path_problem(relative)
+        path = self.root / relative
+        if refusal is None and not self._inside(path):
+            refusal = "it leaves the manifest's folder through a link"
+        if refusal:
+            raise UserError(f"{self.root / FILE_NAME}: path {relative!r} is refused: {refusal}")
+        return path
+
+    def _inside(self, path: Path) -> bool:
+        # Not Path.resolve, which raises where links lead in a circle.
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
+
+    def context(self, sample: EditSample) -> Tensor:
+        """The picture before the edit: [3,H,W] in [0,1]."""
+        return read_image(self.path(sample.context))
+
+    def target(self, sample: EditSample) -> Tensor:
+        """The picture after the edit: [3,H,W] in [0,1].
+
+        Raises:
+            UserError: it is missing, damaged or not of the context's size.
+        """
+        path = self.path(sample.target)
+        target = read_image(path)
+        height, width = image_size(self.path(sample.context))
+        if target.shape[1:] != (height, width):
+            raise UserError(
+                f"{path}: the target is {target.shape[2]}x{target.shape[1]} pixels but its context "
+                f"is {width}x{height}, make them the same size"
+            )
+        return target
+
+    def masks(self, sample: EditSample) -> Tensor:
+        """The regions' masks: [S,1,H,W] in {0,1} at the context's size, [0,1,H,W] without any.
+
+        Raises:
+            UserError: one is missing, damaged or of another size.
+        """
+        size = image_size(self.path(sample.context))
+        if not sample.regions:
+            return torch.zeros(0, 1, *size)
+        return torch.stack([read_mask(self.path(region.mask), size) for region in sample.regions])
+
+
+def mask_box(mask: Tensor) -> tuple[int, int, int, int]:
+    """Smallest (y0, x0, y1, x1), half-open, around the ones of a mask [1,H,W].
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
+    if not len(rows):
+        raise ValueError("an empty mask has no box")
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def manifest_file(path: AnyPath) -> Path:
+    """The manifest's file, or of one in several files their pattern; see `manifest_files`."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        return path
+    single = path / FILE_NAME
+    return path / SHARDS if not single.exists() and any(path.glob(SHARDS)) else single
+
+
+def manifest_files(path: AnyPath) -> list[Path]:
+    """The files of a manifest, in their order; a single one need not exist.
+
+    Args:
+        path: ``manifest.jsonl``, its folder, or a pattern such as ``data/manifest-0*.jsonl``.
+
+    Raises:
+        UserError: no file matches the pattern, or a folder holds both forms.
+    """
+    file = manifest_file(path)
+    if not set(file.name) & set("*?[") or file.exists():
+        if Path(path).suffix != ".jsonl" and file.exists() and any(file.parent.glob(SHARDS)):
+            raise UserError(
+                f"{path}: holds {FILE_NAME} and {SHARDS}: name the one to use, or remove the other"
+            )
+        return [file]
+    files = sorted(file.parent.glob(file.name))
+    if not files:
+        raise UserError(f"{file}: no manifest matches this pattern, check the path")
+    return files
+
+
+def has_manifest(path: AnyPath) -> bool:
+    """Whether a manifest, of one file or several, is there."""
+    file = manifest_file(path)
+    return file.is_file() or any(file.parent.glob(file.name))
+
+
+def read_manifest(path: AnyPath) -> Manifest:
+    """Reads and validates every row; pictures are opened later, when they are asked for.
+
+    Args:
+        path: ``manifest.jsonl`` or its folder; or a pattern of several files. The rows of one file
+            are held in memory, those of several are parsed when they are asked for.
+
+    Raises:
+        UserError: naming file and line, for a row that is not right: another schema version, an
+            unknown or missing key, a wrong type, an id used twice, a path outside the folder.
+    """
+    file, files = manifest_file(path), manifest_files(path)
+    if files != [file]:
+        return Manifest(file.parent, ShardedRows(files, parse_row))
+    samples = []
+    for row in parse_rows(file):
+        if isinstance(row, UserError):
+            raise row
+        samples.append(row)
+    return Manifest(file.parent, samples)
+
+
+def write_manifest(path: AnyPath, samples: Iterable[EditSample]) -> None:
+    """Writes the manifest in one go; `path` is the file or its folder.
+
+    Raises:
+        UserError: two samples share an id, or an id or a path could not be read back.
+    """
+    file = Path(path) if Path(path).suffix == ".jsonl" else Path(path) / FILE_NAME
+    rows, seen = [], set()
+    for number, sample in enumerate(samples, start=1):
+        problem = _sample_problem(sample)
+        if sample.id in seen:
+            problem = f"id {sample.id!r} is used twice, ids must be unique"
+        if problem:
+            raise UserError(f"{file}:{number}: {problem}")
+        seen.add(sample.id)
+        rows.append({"schema": SCHEMA_VERSION, **dataclasses.asdict(sample)})
+    write_jsonl(file, rows)
+
+
+def parse_rows(path: Path) -> Iterator[EditSample | UserError]:
+    """Each row as a sample or, where it is not right, as the error that says why.
+
+    Args:
+        path: as `read_manifest` takes it.
+
+    Raises:
+        UserError: the file itself is missing or not text.
+    """
+    first: dict[str, str] = {}
+    files = manifest_files(path)
+    for file in files:
+        if not file.exists():
+            raise UserError(
+                f"{file}: no such manifest, give a manifest.jsonl or the folder it is in"
+            )
+        for number, line in numbered_lines(file):
+            try:
+                sample = parse_row(file, number, line)
+                if sample.id in first:
+                    raise UserError(
+                        f"{file}:{number}: id {sample.id!r} was used on {first[sample.id]} "
+                        "already, ids must be unique"
+                    )
+            except UserError as error:
+                yield error
+                continue
+            first[sample.id] = f"line {number}" + (f" of {file.name}" if len(files) > 1 else "")
+            yield sample
+
+
+def parse_row(file: Path, number: int, line: str) -> EditSample:
+    """One line as a sample; `file` and `number` are for the error's sentence.
+
+    Raises:
+        UserError: the row is not right.
+    """
+    row = parse_json_line(file, number, line)
+    schema = row.pop("schema", None)
+    if schema != SCHEMA_VERSION:
+        found = "no schema version" if schema is None else f"schema version {schema!r}"
+        newer = isinstance(schema, int) and schema > SCHEMA_VERSION
+        remedy = "update regionroute" if newer else "rebuild the manifest"
+        raise UserError(
+            f"{file}:{number}: {found} where this program reads {SCHEMA_VERSION}, {remedy}"
+        )
+    try:
+        sample = _adapter().validate_python(row)
+    except ValidationError as error:
+        raise UserError(f"{file}:{number}: {_row_problem(error)}") from error
+    problem = _sample_problem(sample)
+    if problem:
+        raise UserError(f"{file}:{number}: {problem}")
+    return sample
+
+
+@cache
+def _adapter() -> TypeAdapter[EditSample]:
+    return TypeAdapter(EditSample)
+
+
+def _row_problem(error: ValidationError) -> str:
+    """The first thing wrong with a row's keys or types, in words."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        cls = EditSample if len(first["loc"]) == 1 else Region
+        known = [item.name for item in dataclasses.fields(cls)]
+        return f"unknown key {where!r}, the nearest known one is {nearest(where, known)!r}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"key {where!r} is missing"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+
+
+def _sample_problem(sample: EditSample) -> str | None:
+    problem = id_problem(sample.id)
+    if problem:
+        return problem
+    for relative in (sample.context, sample.target, *(region.mask for region in sample.regions)):
+        problem = path_problem(relative)
+        if problem:
+            return f"path {relative!r} is refused: {problem}"
+    return None

@@ -1,0 +1,314 @@
+"""Many edits with one model: rows or a manifest, grouped by size, each bad row set apart."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from regionroute.data.images import image_size, read_image
+from regionroute.data.manifest import EditSample, Manifest, manifest_file, parse_rows
+from regionroute.data.prompts import Prompt
+from regionroute.editing.editor import Editor
+from regionroute.editing.outputs import Destination, check_destination, write_edit
+from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.errors import UserError
+from regionroute.files import numbered_lines, parse_json_line, text_hash
+
+ROW_KEYS = {
+    "image": str,
+    "object": str,
+    "style": str,
+    "out": str,
+    "seed": int,
+    "map": str,
+    "side_by_side": str,
+    "prompt": str,
+    "id": str,
+    "also": list,
+    "style_image": str,
+}
+KINDS = {str: "a text", int: "a whole number", list: "a list"}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit of a batch.
+
+    Attributes:
+        name: how its problems are introduced, for example "rows.jsonl:3".
+        image: the picture to edit.
+        destination: where the results go.
+        request: what to do.
+        facts: what the settings file says besides, such as the id.
+        style_image: an example of the style.
+    """
+
+    name: str
+    image: Path
+    destination: Destination
+    request: EditRequest
+    facts: dict[str, Any]
+    style_image: Path | None = None
+
+    def full_request(self) -> EditRequest:
+        """The request with its example picture, which is read only now.
+
+        Raises:
+            UserError: that picture is missing or damaged.
+        """
+        if self.style_image is None:
+            return self.request
+        return replace(self.request, style_images=(read_image(self.style_image),))
+
+
+class Jobs:
+    """The edits to do and, by name, the problems of those that cannot be done.
+
+    Attributes:
+        jobs: in the order of the file.
+        problems: one sentence each, in the order they were met.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.problems: list[str] = []
+        self._written: dict[Path, str] = {}
+
+    def add(self, job: Job) -> None:
+        """Takes a job whose results can be written.
+
+        Raises:
+            UserError: they cannot, or another job writes the same file.
+        """
+        check_destination(job.destination, job.image)
+        for file in job.destination.files:
+            if other := self._written.get(file.resolve()):
+                raise UserError(f"{file}: {other} writes this file already")
+        self._written |= dict.fromkeys((f.resolve() for f in job.destination.files), job.name)
+        self.jobs.append(job)
+
+    def fail(self, name: str, error: UserError | OSError) -> None:
+        """Notes why one job cannot be done.
+
+        Raises:
+            OSError: the disk is full, so that no other job can be done either.
+        """
+        if isinstance(error, OSError):
+            if error.errno in FULL_DISK:
+                raise error
+            self.problems.append(f"{name}: {error.filename}: {error.strerror}")
+        else:
+            text = str(error)
+            self.problems.append(text if text.startswith(name) else f"{name}: {text}")
+
+    def drop_existing(self) -> int:
+        """Leaves out the jobs whose picture is there; says how many those were."""
+        before = len(self.jobs)
+        self.jobs = [job for job in self.jobs if not job.destination.picture.is_file()]
+        return before - len(self.jobs)
+
+
+def read_rows(path: Path, seed: int = 0) -> Jobs:
+    """The rows of a batch file: JSON objects with image, object, style, out and, optionally, seed.
+
+    Further optional keys: ``map`` and ``side_by_side`` (PNGs), ``prompt`` (with marked phrases
+    object and style may be left out), ``id``, ``also`` (further [object, style] pairs),
+    ``style_image`` (an example, in place of style). Paths are relative to the file's folder.
+
+    Args:
+        path: the file.
+        seed: for rows without one.
+
+    Raises:
+        UserError: the file is missing, not text, or has no rows.
+    """
+    jobs = Jobs()
+    lines = numbered_lines(path)
+    if not lines:
+        raise UserError(
+            f"{path}: no rows; write one JSON object a line with image, object, style, out"
+        )
+    for number, line in lines:
+        name = f"{path}:{number}"
+        try:
+            jobs.add(
+                _row_job(name, path.parent, {"seed": seed} | parse_json_line(path, number, line))
+            )
+        except (UserError, OSError) as error:
+            jobs.fail(name, error)
+    return jobs
+
+
+def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
+    """One edit for each sample of a manifest: all its regions, with the map recorded.
+
+    Args:
+        path: ``manifest.jsonl`` or its folder.
+        split: which samples; wholly restyled ones are for training alone.
+        out_dir: gets ``<id>.png``, ``<id>.json`` and ``<id>.map.png``.
+        seed: each sample's noise depends on it and on the sample's id.
+
+    Raises:
+        UserError: no manifest there, or no sample of this split.
+    """
+    jobs = Jobs()
+    file = manifest_file(path)
+    manifest = Manifest(file.parent, [])
+    splits: set[str] = set()
+    for row in parse_rows(path):
+        if isinstance(row, UserError):
+            jobs.fail(str(file), row)
+            continue
+        splits.add(row.split)
+        if row.split != split or row.whole:
+            continue
+        name = f"{file}: sample {row.id}"
+        try:
+            jobs.add(_sample_job(name, manifest, row, out_dir, seed))
+        except (UserError, OSError) as error:
+            jobs.fail(name, error)
+    if not jobs.jobs and not jobs.problems:
+        known = ", ".join(sorted(splits)) or "none"
+        raise UserError(f"{file}: no sample of split {split!r} (there are: {known})")
+    return jobs
+
+
+def run_jobs(editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int = 8) -> int:
+    """Does all jobs; what fails is noted in ``jobs.problems`` and the rest goes on.
+
+    Args:
+        editor: the loaded model.
+        jobs: see :func:`read_rows`; gains problems.
+        options: shared by all.
+        batch_size: pictures of one size at a time.
+
+    Returns:
+        How many pictures were written.
+
+    Raises:
+        UserError: settings no edit can be made with.
+        OSError: the disk is full.
+    """
+    written = 0
+    with tqdm(total=len(jobs.jobs), desc="edit", unit="picture", disable=None) as bar:
+        for chunk in _chunks(jobs, batch_size):
+            written += _run_chunk(editor, jobs, chunk, options)
+            bar.update(len(chunk))
+        bar.update(len(jobs.jobs) - bar.n)  # those whose picture could not be opened
+    return written
+
+
+def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOptions) -> int:
+    ready: list[tuple[Job, Tensor, EditRequest]] = []
+    for job in chunk:
+        try:
+            request = job.full_request()
+            editor.check(request, options)
+            image = read_image(job.image)
+            editor.backbone.fit_size(image.shape[-2], image.shape[-1])
+            ready.append((job, image, request))
+        except (UserError, OSError) as error:
+            jobs.fail(job.name, error)
+    if not ready:
+        return 0
+    results = editor.edit_batch(
+        [image for _, image, _ in ready],
+        [request for _, _, request in ready],
+        options,
+        want_map=any(job.destination.wants_map for job, _, _ in ready),
+    )
+    written = 0
+    for (job, image, _), result in zip(ready, results, strict=True):
+        try:
+            write_edit(job.destination, image, result, job.facts)
+            written += 1
+        except (UserError, OSError) as error:
+            jobs.fail(job.name, error)
+    return written
+
+
+def _chunks(jobs: Jobs, batch_size: int) -> Iterator[list[Job]]:
+    """At most ``batch_size`` jobs at a time, of one picture size and number of objects."""
+    alike: dict[tuple[int, int, int], list[Job]] = {}
+    for job in jobs.jobs:
+        try:
+            key = (*image_size(job.image), len(job.request.pairs))
+            alike.setdefault(key, []).append(job)
+        except (UserError, OSError) as error:
+            jobs.fail(job.name, error)
+    for group in alike.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
+    for key, value in row.items():
+        if key not in ROW_KEYS:
+            near = difflib.get_close_matches(key, ROW_KEYS, n=1, cutoff=0.0)[0]
+            raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {near!r}")
+        if not isinstance(value, ROW_KEYS[key]) or isinstance(value, bool):
+            raise UserError(f"{name}: {key} must be {KINDS[ROW_KEYS[key]]}, not {value!r}")
+    shown = "style_image" in row
+    if shown and ("style" in row or "also" in row):
+        raise UserError(f"{name}: style_image stands in place of style and also, leave those out")
+    words = () if "prompt" in row else ("object",) if shown else ("object", "style")
+    for key in ("image", "out", *words):
+        if not row.get(key, "").strip():
+            raise UserError(f"{name}: {key} is missing or empty")
+    also = row.get("also", [])
+    for pair in also:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(_is_phrase(x) for x in pair)):
+            raise UserError(f'{name}: also must list pairs ["object", "style"], not {pair!r}')
+    request = EditRequest(
+        row.get("object", ""), row.get("style", ""), row.get("prompt"), row["seed"],
+        tuple((words, style) for words, style in also),
+    )  # fmt: skip
+    image = folder / row["image"]
+    more = [folder / row[key] if key in row else None for key in ("map", "side_by_side")]
+    destination = Destination(folder / row["out"], *more)
+    facts = {key: row[key] for key in ("id", "style_image") if key in row}
+    style_image = folder / row["style_image"] if shown else None
+    return Job(name, image, destination, request, facts | {"image": str(image)}, style_image)
+
+
+def _is_phrase(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def sample_request(sample: EditSample, seed: int) -> EditRequest:
+    """The edit that a sample with regions asks for.
+
+    Args:
+        sample: with one region or several.
+        seed: the noise depends on it and on the sample's id.
+    """
+    region = sample.regions[0]
+    prompt: str | Prompt | None = None  # several regions: each gets its own
+    if len(sample.regions) == 1:
+        prompt = sample.prompt
+        if region.object_span and region.style_span:
+            prompt = Prompt(sample.prompt, (region.object_span,), (region.style_span,))
+    # By id, not by position: the same sample gets the same noise in any subset.
+    own_seed = (seed + int(text_hash(sample.id)[:8], 16)) % 2**32
+    others = tuple((other.object, other.style) for other in sample.regions[1:])
+    return EditRequest(region.object, region.style, prompt, own_seed, also=others)
+
+
+def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path, seed: int) -> Job:
+    if not sample.regions:
+        raise UserError(f"{name}: it has no region to edit")
+    return Job(
+        name=name,
+        image=manifest.path(sample.context),
+        destination=Destination(out_dir / f"{sample.id}.png", out_dir / f"{sample.id}.map.png"),
+        request=sample_request(sample, seed),
+        facts={"id": sample.id, "image": sample.context},
+    )

@@ -1,0 +1,138 @@
+"""Reads attention maps of labelled pictures, where `edit` starts, and scores them.
+
+Shape legend: C places, P pictures, B pictures of a batch, h w the token grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regionroute.attention import combine_maps, map_scores
+from regionroute.config.sites import MapChoice, Place
+from regionroute.data.manifest import EditSample, Manifest
+from regionroute.diffusion.latents import mask_to_grid
+from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditRequest
+from regionroute.errors import UserError
+from regionroute.routing.calibration import Row, Scores
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled picture: the sample's first region, to be edited on its own.
+
+    Attributes:
+        sample: with a mask.
+        request: the edit.
+        size: (H, W) of the picture.
+    """
+
+    sample: EditSample
+    request: EditRequest
+    size: tuple[int, int]
+
+
+class HeadScan:
+    """Reads the same pictures again and again, in other places each time.
+
+    Args:
+        editor: the base with or without experts; its way of reading maps is changed.
+        manifest: of the examples.
+        examples: P of them.
+        batch_size: pictures of one size at a time.
+        advance: told how many pictures were read, for progress.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        manifest: Manifest,
+        examples: Sequence[Example],
+        batch_size: int,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        self.editor, self.manifest, self.examples = editor, manifest, list(examples)
+        self.advance = advance
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for number, example in enumerate(self.examples):
+            by_size.setdefault(example.size, []).append(number)
+        self.batches = [
+            group[start : start + batch_size]
+            for group in by_size.values()
+            for start in range(0, len(group), batch_size)
+        ]
+
+    def scores(self, choice: MapChoice, *, bare: bool = False) -> Scores:
+        """The choice's places one by one; `bare` leaves the experts out.
+
+        Raises:
+            UserError: a picture, a mask or a phrase that cannot be used.
+        """
+        found = []
+        places: list[Place] = []
+        for maps, masks in self._read(choice, bare):
+            places = list(maps)
+            found.append(map_scores(torch.stack(list(maps.values())), masks))
+        iou, share = (self._in_order(part) for part in zip(*found, strict=True))
+        return Scores(places, iou, share)
+
+    def row(self, name: str, choice: MapChoice, *, bare: bool = False) -> Row:
+        """The choice's one map; `bare` leaves the experts out.
+
+        Raises:
+            UserError: see `scores`.
+        """
+        found = [
+            map_scores(combine_maps(list(maps.values()), choice.combine), masks)
+            for maps, masks in self._read(choice, bare)
+        ]
+        iou, share = (self._in_order(part) for part in zip(*found, strict=True))
+        return Row(name, choice.layers, iou, share)
+
+    def maps(self, choice: MapChoice) -> tuple[list[Place], list[Tensor], list[Tensor]]:
+        """The places, and of each picture their maps [C,h,w] and the soft mask [h,w].
+
+        Raises:
+            UserError: see `scores`.
+        """
+        places: list[Place] = []
+        maps: list[Tensor] = [torch.empty(0)] * len(self.examples)
+        masks = list(maps)
+        for numbers, (found, grids) in zip(self.batches, self._read(choice, False), strict=True):
+            places = list(found)
+            stacked = torch.stack(list(found.values()), dim=1)  # [B,C,h,w]
+            for number, picture, mask in zip(numbers, stacked, grids, strict=True):
+                maps[number], masks[number] = picture, mask
+        return places, maps, masks
+
+    def _read(self, choice: MapChoice, bare: bool) -> Iterator[tuple[dict[Place, Tensor], Tensor]]:
+        """Of each batch the maps by place and the masks, [B,h,w] each."""
+        self.editor.read_maps(choice)
+        for numbers in self.batches:
+            members = [self.examples[number] for number in numbers]
+            images = [self.manifest.context(example.sample) for example in members]
+            maps = self.editor.place_maps(images, [one.request for one in members], bare=bare)
+            grid = next(iter(maps.values())).shape[-2:]
+            masks = [mask_to_grid(self._mask(one.sample), *grid) for one in members]
+            yield maps, torch.stack(masks).to(next(iter(maps.values())))
+            self.advance(len(numbers))
+
+    def _mask(self, sample: EditSample) -> Tensor:
+        mask = self.manifest.masks(sample)[0]
+        if not mask.any():
+            raise UserError(
+                f"{self.manifest.path(sample.regions[0].mask)}: the mask of sample {sample.id!r} "
+                "is empty, mend it or leave the sample out"
+            )
+        return mask
+
+    def _in_order(self, parts: Sequence[Tensor]) -> np.ndarray:
+        """Values [...,B] of the batches as [...,P]."""
+        values = torch.cat([part.double().cpu() for part in parts], dim=-1).numpy()
+        order = np.argsort([number for numbers in self.batches for number in numbers])
+        return values[..., order]

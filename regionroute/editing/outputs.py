@@ -1,0 +1,147 @@
+"""What an edit leaves on disk: the picture, its settings, its map, a side-by-side."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from regionroute.data.images import from_pil, to_pil, write_image
+from regionroute.editing.request import EditResult
+from regionroute.errors import UserError
+from regionroute.files import check_output_file, write_json
+
+PANEL = 256  # small pictures are enlarged to about this for the side-by-side
+MARGIN, LABEL_HEIGHT = 8, 22
+TINT = (1.0, 0.35, 0.1)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where one edit goes; the settings go to ``picture`` with the ending ``.json``.
+
+    Attributes:
+        picture: the edited picture, a PNG.
+        map: the region map as a grey PNG, or None.
+        side_by_side: source, edit and map in one PNG, or None.
+    """
+
+    picture: Path
+    map: Path | None = None
+    side_by_side: Path | None = None
+
+    @property
+    def wants_map(self) -> bool:
+        """Whether the region map has to be recorded."""
+        return self.map is not None or self.side_by_side is not None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that will be written."""
+        others = [path for path in (self.map, self.side_by_side) if path is not None]
+        return [*others, self.picture.with_suffix(".json"), self.picture]
+
+
+def check_destination(destination: Destination, source: Path) -> None:
+    """Refuses, before any work is done, what could not be written or would destroy the source.
+
+    Args:
+        destination: where the results go.
+        source: the picture to edit.
+
+    Raises:
+        UserError: wrong ending, a folder in the place of a file, no permission, the same name
+            twice, or the source itself.
+    """
+    for path in destination.files:
+        if path.suffix.lower() not in (".png", ".json"):
+            raise UserError(f"{path}: pictures are written as PNG, give a name that ends in .png")
+        if path.is_dir():
+            raise UserError(f"{path}: this is a folder, give a file name such as {path}/out.png")
+        if path.resolve() == source.resolve():
+            raise UserError(f"{path}: this is the picture to edit, choose another name")
+        check_output_file(path)
+    if len(set(destination.files)) < len(destination.files):
+        raise UserError(f"{destination.picture}: two results would have one name, change one")
+
+
+def write_edit(
+    destination: Destination, source: Tensor, result: EditResult, extra: dict[str, Any]
+) -> None:
+    """Writes everything that was asked for, the picture last: where it is, the rest is too.
+
+    Args:
+        destination: where.
+        source: the picture before the edit, [3,H,W] in [0,1].
+        result: the edit, with its map if the destination wants one.
+        extra: further facts for the settings, such as an id.
+    """
+    settings = extra | result.settings
+    if destination.wants_map:
+        assert result.region_map is not None, "the map was not recorded"
+        full = enlarge_map(result.region_map, source.shape[-2], source.shape[-1])
+        if destination.map is not None:
+            write_image(destination.map, full)
+            grid = list(result.region_map.shape)
+            read = settings.get("map", {})  # where it was read
+            settings["map"] = {"file": destination.map.name, "grid": grid, **read}
+        if destination.side_by_side is not None:
+            words = _caption(settings["object"], settings["style"])
+            panels = {"source": source, words: result.image, "map": overlay(source, full)}
+            write_image(destination.side_by_side, side_by_side(panels))
+    write_json(destination.picture.with_suffix(".json"), settings)
+    parameters = json.dumps(settings, ensure_ascii=False)
+    write_image(destination.picture, result.image, {"parameters": parameters})
+
+
+def _caption(objects: str | list[str], styles: str | list[str]) -> str:
+    if isinstance(objects, str) or isinstance(styles, str):
+        return f"{objects}: {styles}"
+    return ", ".join(f"{words}: {style}" for words, style in zip(objects, styles, strict=True))
+
+
+def enlarge_map(region_map: Tensor, height: int, width: int) -> Tensor:
+    """A map [h,w] as a picture [1,H,W]: nearest neighbour, so that each token stays one patch."""
+    return F.interpolate(region_map[None, None], size=(height, width), mode="nearest-exact")[0]
+
+
+def overlay(source: Tensor, full_map: Tensor) -> Tensor:
+    """The picture [3,H,W] in grey, tinted where the map [1,H,W] is high."""
+    grey = source.mean(0, keepdim=True).expand(3, -1, -1)
+    strength = 0.75 * full_map
+    return grey * (1 - strength) + torch.tensor(TINT)[:, None, None] * strength
+
+
+def side_by_side(panels: dict[str, Tensor]) -> Tensor:
+    """Labelled pictures in a row.
+
+    Args:
+        panels: label -> [3,H,W] in [0,1], all of one size.
+
+    Returns:
+        [3,H',W'] in [0,1].
+    """
+    _, height, width = next(iter(panels.values())).shape
+    factor = max(1, math.ceil(PANEL / max(height, width)))
+    height, width = height * factor, width * factor
+    row = Image.new(
+        "RGB",
+        ((width + MARGIN) * len(panels) + MARGIN, height + LABEL_HEIGHT + MARGIN),
+        "white",
+    )
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(14)
+    for index, (label, picture) in enumerate(panels.items()):
+        left = MARGIN + index * (width + MARGIN)
+        while len(label) > 1 and draw.textlength(label, font) > width:
+            label = label[:-2] + "…"
+        draw.text((left, 2), label, fill="black", font=font)
+        enlarged = to_pil(picture).resize((width, height), Image.Resampling.NEAREST)
+        row.paste(enlarged, (left, LABEL_HEIGHT))
+    return from_pil(row)

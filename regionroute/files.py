@@ -1,0 +1,204 @@
+"""Files: written under a temporary name first, JSON and JSON Lines, content hashes."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from regionroute.errors import UserError
+
+AnyPath = str | PathLike[str]
+
+
+def check_output_file(path: AnyPath) -> None:
+    """Refuses, before any work is done, a file that could not be written.
+
+    Raises:
+        UserError: a folder is there, a part of the path is a file, or there is no permission.
+    """
+    if not str(path):
+        raise UserError("the file name is empty, give one")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: this is a folder, give a file name")
+    _check_parent(path, Path(path))
+
+
+def check_output_folder(path: AnyPath) -> None:
+    """Refuses, before any work is done, a folder that could not be made or written in.
+
+    Raises:
+        UserError: it or a part of its path is a file, or there is no permission.
+    """
+    if not str(path):
+        raise UserError("the folder's name is empty, give one")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: this is a file, give a folder")
+    _check_parent(path, Path(path) / "file")
+
+
+def _check_parent(shown: AnyPath, file: Path) -> None:
+    """Whether `file` can be made, judged by the nearest folder above it that is there."""
+    try:
+        os.lstat(file)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{shown}: the name is too long, choose a shorter one") from error
+    parent = next(folder for folder in file.absolute().parents if os.path.exists(folder))
+    if not parent.is_dir():
+        raise UserError(f"{shown}: {parent} is a file, not a folder; choose another place")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{shown}: no permission to write in {parent}; choose another place")
+
+
+@contextmanager
+def atomic_write(path: AnyPath) -> Iterator[Path]:
+    """Yields a temporary name in the same folder; it becomes `path` when the block ends well.
+
+    The temporary file keeps the suffix, by which many writers choose their format. After an
+    error it is removed and an older file at `path` is untouched. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        # A write to an open file does not say which, and nobody knows the temporary name.
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: AnyPath, obj: Any) -> None:
+    """Writes indented JSON; data classes, pydantic models and paths are written as plain values."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, default=_plain)
+    _write_text(path, text + "\n")
+
+
+def read_json(path: AnyPath) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}: this is not JSON ({error.msg}), mend or rebuild the file"
+        ) from error
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+        raise UserError(f"{path}: this JSON cannot be read ({error}), rebuild the file") from error
+
+
+def write_jsonl(path: AnyPath, rows: Iterable[Any]) -> None:
+    """Writes one JSON value a line."""
+    lines = [json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows]
+    _write_text(path, "".join(lines))
+
+
+def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
+    """Reads a file of one JSON object a line; empty lines are skipped.
+
+    Raises:
+        UserError: the file is missing, or a line (named) is not a JSON object.
+    """
+    return [parse_json_line(path, number, line) for number, line in numbered_lines(path)]
+
+
+def numbered_lines(path: AnyPath) -> list[tuple[int, str]]:
+    """The non-empty lines of a UTF-8 file with their numbers, counted from 1.
+
+    Raises:
+        UserError: the file is missing or not UTF-8 text.
+    """
+    lines = enumerate(_read_text(path).split("\n"), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
+def parse_json_line(path: AnyPath, number: int, line: str) -> dict[str, Any]:
+    """One line of a JSON-lines file as a dict; `path` and `number` are for the error's sentence.
+
+    Raises:
+        UserError: the line is not a JSON object.
+    """
+    try:
+        row = json.loads(line, parse_constant=_no_constant)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # refuses halves of characters
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: this line is not JSON ({error.msg} at column {error.colno}), "
+            "mend or remove it"
+        ) from error
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+        raise UserError(
+            f"{path}:{number}: this line cannot be read ({error}), mend or remove it"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}:{number}: this line must be a JSON object {{...}}")
+    return row
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether a text has the form of a repository's name on the hub."""
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and spec[-1] != "/"
+
+
+def file_hash(path: AnyPath) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def text_hash(text: str) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def settings_hash(obj: Any) -> str:
+    """`text_hash` of the object as JSON with sorted keys: the same for equal settings."""
+    return text_hash(json.dumps(obj, sort_keys=True, separators=(",", ":"), default=_plain))
+
+
+def _plain(obj: Any) -> Any:
+    if isinstance(obj, BaseModel):
+        return obj.model_dump(mode="json")
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return dataclasses.asdict(obj)
+    if isinstance(obj, PurePath):
+        return obj.as_posix()
+    raise TypeError(f"{type(obj).__name__} cannot be written as JSON")
+
+
+def _read_text(path: AnyPath) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file, check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: this is a folder, give a file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: this is not UTF-8 text, save it as UTF-8") from error
+
+
+def _write_text(path: AnyPath, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,166 @@
+"""The embedded base's autoencoder: a linear patch transform fitted to pictures.
+
+It answers to the calls that a Kontext pipeline makes of an ``AutoencoderKL`` (``encode``,
+``decode``, ``config``), so a base that carries it loads and runs like any other. Fitting is a
+closed form (an eigen-decomposition), encoding one strided convolution: on a CPU that leaves all the
+time to the transformer.
+
+It may carry a frozen vision network beside it, whose features of the picture are further latent
+channels: a small base sees too few photos to learn by itself what a dog looks like. That features
+stand beside the pixels is as in ReDi (Kouzelis et al., arXiv:2504.16064); here they are only read,
+from the context, and decoding leaves them out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from regionroute.models.image_encoder import STRIDE, VisionNet
+
+
+@dataclass(frozen=True)
+class PatchPosterior:
+    """A posterior without spread: the transform is exact about what it keeps."""
+
+    mean: Tensor
+
+    def mode(self) -> Tensor:
+        """[B,C,h,w]."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """[B,C,h,w], the mode: there is nothing to draw."""
+        return self.mean
+
+
+@dataclass(frozen=True)
+class PatchEncoding:
+    """What ``encode`` returns; named as diffusers names it."""
+
+    latent_dist: PatchPosterior
+
+
+@dataclass(frozen=True)
+class PatchDecoding:
+    """What ``decode`` returns; named as diffusers names it."""
+
+    sample: Tensor
+
+
+class PatchCodec(ModelMixin, ConfigMixin):
+    """Karhunen-Loève transform of 2f x 2f patches, half whitened, keeping the strongest directions.
+
+    A patch p becomes z = D^(-1/2)·Uᵀ(p − μ)/s with U the eigenvectors of the patch covariance, D
+    the standard deviations along them and s a scale that gives z unit variance on average. Half
+    whitening is what keeps a unit-noise error in z cheapest in pixels: with the average variance
+    fixed, Σσ_i·δ² is smallest for z_i ∝ σ_i^(1/2) (Cauchy-Schwarz), so few-step sampling loses
+    least. Latents are laid out so that the pipeline's 2x2 packing gives each token one whole patch.
+
+    Args:
+        latent_channels: C; a token carries 4·(C − S) numbers of the 12·f² in its patch.
+        block_out_channels: one entry a level; only its length counts, f = 2^(length − 1), as the
+            Kontext pipeline reads it.
+        scaling_factor: always 1, the scale is inside the transform.
+        shift_factor: always 0.
+        semantic_channels: S, the last of the C channels: what the vision network tells of a token,
+            4·S numbers. 0: no vision network.
+        vision_widths: its sizes, see `VisionNet`.
+        vision_depths: likewise.
+
+    Raises:
+        ValueError: a vision network where a token is not one of its features.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 24,
+        block_out_channels: tuple[int, ...] = (1, 1, 1),
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+        semantic_channels: int = 0,
+        vision_widths: tuple[int, ...] = (),
+        vision_depths: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.patch = 2 * 2 ** (len(block_out_channels) - 1)
+        self.pixel_channels = latent_channels - semantic_channels
+        token, pixels = 4 * self.pixel_channels, 3 * self.patch**2
+        self.vision: VisionNet | None = None
+        if semantic_channels:
+            if self.patch != STRIDE:
+                raise ValueError(f"tokens of {self.patch} px, the vision network's are of {STRIDE}")
+            self.vision = VisionNet(4 * semantic_channels, vision_widths, vision_depths)
+        self.analysis = nn.Parameter(torch.zeros(token, pixels))
+        self.synthesis = nn.Parameter(torch.zeros(pixels, token))
+        self.mean = nn.Parameter(torch.zeros(pixels))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set the transform from pictures.
+
+        Args:
+            images: [B,3,H,W] in [-1,1], sides multiples of the patch.
+        """
+        patches = self._patches(images).flatten(0, 2).double()
+        mean = patches.mean(0)
+        variance, directions = torch.linalg.eigh(torch.cov(patches.T))
+        keep = torch.arange(len(variance) - 1, len(variance) - 1 - len(self.analysis), -1)
+        deviation = variance[keep].clamp(min=1e-8).sqrt()
+        basis = directions[:, keep]  # (pixels, token)
+        gain = deviation.rsqrt() / deviation.mean().sqrt()
+        self.mean.copy_(mean)
+        self.analysis.copy_((basis * gain).T)
+        self.synthesis.copy_(basis / gain)
+
+    @torch.no_grad()
+    def take_pixels(self, other: PatchCodec) -> None:
+        """Take over the pixels' transform of a codec with as many channels of pixels.
+
+        Raises:
+            ValueError: it has another number.
+        """
+        if self.analysis.shape != other.analysis.shape:
+            raise ValueError(
+                f"{other.pixel_channels} channels of pixels where {self.pixel_channels} are wanted"
+            )
+        for name in ("analysis", "synthesis", "mean"):
+            getattr(self, name).copy_(getattr(other, name))
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> PatchEncoding | tuple[PatchPosterior]:
+        """Pictures [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
+        tokens = self._pixel_tokens(x)
+        if self.vision is not None:
+            with torch.no_grad():
+                # Convolutions on a CPU are faster with the channels last.
+                seen = self.vision(x.contiguous(memory_format=torch.channels_last))
+            tokens = torch.cat([tokens, seen.permute(0, 2, 3, 1)], -1)
+        latents = F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
+        posterior = PatchPosterior(latents)
+        return PatchEncoding(posterior) if return_dict else (posterior,)
+
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        """As `encode`, but zeros in the semantic channels, which cost the most: [B,C,H/f,W/f]."""
+        tokens = F.pad(self._pixel_tokens(x), (0, 4 * self.config.semantic_channels))
+        return F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
+
+    def decode(self, z: Tensor, return_dict: bool = True) -> PatchDecoding | tuple[Tensor]:
+        """Latents [B,C,h,w] to pictures [B,3,f·h,f·w] in [-1,1] (not clamped)."""
+        tokens = F.pixel_unshuffle(z[:, : self.pixel_channels], 2).permute(0, 2, 3, 1)
+        pixels = tokens @ self.synthesis.T + self.mean
+        images = F.pixel_shuffle(pixels.permute(0, 3, 1, 2), self.patch)
+        return PatchDecoding(images) if return_dict else (images,)
+
+    def _pixel_tokens(self, x: Tensor) -> Tensor:
+        """[B,H/2f,W/2f,4(C-S)]."""
+        return (self._patches(x) - self.mean) @ self.analysis.T
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """[B,3,H,W] -> [B,H/2f,W/2f,3·(2f)²], channel slowest."""
+        return F.pixel_unshuffle(x, self.patch).permute(0, 2, 3, 1)

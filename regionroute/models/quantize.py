@@ -1,0 +1,132 @@
+"""A frozen base in 4 or 8 bits, and which precision is used where.
+
+- ``base.dtype`` is what the base computes in: its weights, the activations and the text states are
+  of that type. float16 edits; training in it overflows and is refused.
+- Experts, routers, their gradients and the optimizer's state are float32 and are exported so; a
+  layer casts its experts to the activations in its forward pass.
+- Latents, noise, noise levels, attention maps and losses are float32; the call of the transformer
+  casts what it is fed, and position ids are never rounded.
+- ``base.quantize`` stores the linear layers of the transformer's blocks, which are nearly all of
+  its weights, in fewer bits, and computes in ``base.dtype``. All else stays in ``base.dtype``.
+  Experts of a quantised base fit the plain one and the other way round.
+
+nf4 is bitsandbytes' (QLoRA, arXiv:2305.14314), about 4.1 bits a weight; its backward pass keeps
+the packed weights alone. fp8 is torchao's weight-only float8, 8 bits and a scale a row; there the
+backward pass keeps each layer's weights in ``base.dtype``, which gradient checkpointing bounds to
+those of one block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regionroute.config.run import Quantize
+from regionroute.errors import UserError
+
+BLOCKS = "transformer_blocks."  # part of the names of all that is stored in fewer bits
+# With a scale for 64 weights that is itself kept in 8 bits; a scale for each row is little.
+BYTES: dict[Quantize, float] = {"nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8, "fp8": 1.0}
+
+
+def quantize_blocks(
+    transformer: nn.Module, kind: Quantize, device: str | torch.device = "cpu"
+) -> None:
+    """Stores the linear layers of a transformer's blocks in fewer bits, in place.
+
+    Layer by layer, so that a GPU never holds the plain weights; the rest of the transformer stays
+    where it is.
+
+    Args:
+        transformer: plain and frozen.
+        kind: see the module's own words.
+        device: where the quantised layers go; they are quantised there.
+
+    Raises:
+        UserError: the package it needs is not installed, or does not run here.
+    """
+    convert = {"nf4": _nf4, "fp8": _fp8}[kind]
+    for name, layer in list(transformer.named_modules()):
+        if type(layer) is nn.Linear and BLOCKS in name:
+            parent, _, child = name.rpartition(".")
+            setattr(transformer.get_submodule(parent), child, convert(layer, device))
+
+
+def stored_bytes(name: str, weight: Tensor, kind: Quantize | None) -> float:
+    """Memory of a plain weight once it is stored so; of a moment's plain weights nothing is said.
+
+    Args:
+        name: in the transformer.
+        weight: as it is before.
+        kind: None leaves it.
+    """
+    if kind is None or BLOCKS not in name or weight.ndim != 2:
+        return weight.numel() * weight.element_size()
+    return weight.numel() * BYTES[kind]
+
+
+def check_quantize(kind: Quantize) -> None:
+    """Refuses a kind whose package is missing, before a large base is read.
+
+    Raises:
+        UserError: see `quantize_blocks`.
+    """
+    _bitsandbytes() if kind == "nf4" else _torchao()
+
+
+def _nf4(layer: nn.Linear, device: str | torch.device) -> nn.Module:
+    modules = _bitsandbytes()
+    small: Any = modules.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        compute_dtype=layer.weight.dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    # Quantised as it goes to the device.
+    small.weight = modules.Params4bit(
+        layer.weight.data, requires_grad=False, quant_type="nf4", module=small
+    )
+    small.bias = layer.bias
+    # On some processors it would store the weights anew, rounded, whenever nothing is learnt.
+    small.support_avx512bf16_for_cpu = False
+    result: nn.Module = small.to(device).train(layer.training)
+    return result
+
+
+def _fp8(layer: nn.Linear, device: str | torch.device) -> nn.Module:
+    quantize_, config = _torchao()
+    layer = layer.to(device)
+    quantize_(nn.Sequential(layer), config())
+    # A buffer moves as any other and stays out of checkpoints; a parameter of this kind DeepSpeed
+    # can neither move, send nor load.
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight, persistent=False)
+    return layer.requires_grad_(False)
+
+
+def _bitsandbytes() -> Any:
+    try:
+        from bitsandbytes import nn as modules
+    except ImportError as error:
+        raise _missing("nf4", "bitsandbytes") from error
+    return modules
+
+
+def _torchao() -> tuple[Any, Any]:
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise _missing("fp8", "torchao") from error
+    return quantize_, Float8WeightOnlyConfig
+
+
+def _missing(kind: str, package: str) -> UserError:
+    return UserError(
+        f"base.quantize={kind} needs {package}: pip install 'regionroute[{kind}]', or leave "
+        "base.quantize null"
+    )

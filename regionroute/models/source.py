@@ -1,0 +1,217 @@
+"""Where a base comes from and whether it is all there: folder, hub id or embedded name.
+
+Every way this can fail ends in one sentence; diffusers and transformers answer with tracebacks,
+with invented tokenizers, or with random weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+
+from regionroute.diffusion.families import FAMILIES, Family, named
+from regionroute.errors import UserError
+from regionroute.files import is_hub_id
+from regionroute.models import embedded as nano
+
+SETTINGS_FILE = "regionroute.json"
+INDEX_FILE = "model_index.json"
+PIPELINES = " or ".join(family.pipeline for family in FAMILIES)
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """What a base was made for; ``regionroute.json`` in its folder overrides its family's defaults.
+
+    Attributes:
+        steps: model calls for one edit.
+        guidance: strength fed to guidance-distilled transformers, or of classifier-free guidance.
+        max_text_length: tokens a prompt is padded to, the same in training and inference
+            because Flux attends to padding; at most 512.
+        resolution: side of the square whose area a picture is resized to.
+        closer: whether routed edits of larger pictures look at the object a second time, see
+            `regionroute.editing.refine_crop`: useful where the model sees little of a photo.
+    """
+
+    steps: int = 28
+    guidance: float = 3.5
+    max_text_length: int = 512
+    resolution: int = 1024
+    closer: bool = False
+
+
+def resolve(spec: str) -> Path | str:
+    """Where a base's files are: a checked local folder, or the hub id itself.
+
+    Raises:
+        UserError: neither an embedded name, nor a pipeline's folder, nor the form of a hub id.
+    """
+    if spec in nano.NAMES:
+        embedded = nano.nano_folder(spec)
+        _check_folder(embedded)
+        return embedded
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return folder
+    if folder.exists():
+        raise UserError(f"base {spec}: this is a file; give the folder that has model_index.json")
+    if not is_hub_id(spec):
+        raise UserError(
+            f"base {spec!r}: no such folder; give {' or '.join(nano.NAMES)}, a folder with "
+            "model_index.json, or a hub id such as "
+            f"{' or '.join(family.example for family in FAMILIES)}"
+        )
+    return spec
+
+
+def read_settings(folder: Path) -> BaseSettings:
+    """``regionroute.json`` of a base's folder over its family's defaults.
+
+    Raises:
+        UserError: not JSON, unknown key, or a value of the wrong kind.
+    """
+    path = folder / SETTINGS_FILE
+    defaults = default_settings(read_index(str(folder), folder))
+    if not path.is_file():
+        return defaults
+    data = _read_object(path)
+    kinds = {
+        field.name: type(getattr(BaseSettings(), field.name)) for field in fields(BaseSettings)
+    }
+    for key, value in data.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1) or sorted(kinds)
+            raise UserError(f"{path}: unknown key {key!r}; did you mean {' or '.join(near)}?")
+        if kinds[key] is bool:
+            if not isinstance(value, bool):
+                raise UserError(f"{path}: {key} must be true or false, not {value!r}")
+            continue
+        allowed = (int, float) if kinds[key] is float else (int,)
+        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < math.inf:
+            raise UserError(f"{path}: {key} must be a positive number, not {value!r}")
+    settings = BaseSettings(**(asdict(defaults) | data))
+    if settings.max_text_length > 512:
+        raise UserError(f"{path}: max_text_length is at most 512, the pipelines take no more")
+    return settings
+
+
+def default_settings(index: dict[str, Any]) -> BaseSettings:
+    """What ``model_index.json`` alone says of a base."""
+    values: dict[str, Any] = family_in(index).defaults(is_distilled(index))
+    return BaseSettings(**values)
+
+
+def is_distilled(index: dict[str, Any]) -> bool:
+    """Whether the base was distilled to few steps without guidance."""
+    return bool(index.get("is_distilled", False))
+
+
+def family_in(index: dict[str, Any]) -> Family:
+    """The family of a base, by its ``model_index.json`` as `read_index` gives it."""
+    family = named(index["_class_name"])
+    assert family is not None, "read_index refuses other pipelines"
+    return family
+
+
+def read_index(spec: str, source: Path | str) -> dict[str, Any]:
+    """``model_index.json`` of a folder or of a repository on the hub.
+
+    Raises:
+        UserError: not JSON, or of a pipeline of no known family.
+    """
+    # Asked directly: diffusers' own loaders turn every refusal into one vague message.
+    path = source / INDEX_FILE if isinstance(source, Path) else hf_hub_download(source, INDEX_FILE)
+    index = _read_object(Path(path))
+    found = index.get("_class_name")
+    if named(found) is None:
+        raise UserError(f"base {spec}: this is a {found}, but editing needs a {PIPELINES}")
+    return index
+
+
+@contextlib.contextmanager
+def explained(spec: str, source: Path | str) -> Iterator[None]:
+    """Turns what goes wrong while a base loads into one sentence.
+
+    Raises:
+        UserError: in place of any other error of a missing, forbidden or damaged base.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"base {spec}: no such folder here, and the hub cannot be reached; check the path "
+            "or the connection, or download it first"
+        ) from None
+    except EntryNotFoundError:
+        raise UserError(f"base {spec}: this repository lacks files of a {PIPELINES}") from None
+    except GatedRepoError:
+        raise UserError(
+            f"base {spec}: its licence has to be accepted on the hub first; do that at "
+            f"https://huggingface.co/{source}, then log in here with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"base {spec}: neither a folder here nor a repository on the hub you may read; check "
+            "the name, or log in with `hf auth login`"
+        ) from None
+    # What the two libraries raise on configurations that are something else.
+    except (
+        OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError
+    ) as error:  # fmt: skip
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        problem = (
+            "its files are damaged, copy it again"
+            if isinstance(source, Path)
+            else "it could not be fetched from the hub, check the connection"
+        )
+        raise UserError(f"base {spec}: {problem}: {reason}") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); mend or remove the file") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return data
+
+
+def _check_folder(folder: Path) -> None:
+    """Says what a folder lacks before half of it has been loaded."""
+    if not (folder / INDEX_FILE).is_file():
+        raise UserError(
+            f"base {folder}: no model_index.json; give a folder saved by "
+            "save_pretrained of a pipeline"
+        )
+    family = family_in(read_index(str(folder), folder))
+    for name in family.networks:
+        part = folder / name
+        if not (part / "config.json").is_file():
+            raise UserError(f"base {folder}: {name}/config.json is missing; copy the whole folder")
+        if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
+            raise UserError(f"base {folder}: {name} has no weights; copy the whole folder")
+    for name, files in family.small_files.items():
+        # transformers makes up an empty tokenizer when there is none.
+        if not any((folder / name / file).is_file() for file in files):
+            raise UserError(
+                f"base {folder}: {name} has no {' or '.join(files)}; copy the whole folder"
+            )

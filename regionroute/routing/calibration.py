@@ -1,0 +1,189 @@
+"""Choosing where to read attention: scores on labelled pictures, forward selection, intervals.
+
+Shape legend: C candidate places, P pictures, h w the token grid of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regionroute.attention import map_scores, normalised
+from regionroute.config.sites import Place, Reading, Word
+
+MIN_GAIN = 0.005  # in IoU: what a further place has to bring, and twice its standard error
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over pictures with its bootstrap interval; that of a difference is paired."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One way of reading maps, scored.
+
+    Attributes:
+        name: what it is.
+        readings: its places, as text.
+        iou: of region map and object, one value a picture, [P].
+        share: of the attention that lies inside the mask, [P].
+    """
+
+    name: str
+    readings: list[str]
+    iou: np.ndarray
+    share: np.ndarray
+
+    def on(self, pictures: np.ndarray) -> Row:
+        """The row on some of the pictures, bool [P]."""
+        return Row(self.name, self.readings, self.iou[pictures], self.share[pictures])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Many places, scored one by one.
+
+    Attributes:
+        places: C of them.
+        iou: of region map and object, [C,P].
+        share: of the attention that lies inside the mask, [C,P].
+    """
+
+    places: list[Place]
+    iou: np.ndarray
+    share: np.ndarray
+
+    def ranking(self, pictures: np.ndarray, word: Word | None = None) -> list[int]:
+        """Numbers of the places by mean IoU on some pictures, then share, best first.
+
+        Args:
+            pictures: bool [P].
+            word: only those of this word; None: all.
+        """
+        iou, share = self.iou[:, pictures].mean(1), self.share[:, pictures].mean(1)
+        members = [c for c, place in enumerate(self.places) if word in (None, place.word)]
+        return sorted(members, key=lambda c: (-iou[c], -share[c]))
+
+    def row(self, name: str, place: int) -> Row:
+        """One of the places."""
+        reading = reading_of(self.places[place])
+        return Row(f"{name} ({reading})", [reading], self.iou[place], self.share[place])
+
+    def average(self, name: str) -> Row:
+        """What a place drawn by lot would score."""
+        return Row(name, [], self.iou.mean(0), self.share.mean(0))
+
+
+def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of `values` [P] with a 95 % percentile interval over resampled pictures."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def reading_of(place: Place) -> str:
+    """The text of a place, with its tokens said even where they could be left out."""
+    return str(Reading(place.block, place.tokens, place.heads, place.word))
+
+
+def choose(
+    maps: Sequence[Tensor], masks: Sequence[Tensor], top: int, min_gain: float = MIN_GAIN
+) -> list[int]:
+    """Forward selection: the best place, then the one that helps it most, and so on.
+
+    Places are combined by the mean of their normalised maps. A further place has to raise the mean
+    IoU by `min_gain` and by twice the standard error of the gain: among many candidates some look
+    useful by chance.
+
+    Args:
+        maps: attention of each picture, [C,h,w]; the grids may differ.
+        masks: soft object masks, [h,w] each.
+        top: places at most, >= 1.
+        min_gain: in mean IoU over the pictures.
+
+    Returns:
+        Numbers of the chosen places, best first.
+    """
+    each = [normalised(picture) for picture in maps]
+    totals = [torch.zeros_like(picture[0]) for picture in each]
+    chosen: list[int] = []
+    reached = np.zeros(len(each))  # [P]
+    while len(chosen) < min(top, len(each[0])):
+        scores = [
+            torch.stack(map_scores(total + picture, mask))
+            for total, picture, mask in zip(totals, each, masks, strict=True)
+        ]
+        iou, share = torch.stack(scores, dim=-1).double().cpu().numpy()  # [C,P] each
+        means = iou.mean(1), share.mean(1)
+        left = [c for c in range(len(iou)) if c not in chosen]
+        best = max(left, key=lambda c: (means[0][c], means[1][c]))  # equals: more of it inside
+        gain = iou[best] - reached
+        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        if chosen and gain.mean() < max(min_gain, 2 * error):
+            break
+        reached = iou[best]
+        chosen.append(best)
+        totals = [total + picture[best] for total, picture in zip(totals, each, strict=True)]
+    return chosen
+
+
+def comparison(choice: Row, others: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every row's scores and how far the choice is ahead of it in IoU, JSON-able."""
+    found = []
+    for row in (choice, *others):
+        values: dict[str, Any] = {"name": row.name, "readings": row.readings}
+        values |= {"iou": asdict(estimate(row.iou)), "share": asdict(estimate(row.share))}
+        if row is not choice:
+            values["gain"] = asdict(estimate(choice.iou - row.iou))
+        found.append(values)
+    return found
+
+
+def comparison_table(choice: Row, others: Sequence[Row]) -> list[str]:
+    """The same as lines of text."""
+    width = max(len(row.name) for row in (choice, *others))
+    lines = [f"{'':{width}}  {'IoU':18} {'share in mask':18} choice ahead by"]
+    for row in (choice, *others):
+        ahead = "" if row is choice else str(estimate(choice.iou - row.iou))
+        scores = f"{estimate(row.iou)!s:18} {estimate(row.share)!s:18} {ahead}"
+        lines.append(f"{row.name:{width}}  {scores}".rstrip())
+    return lines
+
+
+def head_table(scores: Mapping[str, Scores], chosen_on: np.ndarray) -> list[str]:
+    """Single heads by word and tokens: the best one's IoU, which one it is, and the mean of all.
+
+    Args:
+        scores: model -> its heads.
+        chosen_on: bool [P], the pictures the best one is chosen on; shown is its IoU on the rest.
+    """
+    width = max(map(len, scores))
+    lines = [f"{'':{width}}  word    asked by  best  head         mean"]
+    for model, heads in scores.items():
+        order, rest = heads.ranking(chosen_on), heads.iou[:, ~chosen_on].mean(1)
+        for word, tokens in dict.fromkeys((place.word, place.tokens) for place in heads.places):
+            members = [
+                c for c in order if (heads.places[c].word, heads.places[c].tokens) == (word, tokens)
+            ]
+            best = heads.places[members[0]]
+            head = Reading(best.block, None, best.heads).place
+            lines.append(
+                f"{model:{width}}  {word:7} {tokens:9} {rest[members[0]]:.2f}  {head:12} "
+                f"{rest[members].mean():.2f}"
+            )
+    return lines

@@ -1,0 +1,150 @@
+"""Gates from the token grid to the pixels, for composites: along the picture's edges and colours.
+
+Shape legend: B batch, S (object, style) pairs of a picture, h w image tokens, H W pixels, P pixels
+in a row, F features of a colour.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regionroute.config.run import RoutingConfig
+from regionroute.routing.gates import share
+
+_SMALLEST = 1e-12
+_FINE_RADIUS = 16  # pixels of a window that are enough to fit a gate in
+_MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its former height
+_ROUNDS = 2  # of telling region and rest apart by colour; more hardly change a thing
+_NEWTON_STEPS = 6
+_RIDGE = 1e-4  # of a weight of 1 a pixel: colours that only one side has give no infinite slopes
+
+
+def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tensor:
+    """Gates from the token grid to the pixels, along the edges of the picture.
+
+    A guided filter (He et al., 2013, colour guide): in every window the gate becomes the linear
+    function of the colours that fits it best, which puts its border on the object's own. With
+    `colour` the gates are first corrected by what colours they lie on, see `_by_colour`.
+
+    Args:
+        gates: [B,S,h,w] in [0,1].
+        pictures: [B,3,H,W] in [0,1].
+        config: radius, edge, contrast and colour.
+
+    Returns:
+        [B,S,H,W] in [0,1], with a sum over the pairs of at most 1.
+    """
+    gates = gates.to(pictures)
+    radius = round(config.radius * pictures.shape[-2] / gates.shape[-2])
+    if radius < 1:
+        return _resized(gates, pictures)
+    # The function varies no faster than the window is wide: it is fitted to smaller pictures and
+    # applied to the picture as it is (He and Sun, arXiv:1505.00996).
+    coarser = max(1, radius // _FINE_RADIUS)
+    small = _shrunk(pictures, coarser)
+    windows = _Windows(small, round(radius / coarser), config.edge)
+    smooth = _resized(gates, small)
+    wanted, fit = gates, windows.fit(smooth)
+    for _ in range(_ROUNDS if config.colour else 0):
+        found = _steepened(_applied(*fit, small), wanted, config.contrast)
+        wanted = _by_colour(found, smooth, small, config.colour)
+        fit = windows.fit(wanted)
+    return share(_steepened(_applied(*fit, pictures), wanted, config.contrast))
+
+
+def _by_colour(found: Tensor, gates: Tensor, pictures: Tensor, weight: float) -> Tensor:
+    """Gates by Bayes' rule: what the map says of a pixel, and what its colour does.
+
+    A logistic regression on the colours and their products, fitted to `found` with equal weight on
+    the region and on the rest, tells how much likelier a colour is in the region; its log-odds are
+    added to those of the gates: what is 0 or 1 stays so. One picture tells it all, nothing here is
+    trained.
+
+    Args:
+        found: the regions as they are known so far, [B,S,H,W] in [0,1].
+        gates: [B,S,H,W] in [0,1].
+        pictures: [B,3,H,W] in [0,1].
+        weight: of the colours' log-odds.
+
+    Returns:
+        [B,S,H,W] in [0,1].
+    """
+    seen = _colour_features(pictures)  # [B,F,P]
+    inside = found.flatten(2)
+    share_inside = inside.mean(-1, keepdim=True)
+    inside = inside / share_inside.clamp(min=_SMALLEST)
+    outside = (1 - found.flatten(2)) / (1 - share_inside).clamp(min=_SMALLEST)
+    pixels, many = inside.shape[-1], seen.shape[1]
+    ridge = _RIDGE * torch.eye(many, device=seen.device)
+    slopes = inside.new_zeros(*inside.shape[:2], many)  # [B,S,F]
+    for _ in range(_NEWTON_STEPS):
+        odds = torch.sigmoid(slopes @ seen)
+        uphill = (inside * (1 - odds) - outside * odds) @ seen.mT / pixels - slopes @ ridge
+        curved = ((inside + outside) * odds * (1 - odds))[:, :, None] * seen[:, None]  # [B,S,F,P]
+        bend = curved @ seen[:, None].mT / pixels + ridge
+        slopes = slopes + torch.linalg.solve(bend, uphill[..., None])[..., 0]
+    return torch.sigmoid(torch.logit(gates) + weight * (slopes @ seen).view_as(gates))
+
+
+def _colour_features(pictures: Tensor) -> Tensor:
+    """Colours, their products and 1, the former standardised over the picture: [B,10,P]."""
+    colours = pictures.flatten(2)
+    first, second = torch.triu_indices(3, 3, device=pictures.device)
+    all_of_them = torch.cat([colours, colours[:, first] * colours[:, second]], 1)
+    centred = all_of_them - all_of_them.mean(-1, keepdim=True)
+    spread = centred.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
+    return torch.cat([centred / spread, torch.ones_like(colours[:, :1])], 1)
+
+
+class _Windows:
+    """All windows of pictures [B,3,H,W], to fit gates in as linear functions of the colours."""
+
+    def __init__(self, guide: Tensor, radius: int, edge: float) -> None:
+        self.guide, self.radius = guide, radius
+        self.mean = self._box(guide)
+        outer = (guide[:, :, None] * guide[:, None]).flatten(1, 2)
+        joint = self._box(outer).unflatten(1, (3, 3))
+        spread = joint - self.mean[:, :, None] * self.mean[:, None]
+        spread = spread.permute(0, 3, 4, 1, 2) + edge * torch.eye(3, device=guide.device)
+        self.inverse = torch.linalg.inv(spread).permute(0, 3, 4, 1, 2)  # [B,3,3,H,W]
+
+    def fit(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes [B,S,3,H,W] and offsets [B,S,H,W] of `wanted`, means of all windows."""
+        mean = self._box(wanted)
+        both = self._box((wanted[:, :, None] * self.guide[:, None]).flatten(1, 2))
+        joint = both.unflatten(1, (-1, 3)) - mean[:, :, None] * self.mean[:, None]
+        slope = (self.inverse[:, None] * joint[:, :, None]).sum(3)
+        offset = mean - (slope * self.mean[:, None]).sum(2)
+        return self._box(slope.flatten(1, 2)).unflatten(1, (-1, 3)), self._box(offset)
+
+    def _box(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (self.radius,) * 4, mode="replicate")
+        side = 2 * self.radius + 1
+        # Rows, then columns: the windows of a small grid on a large photo have thousands of pixels.
+        return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
+
+
+def _applied(slope: Tensor, offset: Tensor, pictures: Tensor) -> Tensor:
+    """The linear functions of `_Windows.fit` at every pixel, [B,S,H,W]."""
+    pairs = slope.shape[1]
+    slope = _resized(slope.flatten(1, 2), pictures).unflatten(1, (pairs, 3))
+    return (slope * pictures[:, None]).sum(2) + _resized(offset, pictures)
+
+
+def _steepened(fitted: Tensor, wanted: Tensor, contrast: float) -> Tensor:
+    """Fitted gates [B,S,H,W] no lower than those they were fitted to, and steeper at .5."""
+    # The windows level out what is smaller than they are.
+    height, before = (x.amax((-2, -1), keepdim=True) for x in (fitted, wanted))
+    raised = fitted * (before / height.clamp(min=_SMALLEST)).clamp(1, _MOST_RAISED)
+    return ((raised - 0.5) * contrast + 0.5).clamp(0, 1)
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    size = like.shape[-2], like.shape[-1]
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
+
+
+def _shrunk(x: Tensor, factor: int) -> Tensor:
+    if factor == 1:
+        return x
+    return F.interpolate(x, [-(-length // factor) for length in x.shape[-2:]], mode="area")

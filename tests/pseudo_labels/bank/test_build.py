@@ -1,0 +1,129 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pseudo_labels.bank.command import main
+from pseudo_labels.bank.tasks import COLOURS, recolour
+from pseudo_labels.stylize.filters import FILTERS
+from regionroute.errors import command
+
+
+@pytest.fixture(scope="module")
+def bank(bank_case, tmp_path_factory):
+    return bank_case.make_bank(tmp_path_factory.mktemp("bank"))
+
+
+@pytest.fixture
+def copied(bank, tmp_path):
+    shutil.copytree(bank.parent / "photos", tmp_path / "photos")
+    shutil.copytree(bank, tmp_path / "bank")
+    return tmp_path
+
+
+def index_of(bank):
+    return json.loads((bank / "bank.json").read_text())
+
+
+def run(*arguments):
+    return command(main)(list(arguments))
+
+
+def test_a_bank_holds_each_photo_in_every_style_and_colour(bank):
+    index, photos = index_of(bank), load_file(bank / "photos.safetensors")
+
+    assert photos["pictures"].shape == (8, 3, 40, 40)
+    assert photos["masks"].shape == (8, 40, 40)
+    assert set(index["renderings"]) == {"pixel-art", "cyberpunk"} | {
+        f"colour-{name}" for name in COLOURS
+    }
+    picture = photos["pictures"][3].float() / 255
+    for name, expected in (
+        ("pixel-art", FILTERS["pixel-art"](picture)),
+        ("colour-red", recolour(picture, "red")),
+    ):
+        rendered = load_file(bank / f"{name}.safetensors")["pictures"][3].float() / 255
+        assert torch.allclose(rendered, expected, atol=0.51 / 255)
+
+
+def test_squares_are_cut_around_the_objects(bank):
+    index, masks = index_of(bank), load_file(bank / "photos.safetensors")["masks"]
+
+    assert [row["words"] for row in index["photos"][:2]] == [["dog"], ["cup"]]
+    # The photo is 48 px high and becomes 40; the object's area with it.
+    for mask in masks:
+        assert 0.1 < mask.float().mean() < 0.35
+
+
+def test_photos_keep_their_split_when_others_come(bank_case, bank, tmp_path):
+    labels = bank_case.write_photos(tmp_path / "photos", count=12)
+    assert run(*bank_case.bank_arguments(labels, tmp_path / "more")) == 0
+
+    before = {row["file"]: row["split"] for row in index_of(bank)["photos"]}
+    after = {row["file"]: row["split"] for row in index_of(tmp_path / "more")["photos"]}
+    assert {name: after[name] for name in before} == before
+    assert set(after.values()) == {"train", "test"}
+
+
+def test_the_split_is_that_of_the_training_pairs(bank, tmp_path):
+    from pseudo_labels.label import main as label
+
+    labels = bank.parent / "photos" / "labels.jsonl"
+    arguments = {"--labels": labels, "--out": tmp_path / "pairs", "--styles": "scenes"}
+    arguments |= {"--only": "pixel-art", "--size": 48, "--split-val": 0.3, "--max-alike": -1}
+    assert label([str(part) for pair in arguments.items() for part in pair]) == 0
+
+    rows = map(json.loads, (tmp_path / "pairs" / "manifest.jsonl").read_text().splitlines())
+    pairs = {row["provenance"]["photo"]: row["split"] for row in rows}
+    squares = {row["file"]: row["split"] for row in index_of(bank)["photos"]}
+    assert pairs
+    assert {name: squares[name] for name in pairs} == pairs
+
+
+def test_only_what_is_missing_is_made_again(bank_case, copied):
+    bank, labels = copied / "bank", copied / "photos" / "labels.jsonl"
+    kept = (bank / "cyberpunk.safetensors").stat().st_mtime_ns
+    (bank / "pixel-art.safetensors").unlink()
+
+    assert run(*bank_case.bank_arguments(labels, bank)) == 0
+
+    assert (bank / "pixel-art.safetensors").exists()
+    assert (bank / "cyberpunk.safetensors").stat().st_mtime_ns == kept
+
+
+def test_a_photo_that_cannot_be_used_is_named_and_left_out(bank_case, tmp_path, capsys):
+    labels = bank_case.write_photos(tmp_path / "photos", count=4)
+    (tmp_path / "photos" / "2.png").write_bytes(b"no picture")
+
+    assert run(*bank_case.bank_arguments(labels, tmp_path / "bank")) == 0
+
+    assert len(index_of(tmp_path / "bank")["photos"]) == 3
+    assert "2.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (["--labels", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--size", "8"], "--size"),
+        (["--test-share", "1.5"], "--test-share"),
+        (["--workers", "0"], "--workers"),
+        (["--size", "48"], "another size"),
+        (["--only", "pixelart"], "pixel-art"),
+        (["--out", "photos"], "photos"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_keep_the_bank(
+    bank_case, copied, monkeypatch, capsys, change, part
+):
+    monkeypatch.chdir(copied)
+    before = {path.name: path.stat().st_mtime_ns for path in (copied / "bank").iterdir()}
+
+    assert run(*bank_case.bank_arguments("photos/labels.jsonl", "bank"), *change) == 2
+
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert part in error
+    assert {path.name: path.stat().st_mtime_ns for path in (copied / "bank").iterdir()} == before

@@ -1,0 +1,223 @@
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+from pseudo_labels.scenes.draw import render_scene
+from pseudo_labels.stylize import FunctionalStylizer
+from pseudo_labels.stylize.filters import FILTERS
+from pseudo_labels.stylize.painting import PaintingStylizer
+from pseudo_labels.stylize.photo_filters import PHOTO_FILTERS
+from pseudo_labels.stylize.registry import load_styles
+from regionroute.data.manifest import StyleSpec
+from regionroute.errors import UserError
+
+SPEC = StyleSpec("any")
+PACKAGED = load_styles("photos")
+
+
+def picture(height, width):
+    """Smooth colours with a hard-edged disc: something for every style to work on."""
+    y = torch.linspace(0, 1, height)[:, None].expand(height, width)
+    x = torch.linspace(0, 1, width)[None].expand(height, width)
+    disc = (((y - 0.5) ** 2 + (x - 0.5) ** 2) < 0.1).float()
+    return torch.stack([0.2 + 0.6 * y, 0.8 - 0.5 * x, 0.1 + 0.8 * disc])
+
+
+@pytest.fixture(scope="module", params=PACKAGED, ids=lambda entry: entry.spec.name)
+def stylizer(request):
+    return request.param.build()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 90)])
+def test_shape_range_determinism_and_an_untouched_content(stylizer, size):
+    content = picture(*size)
+    before = content.clone()
+    styled = stylizer.stylize(content, SPEC)
+    assert styled.shape == content.shape
+    assert styled.dtype == torch.float32
+    assert 0 <= styled.min() <= styled.max() <= 1
+    assert torch.equal(content, before)
+    assert torch.equal(styled, stylizer.stylize(content, SPEC))
+    assert styled.data_ptr() != content.data_ptr()
+
+
+def test_every_style_changes_the_picture_visibly(stylizer):
+    content = picture(64, 64)
+    assert (stylizer.stylize(content, SPEC) - content).abs().mean() > 0.05
+
+
+def test_a_batch_is_its_pictures(stylizer):
+    batch = torch.stack([picture(48, 48), picture(48, 48).flip(-1)])
+    both = stylizer.stylize(batch, SPEC)
+    assert torch.equal(both[1], stylizer.stylize(batch[1], SPEC))
+
+
+def test_a_stylizer_goes_to_another_process(stylizer):
+    other = pickle.loads(pickle.dumps(stylizer))
+    content = picture(40, 40)
+    assert other.fingerprint == stylizer.fingerprint
+    assert torch.equal(other.stylize(content, SPEC), stylizer.stylize(content, SPEC))
+
+
+def test_packaged_styles_look_unlike_each_other():
+    content = render_scene(3, 64).image
+    looks = [entry.build().stylize(content, SPEC) for entry in PACKAGED]
+    for i, look in enumerate(looks):
+        for other in looks[:i]:
+            assert (look - other).abs().mean() > 0.03
+
+
+def test_fingerprints_tell_styles_and_settings_apart():
+    prints = [entry.build().fingerprint for entry in PACKAGED]
+    prints += [PaintingStylizer(19, strength=0.5).fingerprint]
+    prints += [PaintingStylizer(19, size=256).fingerprint]
+    assert len(set(prints)) == len(prints)
+    assert PaintingStylizer(19).fingerprint == PaintingStylizer(19).fingerprint
+
+
+class TestFilters:
+    def test_pixel_art_has_flat_cells_in_a_small_palette(self):
+        styled = FILTERS["pixel-art"](picture(64, 64))
+        cells = styled.reshape(3, 16, 4, 16, 4)
+        assert torch.equal(cells.amax((2, 4)), cells.amin((2, 4)))
+        assert set((styled * 3).round(decimals=4).unique().tolist()) <= {0.0, 1.0, 2.0, 3.0}
+
+    def test_line_art_is_grey_with_ink_at_edges_only(self):
+        styled = FILTERS["line-art"](picture(64, 64))
+        assert torch.equal(styled[0], styled[1])
+        assert torch.equal(styled[0], styled[2])
+        assert styled.min() < 0.3
+        assert styled[:, 2, 32].min() > 0.9
+        flat = FILTERS["line-art"](torch.full((3, 32, 32), 0.5))
+        assert flat.min() > 0.9
+
+    def test_cyberpunk_of_grey_is_coloured_by_brightness(self):
+        dark, light = (
+            FILTERS["cyberpunk"](torch.full((3, 32, 32), v))[:, 5, 5] for v in (0.1, 0.95)
+        )
+        assert dark[2] > dark[1]
+        assert light[1] > light[0]
+
+    def test_expressionist_shadows_are_blue_and_lights_orange(self):
+        filter = FILTERS["expressionist"]
+        dark, light = (filter(torch.full((3, 32, 32), v))[:, 5, 5] for v in (0.2, 0.8))
+        assert dark[2] > dark[0]
+        assert light[0] > light[2]
+
+    @pytest.mark.parametrize("name", FILTERS | PHOTO_FILTERS)
+    def test_a_look_is_about_the_same_at_twice_the_size(self, name):
+        filter = (FILTERS | PHOTO_FILTERS)[name]
+        small, large = (filter(picture(side, side)) for side in (128, 256))
+        # Dots and hatching have a least width: what they make of an area is compared.
+        cell = 16 if name in ("risograph", "ink-drawing", "fine-pixel-art") else 1
+        pool = torch.nn.functional.avg_pool2d
+        assert (pool(small, cell) - pool(large, 2 * cell)).abs().mean() < 0.04
+
+
+class TestPhotoFilters:
+    def test_the_scenes_know_their_four_and_no_more(self):
+        assert list(FILTERS) == ["pixel-art", "line-art", "cyberpunk", "expressionist"]
+        assert not FILTERS.keys() & PHOTO_FILTERS.keys()
+
+    def test_fine_pixel_art_has_flat_cells_in_five_levels(self):
+        styled = PHOTO_FILTERS["fine-pixel-art"](picture(64, 64))
+        cells = styled.reshape(3, 16, 4, 16, 4)
+        assert torch.equal(cells.amax((2, 4)), cells.amin((2, 4)))
+        assert set(styled.unique().tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+
+    def test_posterised_has_five_tones_away_from_outlines(self):
+        styled = PHOTO_FILTERS["posterised"](picture(64, 64))
+        tones = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+        away = (styled[..., None] - tones).abs().amin(-1) < 1e-4
+        assert away.float().mean() > 0.7
+
+    def test_neon_is_dark_but_for_the_outlines(self):
+        styled = PHOTO_FILTERS["neon"](picture(64, 64))
+        assert styled.mean(0)[2, 2] < 0.2
+        assert styled.amax() > 0.9
+        assert PHOTO_FILTERS["neon"](torch.full((3, 32, 32), 0.5)).mean() < 0.1
+
+    def test_a_blueprint_has_white_lines_on_blue(self):
+        styled = PHOTO_FILTERS["blueprint"](picture(64, 64))
+        assert styled[2, 2, 2] > styled[0, 2, 2] + 0.2
+        assert styled.amin(0).amax() > 0.85
+
+    def test_a_risograph_has_dots_and_two_inks(self):
+        dark, light = (
+            PHOTO_FILTERS["risograph"](torch.full((3, 64, 64), tone)) for tone in (0.15, 0.55)
+        )
+        assert dark[1].mean() > dark[0].mean()
+        assert light[0].mean() > light[1].mean()
+        assert light.std() > 0.02
+
+
+class TestPainting:
+    def test_strength_zero_gives_the_photo_back(self):
+        content = picture(64, 64)
+        styled = PaintingStylizer(19, strength=0.0).stylize(content, SPEC)
+        assert (styled - content).abs().max() <= 0.5 / 255 + 1e-6
+
+    def test_strength_lies_between(self):
+        content = picture(64, 64)
+        full = (PaintingStylizer(19).stylize(content, SPEC) - content).abs().mean()
+        half = (PaintingStylizer(19, strength=0.5).stylize(content, SPEC) - content).abs().mean()
+        assert 0.4 * full < half < 0.6 * full
+
+    @pytest.mark.parametrize("size", [(8, 8), (5, 70), (1, 1)])
+    def test_pictures_below_the_networks_least_size_work(self, size):
+        assert PaintingStylizer(14).stylize(picture(*size), SPEC).shape == (3, *size)
+
+    def test_another_working_size_keeps_the_pictures_size(self):
+        assert PaintingStylizer(14, size=64).stylize(picture(96, 150), SPEC).shape == (3, 96, 150)
+
+    def test_kept_colours_follow_the_photo(self):
+        content = picture(64, 64)
+        plain, kept = (
+            PaintingStylizer(10, keep_colours=keep).stylize(content, SPEC) for keep in (False, True)
+        )
+        assert (kept - content).abs().mean() < (plain - content).abs().mean()
+
+    def test_a_reference_picture_sets_the_style(self, tmp_path):
+        content = picture(80, 60)
+        results = []
+        for name, colour in (("red", (200, 30, 20)), ("blue", (20, 40, 200))):
+            Image.new("RGB", (90, 70), colour).save(tmp_path / f"{name}.png")
+            stylizer = PaintingStylizer(reference=tmp_path / f"{name}.png")
+            results.append(stylizer.stylize(content, SPEC))
+            assert torch.equal(results[-1], stylizer.stylize(content, SPEC))
+        assert results[0].shape == content.shape
+        red, blue = (result.mean((1, 2)) for result in results)
+        assert red[0] - red[2] > blue[0] - blue[2] + 0.05
+
+    def test_a_mixture_lies_between_its_styles(self):
+        content = picture(64, 64)
+        first, second, mixed = (
+            PaintingStylizer(style).stylize(content, SPEC) for style in (10, 14, {10: 0.5, 14: 0.5})
+        )
+        apart = (first - second).abs().mean()
+        assert (mixed - first).abs().mean() < apart
+        assert (mixed - second).abs().mean() < apart
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({}, "either 'style'"),
+            ({"style": 1, "reference": "x.png"}, "either 'style'"),
+            ({"style": 26}, "no painting style 26"),
+            ({"style": "blue"}, "no painting style blue"),
+            ({"style": {}}, "no painting style"),
+            ({"style": 1, "strength": 1.5}, "strength"),
+            ({"style": 1, "size": 10}, "size"),
+            ({"reference": "missing.png"}, "missing.png"),
+        ],
+    )
+    def test_bad_settings_are_refused(self, arguments, message):
+        with pytest.raises(UserError, match=message):
+            PaintingStylizer(**arguments)
+
+
+def test_an_unknown_filter_names_the_nearest():
+    with pytest.raises(UserError, match="'pixel-art'"):
+        FunctionalStylizer("pixelart")

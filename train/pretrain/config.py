@@ -1,0 +1,223 @@
+"""Typed configuration of the embedded base's pre-training (`train/pretrain/run.py`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from regionroute.config.run import PerceptualConfig
+
+Share = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[float, Field(gt=0, le=1)]
+Width = Annotated[int, Field(ge=2, multiple_of=2)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+PhotoTask = Literal["copy", "style", "tint", "recolour", "highlight", "absent"]
+
+
+class PhotoPairsConfig(_Section):
+    """How pairs are composed from a bank of photos."""
+
+    tasks: dict[PhotoTask, Share] = Field(
+        {
+            "copy": 0.04,
+            "style": 0.32,
+            "tint": 0.04,
+            "recolour": 0.2,
+            "highlight": 0.35,
+            "absent": 0.05,
+        },
+        description="share of each task; highlight: the object white on black; absent: a word that "
+        "is not in the picture, nothing to do",
+    )
+    pasted: tuple[Share, Share, Share] = Field(
+        (0.45, 0.35, 0.2), description="shares of pictures with 0, 1, 2 objects of other photos"
+    )
+    pasted_size: tuple[Size, Size] = Field(
+        (0.3, 0.85), description="least and greatest longer side of a pasted object, in sides"
+    )
+    least_scale: Size = Field(
+        1.0,
+        description="photos are scaled by a factor between this and 1 before they are cropped, as "
+        "far as they still fill the picture; 1: cropped only",
+    )
+    least_area: float = Field(
+        0.01, description="share of the picture from which an object is named", gt=0, lt=1
+    )
+    twins: float = Field(
+        0.7,
+        description="share of named objects that are followed by the same picture and another word",
+        ge=0,
+        le=1,
+    )
+    other_colours: Share = Field(
+        0.0, description="share of highlighted pictures that are shown in other colours", le=1
+    )
+    word_balance: float = Field(
+        0.5, description="0: every photo is drawn alike; 1: every word", ge=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _draws_something(self) -> "PhotoPairsConfig":
+        if not sum(self.tasks.values()) > 0 or not sum(self.pasted) > 0:
+            raise ValueError("give tasks and pasted at least one share above 0")
+        if self.pasted_size[0] > self.pasted_size[1]:
+            raise ValueError("have a pasted_size that rises")
+        return self
+
+
+class CorpusConfig(_Section):
+    """Where the pre-training pairs come from: scenes drawn beforehand, or a bank of photos."""
+
+    manifest: str = Field(
+        "data/corpus/manifest.jsonl",
+        description="corpus manifest, from `regionroute scenes --pretrain`",
+    )
+    bank: str | None = Field(
+        None, description="folder of a bank, from `regionroute bank`, in place of the manifest"
+    )
+    photos: PhotoPairsConfig = Field(
+        PhotoPairsConfig(), description="how pairs are composed from the bank"
+    )
+    workers: int = Field(1, description="processes that compose pairs from the bank", ge=0)
+    resolution: int = Field(
+        64, description="side of the pictures in pixels, a multiple of 16", ge=32, multiple_of=16
+    )
+    held_out: int = Field(256, description="last scenes of the corpus kept for validation", ge=1)
+
+
+class CodecConfig(_Section):
+    """The patch codec, fitted in closed form."""
+
+    latent_channels: int = Field(
+        24,
+        description="latent channels of the pixels; packed 2x2 a token has 4x as many of its 192 "
+        "numbers",
+        ge=1,
+        le=48,
+    )
+    vision: str | None = Field(
+        None,
+        description="network of train/pretrain/train_image_encoder.py, whose features of a picture "
+        "are further latent channels; null: none, or that of `start`",
+    )
+    pictures: int = Field(12000, description="pictures of the corpus it is fitted to", ge=1)
+
+
+class ModelConfig(_Section):
+    """Sizes of the transformer and of the two text encoders."""
+
+    num_layers: int = Field(3, description="double-stream blocks", ge=1)
+    num_single_layers: int = Field(2, description="single-stream blocks", ge=1)
+    num_attention_heads: int = Field(6, description="heads", ge=1)
+    attention_head_dim: int = Field(32, description="head width", ge=8)
+    axes_dims_rope: tuple[Width, Width, Width] = Field(
+        (8, 12, 12), description="rotary widths of frame, row, column; sum = head width"
+    )
+    text_dim: int = Field(96, description="width of both text encoders", ge=16, multiple_of=4)
+    text_layers: int = Field(1, description="layers of both text encoders", ge=1)
+    text_length: int = Field(32, description="text tokens, in training and at inference", ge=8)
+    words: str | None = Field(
+        None, description="file with further words (one a line) that get a token of their own"
+    )
+    sentence_encoder: str | None = Field(
+        None,
+        description="folder of a sentence encoder (BERT): its vocabulary, as a frozen table of "
+        "word vectors, is the T5 encoder's",
+    )
+
+    @model_validator(mode="after")
+    def _widths_add_up(self) -> "ModelConfig":
+        if sum(self.axes_dims_rope) != self.attention_head_dim:
+            raise ValueError(
+                f"have axes_dims_rope ({', '.join(map(str, self.axes_dims_rope))}) that add up to "
+                f"its attention_head_dim ({self.attention_head_dim})"
+            )
+        return self
+
+
+class AlignmentConfig(_Section):
+    """Alignment of the transformer's states with a vision network's features (REPA)."""
+
+    vgg: str | None = Field(
+        None, description="torchvision's VGG16 weights (safetensors); null: no alignment"
+    )
+    block: int = Field(
+        3, description="single-stream block after which states are aligned; 0 is the first", ge=0
+    )
+    weight: float = Field(0.5, description="weight of its loss", ge=0)
+
+
+class BaseTrainingConfig(_Section):
+    """Flow-matching pre-training of the transformer, text encoders included."""
+
+    steps: int = Field(20000, description="training steps", ge=1)
+    batch: int = Field(16, description="pairs a step", ge=1)
+    lr: float = Field(1e-3, description="peak learning rate", gt=0)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW betas")
+    weight_decay: float = Field(0.0, description="AdamW weight decay", ge=0)
+    warmup: int = Field(200, description="linear warm-up steps", ge=0)
+    decay: float = Field(
+        0.4,
+        description="last share of the steps over which the rate falls linearly to 1 %",
+        gt=0,
+        le=1,
+    )
+    clip: float = Field(1.0, description="gradient-norm clip", gt=0)
+    coarse_resolution: int | None = Field(
+        None,
+        description="side of the pictures in the first steps, when larger ones would be waste",
+        ge=32,
+        multiple_of=16,
+    )
+    coarse_share: float = Field(0.5, description="share of the steps that are coarse", ge=0, lt=1)
+    tasks: dict[str, Share] = Field(
+        {"copy": 0.1, "style": 0.45, "recolour": 0.4, "tint": 0.05},
+        description="share of each task in a batch of scenes (of a bank: corpus.photos.tasks)",
+    )
+    alignment: AlignmentConfig = AlignmentConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    perceptual_tasks: tuple[PhotoTask, ...] | None = Field(
+        None,
+        description="tasks of a bank whose pairs get the perceptual loss, which is most of a "
+        "step's time; null: all",
+    )
+    timestep_mean: float = Field(
+        1.5, description="mean of the normal whose sigmoid is the noise level"
+    )
+    timestep_std: float = Field(1.2, description="its standard deviation", gt=0)
+    bfloat16: bool = Field(True, description="autocast to bf16 (faster where the processor has it)")
+    log_every: int = Field(50, description="steps between log rows", ge=1)
+    save_every: int = Field(500, description="steps between checkpoints", ge=1)
+    validate_every: int = Field(2000, description="steps between validations", ge=1)
+
+
+class PretrainConfig(_Section):
+    """Everything `train/pretrain/run.py` reads."""
+
+    seed: int = Field(0, description="seed of initialisation, order and noise", ge=0, lt=2**32)
+    output: str = Field(
+        "runs/nano_base", description="folder for checkpoints and the finished base"
+    )
+    start: str | None = Field(
+        None,
+        description="folder of a finished base to go on from, with its codec of pixels and its "
+        "words; its sizes have to be these",
+    )
+    threads: int | None = Field(None, description="CPU threads (None: torch's own choice)", ge=1)
+    corpus: CorpusConfig = CorpusConfig()
+    codec: CodecConfig = CodecConfig()
+    model: ModelConfig = ModelConfig()
+    base: BaseTrainingConfig = BaseTrainingConfig()
+    edit_steps: int = Field(
+        4, description="sampling steps written into the base's regionroute.json", ge=1
+    )
+    closer: bool = Field(
+        False,
+        description="whether edits of larger pictures look at the object a second time, written "
+        "there too",
+    )

@@ -1,0 +1,84 @@
+"""Settings of an image encoder's training (`train/pretrain/train_image_encoder.py`)."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Block = Annotated[int, Field(ge=0, le=15)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TeacherConfig(_Section):
+    """Whose features are learned."""
+
+    weights: str = Field(
+        "data/weights/efficientnet_lite0.safetensors",
+        description="EfficientNet-Lite0's weights (see train/pretrain/image_encoder/teacher.py)",
+    )
+    blocks: tuple[Block, ...] = Field(
+        (10, 15), description="blocks of it, 0 to 15, that features are taken from", min_length=1
+    )
+    zoom: float = Field(
+        2.0, description="times larger that it gets the pictures, it was trained on 224 px", gt=0
+    )
+
+
+class ViewsConfig(_Section):
+    """What it is shown: squares of the bank's training photos, cut out once."""
+
+    bank: str = Field("data/bank", description="folder of `regionroute bank`")
+    side: int = Field(128, description="side of a square in pixels", ge=16, multiple_of=16)
+    crops: int = Field(4, description="random squares a photo, beside the whole photo", ge=0)
+    crop_area: tuple[float, float] = Field(
+        (0.3, 0.9), description="least and greatest share of the photo in a square"
+    )
+    mixed: float = Field(
+        0.5, description="share of squares with a piece of another one in them", ge=0, le=1
+    )
+
+
+class NetworkConfig(_Section):
+    """Sizes of the network."""
+
+    widths: tuple[Count, Count, Count, Count] = Field(
+        (40, 80, 216, 336), description="channels at 1/2, 1/4, 1/8 and 1/16 of a picture's size"
+    )
+    depths: tuple[Count, Count, Count, Count] = Field(
+        (2, 7, 6, 2), description="residual blocks at 1/4, 1/8, 1/16, and at 1/8 again"
+    )
+    semantic_channels: int = Field(
+        12, description="latent channels that its features become, 4x as many a token", ge=1
+    )
+    scale: float = Field(
+        2.0,
+        description="root mean square of the features it learns; above 1, so that they stand out "
+        "beside the unit noise that a noisy picture has in these channels",
+        gt=0,
+    )
+
+
+class VisionConfig(_Section):
+    """Everything `train/pretrain/train_image_encoder.py` reads."""
+
+    seed: int = Field(0, description="seed of initialisation, squares and order", ge=0, lt=2**32)
+    output: str = Field("runs/vision", description="folder for checkpoints and the result")
+    threads: int | None = Field(None, description="CPU threads (None: torch's own choice)", ge=1)
+    teacher: TeacherConfig = TeacherConfig()
+    views: ViewsConfig = ViewsConfig()
+    network: NetworkConfig = NetworkConfig()
+    steps: int = Field(2000, description="training steps", ge=1)
+    batch: int = Field(16, description="squares a step", ge=2)
+    lr: float = Field(2e-3, description="peak learning rate, falling as a cosine", gt=0)
+    warmup: int = Field(100, description="linear warm-up steps", ge=0)
+    weight_decay: float = Field(0.05, description="AdamW weight decay of convolutions", ge=0)
+    average: float = Field(
+        0.995, description="decay of the moving average of the weights, which is kept", ge=0, lt=1
+    )
+    clip: float = Field(5.0, description="gradient-norm clip", gt=0)
+    log_every: int = Field(25, description="steps between log rows", ge=1)
+    save_every: int = Field(100, description="steps between checkpoints", ge=1)
+    validate_every: int = Field(250, description="steps between validations", ge=1)

@@ -1,0 +1,44 @@
+"""The file of an embedded base's eyes: safetensors with the network's sizes."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from regionroute.errors import UserError
+from regionroute.files import atomic_write
+from regionroute.models.image_encoder import VisionNet
+
+SIZES = "sizes"
+
+
+def save_vision(network: VisionNet, path: Path) -> None:
+    """Saves a frozen network."""
+    with atomic_write(path) as temporary:
+        save_file(network.state_dict(), temporary, metadata={SIZES: json.dumps(network.sizes)})
+
+
+def load_vision(path: str | Path) -> VisionNet:
+    """A network saved by `save_vision`.
+
+    Raises:
+        UserError: no such file, or another one.
+    """
+    setting = f"codec.vision={path}"
+    if not Path(path).is_file():
+        raise UserError(
+            f"{setting}: no such file, make one with train/pretrain/train_image_encoder.py"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            network = VisionNet(**json.loads((file.metadata() or {})[SIZES]))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{setting}: not a network of train/pretrain/train_image_encoder.py ({reason}), "
+            "give another file"
+        ) from error
+    return network.eval().requires_grad_(False)

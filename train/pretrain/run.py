@@ -1,0 +1,133 @@
+"""Make an embedded base: fit its codec, pre-train its transformer and text encoders, save it.
+
+    regionroute scenes --pretrain 8000 --out data/corpus
+    python train/pretrain/run.py --config configs/nano_pretrain.yaml
+
+    regionroute bank --labels PHOTOS/labels.jsonl --styles small_photos --out data/bank
+    regionroute bank --labels PHOTOS/labels.jsonl --styles small_paintings --out data/bank
+    python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml
+
+The result is a diffusers Kontext folder, `<output>/base`. A stopped run goes on from its newest
+checkpoint when the command is given again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regionroute.config.io import command_settings, dump_config, save_config
+from regionroute.errors import UserError, command
+from regionroute.files import check_output_folder
+from regionroute.models.codec import PatchCodec
+from regionroute.models.loading import Backbone, load_backbone
+from train.pretrain.base import PairSource, start_or_resume, train_base
+from train.pretrain.config import PretrainConfig
+from train.pretrain.corpus import load_corpus, to_model_range
+from train.pretrain.image_encoder.file import load_vision
+from train.pretrain.model import NanoModel, new_parts, parts_of, save_base, vocabulary
+from train.pretrain.photo_bank import PhotoBank
+from train.pretrain.sources import PhotoSource, SceneSource, bank_pictures, prompts_of
+from train.pretrain.word_table import word_table
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    cfg = command_settings("train/pretrain/run.py", __doc__, PretrainConfig, argv)
+    if cfg is None:
+        return 0
+    check_output_folder(cfg.output)
+    output = Path(cfg.output)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)
+    if cfg.corpus.bank is not None:
+        return _pretrain_on_photos(cfg, output)
+    base = None if cfg.start is None else load_backbone(cfg.start)
+    corpus = load_corpus(cfg.corpus, output / "pictures.pt")
+    stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
+    codec = fit_codec(cfg, corpus.pictures[::stride], base)
+    model = _model(cfg, corpus.prompts, output, codec, base)
+    source = SceneSource(cfg.base, corpus, codec, model, cfg.seed)
+    return _train(cfg, model, codec, source, output)
+
+
+def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
+    base = None if cfg.start is None else load_backbone(cfg.start)
+    bank = PhotoBank(str(cfg.corpus.bank))
+    codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures), base)
+    model = _model(cfg, prompts_of(bank), output, codec, base)
+    return _train(cfg, model, codec, PhotoSource(cfg, codec, model), output)
+
+
+def _model(
+    cfg: PretrainConfig, prompts: list[str], output: Path, codec: PatchCodec, base: Backbone | None
+) -> NanoModel:
+    channels, semantic = codec.config.latent_channels, codec.config.semantic_channels
+    if base is not None:
+        parts = parts_of(base, cfg.model, channels)
+    else:
+        words = vocabulary(prompts, cfg.model.words)
+        encoder = cfg.model.sentence_encoder
+        table = None if encoder is None else word_table(encoder, words, cfg.model.text_dim, output)
+        parts = new_parts(cfg.model, channels, words, table, semantic)
+    return NanoModel(parts, cfg.model.text_length, cfg.base.alignment)
+
+
+def _train(
+    cfg: PretrainConfig, model: NanoModel, codec: PatchCodec, source: PairSource, output: Path
+) -> int:
+    optimizer, start = start_or_resume(cfg.base, model, output)
+    save_config(cfg, output)  # only now: a refused run leaves the earlier one's
+    train_base(cfg.base, model, codec, source, output, optimizer, start, cfg.edit_steps)
+    save_base(model, codec, output / "base", cfg, _card(cfg))
+    print(f"base saved in {output / 'base'}")
+    return 0
+
+
+def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> PatchCodec:
+    """The codec: fitted to uint8 pictures [P,3,S,S], or as far as there is one that of `base`.
+
+    Raises:
+        UserError: the vision network cannot be read, or the base has another codec.
+    """
+    before = None if base is None else base.vae
+    if before is not None and before.pixel_channels != cfg.codec.latent_channels:
+        raise UserError(
+            f"start={cfg.start}: its codec has {before.pixel_channels} channels, set "
+            f"codec.latent_channels, now {cfg.codec.latent_channels}, to that"
+        )
+    vision = None if cfg.codec.vision is None else load_vision(cfg.codec.vision)
+    if before is not None and vision is None:
+        return before
+    sizes: dict[str, Any] = {"channels": 0, "widths": (), "depths": ()}
+    if vision is not None:
+        sizes = vision.sizes
+    codec = PatchCodec(
+        latent_channels=cfg.codec.latent_channels + sizes["channels"] // 4,
+        semantic_channels=sizes["channels"] // 4,
+        vision_widths=sizes["widths"],
+        vision_depths=sizes["depths"],
+    )
+    if before is None:
+        codec.fit(to_model_range(pictures))
+    else:
+        codec.take_pixels(before)
+    codec.vision = vision
+    return codec.eval().requires_grad_(False)
+
+
+def _card(cfg: PretrainConfig) -> str:
+    seen = "photos and compositions of them" if cfg.corpus.bank else "procedural scenes"
+    return (
+        "# nano\n\nA small Kontext base of the stock diffusers classes, pre-trained by "
+        f"`train/pretrain/run.py` on {seen}: it copies, restyles whole pictures, recolours "
+        "and highlights named objects. It has never seen a restyled region.\n\nConfiguration:\n\n"
+        "```yaml\n" + dump_config(cfg) + "\n```\n"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,94 @@
+"""Typed configuration of the style encoder's training (`train/style_encoder/run.py`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from regionroute.adapters.style_encoder import RELEASED_LEVELS
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class PicturesConfig(_Section):
+    """What styles look like."""
+
+    source: str = Field(
+        "data/styles",
+        description="folder of one folder a style, a picture's name saying what it shows; or a "
+        "manifest, whose restyled objects are cut out",
+        min_length=1,
+    )
+    split: str = Field("train", description="split of the manifest, where it is one")
+    held_out: float = Field(
+        0.1, description="share of the contents kept for validation", ge=0, lt=1
+    )
+    crop: float = Field(
+        0.8, description="least side of the random crops, relative to the picture's", gt=0, le=1
+    )
+    flip: bool = Field(True, description="mirror every other picture")
+
+
+class TowerConfig(_Section):
+    """The SigLIP tower: a trained one, frozen, or a new one, trained along."""
+
+    name: str | None = Field(
+        None,
+        description="folder or hub id of a SigLIP model, such as "
+        "google/siglip-so400m-patch14-384; null: a new one of the sizes below",
+        min_length=1,
+    )
+    image_size: int = Field(64, description="side of its pictures in pixels", ge=8)
+    patch_size: int = Field(8, description="side of a token in pixels", ge=2)
+    hidden_size: int = Field(96, description="width", ge=8)
+    layers: int = Field(4, description="layers", ge=1)
+    heads: int = Field(4, description="attention heads", ge=1)
+
+
+class HeadConfig(_Section):
+    """What is kept of the tower's hidden states."""
+
+    levels: tuple[Annotated[int, Field(lt=0)], ...] = Field(
+        RELEASED_LEVELS,
+        description="hidden states that are read, counted from the last (as released)",
+        min_length=1,
+    )
+    tokens: int = Field(8, description="tokens kept of each level", ge=1)
+    width: int = Field(128, description="values kept of each token", ge=1)
+
+
+class LossConfig(_Section):
+    """InfoNCE."""
+
+    temperature: float = Field(0.07, description="by which cosines are divided", gt=0)
+
+
+class EncoderOptimConfig(_Section):
+    """The optimizer."""
+
+    name: Literal["adabelief", "adamw"] = Field("adabelief", description="as published, or AdamW")
+    lr: float = Field(1e-5, description="learning rate", gt=0)
+    weight_decay: float = Field(0.0, description="decoupled weight decay", ge=0)
+    clip: float = Field(1.0, description="largest norm of the gradient", gt=0)
+
+
+class StyleEncoderConfig(_Section):
+    """Everything `train/style_encoder/run.py` reads."""
+
+    seed: int = Field(0, description="seed of everything random in the run", ge=0, lt=2**32)
+    output: str = Field(
+        "runs/style_encoder", description="folder for checkpoints and the encoder", min_length=1
+    )
+    device: str | None = Field(None, description="cpu, cuda, …; null: cuda where there is one")
+    pictures: PicturesConfig = Field(PicturesConfig(), description="what styles look like")
+    tower: TowerConfig = Field(TowerConfig(), description="the SigLIP tower")
+    head: HeadConfig = Field(HeadConfig(), description="what is kept of its hidden states")
+    loss: LossConfig = Field(LossConfig(), description="InfoNCE")
+    optim: EncoderOptimConfig = Field(EncoderOptimConfig(), description="the optimizer")
+    steps: int = Field(3500, description="training steps", ge=1)
+    batch: int = Field(128, description="pictures in each of a step's two batches", ge=2)
+    log_every: int = Field(10, description="steps between log rows", ge=1)
+    save_every: int = Field(500, description="steps between checkpoints", ge=1)
+    validate_every: int = Field(500, description="steps between validations", ge=1)
+    resume: bool = Field(True, description="go on from the checkpoint in the output folder")
