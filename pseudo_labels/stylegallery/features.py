@@ -12,6 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudo_labels.stylegallery.config import FeatureConfig
+from pseudo_labels.stylegallery.model import DiffusionModel
+from regionroute.errors import UserError
+from regionroute.files import settings_hash
 
 Predict = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
@@ -138,3 +141,54 @@ def sample(
         before = alpha_before(alphas, timestep, ratio)
         latent = ddim_move(latent, noise.float(), float(alphas[timestep]), before)
     return latent
+
+
+class DiffusionFeatures:
+    """The features of StyleGallery, as a `FeatureSource`.
+
+    Args:
+        model: the diffusion model.
+        config: timesteps, up-block, weights.
+        progress: whether to show bars.
+
+    Raises:
+        UserError: the model has no such up-block.
+    """
+
+    def __init__(self, model: DiffusionModel, config: FeatureConfig, progress: bool = True) -> None:
+        blocks = len(model.unet.up_blocks)
+        self._block = max(0, blocks - 2) if config.block is None else config.block
+        if self._block >= blocks:
+            raise UserError(f"features.block is {config.block}: this model has {blocks} up-blocks")
+        self.model, self.config, self._progress = model, config, progress
+        self.fingerprint = settings_hash([model.fingerprint, config])
+
+    def describe(self, image: Tensor) -> PictureFeatures:
+        """Inverts a picture [3, H, W] in [0, 1]; all results in float32 on the processor."""
+        latent = self.model.encode(image)
+        with self.model.at_work(self.model.unet) as unet:
+            held: list[Tensor] = []
+            hook = unet.up_blocks[self._block].register_forward_hook(
+                lambda module, inputs, output: held.append(output)
+            )
+
+            def predict(latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+                held.clear()
+                text = self.model.text.to(unet.dtype)
+                told = latents.to(unet.dtype)
+                noise = unet(told, timestep, encoder_hidden_states=text).sample
+                return noise, held[0]
+
+            try:
+                alphas, offset = self.model.alphas, self.model.offset
+                mix, inverted = invert(latent, predict, alphas, self.config, offset, self._progress)
+            finally:
+                hook.remove()
+        size = (latent.shape[-2], latent.shape[-1])
+        mix = torch.nn.functional.interpolate(mix, size, mode="nearest")
+        return PictureFeatures(mix[0].cpu(), latent[0].cpu(), inverted[0].cpu())
+
+    @property
+    def last_timestep(self) -> int:
+        """The noise level of the inverted latents."""
+        return inversion_timesteps(self.config.steps, len(self.model.alphas), self.model.offset)[-1]

@@ -14,9 +14,9 @@ from pseudo_labels.stylegallery.cache import StageCache, tensor_hash
 from pseudo_labels.stylegallery.clusters import find_regions, to_grid
 from pseudo_labels.stylegallery.config import GalleryConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank
-from pseudo_labels.stylegallery.features import FeatureSource, PictureFeatures
+from pseudo_labels.stylegallery.features import DiffusionFeatures, FeatureSource, PictureFeatures
 from pseudo_labels.stylegallery.matching import Match, RegionMatcher, RegionSet
-from pseudo_labels.stylegallery.model import DiffusionFeatures, DiffusionModel
+from pseudo_labels.stylegallery.model import DiffusionModel
 from pseudo_labels.stylegallery.networks import DepthEstimator, MaskGenerator, SemanticEncoder
 from pseudo_labels.stylegallery.optimise import (
     OptimState,

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pseudo_labels.stylegallery.config import FeatureConfig
-from pseudo_labels.stylegallery.features import PictureFeatures, inversion_timesteps, invert
+from pseudo_labels.stylegallery.random_model import RANDOM_WIDTHS, random_parts
 from regionroute.errors import UserError
 from regionroute.files import file_hash, is_hub_id, settings_hash
 
@@ -97,57 +96,6 @@ class DiffusionModel:
         return image
 
 
-class DiffusionFeatures:
-    """The features of StyleGallery, as a `FeatureSource`.
-
-    Args:
-        model: the diffusion model.
-        config: timesteps, up-block, weights.
-        progress: whether to show bars.
-
-    Raises:
-        UserError: the model has no such up-block.
-    """
-
-    def __init__(self, model: DiffusionModel, config: FeatureConfig, progress: bool = True) -> None:
-        blocks = len(model.unet.up_blocks)
-        self._block = max(0, blocks - 2) if config.block is None else config.block
-        if self._block >= blocks:
-            raise UserError(f"features.block is {config.block}: this model has {blocks} up-blocks")
-        self.model, self.config, self._progress = model, config, progress
-        self.fingerprint = settings_hash([model.fingerprint, config])
-
-    def describe(self, image: Tensor) -> PictureFeatures:
-        """Inverts a picture [3, H, W] in [0, 1]; all results in float32 on the processor."""
-        latent = self.model.encode(image)
-        with self.model.at_work(self.model.unet) as unet:
-            held: list[Tensor] = []
-            hook = unet.up_blocks[self._block].register_forward_hook(
-                lambda module, inputs, output: held.append(output)
-            )
-
-            def predict(latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-                held.clear()
-                text = self.model.text.to(unet.dtype)
-                told = latents.to(unet.dtype)
-                noise = unet(told, timestep, encoder_hidden_states=text).sample
-                return noise, held[0]
-
-            try:
-                alphas, offset = self.model.alphas, self.model.offset
-                mix, inverted = invert(latent, predict, alphas, self.config, offset, self._progress)
-            finally:
-                hook.remove()
-        size = (latent.shape[-2], latent.shape[-1])
-        mix = torch.nn.functional.interpolate(mix, size, mode="nearest")
-        return PictureFeatures(mix[0].cpu(), latent[0].cpu(), inverted[0].cpu())
-
-    @property
-    def last_timestep(self) -> int:
-        """The noise level of the inverted latents."""
-        return inversion_timesteps(self.config.steps, len(self.model.alphas), self.model.offset)[-1]
-
-
 def load_model(
     name: str,
     *,
@@ -170,8 +118,6 @@ def load_model(
     """
     device = device or torch.device("cpu")
     if name == RANDOM:
-        from pseudo_labels.stylegallery.random_model import random_model
-
         return random_model(device=device)
     parts, alphas, offset = _read_parts(name, DTYPES[dtype])
     if lora is not None:
@@ -186,6 +132,32 @@ def load_model(
         settings_hash(identity),
         device,
         offload,
+    )
+
+
+def random_model(
+    seed: int = 0, device: torch.device | None = None, widths: tuple[int, ...] = RANDOM_WIDTHS
+) -> DiffusionModel:
+    """A model with as many layers as Stable Diffusion 1.5, but narrow ones and random weights.
+
+    Args:
+        seed: seed of the weights.
+        device: where the model runs, None for the CPU.
+        widths: channels of the UNet's four stages.
+
+    Returns:
+        The model, with `random` set.
+    """
+    parts = random_parts(seed, widths)
+    return DiffusionModel(
+        parts.unet,
+        parts.vae,
+        parts.text,
+        parts.scheduler.alphas_cumprod.double(),
+        parts.scheduler.config.steps_offset,
+        settings_hash(["random", seed, widths]),
+        device or torch.device("cpu"),
+        random=True,
     )
 
 

@@ -1,26 +1,42 @@
 """A small Stable Diffusion of the real classes with random weights: plumbing, no skill."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from pseudo_labels.stylegallery.model import DiffusionModel
-from regionroute.files import settings_hash
+from torch import Tensor
 
 TEXT_WIDTH = 32
-_WIDTHS = (32, 64, 64, 64)
+RANDOM_WIDTHS = (32, 64, 64, 64)
 
 
-def random_model(
-    seed: int = 0, device: torch.device | None = None, widths: tuple[int, ...] = _WIDTHS
-) -> DiffusionModel:
-    """A model with as many layers as Stable Diffusion 1.5, but narrow ones.
+@dataclass(frozen=True)
+class RandomParts:
+    """Parts of a Stable Diffusion model with random weights.
+
+    Attributes:
+        unet: UNet2DConditionModel.
+        vae: AutoencoderKL.
+        text: in place of the embedded empty prompt, [1, 8, TEXT_WIDTH].
+        scheduler: DDIMScheduler.
+    """
+
+    unet: Any
+    vae: Any
+    text: Tensor
+    scheduler: Any
+
+
+def random_parts(seed: int = 0, widths: tuple[int, ...] = RANDOM_WIDTHS) -> RandomParts:
+    """Build the parts; equal seeds give equal weights.
 
     Args:
-        seed: of the weights.
-        device: where it works, None: the processor.
+        seed: seed of the weights.
         widths: channels of the UNet's four stages.
+
+    Returns:
+        The parts.
     """
     from diffusers import DDIMScheduler
 
@@ -28,17 +44,7 @@ def random_model(
         torch.manual_seed(seed)
         unet, vae = random_unet(widths), _vae()
         text = torch.randn(1, 8, TEXT_WIDTH)
-    scheduler = DDIMScheduler(**scheduler_settings())
-    return DiffusionModel(
-        unet,
-        vae,
-        text,
-        scheduler.alphas_cumprod.double(),
-        scheduler.config.steps_offset,
-        settings_hash(["random", seed, widths]),
-        device or torch.device("cpu"),
-        random=True,
-    )
+    return RandomParts(unet, vae, text, DDIMScheduler(**scheduler_settings()))
 
 
 def scheduler_settings() -> dict[str, Any]:
@@ -54,7 +60,7 @@ def scheduler_settings() -> dict[str, Any]:
 
 
 def random_unet(
-    widths: tuple[int, ...] = _WIDTHS, heads: int = 4, text_width: int = TEXT_WIDTH
+    widths: tuple[int, ...] = RANDOM_WIDTHS, heads: int = 4, text_width: int = TEXT_WIDTH
 ) -> Any:
     """A random UNet with the layers of Stable Diffusion 1.5."""
     from diffusers import UNet2DConditionModel
@@ -96,13 +102,13 @@ def save_random_pipeline(folder: Path, seed: int = 0) -> Path:
         folder: where; made if absent.
         seed: of the weights.
     """
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from regionroute.models.loading import quiet
     from regionroute.models.tokenizers import build_clip_tokenizer
 
-    model = random_model(seed)
+    model = random_parts(seed)
     tokenizer = build_clip_tokenizer(("a", "picture"), 16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -124,7 +130,7 @@ def save_random_pipeline(folder: Path, seed: int = 0) -> Path:
         text_encoder=text,
         tokenizer=tokenizer,
         unet=model.unet,
-        scheduler=DDIMScheduler(**scheduler_settings()),
+        scheduler=model.scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pseudo_labels.stylegallery.random_model import random_model, save_random_pipeline
+from pseudo_labels.stylegallery.model import random_model
+from pseudo_labels.stylegallery.random_model import save_random_pipeline
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ import torch
 
 from pseudo_labels.stylegallery.config import FeatureConfig
 from pseudo_labels.stylegallery.features import (
+    DiffusionFeatures,
     alpha_before,
     ddim_move,
     inversion_timesteps,
@@ -10,7 +11,6 @@ from pseudo_labels.stylegallery.features import (
     sample,
     time_weights,
 )
-from pseudo_labels.stylegallery.model import DiffusionFeatures
 from regionroute.errors import UserError
 
 ALPHAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
