@@ -28,8 +28,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from pseudo_labels.stylemamba.config import FusionConfig
-from pseudo_labels.stylemamba.fusion import Mixer
-from pseudo_labels.stylemamba.ssm import selective_scan
+from pseudo_labels.stylemamba.modules.fusion import Mixer
+from pseudo_labels.stylemamba.modules.ssm import selective_scan
 from regionroute.data.images import from_pil, write_image
 from regionroute.files import write_json
 

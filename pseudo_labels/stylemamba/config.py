@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pseudo_labels.stylemamba.ssm import Method
+from pseudo_labels.stylemamba.modules.ssm import Method
 from regionroute.config.run import Section
 
 Count = Annotated[int, Field(ge=1)]

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pseudo_labels.stylemamba.config import MambaConfig
 from pseudo_labels.stylemamba.encoders import StyleTarget, describe
-from pseudo_labels.stylemamba.fusion import StyleFusion
+from pseudo_labels.stylemamba.modules.fusion import StyleFusion
 from pseudo_labels.stylemamba.objective import Objective, Parts
 from regionroute.errors import UserError
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pseudo_labels.stylemamba.config import MambaConfig
 from pseudo_labels.stylemamba.fitting import fit, stacked
-from pseudo_labels.stylemamba.fusion import StyleFusion
 from pseudo_labels.stylemamba.measures import directional_score, ssim
+from pseudo_labels.stylemamba.modules.fusion import StyleFusion
 from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
 from pseudo_labels.stylemamba.objective import Parts
 from pseudo_labels.stylemamba.saved import (

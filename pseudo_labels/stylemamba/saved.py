@@ -19,7 +19,7 @@ from torch import Tensor
 from pseudo_labels.stylemamba.codecs import PATCH, Codec, load_codec
 from pseudo_labels.stylemamba.config import FusionConfig
 from pseudo_labels.stylemamba.encoders import RANDOM
-from pseudo_labels.stylemamba.fusion import StyleFusion
+from pseudo_labels.stylemamba.modules.fusion import StyleFusion
 from regionroute.errors import UserError, nearest
 from regionroute.files import (
     atomic_write,

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from pseudo_labels.stylemamba.config import MambaConfig, TrainConfig
 from pseudo_labels.stylemamba.encoders import StyleTarget, describe
 from pseudo_labels.stylemamba.fitting import as_row, new_fusion, update
-from pseudo_labels.stylemamba.fusion import StyleFusion, decayed_parameters
 from pseudo_labels.stylemamba.make import LOSSES_FILE, PREVIEW_FILE, assemble, judge, write_sheet
+from pseudo_labels.stylemamba.modules.fusion import StyleFusion, decayed_parameters
 from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
 from pseudo_labels.stylemamba.objective import Objective, Parts, Result
 from pseudo_labels.stylemamba.saved import SavedStyle

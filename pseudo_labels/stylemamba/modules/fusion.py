@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pseudo_labels.stylemamba.config import FusionConfig
-from pseudo_labels.stylemamba.ssm import selective_scan
+from pseudo_labels.stylemamba.modules.ssm import selective_scan
 
 # Step sizes at the start, log-uniform between these, as Mamba has them.
 FIRST_STEP, LAST_STEP = 1e-3, 1e-1

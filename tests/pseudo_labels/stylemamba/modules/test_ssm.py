@@ -6,9 +6,9 @@ import types
 import pytest
 import torch
 
-from pseudo_labels.stylemamba import ssm
-from pseudo_labels.stylemamba.scan import associative_scan
-from pseudo_labels.stylemamba.ssm import selective_scan
+from pseudo_labels.stylemamba.modules import ssm
+from pseudo_labels.stylemamba.modules.scan import associative_scan
+from pseudo_labels.stylemamba.modules.ssm import selective_scan
 from regionroute.errors import UserError
 
 LENGTHS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 37, 64, 100, 1000, 5000)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pseudo_labels.stylemamba.scan import scan_in_place
+from pseudo_labels.stylemamba.modules.scan import scan_in_place
 from regionroute.errors import UserError
 
 Method = Literal["auto", "loop", "associative", "fused"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pseudo_labels.stylemamba.config import FusionConfig
-from pseudo_labels.stylemamba.fusion import (
+from pseudo_labels.stylemamba.modules.fusion import (
     Mixer,
     StyleFusion,
     decayed_parameters,
