@@ -6,6 +6,7 @@ hashes of all files of a pair and a value's name of the metric's whole definitio
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,11 @@ class ValueCache:
         for line in data.split(b"\n"):
             try:
                 entry = json.loads(line)
-                self._merge(entry["key"], entry["record"])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # the line that was being written when the run was killed
+                if _is_record(entry["record"]):
+                    self._merge(str(entry["key"]), entry["record"])
+            # Cut off when a run was killed, or not ours: such a line costs only its own values.
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue
 
     def get(self, key: str | None) -> dict[str, Any] | None:
         """What is known of a key."""
@@ -107,3 +110,11 @@ class ValueCache:
     def _merge(self, key: str, record: dict[str, Any]) -> None:
         values = {**self._records.get(key, {}).get("values", {}), **record["values"]}
         self._records[key] = {**record, "values": values}
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether a record has the form that :class:`eval.scoring.Scorer` writes."""
+    numbers = [*record["size"], record["mask_share"]]
+    numbers += [value for value in record["values"].values() if value is not None]
+    finite = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    return finite and all({"kind", "text"} == set(remark) for remark in record["remarks"])

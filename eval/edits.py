@@ -92,9 +92,7 @@ class EditFinder:
 
     def __init__(self, folders: dict[str, Path], samples: Sequence[EditSample]) -> None:
         self.folders = folders
-        self._names = {
-            name: {file.name for file in path.iterdir()} for name, path in folders.items()
-        }
+        self._names = {name: _names_by_ending(path) for name, path in folders.items()}
         self._uses = Counter(PurePosixPath(sample.context).stem for sample in samples)
 
     def path(self, method: str, sample: EditSample) -> Path:
@@ -107,20 +105,30 @@ class EditFinder:
         stem = PurePosixPath(sample.context).stem
         for base in (sample.id, stem):
             for ending in ENDINGS:
-                if base + ending not in names:
+                name = names.get(base + ending)
+                if name is None:
                     continue
                 if base == stem != sample.id and self._uses[stem] > 1:
                     raise UserError(
-                        f"{folder / (base + ending)}: {self._uses[stem]} samples have a context of "
+                        f"{folder / name}: {self._uses[stem]} samples have a context of "
                         f"this name, name their edits by id ({sample.id}.png and so on)"
                     )
-                return folder / (base + ending)
+                return folder / name
         return folder / f"{sample.id}.png"
 
 
+def _names_by_ending(folder: Path) -> dict[str, str]:
+    """File names by their name with the ending in lower case; a lower-case file wins."""
+    found: dict[str, str] = {}
+    for name in sorted(file.name for file in folder.iterdir()):  # upper case sorts first
+        found[PurePosixPath(name).stem + PurePosixPath(name).suffix.lower()] = name
+    return found
+
+
 def map_path(folder: Path, sample_id: str) -> Path:
-    """Where a sample's attention map is, if there is one."""
-    return folder / f"{sample_id}.map.png"
+    """Path of a sample's attention map; the file need not exist."""
+    upper = folder / f"{sample_id}.map.PNG"
+    return upper if upper.exists() else folder / f"{sample_id}.map.png"
 
 
 def load_edit(path: Path, sample_id: str, size: tuple[int, int]) -> Edit:
@@ -170,10 +178,16 @@ def load_map(folder: Path, sample_id: str) -> Tensor:
         [h,w] in [0,1), boundary at .5.
 
     Raises:
-        UserError: the map or the sidecar is damaged.
+        UserError: the map or the sidecar is damaged, or the map is no greyscale image of finite
+            values.
     """
     path = map_path(folder, sample_id)
-    grey = (read_image(path)[0] * 255).round() / MAP_LEVELS
+    pixels = read_image(path)
+    if not torch.isfinite(pixels).all():
+        raise UserError(f"{path}: holds values that are not finite, make the map again")
+    if not (pixels == pixels[:1]).all():
+        raise UserError(f"{path}: a map is an 8-bit greyscale image, this one has colours")
+    grey = (pixels[0] * 255).round() / MAP_LEVELS
     sidecar = folder / f"{sample_id}.json"
     settings = read_json(sidecar) if sidecar.exists() else {}
     entry = settings.get("map") if isinstance(settings, dict) else None

@@ -194,11 +194,14 @@ class Judge:
         for line in log.read_text("utf-8").splitlines() if log and log.is_file() else []:
             try:
                 entry = json.loads(line)
+                if not isinstance(entry["answer"], str):
+                    continue
                 self._known[entry["key"]] = entry["answer"]
                 if entry["judge"] == self._own:
                     self._verdicts[_place(entry)] = entry["verdict"]
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that was being written when the run was killed
+            # Cut off when a run was killed, or not ours: the question is asked again.
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
 
     def ask(
         self, name: str, where: dict[str, Any], images: Sequence[Tensor], text: str

@@ -113,19 +113,46 @@ def test_the_key_is_of_contents_and_words(tiny_manifest, tmp_path, spoil):
     assert value_name("m", "a", {"weights": "1"}) != names[0]
 
 
+def record(**values):
+    return {"size": [1, 2], "mask_share": 0.5, "remarks": [], "values": values}
+
+
 def test_values_add_up_and_survive(tmp_path):
     path = tmp_path / "cache.jsonl"
     cache = ValueCache(path)
     assert cache.get(None) is cache.get("k") is None
-    cache.put({"k": {"size": [1, 2], "values": {"a": 1.0}}})
-    cache.put({"k": {"size": [1, 2], "values": {"b": None}}})
+    cache.put({"k": record(a=1.0)})
+    cache.put({"k": record(b=None)})
     size = path.stat().st_size
-    cache.put({"k": {"size": [1, 2], "values": {"a": 1.0}}})  # nothing new, nothing written
+    cache.put({"k": record(a=1.0)})  # nothing new, nothing written
     assert path.stat().st_size == size
-    assert ValueCache(path).get("k")["values"] == {"a": 1.0, "b": None}
-    path.write_text(path.read_text() + "[1]\nnull\n{}\n" + path.read_text())
     assert ValueCache(path).get("k")["values"] == {"a": 1.0, "b": None}
     with pytest.raises(UserError, match="in the way"):
         ValueCache(tmp_path)
     nowhere = ValueCache(None)
-    nowhere.put({"k": {"values": {}}})
+    nowhere.put({"k": record()})
+    nowhere.put({"k": record(a=1.0)})
+    assert nowhere.get("k")["values"] == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        "null",
+        "{}",
+        "[" * 50_000,
+        '{"key": ' + "[" * 50_000 + "]" * 50_000 + ', "record": {}}',
+        '{"key": "k", "record": {"values": {"a": 2.0}}}',
+        json.dumps({"key": "k", "record": record(a="2.0")}),
+        json.dumps({"key": "k", "record": record(a=float("nan"))}),
+        json.dumps({"key": "k", "record": record(a=[2.0])}),
+        json.dumps({"key": "k", "record": {**record(a=2.0), "size": None}}),
+        json.dumps({"key": "k", "record": {**record(a=2.0), "remarks": ["grey"]}}),
+    ],
+)
+def test_garbage_between_the_lines_is_ignored(tmp_path, line):
+    path = tmp_path / "cache.jsonl"
+    ValueCache(path).put({"k": record(a=1.0)})
+    path.write_text(path.read_text() + line + "\n")
+    assert ValueCache(path).get("k") == record(a=1.0)

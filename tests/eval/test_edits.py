@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from eval import rses
-from eval.edits import GREY, RESIZED, EditFinder, load_edit
+from eval.edits import GREY, NO_MAP, RESIZED, EditFinder, load_edit, map_path
+from eval.report import html
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import read_manifest
 from regionroute.errors import UserError
@@ -20,6 +21,70 @@ def test_an_edit_goes_by_id_then_by_the_contexts_name(tiny_manifest, tmp_path):
     finder = EditFinder({"m": folder}, samples)
     names = [finder.path("m", sample).name for sample in samples]
     assert names == ["pair-0.png", "1.context.jpg", "pair-2.webp", "pair-3.png"]
+
+
+def test_upper_case_endings_are_found(tiny_manifest, tmp_path):
+    samples = read_manifest(tiny_manifest).samples
+    folder = tmp_path / "edits"
+    folder.mkdir()
+    for name in ("pair-0.PNG", "1.context.Jpg", "pair-2.png", "pair-2.PNG", "pair-0.map.PNG"):
+        Image.new("RGB", (64, 64)).save(folder / name)
+    finder = EditFinder({"m": folder}, samples)
+    names = [finder.path("m", sample).name for sample in samples]
+    assert names == ["pair-0.PNG", "1.context.Jpg", "pair-2.png", "pair-3.png"]
+    assert load_edit(finder.path("m", samples[0]), "pair-0", (64, 64)).region_map is not None
+    assert map_path(folder, "pair-1").name == "pair-1.map.png"
+
+
+def _float_tiff(value):
+    grey = np.full((8, 8), 0.5, dtype=np.float32)
+    grey[2, 3] = value
+    return Image.fromarray(grey)
+
+
+@pytest.mark.parametrize(
+    ("image", "problem"),
+    [
+        (_float_tiff(np.nan), "not finite"),
+        (Image.linear_gradient("L").convert("HSV").convert("RGB").rotate(90), None),
+        (Image.effect_mandelbrot((8, 8), (-2, -1, 1, 1), 9).convert("L"), None),
+        (Image.new("RGB", (8, 8), (9, 120, 200)), "has colours"),
+        (Image.new("RGBA", (8, 8), (200, 20, 20, 128)), "has colours"),
+        (Image.new("1", (8, 8), 1), None),
+        (Image.new("I;16", (8, 8), 40000), None),
+    ],
+)
+def test_an_odd_map_is_skipped_and_named(tmp_path, image, problem):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    image.save(tmp_path / "a.map.png", format="TIFF" if image.mode == "F" else "PNG")
+    edit = load_edit(tmp_path / "a.png", "a", (8, 8))
+    if problem is None:
+        assert edit.remarks == []
+        assert torch.isfinite(edit.region_map).all()
+        assert 0 <= edit.region_map.min() <= edit.region_map.max() < 1
+    else:
+        assert edit.region_map is None
+        assert [remark.kind for remark in edit.remarks] == [NO_MAP]
+        assert problem in edit.remarks[0].text
+        assert "a.map.png" in edit.remarks[0].text
+
+
+def test_a_map_with_nan_costs_only_that_map(tiny_manifest, edits, tmp_path, capsys):
+    _float_tiff(np.nan).save(edits["good"] / "pair-1.map.png", format="TIFF")
+    out, page = tmp_path / "scores", tmp_path / "report.html"
+    arguments = ["--manifest", str(tiny_manifest), "--split", "all", "--out", str(out)]
+    arguments += ["--edits", str(edits["good"]), "--report", str(page)]
+    assert rses.main(arguments) == 0
+    assert "pair-1.map.png: holds values that are not finite" in capsys.readouterr().err
+    entry = read_json(out / "summary.json")["methods"]["good"]
+    assert entry["n_scored"] == 4
+    assert entry["slices"]["all"]["attention_iou"]["n"] == 3
+    assert entry["remarks"] == {NO_MAP: 1}
+    assert page.read_text().count("good: map</span>") == 3
+    # A map that is spoiled later, before another report of the same scores.
+    _float_tiff(np.nan).save(edits["good"] / "pair-2.map.png", format="TIFF")
+    html.write_report(out, page)
+    assert "pair-2.map.png: holds values that are not finite" in page.read_text()
 
 
 def test_a_shared_context_needs_ids(tiny_manifest, spoil, tmp_path):

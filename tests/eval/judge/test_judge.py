@@ -122,6 +122,8 @@ def test_every_answer_is_stored_and_none_asked_twice(tmp_path):
     assert lines[0]["text"] == "Is it?"
     assert judge.counts()["q1"] == {"answers": 2, "unparsable": 1}
     with log.open("a") as file:
+        file.write("[" * 50_000 + "\n")
+        file.write(json.dumps({**lines[0], "answer": 3}) + "\n")
         file.write('{"key": "half')
     again = Judge(Script(None), JudgeConfig(), log)  # asking would fail
     assert again.ask("q1", where, [bright], "Is it?") == "yes"
