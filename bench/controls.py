@@ -90,7 +90,7 @@ def gate_off(arms: Arms, scenes: Scenes) -> tuple[Tensor, None]:
 def pixel_composite(arms: Arms, scenes: Scenes) -> tuple[Tensor, None]:
     """The restyle of the whole picture, cut out by the same gates."""
     editor = arms.supervised
-    [maps] = editor.place_maps(list(scenes.sources), scenes.requests).values()
+    [maps] = editor.site_maps(list(scenes.sources), scenes.requests).values()
     gates = pixel_gates(token_gates(maps[:, None], editor.routing), scenes.sources, editor.routing)
     return composite(gate_off(arms, scenes)[0], scenes.sources, gates), None
 

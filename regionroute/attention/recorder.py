@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regionroute.attention.columns import NORMS, Norm, attend, attend_among
 from regionroute.attention.plan import AttentionPlan
-from regionroute.config.sites import Place, Queries, Tokens, parse_readings, resolve
+from regionroute.config.sites import AttentionSite, Queries, Tokens, parse_sites, resolve_sites
 from regionroute.diffusion.families import Family, find_transformer
 
 
@@ -35,18 +35,18 @@ class AttentionRecorder:
     checkpointed blocks, these are not.
 
     Args:
-        layers: "all", or readings as `readings.parse_reading` takes them: blocks as `layer_names`
+        layers: "all", or sites as `config.sites.parse_site` takes them: blocks as `layer_names`
             gives them, whole ("double.0", "single.3"), of some heads ("double.1:0,3") or of
             certain image tokens ("double.1.context:2"). Words in them are left to the plan.
-        queries: whose attention is read where a reading does not say it: the noisy "target"
-            tokens, the clean "context" tokens, or "both", which gives two maps a reading,
+        queries: whose attention is read where a site does not say it: the noisy "target"
+            tokens, the clean "context" tokens, or "both", which gives two maps a site,
             "double.0.target" and "double.0.context".
         norm: which keys share the softmax, see `columns.attend` and
             `columns.attend_among`.
         source: names `layers` in errors, such as "supervision.layers".
 
     Raises:
-        UserError: a reading that is not of the form.
+        UserError: a site that is not of the form.
         ValueError: unknown `queries` or `norm`.
     """
 
@@ -65,12 +65,12 @@ class AttentionRecorder:
         self.queries: Queries = queries
         self.norm: Norm = norm
         self.source = source
-        self._readings = parse_readings(layers)
+        self._specs = parse_sites(layers)
         self._plan: AttentionPlan | None = None
         self._maps: dict[str, Tensor] = {}
 
-    def places(self, transformer: nn.Module) -> list[Place]:
-        """What the readings mean in a model, which may be wrapped; each place's name is its map's.
+    def sites(self, transformer: nn.Module) -> list[AttentionSite]:
+        """The sites in a model, which may be wrapped; each site's name is its map's.
 
         Raises:
             UserError: a block or a head that the model does not have.
@@ -79,7 +79,7 @@ class AttentionRecorder:
         module, family = find_transformer(transformer)
         blocks = family.blocks(module)
         heads = {name: int(attn.heads) for name, attn in blocks.items()}
-        return resolve(self._readings, self.queries, heads, self.source)
+        return resolve_sites(self._specs, self.queries, heads, self.source)
 
     @contextmanager
     def recording(self, transformer: nn.Module, plan: AttentionPlan) -> Iterator[None]:
@@ -99,16 +99,16 @@ class AttentionRecorder:
             raise RuntimeError("this recorder is already recording")
         module, family = find_transformer(transformer)
         blocks = family.blocks(module)
-        chosen: dict[str, list[Place]] = {}
+        chosen: dict[str, list[AttentionSite]] = {}
         # Places that differ in their words alone have one name and are read once.
-        for place in {place.name: place for place in self.places(transformer)}.values():
-            chosen.setdefault(place.block, []).append(place)
+        for site in {site.name: site for site in self.sites(transformer)}.values():
+            chosen.setdefault(site.block, []).append(site)
         stock = {name: _stock_processor(name, blocks[name], family) for name in chosen}
         self._plan, self._maps = plan, {}
         try:
-            for name, places in chosen.items():
+            for name, sites in chosen.items():
                 kind = _recording_kind(stock[name])
-                blocks[name].set_processor(kind(self, family, places))
+                blocks[name].set_processor(kind(self, family, sites))
             yield
         finally:
             for name, processor in stock.items():
@@ -119,7 +119,7 @@ class AttentionRecorder:
         """The maps of the latest recorded forward, attached to its graph.
 
         Returns:
-            Name of the place -> [B,S,h,w] in fp32: the probability of the pair's tokens, mean over
+            Name of the site -> [B,S,h,w] in fp32: the probability of the pair's tokens, mean over
             the heads and over the tokens; 0 for a pair without tokens.
 
         Raises:
@@ -131,7 +131,7 @@ class AttentionRecorder:
 
     def attend(
         self,
-        places: Sequence[Place],
+        sites: Sequence[AttentionSite],
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -140,7 +140,7 @@ class AttentionRecorder:
         """Attention output [B,H,N,D] of a block; its maps are kept unless this is a recomputation.
 
         Args:
-            places: what to read in this block.
+            sites: what to read in this block.
             query: [B,H,N,D].
             key: [B,H,N,D].
             value: [B,H,N,D].
@@ -151,7 +151,7 @@ class AttentionRecorder:
         """
         plan = self._plan
         assert plan is not None, "the recording processors outlived their context"
-        rows = _rows(places, plan, query.shape[2])
+        rows = _rows(sites, plan, query.shape[2])
         if self.norm == "full":
             out, probs = attend(query, key, value, plan.token_index, rows=rows, mask=mask)
         else:
@@ -160,13 +160,13 @@ class AttentionRecorder:
                 query, key, value, plan.token_index, text_len=text_len, rows=rows, mask=mask
             )
         count = plan.token_index.ge(0).sum(-1).clamp(min=1)  # [B,S]
-        for place in places:
+        for site in sites:
             # Reduced even in a recomputation, which must save the same tensors as the first run.
-            picked = probs if place.heads is None else probs[:, list(place.heads)]
+            picked = probs if site.heads is None else probs[:, list(site.heads)]
             means = picked.mean(1).sum(-1).mT / count[..., None]  # [B,S,R]
-            start = _first_row(place.tokens, plan) - rows.start
+            start = _first_row(site.tokens, plan) - rows.start
             means = means[..., start : start + plan.image_len]
-            self._store(place.name, means.unflatten(-1, plan.grid))
+            self._store(site.name, means.unflatten(-1, plan.grid))
         return out
 
     def _store(self, name: str, attention: Tensor) -> None:
@@ -186,11 +186,11 @@ class _RecordingProcessor:
     """The family's attention step by step, with its core handed to the recorder."""
 
     def __init__(
-        self, recorder: AttentionRecorder, family: Family, places: Sequence[Place]
+        self, recorder: AttentionRecorder, family: Family, sites: Sequence[AttentionSite]
     ) -> None:
         self.recorder = recorder
         self.family = family
-        self.places = places
+        self.sites = sites
 
     def __call__(
         self,
@@ -217,7 +217,7 @@ class _RecordingProcessor:
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """From [B,N,H,D] to [B,N,H,D]."""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        return self.recorder.attend(self.places, query, key, value, mask).transpose(1, 2)
+        return self.recorder.attend(self.sites, query, key, value, mask).transpose(1, 2)
 
 
 class _JoinedRecordingProcessor(_RecordingProcessor):
@@ -244,9 +244,9 @@ def _first_row(tokens: Tokens, plan: AttentionPlan) -> int:
     return plan.text_len + (plan.image_len if tokens == "context" else 0)
 
 
-def _rows(places: Sequence[Place], plan: AttentionPlan, tokens: int) -> slice:
-    """The query rows that hold all that the places of a block ask for."""
-    asked = {place.tokens for place in places}
+def _rows(sites: Sequence[AttentionSite], plan: AttentionPlan, tokens: int) -> slice:
+    """The query rows that hold all that the sites of a block ask for."""
+    asked = {site.tokens for site in sites}
     end = plan.text_len + 2 * plan.image_len
     if tokens < end - plan.image_len or ("context" in asked and tokens != end):
         raise ValueError(

@@ -227,7 +227,7 @@ def calibrate(scan: HeadScan, top: int) -> Found:
 
     from regionroute.config.sites import MapChoice
     from regionroute.editing.expert_settings import supervised_choice
-    from regionroute.routing.calibration import choose, reading_of
+    from regionroute.routing.calibration import choose, spec_of
 
     pictures, registry = len(scan.examples), scan.editor.registry
     on = np.arange(pictures) < (pictures + 1) // 2
@@ -239,11 +239,11 @@ def calibrate(scan: HeadScan, top: int) -> Found:
         own, name = scan.scores(every), "what was supervised"
         heads = {"with experts": own} | heads
 
-    short = [reading_of(own.places[c]) for c in own.ranking(on)[:SHORTLIST]]
-    places, maps, masks = scan.maps(every.model_copy(update={"layers": short}))
+    short = [spec_of(own.sites[c]) for c in own.ranking(on)[:SHORTLIST]]
+    sites, maps, masks = scan.maps(every.model_copy(update={"layers": short}))
     half = slice(int(on.sum()))
     chosen = choose(maps[half], masks[half], top)
-    choice = every.model_copy(update={"layers": [reading_of(places[c]) for c in chosen]})
+    choice = every.model_copy(update={"layers": [spec_of(sites[c]) for c in chosen]})
 
     before = supervised_choice(registry.extra if registry else {}, "experts")
     means = MapChoice(layers=["all@object"], queries="both", combine="normalised")
@@ -259,7 +259,7 @@ def calibrate(scan: HeadScan, top: int) -> Found:
 
 
 def every_head(editor: Editor) -> list[str]:
-    """Readings of each head of every block by both words and both kinds of tokens."""
+    """Sites of each head of every block by both words and both kinds of tokens."""
     count = editor.backbone.transformer.config.num_attention_heads
     return [
         f"all.{tokens}:{head}@{word}"
@@ -296,7 +296,7 @@ def write(found: Found, ids: Sequence[str], args: argparse.Namespace) -> Path:
     """
     from regionroute.editing.expert_settings import MAP_KEY
     from regionroute.files import read_json, write_json
-    from regionroute.routing.calibration import comparison, reading_of
+    from regionroute.routing.calibration import comparison, spec_of
 
     compared = comparison(*found.compared)
     provenance = {
@@ -315,12 +315,12 @@ def write(found: Found, ids: Sequence[str], args: argparse.Namespace) -> Path:
     }
     heads = {
         model: {
-            reading_of(place): {
+            spec_of(site): {
                 "iou_choosing": round(float(scores.iou[c, found.chosen_on].mean()), 4),
                 "iou": round(float(scores.iou[c, ~found.chosen_on].mean()), 4),
                 "share": round(float(scores.share[c, ~found.chosen_on].mean()), 4),
             }
-            for c, place in enumerate(scores.places)
+            for c, site in enumerate(scores.sites)
         }
         for model, scores in found.heads.items()
     }

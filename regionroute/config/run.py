@@ -22,7 +22,7 @@ from regionroute.config.base import (
     Section,
 )
 from regionroute.config.io import add_config_arguments, dump_config, save_config
-from regionroute.config.sites import Queries, parse_readings
+from regionroute.config.sites import Queries, parse_sites
 from regionroute.config.train import OptimConfig, TrainConfig
 from regionroute.errors import UserError
 from regionroute.files import AnyPath
@@ -238,12 +238,12 @@ class SupervisionConfig(Section):
 
     @field_validator("layers")
     @classmethod
-    def _style_readings(cls, layers: str | list[str]) -> str | list[str]:
+    def _style_sites(cls, layers: str | list[str]) -> str | list[str]:
         try:
-            readings = parse_readings(layers)
+            specs = parse_sites(layers)
         except UserError as error:
             raise ValueError(f"hold names of blocks: {error}") from error
-        if any(reading.word != "style" for reading in readings):
+        if any(spec.word != "style" for spec in specs):
             raise ValueError('name no "@object": the losses teach the style words')
         return layers
 

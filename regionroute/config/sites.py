@@ -1,12 +1,12 @@
-"""Where attention is read: which block, which image tokens ask, which heads, which word.
+"""Attention sites: the block, query tokens, heads and word whose attention is read.
 
-One form of words says it in a configuration, in ``experts.json`` and on the command line:
+A configuration, ``experts.json`` and the command line share one text form:
 
     BLOCK[.target|.context][:HEAD[,HEAD...]][@style|@object]
 
 "double.1" is the mean over the heads of a block, "double.1:0,3" over two of them,
-"double.1.context:2" asks the context picture's tokens, "all@object" reads the object's word in
-every block.
+"double.1.context:2" takes the queries of the context image's tokens, "all@object" reads the
+object's word in every block.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _FORM = re.compile(
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One place where attention is read.
+class SiteSpec:
+    """One or several attention sites, as a user writes them; `resolve_sites` finds them in a model.
 
     Attributes:
         block: its name as `attention.layer_names` gives it, or "all".
-        tokens: image tokens that ask: of the noisy "target" or of the "context" picture; None
-            leaves it to the ``queries`` setting beside the reading.
+        tokens: the queries: tokens of the noisy "target" or of the "context" image; None: as the
+            ``queries`` setting says.
         heads: numbers of the heads, ascending; None: the mean over all.
-        word: the phrase that is asked for.
+        word: the phrase whose keys are read.
     """
 
     block: str
@@ -51,18 +51,18 @@ class Reading:
     word: Word = "style"
 
     @property
-    def place(self) -> str:
-        """The reading without its word: what a recorder calls the map."""
+    def name(self) -> str:
+        """The text without its word: a recorder's name for the map."""
         tokens = f".{self.tokens}" if self.tokens else ""
         heads = f":{','.join(map(str, self.heads))}" if self.heads is not None else ""
         return f"{self.block}{tokens}{heads}"
 
     def __str__(self) -> str:
-        return self.place if self.word == "style" else f"{self.place}@{self.word}"
+        return self.name if self.word == "style" else f"{self.name}@{self.word}"
 
 
-def parse_reading(text: str) -> Reading:
-    """The reading that a text such as "double.1.context:2@object" stands for.
+def parse_site(text: str) -> SiteSpec:
+    """Parse a text such as "double.1.context:2@object".
 
     Raises:
         UserError: the text is not of that form.
@@ -76,29 +76,29 @@ def parse_reading(text: str) -> Reading:
     heads = found["heads"] and tuple(sorted({int(head) for head in found["heads"].split(",")}))
     tokens: Any = found["tokens"]
     word: Any = found["word"]
-    return Reading(found["block"], tokens, heads or None, word or "style")
+    return SiteSpec(found["block"], tokens, heads or None, word or "style")
 
 
-def parse_readings(layers: str | Sequence[str]) -> list[Reading]:
-    """Several readings, each once: a list of texts, or one text with spaces between them.
+def parse_sites(layers: str | Sequence[str]) -> list[SiteSpec]:
+    """Parse a list of texts, or one text with spaces between the sites; duplicates are dropped.
 
     Raises:
         UserError: one is not of the form, or there is none.
     """
     texts = layers.split() if isinstance(layers, str) else layers
-    readings = list(dict.fromkeys(parse_reading(text) for text in texts))
-    if not readings:
+    specs = list(dict.fromkeys(parse_site(text) for text in texts))
+    if not specs:
         raise UserError('there is no block to read, name some or "all"')
-    return readings
+    return specs
 
 
 class MapChoice(BaseModel):
-    """How a region map is made of attention; ``extra.map`` in ``experts.json``."""
+    """How attention becomes a region map; ``extra.map`` in ``experts.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: list[str] = Field([ALL], description="readings, or the text `all`")
-    queries: Queries = Field("target", description="for readings that do not say target or context")
+    layers: list[str] = Field([ALL], description="attention sites, or the text `all`")
+    queries: Queries = Field("target", description="for sites that name neither target nor context")
     norm: Literal["full", "text", "selected"] = "full"
     combine: Literal["mean", "normalised"] = Field(
         "mean", description="mean of the maps as they are, or of the maps over their own means"
@@ -114,25 +114,25 @@ class MapChoice(BaseModel):
     @field_validator("layers")
     @classmethod
     def _well_formed(cls, layers: list[str]) -> list[str]:
-        parse_readings(layers)
+        parse_sites(layers)
         return layers
 
     def settings(self) -> dict[str, Any]:
-        """What an edit's settings file says of its map: all but the provenance, JSON-able."""
+        """The settings that an edit's metadata records: all but the provenance, JSON-able."""
         return self.model_dump(mode="json", exclude={"provenance"})
 
 
 @dataclass(frozen=True)
-class Place:
-    """A reading of one block of a given model; nothing is left open.
+class AttentionSite:
+    """Attention in one block of a given model: a fully resolved `SiteSpec`.
 
     Attributes:
-        name: of its map: the reading without its word, ".target" or ".context" only where the
-            reading or ``queries="both"`` says so.
+        name: of its map: the text without its word, with ".target" or ".context" only where the
+            spec or ``queries="both"`` says so.
         block: the block's name.
-        tokens: which image tokens ask.
+        tokens: the image tokens whose queries are used.
         heads: numbers of the heads, None: the mean over all.
-        word: the phrase that is asked for.
+        word: the phrase whose keys are read.
     """
 
     name: str
@@ -142,43 +142,43 @@ class Place:
     word: Word
 
 
-def resolve(
-    readings: Sequence[Reading], queries: Queries, heads: Mapping[str, int], source: str
-) -> list[Place]:
-    """What readings mean in a model.
+def resolve_sites(
+    specs: Sequence[SiteSpec], queries: Queries, heads: Mapping[str, int], source: str
+) -> list[AttentionSite]:
+    """Find the sites that specs name in a model.
 
     Args:
-        readings: may say "all" and leave the tokens open.
+        specs: may say "all" and leave the tokens open.
         queries: tokens for those that leave them open.
         heads: number of heads by block, in the order of the model.
-        source: names the readings in errors, such as "supervision.layers".
+        source: names the specs in errors, such as "supervision.layers".
 
     Returns:
-        Each place once, in the order of the model's blocks and, within a block, of the readings.
+        Each site once, in the order of the model's blocks and, within a block, of the specs.
 
     Raises:
         UserError: a block or a head that the model does not have.
     """
-    for reading in readings:
-        _check(reading, heads, source)
+    for spec in specs:
+        _check(spec, heads, source)
     open_tokens: tuple[Tokens, ...] = ("target", "context") if queries == "both" else (queries,)
-    places: dict[Place, None] = {}
+    sites: dict[AttentionSite, None] = {}
     for block in heads:
-        for reading in readings:
-            if reading.block not in (ALL, block):
+        for spec in specs:
+            if spec.block not in (ALL, block):
                 continue
-            for tokens in (reading.tokens,) if reading.tokens else open_tokens:
-                told = tokens if reading.tokens or queries == "both" else None
-                name = Reading(block, told, reading.heads).place
-                places[Place(name, block, tokens, reading.heads, reading.word)] = None
-    return list(places)
+            for tokens in (spec.tokens,) if spec.tokens else open_tokens:
+                suffix = tokens if spec.tokens or queries == "both" else None
+                name = SiteSpec(block, suffix, spec.heads).name
+                sites[AttentionSite(name, block, tokens, spec.heads, spec.word)] = None
+    return list(sites)
 
 
-def _check(reading: Reading, heads: Mapping[str, int], source: str) -> None:
-    if reading.block not in (ALL, *heads):
-        near = difflib.get_close_matches(reading.block, heads, n=1, cutoff=0.0)
+def _check(spec: SiteSpec, heads: Mapping[str, int], source: str) -> None:
+    if spec.block not in (ALL, *heads):
+        near = difflib.get_close_matches(spec.block, heads, n=1, cutoff=0.0)
         hint = f', the nearest is "{near[0]}"' if near else ""
-        raise UserError(f'{source}: the model has no block "{reading.block}"{hint}')
-    count = min(heads.values()) if reading.block == ALL else heads[reading.block]
-    if reading.heads and reading.heads[-1] >= count:
-        raise UserError(f'{source}: "{reading}": the heads are 0 to {count - 1}')
+        raise UserError(f'{source}: the model has no block "{spec.block}"{hint}')
+    count = min(heads.values()) if spec.block == ALL else heads[spec.block]
+    if spec.heads and spec.heads[-1] >= count:
+        raise UserError(f'{source}: "{spec}": the heads are 0 to {count - 1}')

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regionroute.adapters import ExpertRegistry, load_experts, read_registry
 from regionroute.config.run import Quantize, RoutingConfig
-from regionroute.config.sites import MapChoice, Place
+from regionroute.config.sites import AttentionSite, MapChoice
 from regionroute.data.images import resize
 from regionroute.data.prompts import Prompt
 from regionroute.diffusion.flow import StepCallback
@@ -254,9 +254,9 @@ class Editor:
         """Where maps are read: as calibrated, else as the experts were supervised, else all."""
         return self._reader.choice
 
-    def place_maps(
+    def site_maps(
         self, images: Sequence[Tensor], requests: Sequence[EditRequest], *, bare: bool = False
-    ) -> dict[Place, Tensor]:
+    ) -> dict[AttentionSite, Tensor]:
         """The attention of each place by itself where an edit starts, at σ = 1; nothing is edited.
 
         Args:
@@ -278,7 +278,7 @@ class Editor:
                 for plans in clauses
             ]
         task = self._task(torch.stack(list(images)), clauses, options)
-        return self._sampler.place_maps(task)
+        return self._sampler.site_maps(task)
 
     def _clauses(self, request: EditRequest, options: EditOptions) -> list[EditPlan]:
         plans = plan_clauses(request, self.styles, self.backbone.token_indices)

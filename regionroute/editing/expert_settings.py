@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from regionroute.config.run import RoutingConfig
-from regionroute.config.sites import MapChoice, parse_readings
+from regionroute.config.sites import MapChoice, parse_sites
 from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.models.source import BaseSettings
@@ -60,13 +60,13 @@ def stored_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> MapC
 
 
 def read_choice(text: str) -> MapChoice:
-    """A choice from a file of `regionroute calibrate`, or from readings with spaces between them.
+    """A choice from a file of `regionroute calibrate`, or from attention sites in one text.
 
     Raises:
-        UserError: the file is missing or broken, or a reading is not of the form.
+        UserError: the file is missing or broken, or a site is not of the form.
     """
     if not text.endswith(".json"):
-        layers = [str(reading) for reading in parse_readings(text)]
+        layers = [str(site) for site in parse_sites(text)]
         return MapChoice(layers=layers, combine="normalised")
     values = read_json(text)
     if not isinstance(values, dict) or MAP_KEY not in values:

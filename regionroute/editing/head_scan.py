@@ -1,6 +1,6 @@
 """Reads attention maps of labelled pictures, where `edit` starts, and scores them.
 
-Shape legend: C places, P pictures, B pictures of a batch, h w the token grid.
+Shape legend: C sites, P pictures, B pictures of a batch, h w the token grid.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regionroute.attention import combine_maps, map_scores
-from regionroute.config.sites import MapChoice, Place
+from regionroute.config.sites import AttentionSite, MapChoice
 from regionroute.data.manifest import EditSample, Manifest
 from regionroute.diffusion.latents import mask_to_grid
 from regionroute.editing.editor import Editor
@@ -38,7 +38,7 @@ class Example:
 
 
 class HeadScan:
-    """Reads the same pictures again and again, in other places each time.
+    """Reads the same pictures again and again, at other sites each time.
 
     Args:
         editor: the base with or without experts; its way of reading maps is changed.
@@ -68,18 +68,18 @@ class HeadScan:
         ]
 
     def scores(self, choice: MapChoice, *, bare: bool = False) -> Scores:
-        """The choice's places one by one; `bare` leaves the experts out.
+        """The choice's sites one by one; `bare` leaves the experts out.
 
         Raises:
             UserError: a picture, a mask or a phrase that cannot be used.
         """
         found = []
-        places: list[Place] = []
+        sites: list[AttentionSite] = []
         for maps, masks in self._read(choice, bare):
-            places = list(maps)
+            sites = list(maps)
             found.append(map_scores(torch.stack(list(maps.values())), masks))
         iou, share = (self._in_order(part) for part in zip(*found, strict=True))
-        return Scores(places, iou, share)
+        return Scores(sites, iou, share)
 
     def row(self, name: str, choice: MapChoice, *, bare: bool = False) -> Row:
         """The choice's one map; `bare` leaves the experts out.
@@ -94,29 +94,31 @@ class HeadScan:
         iou, share = (self._in_order(part) for part in zip(*found, strict=True))
         return Row(name, choice.layers, iou, share)
 
-    def maps(self, choice: MapChoice) -> tuple[list[Place], list[Tensor], list[Tensor]]:
-        """The places, and of each picture their maps [C,h,w] and the soft mask [h,w].
+    def maps(self, choice: MapChoice) -> tuple[list[AttentionSite], list[Tensor], list[Tensor]]:
+        """The sites, and of each picture their maps [C,h,w] and the soft mask [h,w].
 
         Raises:
             UserError: see `scores`.
         """
-        places: list[Place] = []
+        sites: list[AttentionSite] = []
         maps: list[Tensor] = [torch.empty(0)] * len(self.examples)
         masks = list(maps)
         for numbers, (found, grids) in zip(self.batches, self._read(choice, False), strict=True):
-            places = list(found)
+            sites = list(found)
             stacked = torch.stack(list(found.values()), dim=1)  # [B,C,h,w]
             for number, picture, mask in zip(numbers, stacked, grids, strict=True):
                 maps[number], masks[number] = picture, mask
-        return places, maps, masks
+        return sites, maps, masks
 
-    def _read(self, choice: MapChoice, bare: bool) -> Iterator[tuple[dict[Place, Tensor], Tensor]]:
-        """Of each batch the maps by place and the masks, [B,h,w] each."""
+    def _read(
+        self, choice: MapChoice, bare: bool
+    ) -> Iterator[tuple[dict[AttentionSite, Tensor], Tensor]]:
+        """Of each batch the maps by site and the masks, [B,h,w] each."""
         self.editor.read_maps(choice)
         for numbers in self.batches:
             members = [self.examples[number] for number in numbers]
             images = [self.manifest.context(example.sample) for example in members]
-            maps = self.editor.place_maps(images, [one.request for one in members], bare=bare)
+            maps = self.editor.site_maps(images, [one.request for one in members], bare=bare)
             grid = next(iter(maps.values())).shape[-2:]
             masks = [mask_to_grid(self._mask(one.sample), *grid) for one in members]
             yield maps, torch.stack(masks).to(next(iter(maps.values())))

@@ -17,7 +17,7 @@ from torch import Tensor
 from regionroute.adapters import routed
 from regionroute.attention import AttentionPlan, region_map
 from regionroute.config.run import RoutingConfig
-from regionroute.config.sites import Place
+from regionroute.config.sites import AttentionSite
 from regionroute.data.prompts import restyle_prompt
 from regionroute.diffusion.flow import StepCallback, denoise, guided, predict_velocity, sample
 from regionroute.editing.request import EditPlan, EditRequest
@@ -191,7 +191,7 @@ class Sampler:
         return maps, region_level(attention)[..., 0, 0] * tokens
 
     @torch.no_grad()
-    def place_maps(self, task: Task) -> dict[Place, Tensor]:
+    def site_maps(self, task: Task) -> dict[AttentionSite, Tensor]:
         """As `clause_maps`, but each place by itself: [B·S,h,w] in fp32, on the model's device."""
         self._first_call(task)
         return self.reader.maps()

@@ -1,6 +1,6 @@
 """Choosing where to read attention: scores on labelled pictures, forward selection, intervals.
 
-Shape legend: C candidate places, P pictures, h w the token grid of a picture.
+Shape legend: C candidate sites, P pictures, h w the token grid of a picture.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from regionroute.attention import map_scores, normalised
-from regionroute.config.sites import Place, Reading, Word
+from regionroute.config.sites import AttentionSite, SiteSpec, Word
 
-MIN_GAIN = 0.005  # in IoU: what a further place has to bring, and twice its standard error
+MIN_GAIN = 0.005  # in IoU: what a further site has to bring, and twice its standard error
 RESAMPLES = 2000
 LEVEL = 0.95
 
@@ -39,53 +39,53 @@ class Row:
 
     Attributes:
         name: what it is.
-        readings: its places, as text.
+        sites: their specs, as text.
         iou: of region map and object, one value a picture, [P].
         share: of the attention that lies inside the mask, [P].
     """
 
     name: str
-    readings: list[str]
+    sites: list[str]
     iou: np.ndarray
     share: np.ndarray
 
     def on(self, pictures: np.ndarray) -> Row:
         """The row on some of the pictures, bool [P]."""
-        return Row(self.name, self.readings, self.iou[pictures], self.share[pictures])
+        return Row(self.name, self.sites, self.iou[pictures], self.share[pictures])
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Many places, scored one by one.
+    """Many sites, scored one by one.
 
     Attributes:
-        places: C of them.
+        sites: C of them.
         iou: of region map and object, [C,P].
         share: of the attention that lies inside the mask, [C,P].
     """
 
-    places: list[Place]
+    sites: list[AttentionSite]
     iou: np.ndarray
     share: np.ndarray
 
     def ranking(self, pictures: np.ndarray, word: Word | None = None) -> list[int]:
-        """Numbers of the places by mean IoU on some pictures, then share, best first.
+        """Numbers of the sites by mean IoU on some pictures, then share, best first.
 
         Args:
             pictures: bool [P].
             word: only those of this word; None: all.
         """
         iou, share = self.iou[:, pictures].mean(1), self.share[:, pictures].mean(1)
-        members = [c for c, place in enumerate(self.places) if word in (None, place.word)]
+        members = [c for c, site in enumerate(self.sites) if word in (None, site.word)]
         return sorted(members, key=lambda c: (-iou[c], -share[c]))
 
-    def row(self, name: str, place: int) -> Row:
-        """One of the places."""
-        reading = reading_of(self.places[place])
-        return Row(f"{name} ({reading})", [reading], self.iou[place], self.share[place])
+    def row(self, name: str, site: int) -> Row:
+        """The scores of one site, by its number."""
+        text = spec_of(self.sites[site])
+        return Row(f"{name} ({text})", [text], self.iou[site], self.share[site])
 
     def average(self, name: str) -> Row:
-        """What a place drawn by lot would score."""
+        """The mean over all sites: what a random site would score."""
         return Row(name, [], self.iou.mean(0), self.share.mean(0))
 
 
@@ -96,28 +96,28 @@ def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high))
 
 
-def reading_of(place: Place) -> str:
-    """The text of a place, with its tokens said even where they could be left out."""
-    return str(Reading(place.block, place.tokens, place.heads, place.word))
+def spec_of(site: AttentionSite) -> str:
+    """The text of a site, with its tokens said even where they could be left out."""
+    return str(SiteSpec(site.block, site.tokens, site.heads, site.word))
 
 
 def choose(
     maps: Sequence[Tensor], masks: Sequence[Tensor], top: int, min_gain: float = MIN_GAIN
 ) -> list[int]:
-    """Forward selection: the best place, then the one that helps it most, and so on.
+    """Forward selection: the best site, then the one that helps it most, and so on.
 
-    Places are combined by the mean of their normalised maps. A further place has to raise the mean
+    Sites are combined by the mean of their normalised maps. A further site has to raise the mean
     IoU by `min_gain` and by twice the standard error of the gain: among many candidates some look
     useful by chance.
 
     Args:
         maps: attention of each picture, [C,h,w]; the grids may differ.
         masks: soft object masks, [h,w] each.
-        top: places at most, >= 1.
+        top: sites at most, >= 1.
         min_gain: in mean IoU over the pictures.
 
     Returns:
-        Numbers of the chosen places, best first.
+        Numbers of the chosen sites, best first.
     """
     each = [normalised(picture) for picture in maps]
     totals = [torch.zeros_like(picture[0]) for picture in each]
@@ -146,7 +146,7 @@ def comparison(choice: Row, others: Sequence[Row]) -> list[dict[str, Any]]:
     """Every row's scores and how far the choice is ahead of it in IoU, JSON-able."""
     found = []
     for row in (choice, *others):
-        values: dict[str, Any] = {"name": row.name, "readings": row.readings}
+        values: dict[str, Any] = {"name": row.name, "sites": row.sites}
         values |= {"iou": asdict(estimate(row.iou)), "share": asdict(estimate(row.share))}
         if row is not choice:
             values["gain"] = asdict(estimate(choice.iou - row.iou))
@@ -176,12 +176,12 @@ def head_table(scores: Mapping[str, Scores], chosen_on: np.ndarray) -> list[str]
     lines = [f"{'':{width}}  word    asked by  best  head         mean"]
     for model, heads in scores.items():
         order, rest = heads.ranking(chosen_on), heads.iou[:, ~chosen_on].mean(1)
-        for word, tokens in dict.fromkeys((place.word, place.tokens) for place in heads.places):
+        for word, tokens in dict.fromkeys((site.word, site.tokens) for site in heads.sites):
             members = [
-                c for c in order if (heads.places[c].word, heads.places[c].tokens) == (word, tokens)
+                c for c in order if (heads.sites[c].word, heads.sites[c].tokens) == (word, tokens)
             ]
-            best = heads.places[members[0]]
-            head = Reading(best.block, None, best.heads).place
+            best = heads.sites[members[0]]
+            head = SiteSpec(best.block, None, best.heads).name
             lines.append(
                 f"{model:{width}}  {word:7} {tokens:9} {rest[members[0]]:.2f}  {head:12} "
                 f"{rest[members].mean():.2f}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regionroute.attention import AttentionPlan, AttentionRecorder, combine_maps
-from regionroute.config.sites import WORDS, MapChoice, Place, Word
+from regionroute.config.sites import WORDS, AttentionSite, MapChoice, Word
 
 
 class Phrases(Protocol):
@@ -39,8 +39,8 @@ class MapReader:
     def __init__(self, transformer: Any, choice: MapChoice, source: str = "map") -> None:
         self.transformer, self.choice = transformer, choice
         self.recorder = AttentionRecorder(choice.layers, choice.queries, choice.norm, source)
-        self.places = self.recorder.places(transformer)
-        self.words = [word for word in WORDS if any(place.word == word for place in self.places)]
+        self.sites = self.recorder.sites(transformer)
+        self.words = [word for word in WORDS if any(site.word == word for site in self.sites)]
 
     def reads(self, step: int) -> bool:
         """Whether the choice wants this sampling step, counted from 0."""
@@ -72,10 +72,10 @@ class MapReader:
         """Surrounds a call of the transformer."""
         return self.recorder.recording(self.transformer, plan.to(self.transformer.device))
 
-    def maps(self) -> dict[Place, Tensor]:
-        """What each place gave in the latest recorded call, [R,h,w] each, fp32."""
+    def maps(self) -> dict[AttentionSite, Tensor]:
+        """What each site gave in the latest recorded call, [R,h,w] each, fp32."""
         found = self.recorder.maps()
-        return {place: found[place.name][:, self.words.index(place.word)] for place in self.places}
+        return {site: found[site.name][:, self.words.index(site.word)] for site in self.sites}
 
     def combined(self) -> Tensor:
         """The latest call's one map, [R,h,w]."""

@@ -307,7 +307,7 @@ def test_mistakes_are_named(flux, inputs, plan):
     with pytest.raises(UserError, match=r'supervision.layers: .* the nearest is "double.1"'):
         AttentionRecorder(layers=["doubles.1"]).recording(flux, plan).__enter__()
     with pytest.raises(UserError, match=r'experts.json: "double.1:2": the heads are 0 to 1'):
-        AttentionRecorder(["double.1:2"], source="experts.json").places(Wrapper(flux))
+        AttentionRecorder(["double.1:2"], source="experts.json").sites(Wrapper(flux))
     with pytest.raises(UserError, match="not of the form"):
         AttentionRecorder(layers=["double.1:x"])
     with pytest.raises(ValueError, match="target"):

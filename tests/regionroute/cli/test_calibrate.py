@@ -66,14 +66,14 @@ def test_scores_belong_to_the_heads_and_pictures_they_name(tiny_base, experts, p
     assert scores.iou.shape == (3 * 2 * 2 * 2, 4)  # blocks, heads, tokens, words
     place = next(
         n
-        for n, p in enumerate(scores.places)
+        for n, p in enumerate(scores.sites)
         if (p.name, p.word) == ("single.0.context:1", "object")
     )
     for number, example in enumerate(examples):
         editor.read_maps(MapChoice(layers=["single.0:1@object"], queries="context"))
         image = manifest.context(example.sample)
         for found, is_bare in ((scores, False), (bare, True)):
-            [attention] = editor.place_maps([image], [example.request], bare=is_bare).values()
+            [attention] = editor.site_maps([image], [example.request], bare=is_bare).values()
             mask = mask_to_grid(manifest.masks(example.sample)[0], *attention.shape[-2:])
             iou, share = map_scores(attention[0], mask)
             assert found.iou[place, number] == pytest.approx(iou.item(), abs=0.02)

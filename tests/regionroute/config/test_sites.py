@@ -1,15 +1,15 @@
-"""Readings: one text form, its parts, and what they mean in a model."""
+"""Attention sites: one text form, its parts, and what they mean in a model."""
 
 import pytest
 from pydantic import ValidationError
 
 from regionroute.config.sites import (
+    AttentionSite,
     MapChoice,
-    Place,
-    Reading,
-    parse_reading,
-    parse_readings,
-    resolve,
+    SiteSpec,
+    parse_site,
+    parse_sites,
+    resolve_sites,
 )
 from regionroute.errors import UserError
 
@@ -17,26 +17,26 @@ HEADS = {"double.0": 4, "double.1": 4, "single.0": 4}
 
 
 @pytest.mark.parametrize(
-    ("text", "reading"),
+    ("text", "site"),
     [
-        ("double.1", Reading("double.1")),
-        ("double.1:0,3", Reading("double.1", heads=(0, 3))),
-        ("double.1.context:2", Reading("double.1", "context", (2,))),
-        ("single.12.target@object", Reading("single.12", "target", word="object")),
-        ("all@object", Reading("all", word="object")),
-        ("all.context:1", Reading("all", "context", (1,))),
+        ("double.1", SiteSpec("double.1")),
+        ("double.1:0,3", SiteSpec("double.1", heads=(0, 3))),
+        ("double.1.context:2", SiteSpec("double.1", "context", (2,))),
+        ("single.12.target@object", SiteSpec("single.12", "target", word="object")),
+        ("all@object", SiteSpec("all", word="object")),
+        ("all.context:1", SiteSpec("all", "context", (1,))),
     ],
 )
-def test_a_text_and_its_reading_say_the_same(text, reading):
-    assert parse_reading(text) == reading
-    assert str(reading) == text
+def test_a_text_and_its_spec_say_the_same(text, site):
+    assert parse_site(text) == site
+    assert str(site) == text
 
 
-def test_a_reading_has_one_spelling():
-    assert str(parse_reading(" double.1:3,0,3@style ")) == "double.1:0,3"
-    assert parse_readings("all double.1:1,0 double.1:0,1") == [
-        Reading("all"),
-        Reading("double.1", heads=(0, 1)),
+def test_a_site_has_one_spelling():
+    assert str(parse_site(" double.1:3,0,3@style ")) == "double.1:0,3"
+    assert parse_sites("all double.1:1,0 double.1:0,1") == [
+        SiteSpec("all"),
+        SiteSpec("double.1", heads=(0, 1)),
     ]
 
 
@@ -45,24 +45,24 @@ def test_a_reading_has_one_spelling():
 )
 def test_other_texts_are_refused_with_an_example(text):
     with pytest.raises(UserError, match=r'not of the form .*for example "double\.1"'):
-        parse_reading(text)
+        parse_site(text)
     with pytest.raises(UserError, match="no block to read"):
-        parse_readings("  ")
+        parse_sites("  ")
 
 
 def test_blocks_come_in_the_models_order_and_open_tokens_are_filled_in():
-    readings = parse_readings("single.0.context:1@object double.1 double.1.target:0")
-    assert resolve(readings, "target", HEADS, "here") == [
-        Place("double.1", "double.1", "target", None, "style"),
-        Place("double.1.target:0", "double.1", "target", (0,), "style"),
-        Place("single.0.context:1", "single.0", "context", (1,), "object"),
+    sites = parse_sites("single.0.context:1@object double.1 double.1.target:0")
+    assert resolve_sites(sites, "target", HEADS, "here") == [
+        AttentionSite("double.1", "double.1", "target", None, "style"),
+        AttentionSite("double.1.target:0", "double.1", "target", (0,), "style"),
+        AttentionSite("single.0.context:1", "single.0", "context", (1,), "object"),
     ]
-    both = resolve(parse_readings("double.0:2"), "both", HEADS, "here")
+    both = resolve_sites(parse_sites("double.0:2"), "both", HEADS, "here")
     assert [(p.name, p.tokens) for p in both] == [
         ("double.0.target:2", "target"),
         ("double.0.context:2", "context"),
     ]
-    every = resolve(parse_readings("all all.context"), "context", HEADS, "here")
+    every = resolve_sites(parse_sites("all all.context"), "context", HEADS, "here")
     assert [p.name for p in every[:3]] == ["double.0", "double.0.context", "double.1"]
     assert {p.tokens for p in every} == {"context"}
     assert len(every) == 6
@@ -79,7 +79,7 @@ def test_blocks_come_in_the_models_order_and_open_tokens_are_filled_in():
 )
 def test_what_the_model_lacks_is_named(text, sentence):
     with pytest.raises(UserError, match=sentence):
-        resolve(parse_readings(text), "target", HEADS, "here")
+        resolve_sites(parse_sites(text), "target", HEADS, "here")
 
 
 def test_a_choice_takes_texts_in_both_shapes_and_refuses_others():

@@ -178,18 +178,18 @@ def test_a_calibrated_choice_goes_before_what_was_supervised(
     write_experts(tmp_path, load_backbone(str(tiny_base)), map_layers=["double.0"], map=choice)
     editor = Editor(tiny_backbone, tmp_path)
     request = EditRequest("dog", "pixel-art", seed=3)
-    maps = editor.place_maps([picture()], [request])
-    assert [str(place.word) for place in maps] == ["object", "style"]
+    maps = editor.site_maps([picture()], [request])
+    assert [str(site.word) for site in maps] == ["object", "style"]
     expected = region_map(combine_maps(list(maps.values())))[0]
     for steps in (1, 3):  # the first step alone is read
         found = editor.edit(picture(), "dog", "pixel-art", seed=3, steps=steps, want_map=True)
         torch.testing.assert_close(found.region_map, expected, atol=1e-5, rtol=0)
     zero_shot = Editor(load_backbone(str(tiny_base)))
     zero_shot.read_maps(editor.map_choice)
-    theirs = zero_shot.place_maps([picture()], [request])
-    for place, bare in editor.place_maps([picture()], [request], bare=True).items():
-        torch.testing.assert_close(bare, theirs[place])
-        assert not torch.allclose(bare, maps[place])
+    theirs = zero_shot.site_maps([picture()], [request])
+    for site, bare in editor.site_maps([picture()], [request], bare=True).items():
+        torch.testing.assert_close(bare, theirs[site])
+        assert not torch.allclose(bare, maps[site])
 
 
 def test_a_choice_makes_the_gates_of_routed_edits(editor: Editor) -> None:

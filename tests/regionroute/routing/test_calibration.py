@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from regionroute.config.sites import Place
+from regionroute.config.sites import AttentionSite
 from regionroute.routing.calibration import (
     Row,
     Scores,
@@ -15,11 +15,11 @@ from regionroute.routing.calibration import (
     comparison_table,
     estimate,
     head_table,
-    reading_of,
+    spec_of,
 )
 
-PLACES = [
-    Place(f"double.{block}.{tokens}:{head}", f"double.{block}", tokens, (head,), word)
+SITES = [
+    AttentionSite(f"double.{block}.{tokens}:{head}", f"double.{block}", tokens, (head,), word)
     for block in (0, 1)
     for tokens in ("target", "context")
     for head in (0, 1)
@@ -28,7 +28,7 @@ PLACES = [
 
 
 def halves(grid=8):
-    """A mask, its upper and lower half, and a place that looks at the corner instead."""
+    """A mask, its upper and lower half, and a site that looks at the corner instead."""
     mask = torch.zeros(grid, grid)
     mask[2:6, 2:6] = 1
     upper, lower, corner = (torch.zeros(grid, grid) for _ in range(3))
@@ -51,7 +51,7 @@ def test_places_are_chosen_that_complement_each_other():
 
 def test_a_gain_by_chance_is_not_enough():
     mask, upper, lower, _ = halves()
-    # The second place helps in one picture of eight and harms nowhere: no more than luck.
+    # The second site helps in one picture of eight and harms nowhere: no more than luck.
     lucky = [torch.stack([upper, lower if n == 0 else upper]) for n in range(8)]
     assert choose(lucky, [mask] * 8, top=2) == [0]
     assert choose(lucky[:1], [mask], top=2) == [0, 1]
@@ -85,16 +85,16 @@ def test_rows_are_compared_picture_by_picture():
 
 def test_heads_are_ranked_on_one_half_and_shown_on_the_other():
     on = np.array([True, True, False, False])
-    iou = np.full((len(PLACES), 4), 0.1)
+    iou = np.full((len(SITES), 4), 0.1)
     share = np.zeros_like(iou)
     iou[5, :2], iou[5, 2:] = 0.9, 0.4
     iou[10, 2:] = 1.0  # better where it is not looked at
     share[3] = 0.5
-    scores = Scores(PLACES, iou, share)
+    scores = Scores(SITES, iou, share)
     assert scores.ranking(on)[:2] == [5, 3]
     assert scores.ranking(on, "style")[0] == 0
-    assert scores.row("best", 5).name == f"best ({reading_of(PLACES[5])})"
-    assert reading_of(PLACES[5]) == "double.0.context:0@object"
+    assert scores.row("best", 5).name == f"best ({spec_of(SITES[5])})"
+    assert spec_of(SITES[5]) == "double.0.context:0@object"
     np.testing.assert_allclose(scores.average("lot").iou, iou.mean(0))
     table = head_table({"base": scores}, on)
     assert len(table) == 5
