@@ -1,6 +1,7 @@
 """What the sections of the settings are made of: their base class and the common ranges."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +15,13 @@ Names = Annotated[list[Name], Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are refused, values stay as they were loaded."""
+    """A group of settings: unknown keys are refused, values stay as they were loaded.
+
+    Attributes:
+        renamed: old name -> new name of the group's renamed settings, see
+            `regionroute.config.aliases`.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

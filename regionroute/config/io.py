@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from regionroute.config.aliases import current_key, group_of, with_current_names
 from regionroute.errors import Parser, UserError, nearest
 from regionroute.files import AnyPath, atomic_write
 
@@ -56,18 +57,23 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown (the nearest known one is
-            named), or a value is of the wrong type or out of range.
+            named), a key is given under its old and its new name, or a value is of the wrong type
+            or out of range.
     """
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    given: dict[str, str] = {}
     if path is not None:
         settings = _checked(_read_yaml(path), model, str(path))
     for override in overrides:
         shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
         source = f"override {shown!r}"
         key, extra = _parse_override(override, source)
+        current = current_key(key, model)
+        if given.setdefault(current, key) != key:
+            raise UserError(f"{source}: {given[current]} and {key} are one setting, give it once")
         _merge(settings, _checked(extra, model, source), model)
-        sources[key] = source
+        sources[current] = source
     try:
         # Strict JSON mode: lists stand for tuples, but 1 is no bool and "4" no number.
         return model.model_validate_json(_as_json(settings, str(path or "overrides")), strict=True)
@@ -143,16 +149,10 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, info in model.model_fields.items():
         keys.append(prefix + name)
-        group = _group(info)
+        group = group_of(info)
         if group is not None:
             keys += known_keys(group, f"{prefix}{name}.")
     return keys
-
-
-def _group(info: FieldInfo) -> type[BaseModel] | None:
-    """The model class of a field that is a group of settings, None for a value."""
-    kind = info.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _as_json(settings: dict[str, Any], where: str) -> str:
@@ -220,15 +220,16 @@ def _checked(
     prefix: str = "",
     root: Any = None,
 ) -> dict[str, Any]:
-    """A copy of the settings in which every key is known and every group is a dict."""
-    root = root or model
+    """A copy under current names, in which every key is known and every group is a dict."""
+    if root is None:
+        root, settings = model, with_current_names(settings, model, source)
     copy = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if key not in model.model_fields:
             close = nearest(name, known_keys(root))
             raise UserError(f"{source}: unknown key {name!r}, the nearest known one is {close!r}")
-        group = _group(model.model_fields[key])
+        group = group_of(model.model_fields[key])
         if group is not None:
             value = {} if value is None else value  # a group whose lines are all commented out
             if not isinstance(value, dict):
@@ -245,7 +246,7 @@ def _checked(
 def _merge(settings: dict[str, Any], extra: dict[str, Any], model: type[BaseModel]) -> None:
     """Lays `extra` over `settings`: groups key by key, values as a whole."""
     for key, value in extra.items():
-        group = _group(model.model_fields[key])
+        group = group_of(model.model_fields[key])
         if group is None:
             settings[key] = value
         else:

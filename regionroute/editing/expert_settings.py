@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from regionroute.config.aliases import with_current_names
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import MapChoice, parse_sites
 from regionroute.errors import UserError
@@ -86,6 +87,8 @@ def supervised_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> 
 
 
 def _validated(model: type[Model], values: Any, prefix: str, file: str, remedy: str = "") -> Model:
+    if isinstance(values, Mapping):
+        values = with_current_names(values, model, file, quiet=True)
     try:
         return model.model_validate(values)
     except ValidationError as error:
