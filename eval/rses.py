@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     skipped = _skipped(names, networks)
     for name, reason in skipped.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
-    _warn_styles(networks, samples)
+    _warn_styles(networks, samples, names)
     cache = ValueCache(out / CACHE_FILE)
     scorer = Scorer(manifest, methods, metrics, out, device, on_problem=_say, cache=cache)
     rows = scorer.score(samples, args.batch_size)
@@ -205,12 +205,14 @@ def _skipped(names: Sequence[str], networks: Networks) -> dict[str, str]:
     return reasons
 
 
-def _warn_styles(networks: Networks, samples: Sequence[EditSample]) -> None:
-    if networks.styles is None:
-        return
+def _warn_styles(networks: Networks, samples: Sequence[EditSample], names: Sequence[str]) -> None:
+    """Names the styles without a style image or without an opposite of their own."""
     wanted = [region.style for sample in samples for region in sample.regions]
-    for style in networks.styles.missing(wanted):
-        _say(f"--style-images: no picture of {style!r}, its edits are not compared with any")
+    for style in networks.styles.missing(wanted) if networks.styles else []:
+        _say(f"--style-images: no image of {style!r}, its edits are not compared with any")
+    if networks.judge and {"q3", "q4"} & set(names):
+        for sentence in networks.judge.config.warnings(wanted):
+            _say(sentence)
 
 
 def _header(

@@ -1,6 +1,5 @@
 """Pictures of the styles, which some measures compare an edit's style with."""
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eval.style_names import style_key
 from regionroute.data.images import read_image
 from regionroute.errors import UserError
 from regionroute.files import file_hash, settings_hash
@@ -21,7 +21,7 @@ _Found = TypeVar("_Found")
 class StylePictures:
     """The pictures of a folder by style: ``<style>.jpg`` or ``<style>/*.jpg``.
 
-    A style's name is compared by its letters and digits alone: PixelArt.jpg is "pixel-art".
+    Names are compared by `style_key`: PixelArt.jpg is "pixel-art", watercolor.jpg "watercolour".
 
     Args:
         folder: with a picture or a folder of pictures for each style.
@@ -39,18 +39,18 @@ class StylePictures:
             found = sorted(path.iterdir()) if path.is_dir() else [path]
             pictures = [file for file in found if file.suffix.lower() in _ENDINGS]
             if pictures:
-                self.files.setdefault(letters(path.stem), []).extend(pictures)
+                self.files.setdefault(style_key(path.stem), []).extend(pictures)
         if not self.files:
             raise UserError(f"--style-images {folder}: no picture in this folder")
         self._made: dict[tuple[str, str], object] = {}
 
     def missing(self, styles: Iterable[str]) -> list[str]:
         """The styles without a picture."""
-        return sorted({style for style in styles if letters(style) not in self.files})
+        return sorted({style for style in styles if style_key(style) not in self.files})
 
     def of(self, style: str) -> list[Path]:
         """A style's files, none for an unknown style."""
-        return self.files.get(letters(style), [])
+        return self.files.get(style_key(style), [])
 
     def pictures(self, style: str) -> list[Tensor]:
         """A style's pictures [3,h,w] in [0,1], none for an unknown style.
@@ -68,7 +68,7 @@ class StylePictures:
             style: the style.
             make: pictures to whatever it is.
         """
-        key = (what, letters(style))
+        key = (what, style_key(style))
         if key not in self._made:
             pictures = self.pictures(style)
             self._made[key] = make(pictures) if pictures else None
@@ -80,11 +80,6 @@ class StylePictures:
         return settings_hash(
             {style: [file_hash(file) for file in files] for style, files in self.files.items()}
         )
-
-
-def letters(name: str) -> str:
-    """Letters and digits of a name, in lower case."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _reduced(picture: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from eval.encoders.features import (
     load_clip,
     load_lpips,
 )
-from eval.judge.judge import Judge, load_judge, load_judge_config
+from eval.judge.answers import Judge
+from eval.judge.model import load_judge
+from eval.judge.questions import load_judge_config
 from eval.style_pictures import StylePictures
 from regionroute.errors import UserError, nearest
 
@@ -114,7 +116,7 @@ def load_networks(
         lpips_weights: torchvision's AlexNet, see :func:`eval.encoders.features.find_lpips_weights`.
         clip: hub name or folder.
         judge: hub name or folder.
-        judge_config: YAML file of :class:`eval.judge.judge.JudgeConfig`.
+        judge_config: YAML file of :class:`eval.judge.questions.JudgeConfig`.
         style_images: folder of :class:`eval.style_pictures.StylePictures`.
         out: folder for the judge's answers.
         device: of the networks.

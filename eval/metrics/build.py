@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from eval.encoders.networks import Networks
-from eval.judge.judge import SEMANTIC, rate
+from eval.judge.answers import rate
+from eval.judge.questions import SEMANTIC
 from eval.metrics import embedding, structure, style
 from eval.metrics.attention import attention_iou, attention_share
 from eval.metrics.base import EvalBatch, SampleMetric

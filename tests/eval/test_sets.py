@@ -6,7 +6,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from eval.encoders.extras import FrechetDistance
 from eval.sets import FeatureStore, artfid, score_sets
-from eval.style_pictures import StylePictures, letters
+from eval.style_pictures import StylePictures
 from regionroute.data.images import write_image
 from regionroute.errors import UserError
 from regionroute.files import read_jsonl
@@ -129,7 +129,6 @@ def test_style_pictures_go_by_letters_alone(styles, tmp_path):
     changed = StylePictures(styles)
     assert changed.identity() != before
     assert changed.pictures("line-art")[0].shape == (3, 512, 341)
-    assert letters("Pixel-Art_2") == "pixelart2"
     (tmp_path / "none").mkdir()
     for place, told in ((tmp_path / "none", "no picture"), (tmp_path / "no", "no such folder")):
         with pytest.raises(UserError, match=told):

@@ -7,16 +7,9 @@ import yaml
 
 from eval import rses
 from eval.encoders import networks
-from eval.judge.judge import (
-    SEMANTIC,
-    VERDICTS,
-    Judge,
-    JudgeConfig,
-    load_judge,
-    load_judge_config,
-    parse_verdict,
-    rate,
-)
+from eval.judge.answers import Judge, parse_verdict, rate
+from eval.judge.model import load_judge
+from eval.judge.questions import SEMANTIC, VERDICTS, JudgeConfig, load_judge_config
 from regionroute.data.images import write_image
 from regionroute.errors import UserError
 from regionroute.files import read_json, read_jsonl
@@ -72,11 +65,11 @@ def test_semantic_verdicts():
 
 
 def test_the_question_names_object_style_and_opposite():
-    config = JudgeConfig(opposites={"line-art": "oil"}, default_opposite="photo")
+    config = JudgeConfig(opposites={"line-art": "oil"}, default_opposite="pixel-art")
     assert "the dog" in config.question("q1", "dog", "fine line art", "line-art")
     assert "in fine line art style" in config.question("q1", "dog", "fine line art", "line-art")
     assert "in oil style" in config.question("q3", "dog", "fine line art", "line-art")
-    assert "in photo style" in config.question("q4", "dog", "cubism", "cubism")
+    assert "in pixel-art style" in config.question("q4", "dog", "cubism", "cubism")
     # Braces of a user's own words stay as they are.
     assert "{x}" in config.question("q1", "{x}", "s", "s")
 
