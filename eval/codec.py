@@ -149,7 +149,7 @@ def readable(manifest: Manifest, split: str) -> Iterable[Source]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command."""
     parser = Parser(
-        prog="python eval/codec.py",
+        prog="regionroute codec",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

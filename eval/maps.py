@@ -34,7 +34,7 @@ TITLE = "Where the style word looks"
 def make_parser() -> Parser:
     """The command's arguments."""
     parser = Parser(
-        prog="python eval/maps.py",
+        prog="regionroute maps",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -82,7 +82,7 @@ def _add_networks(parser: Parser) -> None:
 def make_parser() -> Parser:
     """The command's arguments."""
     parser = Parser(
-        prog="python eval/rses.py",
+        prog="regionroute score",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

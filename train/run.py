@@ -1,9 +1,14 @@
-"""Trains style experts on a Kontext base.
+"""Train style experts on a base.
 
 Examples:
-    python train/run.py --config configs/nano.yaml train.steps=400
-    deepspeed --num_gpus 2 train/run.py --config configs/nano.yaml
-    torchrun --nproc-per-node 2 train/run.py --config configs/nano.yaml
+  regionroute train --config nano train.steps=400
+  regionroute train --config nano_photos --print-config
+  python train/run.py --config configs/nano.yaml train.steps=400            # the same, in a clone
+  deepspeed --num_gpus 2 train/run.py --config configs/nano.yaml
+  torchrun --nproc-per-node 2 train/run.py --config configs/nano.yaml
+  torchrun --nproc-per-node 2 -m train.run --config nano             # of an installed package
+
+A stopped run resumes from its newest checkpoint when the command is given again.
 """
 
 from __future__ import annotations
@@ -20,7 +25,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from regionroute.config.run import RunConfig, add_config_arguments, dump_config, load_config
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_folder
-from train.engine import distributed
 
 if TYPE_CHECKING:
     from train.engine.distributed import Ranks
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 def parser() -> Parser:
     """The command line; the launchers add their own --local_rank."""
     parser = Parser(
-        prog="train/run.py",
+        prog="regionroute train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.print_config:
         print(dump_config(config), end="")
         return 0
+    from train.engine import distributed  # imports torch and DeepSpeed
+
     ranks = distributed.start(arguments.local_rank)
     try:
         return train(config, ranks)
@@ -70,6 +76,7 @@ def train(config: RunConfig, ranks: Ranks) -> int:
     Raises:
         UserError: the same on all processes.
     """
+    from train.engine import distributed
     from train.engine.checkpoint import FOLDER
     from train.prepare import build_trainer  # heavy, and DeepSpeed reads the environment first
 

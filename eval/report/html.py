@@ -207,7 +207,7 @@ def _change(scores: Path, files: View) -> Tensor:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command."""
     parser = Parser(
-        prog="python eval/report/html.py",
+        prog="regionroute report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

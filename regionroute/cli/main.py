@@ -28,34 +28,33 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "edit": Command(
-        "regionroute.cli.edit", "restyle the named object of a picture, or of many", short=True
+        "regionroute.cli.edit", "restyle the named object of an image, or of many", short=True
     ),
-    "demo": Command(
-        "regionroute.cli.tour.demo", "photos: labels, a new style, edits, scores, in minutes"
-    ),
+    "demo": Command("regionroute.cli.tour.demo", "label, train, edit and score photos, in minutes"),
     "study": Command(
-        "regionroute.cli.tour.study", "what attention supervision does, on drawn scenes"
+        "regionroute.cli.tour.study", "measure what attention supervision does, on drawn scenes"
     ),
-    "scenes": Command("pseudo_labels.scenes.command", "draw training scenes with exact targets"),
     "label": Command("pseudo_labels.label", "turn photos, words and masks into training pairs"),
-    "bank": Command("pseudo_labels.bank.command", "photos in every style, to pre-train a base on"),
-    "mamba": Command("pseudo_labels.stylemamba.command", "restyle photos after words or a picture"),
-    "gallery": Command(
-        "pseudo_labels.stylegallery.command", "restyle a photo after reference pictures, by region"
-    ),
-    "experts": Command(
-        "regionroute.cli.experts", "experts to and from diffusers, PEFT, ComfyUI; merging"
-    ),
+    "scenes": Command("pseudo_labels.scenes.command", "draw training scenes with exact targets"),
+    "check": Command("regionroute.data.check", "open every image of a manifest, list problems"),
+    "plan": Command("regionroute.cli.plan", "predict memory, time and disk of a training run"),
+    "train": Command("train.run", "train style experts on a base"),
     "calibrate": Command(
-        "regionroute.cli.calibrate", "choose the attention heads that maps are read from"
+        "regionroute.cli.calibrate", "choose the attention heads that region maps are read from"
     ),
-    "plan": Command("regionroute.cli.plan", "memory, time and disk that training takes"),
-    "check": Command(
-        "regionroute.data.check", "open every picture of a manifest, list what is wrong"
+    "score": Command("eval.rses", "score edits of a manifest"),
+    "report": Command("eval.report.html", "write the report of scores that are there"),
+    "maps": Command("eval.maps", "compare region maps with the masks, on one page"),
+    "codec": Command("eval.codec", "measure what a base's codec alone changes in the images"),
+    "experts": Command(
+        "regionroute.cli.experts", "convert experts to and from diffusers, PEFT, ComfyUI; merge"
     ),
-    "doctor": Command(
-        "regionroute.cli.doctor", "tell what this machine can do and what is missing"
+    "bank": Command("pseudo_labels.bank.command", "make pairs that a base is pre-trained on"),
+    "mamba": Command("pseudo_labels.stylemamba.command", "restyle photos by words or an image"),
+    "gallery": Command(
+        "pseudo_labels.stylegallery.command", "restyle a photo by reference images, per region"
     ),
+    "doctor": Command("regionroute.cli.doctor", "list what this machine can do and what it lacks"),
 }
 
 EXAMPLES = """\
@@ -66,9 +65,9 @@ examples:
   regionroute experts export EXPERTS --format comfyui --out loras
   regionroute calibrate --experts runs/nano/experts --manifest data/calibration
   regionroute check data/scenes --sheet sheet.png
-  regionroute plan --config configs/kontext.yaml --gpus 8
-  python train/run.py --config configs/nano.yaml
-  python eval/rses.py --help
+  regionroute plan --config kontext --gpus 8
+  regionroute train --config nano data.manifest=data/scenes
+  regionroute score --manifest data/scenes --edits ours=out/edits --out out/scores
 
 `regionroute COMMAND --help` explains one command."""
 
@@ -107,9 +106,11 @@ def _run(argv: list[str] | None) -> int:
         raise UserError(
             f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
         )
-    start.collect_rarely()
+    entry = COMMANDS[argv[0]]
+    if entry.short:
+        start.collect_rarely()
     try:
-        return int(importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:]))
+        return int(importlib.import_module(entry.module).main(argv[1:]))
     finally:
         start.collect_as_usual()
 

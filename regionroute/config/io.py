@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from regionroute.config.aliases import current_key, group_of, with_current_names
+from regionroute.config.shipped import find_config
 from regionroute.errors import Parser, UserError, nearest
 from regionroute.files import AnyPath, atomic_write
 
@@ -51,7 +52,8 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
     """Reads settings: the model's defaults, under the YAML file, under the overrides.
 
     Args:
-        path: YAML file, None for the defaults alone.
+        path: YAML file, or the name of a shipped one (`regionroute.config.shipped`); None for the
+            defaults alone.
         overrides: ``"a.b=value"`` each, the value in YAML (``train.steps=400``, ``x=[1, 2]``).
         model: the class to fill.
 
@@ -64,6 +66,7 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
     sources: dict[str, str] = {}
     given: dict[str, str] = {}
     if path is not None:
+        path = find_config(path)
         settings = _checked(_read_yaml(path), model, str(path))
     for override in overrides:
         shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
@@ -101,7 +104,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
     Call the parser's `parse_intermixed_args`, so that overrides may stand among the options.
     """
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file of settings, or the name of a shipped one, such as nano_photos",
+    )
     parser.add_argument(
         "--print-config",
         action="store_true",

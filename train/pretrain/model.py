@@ -19,6 +19,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from regionroute.config.shipped import shipped_file
 from regionroute.errors import UserError
 from regionroute.files import numbered_lines, read_json, write_json
 from regionroute.models.codec import PatchCodec
@@ -187,7 +188,8 @@ def vocabulary(prompts: Sequence[str], words_file: str | None) -> list[str]:
         word for prompt in prompts for word in re.findall(r"[a-z]+(?:-[a-z]+)*", prompt.lower())
     }
     if words_file is not None:
-        words |= {word for _, line in numbered_lines(words_file) for word in line.split()}
+        lines = numbered_lines(shipped_file(words_file))
+        words |= {word for _, line in lines for word in line.split()}
     return sorted(words)
 
 

@@ -8,14 +8,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from regionroute.errors import UserError
-from regionroute.files import check_output_folder
-
-ROOT = Path(__file__).resolve().parents[3]
+from regionroute.errors import Parser, UserError
+from regionroute.files import check_output_folder, write_json
 
 
 @dataclass
@@ -29,33 +27,68 @@ class Stopwatch:
 
         Args:
             stage: its name in the report.
-            arguments: of the Python interpreter.
+            arguments: of the ``regionroute`` command.
 
         Raises:
-            UserError: the command failed; its own message stands above.
+            UserError: the command failed; it has printed its own message.
         """
-        print(f"\n== {stage}\n$ {typed(arguments)}", flush=True)
+        print(f"\n== {stage}\n$ {shlex.join(['regionroute', *arguments])}", flush=True)
         began = time.perf_counter()
-        # Own threads for each stage, and DeepSpeed's word about its accelerator said once.
+        # Each stage has its own process: its own threads, and its memory is free again after it.
         environment = {"PYTHONUNBUFFERED": "1", **os.environ}
-        status = subprocess.run(
-            [sys.executable, *arguments], env=environment, check=False
-        ).returncode
+        command = [sys.executable, "-m", "regionroute.cli", *arguments]
+        status = subprocess.run(command, env=environment, check=False).returncode
         if status:
             raise UserError(
-                f"stopped at {stage!r} (exit status {status}); its message stands above, "
-                "the same command goes on from there"
+                f"stopped at {stage!r} (exit status {status}), see its message above; "
+                "the same command resumes there"
             )
         self.seconds[stage] = time.perf_counter() - began
         print(f"   {self.seconds[stage]:.0f} s", flush=True)
 
+    def report(self, out: Path, title: str, *extra: str) -> None:
+        """Writes ``out/report.html`` from ``out/scores``, with the time of each stage.
 
-def typed(arguments: Sequence[str]) -> str:
-    """The command as a user would type it."""
-    shown = [os.path.relpath(a) if a.startswith(str(ROOT)) else a for a in arguments]
-    if shown[:2] == ["-m", "regionroute.cli"]:
-        return shlex.join(["regionroute", *shown[2:]])
-    return shlex.join(["python", *shown])
+        Args:
+            out: folder of the tour.
+            title: heading of the page.
+            extra: further arguments of ``regionroute report``.
+        """
+        notes = [{"label": stage, "value": f"{took:.0f} s"} for stage, took in self.seconds.items()]
+        scores = out / "scores"
+        write_json(scores / "notes.json", notes)
+        given = ["--scores", str(scores), "--out", str(out / "report.html"), "--title", title]
+        self.run("report", ["report", *given, "--notes", str(scores / "notes.json"), *extra])
+
+
+Stages = Callable[[Stopwatch, argparse.Namespace, Path], None]
+
+
+def run_tour(
+    argv: list[str] | None, parser: Parser, least: Mapping[str, int], stages: Stages
+) -> int:
+    """The main of a tour: parses, runs the stages, prints where the report is.
+
+    Args:
+        argv: arguments, None for the process's own.
+        parser: has ``--out``.
+        least: smallest value of each option that is a number.
+        stages: runs the commands.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: wrong arguments, or a stage failed.
+    """
+    args = parser.parse_args(argv)
+    # A stage would refuse these only after the stages before it.
+    check_arguments(args, least)
+    out, began = Path(args.out), time.perf_counter()
+    stages(Stopwatch(), args, out)
+    minutes = (time.perf_counter() - began) / 60
+    print(f"report: {out / 'report.html'}   ({minutes:.1f} minutes)")
+    return 0
 
 
 def check_arguments(args: argparse.Namespace, least: Mapping[str, int]) -> None:

@@ -45,7 +45,7 @@ def test_stages_follow_each_other(started, tmp_path):
     )
     assert regionroute(["demo", "--steps", "7", "--seed", "5"]) == 0
 
-    order = ["cli label", "train/run.py", "cli edit", "eval/rses.py", "eval/report/html.py"]
+    order = ["cli label", "cli train", "cli edit", "cli score", "cli report"]
     first = [min(i for i, line in enumerate(started) if part in line) for part in order]
     assert first == sorted(first)
     assert "train.steps=7" in started[first[1]]

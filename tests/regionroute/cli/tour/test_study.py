@@ -1,7 +1,9 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from regionroute.cli.main import COMMANDS
 from regionroute.cli.tour import stages, study
 from regionroute.errors import UserError
 
@@ -17,7 +19,7 @@ def test_the_two_arms_differ_in_supervision_alone(monkeypatch, tmp_path):
         return Finished()
 
     monkeypatch.setattr(stages.subprocess, "run", start)
-    args = study.make_parser().parse_args(["--out", str(tmp_path), "--steps", "7", "--seed", "5"])
+    args = study.parser().parse_args(["--out", str(tmp_path), "--steps", "7", "--seed", "5"])
     for arm, overrides in study.ARMS.items():
         study._train(stages.Stopwatch(), args, tmp_path, arm, overrides)
 
@@ -32,17 +34,30 @@ def test_the_two_arms_differ_in_supervision_alone(monkeypatch, tmp_path):
     assert "seed=5" in without & with_
 
 
-def test_a_failed_stage_stops_the_demo_and_names_it(capfd):
-    with pytest.raises(UserError, match="'scenes'"):
-        stages.Stopwatch().run("scenes", ["-c", "raise SystemExit(3)"])
-    assert f"$ python -c '{'raise SystemExit(3)'}'" in capfd.readouterr().out
+def test_a_failed_stage_stops_the_tour_and_names_it(monkeypatch, capsys):
+    commands = []
+
+    def start(command, **_):
+        commands.append(command)
+        return SimpleNamespace(returncode=3)
+
+    monkeypatch.setattr(stages.subprocess, "run", start)
+    with pytest.raises(UserError, match=r"'an edit' \(exit status 3\)"):
+        stages.Stopwatch().run("an edit", ["edit", "a b.png"])
+    # Shown as a user would type it, started with this interpreter wherever the package is.
+    assert "$ regionroute edit 'a b.png'\n" in capsys.readouterr().out
+    assert commands == [[sys.executable, "-m", "regionroute.cli", "edit", "a b.png"]]
 
 
-def test_stages_are_shown_as_a_user_would_type_them():
-    shown = stages.typed([str(stages.ROOT / "train" / "run.py"), "--config", "x.yaml"])
-    assert shown.split()[0] == "python"
-    assert shown.endswith("train/run.py --config x.yaml")
-    assert (
-        stages.typed(["-m", "regionroute.cli", "edit", "a b.png"]) == "regionroute edit 'a b.png'"
-    )
-    assert sys.executable not in shown
+def test_every_stage_is_a_command_that_there_is(monkeypatch, tmp_path):
+    commands = []
+
+    def start(command, **_):
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(stages.subprocess, "run", start)
+    monkeypatch.setattr(study, "_headline", lambda out: None)
+    assert study.main(["--out", str(tmp_path / "study")]) == 0
+    assert len(commands) > 8
+    assert {command[3] for command in commands} <= set(COMMANDS)

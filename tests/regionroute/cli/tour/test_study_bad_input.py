@@ -55,11 +55,6 @@ def test_wrong_arguments(folder, refused, arguments, told):
     assert told in sentence
 
 
-def test_outside_a_clone(folder, refused, monkeypatch):
-    monkeypatch.setattr(study, "CONFIG", folder / "nowhere" / "nano.yaml")
-    assert "nano.yaml is missing: run it from a clone" in refused(regionroute, ["study"])
-
-
 def test_no_permission(folder, refused, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert "--out: out/study: no permission to write in" in refused(regionroute, ["study"])
@@ -69,7 +64,7 @@ def test_a_stage_that_fails_is_named(folder, refused, monkeypatch):
     monkeypatch.setattr(stages.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
     sentence = refused(regionroute, ["study"])
     assert "stopped at 'scenes' (exit status 2)" in sentence
-    assert "the same command goes on from there" in sentence
+    assert "the same command resumes there" in sentence
 
 
 def test_a_full_disk_between_the_stages(folder, refused, monkeypatch):
@@ -87,7 +82,7 @@ def test_scenes_without_a_single_object_have_a_headline_too(folder, capsys):
     write_json(scores / "codec.json", {"slices": slices})
     methods = {name: {"slices": slices} for name in study.METHODS}
     write_json(scores / "summary.json", {"methods": methods})
-    study._headline(folder / "out" / "study", 60)
+    study._headline(folder / "out" / "study")
     said = capsys.readouterr().out
     assert "all scenes, held out:" in said
     assert "error 25% of unedited | success – | background error 0.0045 | leak –" in said
