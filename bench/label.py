@@ -26,7 +26,7 @@ from _shared import add_result_argument, median_ratio, paired_seconds, provenanc
 from tqdm import tqdm
 
 from eval.stats import describe
-from pseudo_labels.build import Source, build
+from pseudo_labels.build import PhotoSource, build
 from pseudo_labels.compose import composite
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.job import BuildSettings
@@ -127,7 +127,7 @@ def embedding_part(assets: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def plain_loop(source: Source, size: int, out: Path) -> int:
+def plain_loop(source: PhotoSource, size: int, out: Path) -> int:
     """What one writes first: everything anew for each photo, object and style."""
     made = 0
     for photo in source.photos:
@@ -148,7 +148,7 @@ def pipeline_part(assets: Path, photos: int, rounds: int, size: int) -> dict[str
     labels = assets / "photos" / "labels.jsonl"
     everything = read_labels(labels)[0]
     several = sorted(everything, key=lambda photo: -len(photo.objects))[:photos]
-    source = Source(str(labels), several, [])
+    source = PhotoSource(str(labels), several, [])
     settings = BuildSettings(size=size, limits=EVERY)
     styles = load_styles("photos", STYLES)
 

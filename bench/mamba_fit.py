@@ -42,7 +42,7 @@ from pseudo_labels.stylemamba.fitting import new_fusion, update
 from pseudo_labels.stylemamba.losses import directional_loss, hide, random_patches
 from pseudo_labels.stylemamba.measures import ssim
 from pseudo_labels.stylemamba.networks import read_pictures
-from pseudo_labels.stylemamba.objective import Objective, Parts, Source
+from pseudo_labels.stylemamba.objective import ContentBatch, Objective, Parts
 from regionroute.data.images import from_pil, to_pil, write_image
 from regionroute.files import read_json, write_json
 from regionroute.models.vgg import load_vgg
@@ -57,14 +57,14 @@ COLOURS = {FULL: "#2ca02c", FIRST: "#1f77b4", RIVAL: "#d62728"}
 
 
 @dataclass
-class Task:
+class FitTask:
     """A photo and a style with everything that all arms share."""
 
     name: str
     parts: Parts
     target: StyleTarget
     photo: Tensor
-    source: Source
+    source: ContentBatch
     direction: Tensor
     held_out: Tensor  # masks that no arm trains on
     hidden: list[Tensor]  # embeddings of the photo under each of them
@@ -142,7 +142,7 @@ def _tasks(args: argparse.Namespace) -> list[tuple[str, str]]:
     return list(zip(PHOTOS, STYLES, strict=True))[: args.tasks]
 
 
-def _task(args: argparse.Namespace, vgg: Any, photo: str, style: str) -> Task:
+def _task(args: argparse.Namespace, vgg: Any, photo: str, style: str) -> FitTask:
     picture = read_pictures([args.assets / "photos" / photo], args.size)
     parts = Parts(patch_codec(picture), GramEncoder(vgg, "VGG16", args.size), vgg)
     config = PictureConfig()
@@ -154,13 +154,13 @@ def _task(args: argparse.Namespace, vgg: Any, photo: str, style: str) -> Task:
         hidden = [parts.encoder.embed(hide(source.pictures, mask, fill)) for mask in masks]
     name = f"{Path(photo).stem} in {Path(style).stem}"
     direction = target.direction(source.embeddings)
-    return Task(
+    return FitTask(
         name, parts, target, picture, source, direction, masks, hidden, config.loss.softening
     )
 
 
 def _ours(
-    task: Task, arm: str, seed: int, steps: int, args: argparse.Namespace
+    task: FitTask, arm: str, seed: int, steps: int, args: argparse.Namespace
 ) -> tuple[Tensor, dict[str, Any]]:
     """A fit as `fit` makes it, judged after every step."""
     config = PictureConfig(fusion={"width": args.width}, loss={"masks": 2}, fit={"seed": seed})
@@ -188,7 +188,7 @@ def _ours(
 
 
 def _rival(
-    task: Task, arm: str, seed: int, steps: int, args: argparse.Namespace
+    task: FitTask, arm: str, seed: int, steps: int, args: argparse.Namespace
 ) -> tuple[Tensor, dict[str, Any]]:
     """CLIPstyler's way: global and patch losses at its ratio, content, its learning rate."""
     base = PictureConfig()
@@ -217,7 +217,7 @@ def _rival(
 
 
 def _curve(
-    task: Task, step: Callable[[int], Tensor], steps: int, judged: Collection[int]
+    task: FitTask, step: Callable[[int], Tensor], steps: int, judged: Collection[int]
 ) -> tuple[Tensor, dict[str, Any]]:
     """Runs the steps; judgements by the number of steps done."""
     curve: dict[str, Any] = {"loss": {}, "ssim": {}}

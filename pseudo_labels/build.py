@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from pseudo_labels.curate.filters import first_alike
 from pseudo_labels.curate.references import add_references
-from pseudo_labels.job import BuildSettings, Look, PhotoJob, PhotoResult, rejection
+from pseudo_labels.job import BuildSettings, BuiltStyle, PhotoJob, PhotoResult, rejection
 from pseudo_labels.parallel import default_workers, map_in_order, one_thread
 from pseudo_labels.photo import make_samples
 from pseudo_labels.records import load_record, record_file
@@ -51,7 +51,7 @@ class BuildReport:
 
 
 @dataclass(frozen=True)
-class Source:
+class PhotoSource:
     """Photos to work on, what was wrong with others, and what to call it all in messages."""
 
     name: str
@@ -60,7 +60,7 @@ class Source:
 
 
 def build(
-    source: Source,
+    source: PhotoSource,
     styles: Sequence[StyleEntry],
     out: Path,
     settings: BuildSettings,
@@ -93,7 +93,7 @@ def build(
     jobs, doubles = _jobs(source.photos[:limit])
     rejected = [*source.rejected, *doubles]
     _prepare(out)
-    built = [Look(entry, entry.build()) for entry in styles]
+    built = [BuiltStyle(entry, entry.build()) for entry in styles]
     plan = {job.hash: _turn(built, i, styles_per_photo) for i, job in enumerate(jobs)}
     results = _run(jobs, out, plan, settings, workers)
     samples, alike = _distinct(jobs, results, settings.limits.max_alike)
@@ -230,7 +230,7 @@ def _prepare(out: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _turn(looks: Sequence[Look], number: int, count: int | None) -> list[Look]:
+def _turn(looks: Sequence[BuiltStyle], number: int, count: int | None) -> list[BuiltStyle]:
     """The styles whose turn it is at a photo, in their own order; all without a count."""
     if count is None or count >= len(looks):
         return list(looks)
@@ -241,7 +241,7 @@ def _turn(looks: Sequence[Look], number: int, count: int | None) -> list[Look]:
 def _run(
     jobs: Sequence[PhotoJob],
     out: Path,
-    plan: Mapping[str, Sequence[Look]],
+    plan: Mapping[str, Sequence[BuiltStyle]],
     settings: BuildSettings,
     workers: int | None,
 ) -> list[PhotoResult]:
@@ -268,7 +268,7 @@ def _run(
 
 
 def _load_networks(
-    jobs: Sequence[PhotoJob], plan: Mapping[str, Sequence[Look]], settings: BuildSettings
+    jobs: Sequence[PhotoJob], plan: Mapping[str, Sequence[BuiltStyle]], settings: BuildSettings
 ) -> bool:
     """What cannot be had is one error before the work, not one rejection a photo.
 
@@ -290,7 +290,7 @@ def _load_networks(
 
 
 def _photo_samples(
-    job: PhotoJob, out: Path, plan: Mapping[str, Sequence[Look]], settings: BuildSettings
+    job: PhotoJob, out: Path, plan: Mapping[str, Sequence[BuiltStyle]], settings: BuildSettings
 ) -> PhotoResult:
     """Make all samples of one photo and record them."""
     styles = plan[job.hash]

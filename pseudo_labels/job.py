@@ -57,7 +57,7 @@ class BuildSettings:
 
 
 @dataclass(frozen=True)
-class Look:
+class BuiltStyle:
     """A style and the stylizer made from it."""
 
     entry: StyleEntry

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pseudo_labels.build import BuildReport, Source, build
+from pseudo_labels.build import BuildReport, PhotoSource, build
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.curate.judge import JudgeSettings
 from pseudo_labels.job import BuildSettings
@@ -109,11 +109,11 @@ def _words(objects: str | None) -> list[str]:
     return list(dict.fromkeys(word for word in words if word))
 
 
-def _source(args: argparse.Namespace, out: Path) -> Source:
+def _source(args: argparse.Namespace, out: Path) -> PhotoSource:
     if args.labels is not None:
-        return Source(args.labels, *read_labels(args.labels, args.images))
+        return PhotoSource(args.labels, *read_labels(args.labels, args.images))
     photos, rejected = list_photos(args.images, _words(args.objects), skip=out)
-    return Source(args.images, photos, rejected)
+    return PhotoSource(args.images, photos, rejected)
 
 
 def _settings(args: argparse.Namespace, styles: int) -> BuildSettings:

@@ -15,7 +15,7 @@ from pseudo_labels.curate.judge import cached_answers, cached_caption
 from pseudo_labels.job import (
     REVISION,
     BuildSettings,
-    Look,
+    BuiltStyle,
     PhotoJob,
     PhotoObject,
     rejection,
@@ -43,7 +43,7 @@ class PairMaker:
     context: str
 
     def samples(
-        self, style: Look, objects: Sequence[PhotoObject], rejected: list[Rejection]
+        self, style: BuiltStyle, objects: Sequence[PhotoObject], rejected: list[Rejection]
     ) -> list[EditSample]:
         """One sample an object in a style; what keeps not the limits goes to `rejected`."""
         kept = []
@@ -66,7 +66,7 @@ class PairMaker:
                 kept.append(self._sample(style, item, file, checks))
         return kept
 
-    def _targets(self, style: Look, objects: Sequence[PhotoObject]) -> list[str]:
+    def _targets(self, style: BuiltStyle, objects: Sequence[PhotoObject]) -> list[str]:
         """One target an object; the photo is restyled once, and only if a target is missing."""
         key = [self.context, style.stylizer.fingerprint, self.settings.feather]
         files = []
@@ -86,7 +86,7 @@ class PairMaker:
             write_once(self.out / file, target)
         return files
 
-    def _styled(self, style: Look, mask: Tensor | None) -> Tensor:
+    def _styled(self, style: BuiltStyle, mask: Tensor | None) -> Tensor:
         """The whole photo in a style; chance is the photo's and the style's own."""
         seed = int(text_hash(f"{self.job.hash} {style.entry.spec.name}")[:15], 16)
         generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ class PairMaker:
             self.content, style.entry.spec, mask=mask, generator=generator
         )
 
-    def whole(self, style: Look, single: EditSample) -> EditSample:
+    def whole(self, style: BuiltStyle, single: EditSample) -> EditSample:
         """The whole photo restyled: one region that is the picture, named "image".
 
         An expert that saw restyled objects alone paints objects that it has not seen poorly.
@@ -123,7 +123,7 @@ class PairMaker:
             provenance=facts,
         )
 
-    def _whole_file(self, style: Look) -> str:
+    def _whole_file(self, style: BuiltStyle) -> str:
         key = settings_hash([self.context, style.stylizer.fingerprint])[:8]
         return f"targets/{self.job.slug}-whole-{slug(style.entry.spec.name)}-{key}.png"
 
@@ -190,7 +190,7 @@ class PairMaker:
         )
 
     def _sample(
-        self, style: Look, item: PhotoObject, target: str, checks: dict[str, Any]
+        self, style: BuiltStyle, item: PhotoObject, target: str, checks: dict[str, Any]
     ) -> EditSample:
         spec, segment = style.entry.spec, item.segment
         prompt = build_prompt([(segment.word, spec.words)])

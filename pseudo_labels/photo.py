@@ -12,7 +12,7 @@ from pseudo_labels.job import (
     REVISION,
     SMALLEST_SIDE,
     BuildSettings,
-    Look,
+    BuiltStyle,
     PhotoJob,
     PhotoObject,
     PhotoResult,
@@ -34,7 +34,7 @@ FINDING_SIDE = 1024  # pixels of the longer side at which objects are looked for
 
 
 def make_samples(
-    job: PhotoJob, out: Path, styles: Sequence[Look], settings: BuildSettings
+    job: PhotoJob, out: Path, styles: Sequence[BuiltStyle], settings: BuildSettings
 ) -> PhotoResult:
     """Make all pairs of one photo; products that are there already are not made again.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from pseudo_labels.job import REVISION, BuildSettings, Look, PhotoJob, PhotoResult
+from pseudo_labels.job import REVISION, BuildSettings, BuiltStyle, PhotoJob, PhotoResult
 from pseudo_labels.segment.weights import fingerprint
 from regionroute.errors import UserError
 from regionroute.files import file_hash, read_json, settings_hash
@@ -14,12 +14,14 @@ _RECORD = TypeAdapter(PhotoResult)
 _RECORD_REVISION = 2  # raise when records hold other facts than before
 
 
-def record_file(job: PhotoJob, out: Path, styles: Sequence[Look], settings: BuildSettings) -> Path:
+def record_file(
+    job: PhotoJob, out: Path, styles: Sequence[BuiltStyle], settings: BuildSettings
+) -> Path:
     """Where the result is recorded, under a name that hashes all it depends on."""
     return out / ".cache" / f"{job.slug}-{_key(job, styles, settings)}.json"
 
 
-def _key(job: PhotoJob, styles: Sequence[Look], settings: BuildSettings) -> str:
+def _key(job: PhotoJob, styles: Sequence[BuiltStyle], settings: BuildSettings) -> str:
     objects = [
         (item.word, _hash_or_none(item.mask), item.outline, item.box, item.source, item.count)
         for item in job.photo.objects

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pseudo_labels.bank.build import build_bank
-from pseudo_labels.job import Look
+from pseudo_labels.job import BuiltStyle
 from pseudo_labels.parallel import MOST_WORKERS
 from pseudo_labels.segment.given import LabelledPhoto, read_labels
 from pseudo_labels.stylize.registry import load_styles, packaged_styles
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     _check(args)
     check_output_folder(args.out)
     entries = load_styles(args.styles, args.only.split(",") if args.only else None)
-    looks = [Look(entry, entry.build()) for entry in entries]
+    looks = [BuiltStyle(entry, entry.build()) for entry in entries]
     photos: list[LabelledPhoto] = []
     for path in args.labels:
         found, rejected = read_labels(path)

@@ -1,8 +1,8 @@
 """The pre-training corpus of an embedded base, as a manifest on disk.
 
 Scenes with the tasks of `pseudo_labels.bank.tasks`; optionally photos with object words and masks
-go through the same tasks. Every row is an `EditSample` without regions; `provenance["task"]` tells
-what it teaches. Rows of one picture share its context file.
+go through the same tasks. Every row is an `EditSample` without regions; `provenance["task"]` names
+its task. Rows of one image share its context file.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pseudo_labels.bank.tasks import pretraining_tasks
+from pseudo_labels.bank.tasks import pretraining_pairs
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from regionroute.data.images import write_image
 from regionroute.data.manifest import FILE_NAME, EditSample, write_manifest
@@ -26,20 +26,20 @@ SCENES_PER_FOLDER = 500
 def build_corpus(out: Path, scenes: int, size: int, first_seed: int = 0, workers: int = 2) -> Path:
     """Render scenes and all their pre-training tasks into `out` and write its manifest.
 
-    Scenes already on disk are kept, so an interrupted run goes on where it stopped.
+    Scenes already on disk are kept, so an interrupted run resumes.
 
     Args:
         out: folder of the corpus.
         scenes: number of scenes; seeds are `first_seed` onwards.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
         first_seed: first scene seed.
-        workers: processes.
+        workers: number of processes.
 
     Returns:
         Path of `manifest.jsonl`.
 
     Raises:
-        UserError: the seeds would reach into the held-out range, or another data set lies there.
+        UserError: the seeds reach the held-out range, or the folder holds another data set.
     """
     if first_seed + scenes > HELD_OUT_SEEDS.start:
         raise UserError(
@@ -68,7 +68,7 @@ def _check_folder(out: Path) -> None:
     if not all(
         isinstance(row.get("provenance"), dict) and "task" in row["provenance"] for row in rows
     ):
-        raise UserError(f"{out}: another data set lies here, give a new folder for the corpus")
+        raise UserError(f"{out}: this folder holds another data set, give a new folder")
 
 
 def _render_rows(seed: int, out: Path, size: int) -> list[EditSample]:
@@ -79,19 +79,19 @@ def _render_rows(seed: int, out: Path, size: int) -> list[EditSample]:
     context = f"{folder}/{seed}.png"
     _write_once(out / context, scene.image)
     samples = []
-    for index, task in enumerate(pretraining_tasks(scene, rng)):
+    for index, pair in enumerate(pretraining_pairs(scene, rng)):
         target = context
-        if task.target is not None:
+        if pair.target is not None:
             target = f"{folder}/{seed}-{index}.png"
-            _write_once(out / target, task.target)
+            _write_once(out / target, pair.target)
         samples.append(
             EditSample(
-                id=f"{seed}-{index}-{task.name}",
+                id=f"{seed}-{index}-{pair.task}",
                 context=context,
                 target=target,
                 regions=(),
-                prompt=task.prompt,
-                provenance={"task": task.name, "scene_seed": seed},
+                prompt=pair.prompt,
+                provenance={"task": pair.task, "scene_seed": seed},
             )
         )
     return samples

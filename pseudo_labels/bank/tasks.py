@@ -1,7 +1,7 @@
-"""What an embedded base is pre-trained on: whole-picture styles, recoloured objects, plain copies.
+"""Pre-training pairs of an embedded base: styles on whole images, recoloured objects, copies.
 
-These tasks teach a base to copy, to know styles (on whole pictures) and to know object words (by
-recolouring what is named). None restyles a region: that is what RegionRoute training adds, exactly
+The tasks teach a base to copy, to paint styles (on whole images) and to find objects by word (by
+recolouring the named one). None restyles a region: that is what RegionRoute training adds, exactly
 as on a large base.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from pseudo_labels.scenes.draw import Scene
 from pseudo_labels.stylize.filters import FILTERS
 
-# Several wordings of each task, so that the text encoders learn words and not one sentence.
+# Several wordings of each task, so that the text encoders learn words rather than one sentence.
 COPY_PROMPTS = (
     "keep the image unchanged",
     "keep all areas unchanged",
@@ -45,22 +45,22 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 
 @dataclass(frozen=True)
-class Task:
-    """One training pair over a scene: what to say and what should come out.
+class PretrainingPair:
+    """An instruction on a scene and the image that should result.
 
     Attributes:
-        name: copy | style | recolour | tint.
+        task: copy | style | recolour | tint.
         prompt: the instruction.
-        target: picture [3, H, W] in [0, 1]; None when it is the scene's own picture.
+        target: image [3, H, W] in [0, 1]; None when it equals the scene's image.
     """
 
-    name: str
+    task: str
     prompt: str
     target: Tensor | None
 
 
 def recolour(image: Tensor, colour: str) -> Tensor:
-    """Paint a picture [3, H, W] in one colour, keeping its light and dark: [3, H, W] in [0, 1].
+    """Paint an image [3, H, W] in [0, 1] in one colour, keeping its brightness.
 
     Raises:
         KeyError: the colour is not one of `COLOURS`.
@@ -72,8 +72,10 @@ def recolour(image: Tensor, colour: str) -> Tensor:
     return (shade + highlight * (1 - shade)).clamp(0, 1)
 
 
-def pretraining_tasks(scene: Scene, rng: np.random.Generator, recolours: int = 3) -> list[Task]:
-    """All tasks of one scene: a copy, every style, some recoloured objects and a tint.
+def pretraining_pairs(
+    scene: Scene, rng: np.random.Generator, recolours: int = 3
+) -> list[PretrainingPair]:
+    """All pairs of one scene: a copy, every style, some recoloured objects and a tint.
 
     Args:
         scene: the scene.
@@ -81,23 +83,23 @@ def pretraining_tasks(scene: Scene, rng: np.random.Generator, recolours: int = 3
         recolours: number of recoloured objects.
 
     Returns:
-        Tasks in a fixed order (copy, styles, recolours, tint).
+        Pairs in a fixed order (copy, styles, recolours, tint).
     """
     image = scene.image
-    tasks = [Task("copy", _wording(COPY_PROMPTS, rng), None)]
+    pairs = [PretrainingPair("copy", _wording(COPY_PROMPTS, rng), None)]
     for style, stylize in FILTERS.items():
         prompt = _wording(STYLE_PROMPTS, rng).format(style=style)
-        tasks.append(Task("style", prompt, stylize(image)))
+        pairs.append(PretrainingPair("style", prompt, stylize(image)))
     names = list(COLOURS)
     for colour in rng.permutation(len(names))[:recolours]:
         word = scene.words()[rng.integers(len(scene.words()))]
         target = torch.where(scene.mask(word) > 0.5, recolour(image, names[colour]), image)
         prompt = _wording(RECOLOUR_PROMPTS, rng).format(word=word, colour=names[colour])
-        tasks.append(Task("recolour", prompt, target))
+        pairs.append(PretrainingPair("recolour", prompt, target))
     colour_name = names[rng.integers(len(names))]
     prompt = _wording(TINT_PROMPTS, rng).format(colour=colour_name)
-    tasks.append(Task("tint", prompt, recolour(image, colour_name)))
-    return tasks
+    pairs.append(PretrainingPair("tint", prompt, recolour(image, colour_name)))
+    return pairs
 
 
 def _wording(prompts: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pseudo_labels.build import Source, build
+from pseudo_labels.build import PhotoSource, build
 from pseudo_labels.job import BuildSettings
 from pseudo_labels.review.page import FILE_NAME
 from pseudo_labels.stylize.registry import StyleEntry
@@ -13,7 +13,7 @@ SIDE = 320  # pixels; a preview is for the eye
 
 
 def preview(
-    source: Source,
+    source: PhotoSource,
     styles: Sequence[StyleEntry],
     out: Path,
     settings: BuildSettings,
@@ -37,7 +37,7 @@ def preview(
     spread = _spread(len(source.photos), count)
     small = dataclasses.replace(settings, size=min(SIDE, settings.size))
     report = build(
-        Source(source.name, [source.photos[i] for i in spread], []),
+        PhotoSource(source.name, [source.photos[i] for i in spread], []),
         styles,
         out / "preview",
         small,

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pseudo_labels.bank.corpus import build_corpus
-from pseudo_labels.job import SMALLEST_SIDE, Look
+from pseudo_labels.job import SMALLEST_SIDE, BuiltStyle
 from pseudo_labels.parallel import MOST_WORKERS, default_workers, map_in_order
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS
 from pseudo_labels.scenes.samples import (
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         print(build_corpus(out, args.pretrain, args.size, first, **options))
         return 0
     entries = load_styles(args.styles, args.only.split(",") if args.only else None)
-    looks = tuple(Look(entry, entry.build()) for entry in entries)
+    looks = tuple(BuiltStyle(entry, entry.build()) for entry in entries)
     jobs = scene_jobs(args.train, args.test, args.seed)
     if args.pairs > len(looks):
         raise UserError(f"--pairs is {args.pairs}: the styles file has {len(looks)} styles")

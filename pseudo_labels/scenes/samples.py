@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pseudo_labels.compose import composite
-from pseudo_labels.job import Look
+from pseudo_labels.job import BuiltStyle
 from pseudo_labels.parallel import one_thread
 from pseudo_labels.scenes import draw as scenes
 from pseudo_labels.scenes import sprites
@@ -47,7 +47,7 @@ class SceneSettings:
     """
 
     size: int
-    looks: tuple[Look, ...]
+    looks: tuple[BuiltStyle, ...]
     one_style: bool = False
     style_pictures: bool = False
     pairs: int = 1
@@ -98,7 +98,7 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
     return samples
 
 
-def _whole_sample(job: SceneJob, scene: Scene, look: Look, out: Path) -> EditSample:
+def _whole_sample(job: SceneJob, scene: Scene, look: BuiltStyle, out: Path) -> EditSample:
     """The whole scene restyled: one region that is the picture, named "image"."""
     spec, mask = look.entry.spec, f"masks/{job.seed}-whole.png"
     everything = torch.ones_like(scene.image[:1])
@@ -130,7 +130,7 @@ def _named_words(scene: Scene, seed: int, count: int) -> list[str]:
 def _write_target(
     job: SceneJob,
     scene: Scene,
-    pairs: Sequence[tuple[str, Look]],
+    pairs: Sequence[tuple[str, BuiltStyle]],
     target: Path,
     out: Path,
     settings: SceneSettings,
@@ -151,7 +151,7 @@ def _write_target(
 
 
 def _sample(
-    job: SceneJob, scene: Scene, pairs: Sequence[tuple[str, Look]], masks: Sequence[str]
+    job: SceneJob, scene: Scene, pairs: Sequence[tuple[str, BuiltStyle]], masks: Sequence[str]
 ) -> EditSample:
     specs = [look.entry.spec for _, look in pairs]
     prompt = build_prompt(

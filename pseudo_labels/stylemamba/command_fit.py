@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pseudo_labels.stylemamba.config import MambaConfig, PictureConfig
-from pseudo_labels.stylemamba.make import PREVIEW_FILE, Order, fit_style
+from pseudo_labels.stylemamba.make import PREVIEW_FILE, FitJob, fit_style
 from pseudo_labels.stylemamba.networks import (
     ENCODER,
     VAE,
@@ -65,14 +65,14 @@ def fit_main(argv: Sequence[str]) -> int:
         return 0
     folder = _output(args)
     images = find_pictures(args.images)
-    order = Order(
+    job = FitJob(
         tuple(args.picture or args.prompt),
         bool(args.picture),
         tuple(images),
         Names(args.encoder, args.vae, args.vgg),
         _regions(args, images),
     )
-    saved = fit_style(order, config, folder, pick_device(args.device))
+    saved = fit_style(job, config, folder, pick_device(args.device))
     save_config(config, folder)
     _tell(saved, folder)
     return 0

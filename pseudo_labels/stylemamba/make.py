@@ -32,7 +32,7 @@ SHOWN = 4  # photos on a sheet
 
 
 @dataclass(frozen=True)
-class Order:
+class FitJob:
     """What is to be fitted.
 
     Attributes:
@@ -50,22 +50,22 @@ class Order:
     regions: tuple[Tensor, ...] | None = None
 
 
-def fit_style(order: Order, config: MambaConfig, folder: Path, device: torch.device) -> SavedStyle:
+def fit_style(job: FitJob, config: MambaConfig, folder: Path, device: torch.device) -> SavedStyle:
     """Fit a style and write its folder: the style, its losses, and a preview with scores.
 
     Raises:
         UserError: networks or pictures that cannot be used.
     """
     size = config.fit.size
-    images = read_pictures(order.images, size).to(device)
-    region = None if order.regions is None else stacked(order.regions, size).to(device)
-    parts = load_parts(order.names, images, order.pictures, device)
-    targets = [parts.encoder.target(style) for style in order.styles]
+    images = read_pictures(job.images, size).to(device)
+    region = None if job.regions is None else stacked(job.regions, size).to(device)
+    parts = load_parts(job.names, images, job.pictures, device)
+    targets = [parts.encoder.target(style) for style in job.styles]
     result = fit(targets, images, parts, config, region)
     names = [target.name for target in targets]
-    style = assemble(names, result.fusion, result.descriptions, parts, order.names, config)
-    scores, rows = judge(style, images, parts, order.styles)
-    style.facts.settings.update(scores=scores, pictures=[file.name for file in order.images])
+    style = assemble(names, result.fusion, result.descriptions, parts, job.names, config)
+    scores, rows = judge(style, images, parts, job.styles)
+    style.facts.settings.update(scores=scores, pictures=[file.name for file in job.images])
     write_jsonl(folder / LOSSES_FILE, [{"step": i} | r for i, r in enumerate(result.rows, 1)])
     write_sheet(folder / PREVIEW_FILE, rows, parts)
     style.save(folder)
@@ -112,7 +112,7 @@ def judge(
         style: the style.
         images: [n, 3, H, W] in [0, 1].
         parts: the networks it was fitted with.
-        sources: words or file names, those of `style.facts.styles` first and in their order.
+        sources: words or file names, those of `style.facts.styles` first and in the same order.
 
     Returns:
         Style -> "directional" and "ssim", means over the photos; and rows of named pictures, one

@@ -49,7 +49,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Source:
+class ContentBatch:
     """Photos as the losses need them; nothing in it has a gradient.
 
     Attributes:
@@ -67,9 +67,9 @@ class Source:
     features: tuple[Tensor, ...]
     outside: Tensor | None = None
 
-    def rows(self, index: Tensor) -> "Source":
+    def rows(self, index: Tensor) -> "ContentBatch":
         """The photos of an index [b]."""
-        return Source(
+        return ContentBatch(
             self.latents[index],
             self.pictures[index],
             self.embeddings[index],
@@ -107,7 +107,7 @@ class Objective:
         self.parts, self.config = parts, config
 
     @torch.no_grad()
-    def source(self, images: Tensor, region: Tensor | None = None) -> Source:
+    def source(self, images: Tensor, region: Tensor | None = None) -> ContentBatch:
         """Prepare photos.
 
         Args:
@@ -117,19 +117,19 @@ class Objective:
         latents = self.parts.codec.encode(images)
         pictures = self.parts.codec.decode(latents)
         features = () if self.parts.vgg is None else tuple(self.parts.vgg(pictures))
-        source = Source(latents, pictures, pictures.new_zeros(0), features)
+        source = ContentBatch(latents, pictures, pictures.new_zeros(0), features)
         if region is not None:
             source = replace(source, outside=1 - region)
         return replace(source, embeddings=self.embed(pictures, source))
 
-    def embed(self, images: Tensor, source: Source) -> Tensor:
+    def embed(self, images: Tensor, source: ContentBatch) -> Tensor:
         """E of pictures [B, 3, H, W], the outside of the region hidden: [B, K]."""
         return self.parts.encoder.embed(self._visible(images, source))
 
     def __call__(
         self,
         latents: Tensor,
-        source: Source,
+        source: ContentBatch,
         direction: Tensor,
         generator: Generator,
         *,
@@ -172,7 +172,7 @@ class Objective:
         self,
         styled: Tensor,
         now: Tensor,
-        source: Source,
+        source: ContentBatch,
         direction: Tensor,
         generator: Generator,
         previous: Tensor | None,
@@ -204,7 +204,9 @@ class Objective:
             )
         return terms
 
-    def _other_terms(self, styled: Tensor, latents: Tensor, source: Source) -> dict[str, Tensor]:
+    def _other_terms(
+        self, styled: Tensor, latents: Tensor, source: ContentBatch
+    ) -> dict[str, Tensor]:
         terms = {}
         if self.config.content and self.parts.vgg is not None:
             terms["content"] = content_loss(source.features, self.parts.vgg(styled))
@@ -214,7 +216,7 @@ class Objective:
             terms["tv"] = total_variation(styled)
         return terms
 
-    def _visible(self, images: Tensor, source: Source) -> Tensor:
+    def _visible(self, images: Tensor, source: ContentBatch) -> Tensor:
         if source.outside is None:
             return images
         fill = source.pictures.mean((2, 3), keepdim=True)

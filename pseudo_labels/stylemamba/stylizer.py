@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from pseudo_labels.stylemamba.config import MambaConfig, PictureConfig
 from pseudo_labels.stylemamba.encoders import RANDOM, load_encoder
-from pseudo_labels.stylemamba.make import Order, fit_style
+from pseudo_labels.stylemamba.make import FitJob, fit_style
 from pseudo_labels.stylemamba.measures import directional_score
 from pseudo_labels.stylemamba.networks import ENCODER, VAE, Names, find_pictures, source_hash
 from pseudo_labels.stylemamba.saved import (
@@ -94,7 +94,7 @@ class MambaStylizer:
             raise UserError("a mamba style needs a 'prompt' or a 'picture'")
         self._prompt, self._vae, self._encoder = prompt, vae, encoder
         self._strength, self._gate, self._device = strength, gate, device
-        self._order: Order | None = None
+        self._job: FitJob | None = None
         self._style: SavedStyle | None = None
         self._judge: Any = None
         if fitted is not None:
@@ -111,8 +111,8 @@ class MambaStylizer:
             style = picture if picture is not None else str(prompt)
             files = tuple(find_pictures([images]))
             names = Names(encoder, vae or VAE, vgg)
-            self._order = Order((style,), picture is not None, files, names)
-            self._key = settings_hash(self._fit_facts(self._order))
+            self._job = FitJob((style,), picture is not None, files, names)
+            self._key = settings_hash(self._fit_facts(self._job))
             self._folder = Path(cache) / self._key
             random = [] if picture or encoder != RANDOM else ["encoder"]
             random += ["vae"] if vae == RANDOM else []
@@ -144,17 +144,17 @@ class MambaStylizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the networks, and fitted: worker processes must not each fit the style."""
-        if self._order is not None:
+        if self._job is not None:
             self._ready()
         return self.__dict__ | {"_style": None, "_judge": None}
 
-    def _fit_facts(self, order: Order) -> list[Any]:
+    def _fit_facts(self, job: FitJob) -> list[Any]:
         """Everything that a fit depends on."""
-        styles = [file_hash(s) for s in order.styles] if order.pictures else order.styles
-        networks = [] if order.pictures else [source_hash(order.names.encoder)]
-        networks.append(source_hash(order.names.vae))
-        networks.append("" if order.names.vgg is None else source_hash(order.names.vgg))
-        photos = [file_hash(file) for file in order.images]
+        styles = [file_hash(s) for s in job.styles] if job.pictures else job.styles
+        networks = [] if job.pictures else [source_hash(job.names.encoder)]
+        networks.append(source_hash(job.names.vae))
+        networks.append("" if job.names.vgg is None else source_hash(job.names.vgg))
+        photos = [file_hash(file) for file in job.images]
         fit, loss, fusion = self._config.fit, self._config.loss, self._config.fusion
         return [_REVISION, styles, networks, photos, fit, loss, fusion]
 
@@ -162,8 +162,8 @@ class MambaStylizer:
         """The style, fitted if it is not in the cache."""
         if self._style is None:
             device = _device(self._device)
-            if self._order is not None and not (self._folder / FACTS_FILE).is_file():
-                self._style = fit_style(self._order, self._config, self._folder, device)
+            if self._job is not None and not (self._folder / FACTS_FILE).is_file():
+                self._style = fit_style(self._job, self._config, self._folder, device)
             else:
                 self._style = load_style(self._folder, self._vae, device)
         return self._style

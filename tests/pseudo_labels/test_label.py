@@ -11,7 +11,7 @@ from PIL import Image
 
 from pseudo_labels import job as job_module
 from pseudo_labels import photo as photo_module
-from pseudo_labels.build import Source, build, split_by_photo
+from pseudo_labels.build import PhotoSource, build, split_by_photo
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.job import BuildSettings, slug
 from pseudo_labels.label import main
@@ -34,7 +34,7 @@ def run(photos, out, styles=("pixel-art", "cyberpunk"), settings=SETTINGS, **opt
     options = {"workers": 1, **options}
     entries = load_styles("scenes", styles)
     labels = photos / "labels.jsonl"
-    return build(Source(str(labels), *read_labels(labels)), entries, out, settings, **options)
+    return build(PhotoSource(str(labels), *read_labels(labels)), entries, out, settings, **options)
 
 
 def append(photos, *rows):
@@ -363,7 +363,7 @@ class TestCommand:
 def test_real_photos_with_either_form_of_labels(assets, tmp_path, folder, photos_made):
     labels = assets / folder / "labels.jsonl"
     report = build(
-        Source(str(labels), *read_labels(labels)),
+        PhotoSource(str(labels), *read_labels(labels)),
         load_styles("painting", ["starry-night", "watercolour"]),
         tmp_path / "out",
         BuildSettings(size=96),

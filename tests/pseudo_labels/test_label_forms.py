@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from eval.sources import select_split
-from pseudo_labels.build import Source, build
+from pseudo_labels.build import PhotoSource, build
 from pseudo_labels.curate import judge as judge_module
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.curate.judge import JudgeSettings
@@ -33,7 +33,7 @@ SETTINGS = BuildSettings(size=96, limits=ANY)
 
 def run(photos, out, styles=("pixel-art", "cyberpunk"), settings=SETTINGS):
     labels = photos / "labels.jsonl"
-    source = Source(str(labels), *read_labels(labels))
+    source = PhotoSource(str(labels), *read_labels(labels))
     return build(source, load_styles("scenes", styles), out, settings, workers=1)
 
 

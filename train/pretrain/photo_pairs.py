@@ -13,10 +13,11 @@ from typing import Any, get_args
 import torch
 from torch import Generator, Tensor
 
+from regionroute.data.object_bank import PHOTO, ObjectBank
 from regionroute.errors import UserError
 from train.pretrain.colours import in_other_colours
 from train.pretrain.config import PhotoPairsConfig, PhotoTask
-from train.pretrain.photo_bank import PHOTO, PhotoBank, Placement, put
+from train.pretrain.placement import Placement, put
 
 COPY_PROMPTS = ("keep the image unchanged", "keep all areas unchanged", "keep the photo unchanged")
 STYLE_PROMPTS = (
@@ -64,7 +65,7 @@ class Layer:
         photo: its number.
         cover: [1,S,S] in [0,1], where it lies over what is below.
         objects: word -> mask [1,S,S] of its objects as placed, before others cover them.
-        place: how its pixels get there, for `PhotoBank.placed`.
+        place: how its pixels get there, for `put`.
     """
 
     photo: int
@@ -86,7 +87,7 @@ class PairMaker:
         UserError: the split holds no photo, the bank is too small, or an unknown task.
     """
 
-    def __init__(self, bank: PhotoBank, split: str, side: int, cfg: PhotoPairsConfig) -> None:
+    def __init__(self, bank: ObjectBank, split: str, side: int, cfg: PhotoPairsConfig) -> None:
         self.bank, self.side, self.cfg = bank, side, cfg
         self.members = bank.split(split)
         if not self.members:
@@ -97,12 +98,12 @@ class PairMaker:
             )
         counts: dict[str, int] = {}
         for photo in self.members:
-            for word in bank.photos[photo]["words"]:
+            for word in bank.photos[photo].words:
                 counts[word] = counts.get(word, 0) + 1
         # Between "every photo alike" and "every word alike": the bank has hundreds of cats.
         self.weights = torch.tensor(
             [
-                max(counts[word] ** -cfg.word_balance for word in bank.photos[photo]["words"])
+                max(counts[word] ** -cfg.word_balance for word in bank.photos[photo].words)
                 for photo in self.members
             ]
         )
@@ -145,7 +146,7 @@ class PairMaker:
             return Pair(context, context, _one_of(COPY_PROMPTS, generator), task)
         look = _one_of(self.bank.names("style" if task == "style" else "colour"), generator)
         wording = _one_of(STYLE_PROMPTS if task == "style" else TINT_PROMPTS, generator)
-        prompt = wording.format(look=self.bank.renderings[look]["words"])
+        prompt = wording.format(look=self.bank.renderings[look].words)
         return Pair(context, self._compose(look, layers), prompt, task)
 
     def _large(self, layers: list[Layer]) -> list[str]:
@@ -177,7 +178,7 @@ class PairMaker:
         look = _one_of(self.bank.names("colour"), generator)
         painted = self._compose(look, layers)
         prompt = _one_of(RECOLOUR_PROMPTS, generator).format(
-            word=word, look=self.bank.renderings[look]["words"]
+            word=word, look=self.bank.renderings[look].words
         )
         return Pair(context, mask * painted + (1 - mask) * context, prompt, task, word)
 
@@ -201,7 +202,7 @@ class PairMaker:
             (top, top + crop), (left, left + crop), _flip(generator), (0, 0, side, side)
         )
         masks = (put(self.bank.masks(photo), place, side) > 0.5).float()
-        words = self.bank.photos[photo]["words"]
+        words = self.bank.photos[photo].words
         return Layer(photo, torch.ones(1, side, side), _by_word(words, masks), place)
 
     def _crop(self, generator: Generator) -> int:
@@ -227,13 +228,13 @@ class PairMaker:
             return None
         place = Placement(box[:2], box[2:], _flip(generator), (top, left, *size))
         cover = put(mask, place, self.side)
-        word = self.bank.photos[photo]["words"][number]
+        word = self.bank.photos[photo].words[number]
         return Layer(photo, cover, {word: (cover > 0.5).float()}, place)
 
     def _compose(self, rendering: str, layers: list[Layer]) -> Tensor:
         picture = torch.zeros(3, self.side, self.side)
         for layer in layers:
-            pixels = self.bank.placed(rendering, layer.photo, layer.place, self.side)
+            pixels = put(self.bank.image(rendering, layer.photo), layer.place, self.side)
             picture = layer.cover * pixels + (1 - layer.cover) * picture
         return picture
 

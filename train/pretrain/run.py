@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from regionroute.config.io import command_settings, dump_config, save_config
+from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
 from regionroute.files import check_output_folder
 from regionroute.models.codec import PatchCodec
@@ -27,7 +28,6 @@ from train.pretrain.config import PretrainConfig
 from train.pretrain.corpus import load_corpus, to_model_range
 from train.pretrain.image_encoder.file import load_vision
 from train.pretrain.model import NanoModel, new_parts, parts_of, save_base, vocabulary
-from train.pretrain.photo_bank import PhotoBank
 from train.pretrain.sources import PhotoSource, SceneSource, bank_pictures, prompts_of
 from train.pretrain.word_table import word_table
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
     base = None if cfg.start is None else load_backbone(cfg.start)
-    bank = PhotoBank(str(cfg.corpus.bank))
+    bank = ObjectBank(str(cfg.corpus.bank))
     codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures), base)
     model = _model(cfg, prompts_of(bank), output, codec, base)
     return _train(cfg, model, codec, PhotoSource(cfg, codec, model), output)

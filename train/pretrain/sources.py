@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from regionroute.data.object_bank import ObjectBank
 from regionroute.diffusion.latents import encode_images
 from regionroute.errors import UserError, nearest
 from regionroute.models.codec import PatchCodec
@@ -18,7 +19,6 @@ from train.pretrain.base import HeldOut, LatentPairs
 from train.pretrain.config import BaseTrainingConfig, PretrainConfig
 from train.pretrain.corpus import Corpus, to_model_range
 from train.pretrain.model import NanoModel
-from train.pretrain.photo_bank import PhotoBank
 from train.pretrain.photo_pairs import Pair, PairMaker
 
 HELD_OUT_PAIRS = 64  # a task, in validation
@@ -166,7 +166,7 @@ class _Batches(Dataset[_Pictures]):
     def __init__(self, cfg: PretrainConfig) -> None:
         assert cfg.corpus.bank is not None
         self.cfg = cfg
-        self.bank = PhotoBank(cfg.corpus.bank)
+        self.bank = ObjectBank(cfg.corpus.bank)
         self.maker = PairMaker(self.bank, "train", cfg.corpus.resolution, cfg.corpus.photos)
 
     def __getitem__(self, step: int) -> _Pictures:
@@ -182,22 +182,22 @@ class _Batches(Dataset[_Pictures]):
         )
 
 
-def prompts_of(bank: PhotoBank) -> list[str]:
+def prompts_of(bank: ObjectBank) -> list[str]:
     """Texts with every word that prompts of a bank are made of."""
-    words = sorted({word for row in bank.photos for word in row["words"]})
-    looks = [row["words"] for row in bank.renderings.values()]
+    words = sorted({word for row in bank.photos for word in row.words})
+    looks = [row.words for row in bank.renderings.values()]
     templates = "make paint turn keep the image photo in into style unchanged all areas other area "
     templates += "highlight show where is"
     return [templates, *words, *looks]
 
 
-def bank_pictures(bank: PhotoBank, count: int) -> Tensor:
+def bank_pictures(bank: ObjectBank, count: int) -> Tensor:
     """uint8 pictures [N,3,S,S] of a bank, photos and renderings alike, spread over all."""
     photos = bank.split("train")
     names = ["photos", *bank.renderings]
     stride = max(1, len(photos) * len(names) // count)
     chosen = range(0, len(photos) * len(names), stride)
-    pictures = [bank.picture(names[i % len(names)], photos[i // len(names)]) for i in chosen]
+    pictures = [bank.image(names[i % len(names)], photos[i // len(names)]) for i in chosen]
     return (torch.stack(pictures) * 255).round().to(torch.uint8)
 
 

@@ -93,7 +93,7 @@ def test_only_what_is_missing_is_made_again(bank_case, copied):
     assert (bank / "cyberpunk.safetensors").stat().st_mtime_ns == kept
 
 
-def test_a_photo_that_cannot_be_used_is_named_and_left_out(bank_case, tmp_path, capsys):
+def test_a_photo_that_cannot_be_used_is_named_and_skipped(bank_case, tmp_path, capsys):
     labels = bank_case.write_photos(tmp_path / "photos", count=4)
     (tmp_path / "photos" / "2.png").write_bytes(b"no picture")
 

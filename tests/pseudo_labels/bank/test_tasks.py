@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pseudo_labels.bank.tasks import COLOURS, pretraining_tasks, recolour
+from pseudo_labels.bank.tasks import COLOURS, pretraining_pairs, recolour
 from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.stylize.filters import FILTERS
 
@@ -13,35 +13,35 @@ def scene():
 
 
 def test_every_task_occurs_and_none_restyles_a_region(scene):
-    tasks = pretraining_tasks(scene, np.random.default_rng(0), recolours=3)
+    pairs = pretraining_pairs(scene, np.random.default_rng(0), recolours=3)
 
-    assert [task.name for task in tasks] == ["copy"] + ["style"] * len(FILTERS) + [
+    assert [pair.task for pair in pairs] == ["copy"] + ["style"] * len(FILTERS) + [
         "recolour"
     ] * 3 + ["tint"]
-    for task in tasks:
-        named = any(word in task.prompt for word in scene.words())
-        styled = any(style in task.prompt for style in FILTERS)
-        assert not (named and styled), task.prompt
+    for pair in pairs:
+        named = any(word in pair.prompt for word in scene.words())
+        styled = any(style in pair.prompt for style in FILTERS)
+        assert not (named and styled), pair.prompt
 
 
 def test_recolouring_changes_the_named_object_alone(scene):
-    for task in pretraining_tasks(scene, np.random.default_rng(1)):
-        if task.name != "recolour":
+    for pair in pretraining_pairs(scene, np.random.default_rng(1)):
+        if pair.task != "recolour":
             continue
-        word = next(word for word in scene.words() if word in task.prompt)
+        word = next(word for word in scene.words() if word in pair.prompt)
         outside = scene.mask(word) < 0.5
-        assert torch.equal(task.target * outside, scene.image * outside)
-        assert not torch.equal(task.target, scene.image)
+        assert torch.equal(pair.target * outside, scene.image * outside)
+        assert not torch.equal(pair.target, scene.image)
 
 
 def test_style_targets_are_the_filters(scene):
     styles = [
-        task for task in pretraining_tasks(scene, np.random.default_rng(2)) if task.name == "style"
+        pair for pair in pretraining_pairs(scene, np.random.default_rng(2)) if pair.task == "style"
     ]
 
-    for task, (name, stylize) in zip(styles, FILTERS.items(), strict=True):
-        assert name in task.prompt
-        assert torch.equal(task.target, stylize(scene.image))
+    for pair, (name, stylize) in zip(styles, FILTERS.items(), strict=True):
+        assert name in pair.prompt
+        assert torch.equal(pair.target, stylize(scene.image))
 
 
 @pytest.mark.parametrize("colour", COLOURS)

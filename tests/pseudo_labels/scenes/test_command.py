@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pseudo_labels.bank import corpus
-from pseudo_labels.job import Look
+from pseudo_labels.job import BuiltStyle
 from pseudo_labels.scenes import samples as scene_samples
 from pseudo_labels.scenes.command import (
     BLOCK,
@@ -21,7 +21,7 @@ from regionroute.data.manifest import read_manifest
 from regionroute.errors import UserError, command
 from regionroute.files import write_jsonl
 
-LOOKS = tuple(Look(entry, entry.build()) for entry in load_styles("scenes"))
+LOOKS = tuple(BuiltStyle(entry, entry.build()) for entry in load_styles("scenes"))
 
 
 class TestSeeds:

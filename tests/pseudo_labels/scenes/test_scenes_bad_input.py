@@ -60,7 +60,7 @@ ARGUMENTS = [
     ([*GOOD, "--all-styles", "--one-style"], "not allowed with"),
     ([*GOOD, "--pretrain", "0"], "--pretrain is 0"),
     ([*GOOD, "--pretrain", "5", "--seed", "-1"], "--seed is -1"),
-    ([*GOOD, "--pretrain", "5", "--out", "corpus"], "corpus: another data set lies here"),
+    ([*GOOD, "--pretrain", "5", "--out", "corpus"], "corpus: this folder holds another data set"),
     ([*GOOD, "--pretrain", "2000000"], "are too many"),
     ([*GOOD, "--trian", "4"], "unrecognized arguments: --trian"),
 ]
@@ -109,7 +109,8 @@ def test_wrong_styles_files(folder, refused, text, told):
 def test_an_interrupting_full_disk_keeps_what_is_made(folder, refused, monkeypatch):
     jobs = scene_jobs(3, 0)
     looks = tuple(
-        scenes_cli.Look(entry, entry.build()) for entry in scenes_cli.load_styles("scenes")[:1]
+        scenes_cli.BuiltStyle(entry, entry.build())
+        for entry in scenes_cli.load_styles("scenes")[:1]
     )
     build_scenes(folder / "out", jobs[:1], scenes_cli.SceneSettings(32, looks))
 

@@ -1,15 +1,15 @@
 import pytest
 import torch
 
+from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError
 from train.pretrain.config import PhotoPairsConfig
-from train.pretrain.photo_bank import PhotoBank
 from train.pretrain.photo_pairs import TASKS, PairMaker
 
 
 @pytest.fixture(scope="module")
 def bank(bank_case, tmp_path_factory):
-    return PhotoBank(bank_case.make_bank(tmp_path_factory.mktemp("bank")))
+    return ObjectBank(bank_case.make_bank(tmp_path_factory.mktemp("bank")))
 
 
 def maker(bank, **settings):
@@ -115,7 +115,7 @@ def test_a_style_is_composed_as_the_photo_is(bank):
     pair = maker(bank, pasted=(1, 0, 0)).pair(drawn(0), "style")
     name = "pixel-art" if "pixel" in pair.prompt else "cyberpunk"
     windows = [
-        bank.picture(name, photo)[:, top : top + 32, left : left + 32]
+        bank.image(name, photo)[:, top : top + 32, left : left + 32]
         for photo in bank.split("train")
         for top in range(9)
         for left in range(9)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from regionroute.config.io import load_config
+from regionroute.data.object_bank import ObjectBank
 from regionroute.diffusion.flow import add_noise
 from regionroute.errors import UserError
 from regionroute.models.image_encoder import EightBitConv, VisionNet
@@ -15,7 +16,6 @@ from regionroute.models.loading import load_backbone
 from train.pretrain.config import PretrainConfig
 from train.pretrain.image_encoder.file import load_vision, save_vision
 from train.pretrain.model import vocabulary
-from train.pretrain.photo_bank import PhotoBank
 from train.pretrain.run import main
 from train.pretrain.sources import prompts_of
 from train.pretrain.word_table import word_table
@@ -70,7 +70,7 @@ def finished(arguments, tmp_path_factory):
 
 def test_the_base_knows_the_sentence_encoders_words(finished, arguments):
     cfg = load_config(None, arguments, PretrainConfig)
-    words = vocabulary(prompts_of(PhotoBank(cfg.corpus.bank)), None)
+    words = vocabulary(prompts_of(ObjectBank(cfg.corpus.bank)), None)
     table = word_table(cfg.model.sentence_encoder, words, 32, finished)
     backbone = load_backbone(str(finished / "base"))
     tokens = backbone.tokenizer_2.tokenize("the sofa dogfish cup")

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from regionroute.data.object_bank import PHOTO, ObjectBank
 from regionroute.errors import UserError
 from regionroute.files import atomic_write
 from regionroute.models.image_encoder import STRIDE
@@ -20,7 +21,6 @@ from train.pretrain.colours import in_other_colours
 from train.pretrain.corpus import to_model_range
 from train.pretrain.image_encoder.config import ViewsConfig, VisionConfig
 from train.pretrain.image_encoder.teacher import Teacher
-from train.pretrain.photo_bank import PHOTO, PhotoBank
 
 FILE = "views.safetensors"
 FITTED_TO = 2000  # squares that the directions of the features are chosen by, at most
@@ -78,7 +78,7 @@ def _read(path: Path, told: str) -> dict[str, Tensor] | None:
 
 
 def _make(cfg: VisionConfig) -> dict[str, Tensor]:
-    bank, teacher = PhotoBank(cfg.views.bank), Teacher(cfg.teacher)
+    bank, teacher = ObjectBank(cfg.views.bank), Teacher(cfg.teacher)
     generator = torch.Generator().manual_seed(cfg.seed)
     found: dict[str, Tensor] = {}
     for split, crops in (("train", cfg.views.crops), ("test", 0)):
@@ -87,7 +87,7 @@ def _make(cfg: VisionConfig) -> dict[str, Tensor]:
             raise UserError(f"{cfg.views.bank}: the split {split!r} of this bank holds no photo")
         pictures = torch.stack(
             [
-                _square(bank.picture(PHOTO, photo), cfg.views, turn > 0, generator)
+                _square(bank.image(PHOTO, photo), cfg.views, turn > 0, generator)
                 for turn in range(1 + crops)
                 for photo in tqdm(photos, desc=f"{split} {turn + 1}/{1 + crops}", unit="photo")
             ]
