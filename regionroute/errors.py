@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -39,6 +40,23 @@ class Parser(argparse.ArgumentParser):
         """Raises the message as a `UserError`, for one form of all mistakes."""
         shown = message if len(message) <= LONGEST_SHOWN else f"{message[:LONGEST_SHOWN]}..."
         raise UserError(f"{shown}; see `{self.prog} --help`")
+
+
+def printable(text: str) -> str:
+    """A text with its control characters written as escapes, so that no terminal acts on them.
+
+    Halves of characters, which no terminal can show, are escaped too.
+    """
+    return "".join(c if _harmless(c) else ascii(c)[1:-1] for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+
+
+def remedy(error: OSError) -> str | None:
+    """What is wrong and what helps, for system errors that a user can fix."""
+    return _REMEDIES.get(error.errno) if error.errno is not None else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -89,7 +107,7 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             sentence = _sentence(error)
             if sentence is None:
                 raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {printable(sentence)}", file=sys.stderr)
         return 2
 
     return run

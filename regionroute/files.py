@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,40 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, printable, remedy
 
 AnyPath = str | PathLike[str]
+
+
+def shown_path(path: AnyPath) -> str:
+    """A path as text for messages, without characters that a terminal would act on."""
+    return printable(os.fspath(path))
+
+
+def check_input_file(path: AnyPath, kind: str = "file", *, pipes: bool = False) -> None:
+    """Refuses what cannot be opened and read to its end.
+
+    Args:
+        path: the file.
+        kind: what it is meant to be, for the error's sentence.
+        pipes: also accept a pipe, such as ``/dev/stdin`` or a shell's ``<(command)``.
+
+    Raises:
+        UserError: it is missing, a folder, a device, a pipe, or a name no file can have.
+    """
+    shown = shown_path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # NUL, or half of a character
+        raise UserError(f"{shown}: no file can have this name, check the path") from error
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise UserError(f"{shown}: no such {kind}, check the path") from error
+        raise UserError(f"{shown}: {remedy(error) or error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{shown}: this is a folder, give the {kind}'s file name")
+    if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
+        raise UserError(f"{shown}: this is a device, pipe or socket, not a file")
 
 
 def check_output_file(path: AnyPath) -> None:
@@ -47,11 +79,17 @@ def check_output_folder(path: AnyPath) -> None:
 
 def _check_parent(shown: AnyPath, file: Path) -> None:
     """Whether `file` can be made, judged by the nearest folder above it that is there."""
+    shown = shown_path(shown)
     try:
         os.lstat(file)
+        os.stat(file)
+    except ValueError as error:  # NUL, or half of a character
+        raise UserError(f"{shown}: no file can have this name, choose another") from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{shown}: the name is too long, choose a shorter one") from error
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{shown}: links lead in a circle, choose another name") from error
     parent = next(folder for folder in file.absolute().parents if os.path.exists(folder))
     if not parent.is_dir():
         raise UserError(f"{shown}: {parent} is a file, not a folder; choose another place")
@@ -163,7 +201,12 @@ def is_hub_id(spec: str) -> bool:
 
 
 def file_hash(path: AnyPath) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file's bytes."""
+    """First 16 hexadecimal digits of the SHA-256 of a file's bytes.
+
+    Raises:
+        UserError: the file is missing or a special one.
+    """
+    check_input_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -189,12 +232,9 @@ def _plain(obj: Any) -> Any:
 
 
 def _read_text(path: AnyPath) -> str:
+    check_input_file(path, pipes=True)
     try:
         return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file, check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: this is a folder, give a file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: this is not UTF-8 text, save it as UTF-8") from error
 

@@ -98,7 +98,7 @@ def _problems(manifest: Manifest, sample: EditSample) -> Iterator[str]:
             yield str(error)
             continue
         yield from _region_problems(region, mask)
-        masks += [mask] if mask.any() else []
+        masks.append(mask)
     try:
         target = manifest.target(sample)
     except UserError as error:
@@ -110,9 +110,6 @@ def _problems(manifest: Manifest, sample: EditSample) -> Iterator[str]:
 
 def _region_problems(region: Region, mask: Tensor) -> Iterator[str]:
     height, width = mask.shape[1:]
-    if not mask.any():
-        yield f"{region.mask}: the mask is empty, {region.object!r} has no pixel of 128 or brighter"
-        return
     y0, x0, y1, x1 = region.box
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         yield f"box {region.box} of {region.object!r} is not within the {width}x{height} picture"

@@ -161,7 +161,7 @@ def test_what_is_missing_is_said_in_its_place(page, two, edits):
     assert "good: attention IoU 1.000" in said
     assert "(maps: 1)" in said
     assert re.search(r"all</th><td>4</td>.*<small>maps: 1</small>", html)
-    assert "pair-0.png: no such picture" in problems
+    assert "pair-0.png: no such image" in problems
     assert "pair-2.map.png" in problems
 
 

@@ -70,7 +70,7 @@ FILES = [
     (lambda s: s.row(promt="x"), "unknown key 'promt', the nearest known one is 'prompt'"),
     (lambda s: s.nothing(), "--split all: no such samples"),
     (each(lambda s, e: s.text(f"{e}.map.png")), "good: no map could be read, the first problem"),
-    (each(lambda s, e: s.cut(f"{e}.map.png")), "pair-0.map.png: this picture cannot be read"),
+    (each(lambda s, e: s.cut(f"{e}.map.png")), "pair-0.map.png: this image cannot be read"),
     (each(lambda s, e: s.directory(f"{e}.map.png")), "pair-0.map.png: this is a folder"),
     (each(lambda s, e: s.text(f"{e}.json", "{")), "pair-0.json:1: this is not JSON"),
     (each(lambda s, e: s.text(f"{e}.json", '{"map": {"grid": [0, 8]}}')), "map.grid [0, 8]"),

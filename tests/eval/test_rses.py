@@ -167,7 +167,7 @@ def test_bad_edits_are_one_line_each_and_counted(score, edits, tiny_manifest, ca
     entry = summary["methods"]["half"]
     assert (entry["n_samples"], entry["n_scored"], entry["n_failed"]) == (4, 1, 3)
     errors = {row["id"]: row["error"] for row in rows if row["method"] == "half" and row["error"]}
-    assert "no such picture" in errors["pair-0"]
+    assert "no such image" in errors["pair-0"]
     assert "damaged" in errors["pair-1"]
     assert "48x64" in errors["pair-2"]
     assert "64x64" in errors["pair-2"]

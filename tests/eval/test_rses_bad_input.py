@@ -132,22 +132,22 @@ PICTURES = [
     (
         lambda s: s.text("../good/pair-1.png"),
         "good",
-        "good/pair-1.png: this picture cannot be read",
+        "good/pair-1.png: this image cannot be read",
     ),
-    (lambda s: s.cut("../good/pair-1.png"), "good", "good/pair-1.png: this picture cannot be read"),
+    (lambda s: s.cut("../good/pair-1.png"), "good", "good/pair-1.png: this image cannot be read"),
     (lambda s: s.directory("../good/pair-1.png"), "good", "good/pair-1.png: this is a folder"),
     (
         lambda s: s.png("../good/pair-1.png", (32, 64)),
         "good",
         "good/pair-1.png: 32x64 pixels but its context",
     ),
-    (lambda s: s.circle("../good/pair-1.png"), "good", "good/pair-1.png: no such picture"),
+    (lambda s: s.circle("../good/pair-1.png"), "good", "good/pair-1.png: links lead in a circle"),
     (
         lambda s: s.text("1.context.png"),
         "every method",
-        "1.context.png: this picture cannot be read",
+        "1.context.png: this image cannot be read",
     ),
-    (lambda s: s.circle("1.target.png"), "every method", "1.target.png: no such picture"),
+    (lambda s: s.circle("1.target.png"), "every method", "1.target.png: links lead in a circle"),
     (
         lambda s: s.png("1.target.png", (8, 8)),
         "every method",
@@ -179,15 +179,15 @@ def test_a_wrong_picture_costs_its_own_sample_alone(folder, spoil, capsys, damag
 def test_an_unreadable_picture_costs_its_own_sample_alone(folder, capsys, monkeypatch):
     opened = Image.open
 
-    def guarded(path, *rest):
+    def guarded(path, **rest):
         if path.name == "pair-1.png":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return opened(path, *rest)
+        return opened(path, **rest)
 
     monkeypatch.setattr(Image, "open", guarded)
     assert rses.main(GOOD) == 0
     error = capsys.readouterr().err
-    assert "good: good/pair-1.png: no permission to read this picture" in error
+    assert "good: good/pair-1.png: no permission to read this image" in error
     assert "good: 1 of 4 failed" in error
 
 

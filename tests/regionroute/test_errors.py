@@ -40,7 +40,7 @@ def test_the_exit_code_and_the_arguments_pass_through():
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (UserError("photo.png: no such picture"), "error: photo.png: no such picture\n"),
+        (UserError("photo.png: no such image"), "error: photo.png: no such image\n"),
         (OSError(errno.ENOSPC, "No space", "runs/x"), "error: runs/x: the disk is full"),
         (OSError(errno.ENOSPC, "No space"), "error: the disk is full"),
         (PermissionError(errno.EACCES, "Denied", "a.png"), "error: a.png: no permission"),

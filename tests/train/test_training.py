@@ -204,7 +204,7 @@ def test_a_users_mistake_is_one_sentence(runs, capsys, overrides, sentence):
 def test_a_damaged_picture_is_named_before_training(runs, tiny_manifest, capsys):
     (tiny_manifest / "1.target.png").write_bytes(b"no picture")
     assert runs("run") == 2
-    assert "1.target.png: this picture cannot be read" in capsys.readouterr().err
+    assert "1.target.png: this image cannot be read" in capsys.readouterr().err
 
 
 def test_the_output_may_not_be_a_file(runs, capsys):

@@ -191,10 +191,7 @@ class Encoder:
         key = settings_hash(facts + ([dataclasses.astuple(window)[:4]] if window.lost else []))
 
         def make() -> Tensors:
-            mask = read_mask(path, own)
-            if not mask.any():
-                raise UserError(f"{path}: the mask is empty, no pixel reaches 128 of 255")
-            seen = window.of(mask)
+            seen = window.of(read_mask(path, own))
             return {
                 "tokens": mask_to_grid(seen, height, width),
                 "latents": mask_to_grid(seen, 2 * height, 2 * width),

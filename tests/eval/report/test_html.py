@@ -58,7 +58,7 @@ def test_one_file_with_everything_in_it(scores, tmp_path, tiny_manifest):
     assert "<title>A &amp; B</title>" in html
     assert "training &lt;each&gt;" in html
     assert "Not scored" in html
-    assert "no such picture" in html
+    assert "no such image" in html
     assert "clearly better in" in html
 
 

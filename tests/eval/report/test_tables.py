@@ -26,7 +26,7 @@ def test_csv_has_a_line_a_sample_and_method(scores):
     assert float(half["pair-0"]["in_mask_ratio"]) == pytest.approx(0.25, abs=0.01)
     assert half["pair-0"]["attention_iou"] == ""  # no map, no number
     assert half["pair-3"]["mse_bg"] == ""
-    assert "no such picture" in half["pair-3"]["error"]
+    assert "no such image" in half["pair-3"]["error"]
     assert float(half["pair-0"]["mask_share"]) == pytest.approx(23 * 23 / 64 / 64)
 
 

@@ -238,7 +238,7 @@ BAD_ROWS: list[tuple[dict[str, Any] | str, str]] = [
     ('{"image": "photo.png", ', "this line is not JSON"),
     ("[1, 2]", "must be a JSON object"),
     (row(imagee="x"), "unknown key 'imagee', the nearest known one is 'image'"),
-    (row(image="absent.png"), "absent.png: no such picture"),
+    (row(image="absent.png"), "absent.png: no such image"),
     (row(image="."), "this is a folder"),
     (row(image="corrupt.png"), "cannot be read"),
     (row(image="truncated.png"), "cannot be read"),
@@ -400,7 +400,7 @@ MODEL = "--base {base} --experts {experts}"
 GOOD = "{f}/photo.png --object dog --style lines --out {f}/out.png " + MODEL
 # Later options override earlier ones, so a mistake is what is added to a good command.
 MISTAKES = [
-    ("{f}/no.png --object dog --style lines --out {f}/out.png", "no.png: no such picture"),
+    ("{f}/no.png --object dog --style lines --out {f}/out.png", "no.png: no such image"),
     ("{f}/corrupt.png --object dog --style lines --out {f}/out.png", "cannot be read"),
     ("{f} --object dog --style lines --out {f}/out.png", "this is a folder"),
     ("", "give one of a picture, --batch ROWS or --manifest DIR"),

@@ -72,7 +72,7 @@ PROBLEMS = [
     (lambda s: s.row(target="a\0b.png"), "it names no file"),
     (lambda s: s.row(target="../out.png"), "it must stay inside the manifest's folder"),
     (lambda s: s.row(target="C:/out.png"), "it must be relative to the manifest's folder"),
-    (lambda s: s.row(region_mask="m" * 300), "no such mask"),
+    (lambda s: s.row(region_mask="m" * 300), "the file name is too long"),
     (lambda s: s.row(region_box=[0, 0, 10**30, 9]), "is not within the 64x64 picture"),
     (lambda s: s.row(region_box=[-9, 0, 9, 9]), "is not within the 64x64 picture"),
     (lambda s: s.row(region_box="box"), "manifest.jsonl:2: regions.0.box"),
@@ -80,13 +80,13 @@ PROBLEMS = [
     (lambda s: s.row(region_object_span=[60, 50]), "marks nothing in prompt"),
     (lambda s: s.row(region_object=""), "pair-1: "),
     (lambda s: s.nothing(), "manifest.jsonl: the manifest holds no samples"),
-    (lambda s: s.text("1.context.png"), "1.context.png: this picture cannot be read"),
-    (lambda s: s.text("1.context.png", ""), "1.context.png: this picture cannot be read"),
-    (lambda s: s.cut("1.target.png"), "1.target.png: this picture cannot be read"),
+    (lambda s: s.text("1.context.png"), "1.context.png: this image cannot be read"),
+    (lambda s: s.text("1.context.png", ""), "1.context.png: this image cannot be read"),
+    (lambda s: s.cut("1.target.png"), "1.target.png: this image cannot be read"),
     (lambda s: s.directory("1.target.png"), "1.target.png: this is a folder"),
-    (lambda s: s.circle("1.mask.png"), "1.mask.png: no such mask"),
+    (lambda s: s.circle("1.mask.png"), "1.mask.png: links lead in a circle"),
     (lambda s: s.png("1.mask.png", (64, 64), "L"), "1.mask.png: the mask is empty"),
-    (lambda s: s.png("1.mask.png", (1, 1)), "the mask is 1x1 pixels but its picture is 64x64"),
+    (lambda s: s.png("1.mask.png", (1, 1)), "the mask is 1x1 pixels but its image is 64x64"),
     (lambda s: s.png("1.target.png", (64, 65)), "the target is 64x65 pixels"),
 ]
 
@@ -105,10 +105,10 @@ def test_each_problem_of_the_data_is_one_line(folder, spoil, capsys, damage, tol
 def test_an_unreadable_picture_is_one_problem_among_others(folder, spoil, capsys, monkeypatch):
     opened = Image.open
 
-    def guarded(path, *rest):
+    def guarded(path, **rest):
         if path.name == "0.mask.png":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return opened(path, *rest)
+        return opened(path, **rest)
 
     monkeypatch.setattr(Image, "open", guarded)
     spoil.text("2.target.png")
@@ -124,7 +124,7 @@ def test_an_absurd_size_in_the_header_is_not_believed(folder, capsys, side):
     data[16:24] = side.to_bytes(4, "big") * 2
     (folder / "pairs" / "1.context.png").write_bytes(bytes(data))
     assert main(["pairs"]) == 1
-    assert "1.context.png: this picture cannot be read" in capsys.readouterr().out
+    assert "1.context.png: this image cannot be read" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_earlier_sheet(folder, refused, monkeypatch):

@@ -62,7 +62,7 @@ def test_check_looks_into_every_file(sharded, spoil, capsys):
     problems = check_manifest(sharded).problems
     assert len(problems) == 2
     assert "manifest-001.jsonl:6: this line is not JSON" in problems[0]
-    assert "3.target.png: this picture cannot be read" in problems[1]
+    assert "3.target.png: this image cannot be read" in problems[1]
 
 
 def test_mistakes_name_file_and_line(sharded, tmp_path):

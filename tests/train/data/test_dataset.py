@@ -150,7 +150,7 @@ def test_a_phrase_that_is_cut_off_or_missing_names_its_sample(tiny_base, manifes
 
 def test_a_missing_picture_or_a_mask_of_another_size_is_named(backbone, manifest, tmp_path):
     small, big = manifest.samples[0], manifest.samples[1]
-    with pytest.raises(UserError, match=r"nowhere\.png: no such picture"):
+    with pytest.raises(UserError, match=r"nowhere\.png: no such image"):
         Encoder(backbone, manifest, SIZE).example(
             dataclasses.replace(small, target="nowhere.png"), 0
         )

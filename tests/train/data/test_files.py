@@ -83,7 +83,7 @@ def test_processes_learn_from_each_other_and_earlier_runs_are_kept(
     assert len(np.load(tmp_path / FILE)) == 2
     Files(tmp_path).look_at([picture, other])
     assert hashed == [picture, other, other]
-    with pytest.raises(UserError, match="no such picture"):
+    with pytest.raises(UserError, match="no such image"):
         first.of(tmp_path / "missing.png")
 
 

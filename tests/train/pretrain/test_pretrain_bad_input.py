@@ -115,8 +115,8 @@ CORPUS = [
     (lambda f: (f / "corpus" / "manifest.jsonl").write_text(""), "corpus holds no rows"),
     (lambda f: (f / "corpus" / "manifest.jsonl").write_text("{"), "manifest.jsonl:1: this line"),
     (without_task, "has no task in its provenance"),
-    (lambda f: last_picture(f).unlink(), "no such picture"),
-    (lambda f: last_picture(f).write_text("text"), "this picture cannot be read"),
+    (lambda f: last_picture(f).unlink(), "no such image"),
+    (lambda f: last_picture(f).write_text("text"), "this image cannot be read"),
 ]
 
 
