@@ -20,7 +20,7 @@ from _shared import add_result_argument, provenance
 
 from regionroute.data.manifest import EditSample, Region, read_manifest, write_manifest
 from regionroute.files import text_hash, write_json
-from train.data.examples import Example, Examples
+from train.data.examples import TrainingExample, TrainingExamples
 
 OBJECTS, STYLES = ("dog", "cat", "car", "bench", "boat"), ("neon", "ukiyo-e", "ink-drawing")
 ROWS_A_FILE = 1000
@@ -41,10 +41,10 @@ def row(number: int) -> EditSample:
     )
 
 
-def example(sample: EditSample) -> Example:
+def example(sample: EditSample) -> TrainingExample:
     """What training keeps of a sample."""
     keys = [text_hash(f"{sample.id}/{part}") for part in ("context", "target", "text", "mask")]
-    return Example(
+    return TrainingExample(
         id=sample.id,
         expert=STYLES.index(sample.regions[0].style),
         content=Path(sample.context).stem,
@@ -88,7 +88,7 @@ def main() -> None:
             "one file": kept_bytes(lambda: read_manifest(one)),
             "several files": kept_bytes(lambda: read_manifest(several)),
             "in training, as objects": kept_bytes(lambda: [*map(example, rows)]),
-            "in training": kept_bytes(lambda: Examples(map(example, rows))),
+            "in training": kept_bytes(lambda: TrainingExamples(map(example, rows))),
         }
         seconds: dict[str, list[float]] = {"one file": [], "several files": []}
         for _ in range(args.rounds):

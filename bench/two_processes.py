@@ -69,7 +69,7 @@ def train(processes: int, folder: Path, data: Path, steps: int) -> dict[str, Any
         "--master-port", str(free_port()), "train/run.py", "--config", "configs/nano.yaml",
         f"data.manifest={data}", f"data.cache={folder / 'cache'}", f"output={output}",
         f"train.steps={steps}", "train.resume=false", "train.preview_every=0",
-        f"train.save_every={steps}", "supervision.shares_every=0",
+        f"train.save_every={steps}", "supervision.gradient_norms_every=0",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)

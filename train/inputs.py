@@ -15,9 +15,9 @@ from regionroute.attention import AttentionPlan
 from regionroute.data.manifest import Manifest, manifest_file, read_manifest
 from regionroute.errors import UserError
 from regionroute.models.loading import Backbone, load_backbone
-from train.data.cache import Cache, Entry
+from train.data.cache import Cache, CacheEntry
 from train.data.caching import bucket_remark, of_one_size, seen_of
-from train.data.dataset import Example, Examples
+from train.data.dataset import TrainingExample, TrainingExamples
 from train.data.encode import Encoder, model_size
 from train.data.files import Files
 from train.data.references import References, find_references, without_style_words
@@ -47,16 +47,16 @@ class Inputs:
     backbone: Backbone
     manifest: Manifest
     selection: Selection
-    examples: Examples
+    examples: TrainingExamples
     shown: list[EditSample]
-    shown_examples: list[Example]
-    held_out: list[Example]
+    shown_examples: list[TrainingExample]
+    held_out: list[TrainingExample]
     extra: list[EditSample]
     encoder: Encoder
     remarks: list[str]
     references: References | None
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[CacheEntry]:
         """All that the cache has to hold, one after another."""
         yield from self.encoder.entries(chain(self.extra, self.selection.samples))
         yield from self.references.entries() if self.references else []
@@ -107,11 +107,11 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
         shown, held_out = ([*map(without_style_words, part)] for part in (shown, held_out))
     expert = {style.name: index for index, style in enumerate(selection.styles)}
 
-    def example(sample: EditSample) -> Example:
+    def example(sample: EditSample) -> TrainingExample:
         return encoder.example(sample, expert[sample.regions[0].style])
 
     bar = tqdm(selection.samples, "reading pairs", unit="pair", disable=not ranks.main, leave=False)
-    examples = Examples(map(example, bar))
+    examples = TrainingExamples(map(example, bar))
     return Inputs(
         backbone,
         manifest,

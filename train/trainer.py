@@ -21,9 +21,9 @@ from train.engine import checkpoint, distributed
 from train.engine.checkpoint import TrainerState
 from train.engine.distributed import Ranks, SharedMistake
 from train.engine.engine import EngineModel, gradient_norm
-from train.monitor.gradient_norms import measure_shares, seed_dropout, supervision_scale
+from train.monitor.gradient_norms import measure_gradient_norms, seed_dropout, supervision_scale
 from train.monitor.logs import Reporter
-from train.monitor.loss_spike import ExplosionGuard
+from train.monitor.loss_spike import LossSpikeGuard
 from train.monitor.router_log import RouterLog
 from train.step import Batch, StepLosses, training_step
 
@@ -99,7 +99,7 @@ class Trainer:
         self.output = Path(self.config.output)
         self.model = EngineModel(self.engine)
         self.router = RouterLog(self.engine.module)
-        self.guard = ExplosionGuard(self.config.train.explosion)
+        self.guard = LossSpikeGuard(self.config.train.loss_spike)
 
     def run(self) -> int:
         """Trains to the end.
@@ -108,7 +108,7 @@ class Trainer:
             0, or 130 / 143 after Ctrl-C / SIGTERM, when a checkpoint was written first.
 
         Raises:
-            SharedMistake: a loss that has exploded, or it or the gradient is not finite.
+            SharedMistake: a loss spike, or a loss or gradient that is not finite.
         """
         batches = stream(self.data, self._schedule(), self.config.data.workers)
         earlier, started = self.state.seconds, time.perf_counter()
@@ -140,7 +140,7 @@ class Trainer:
     ) -> tuple[dict[str, float], int]:
         """One optimizer step (counted from 0): its row of numbers, and the agreed exit code."""
         micros = [next(batches) for _ in range(self.config.train.accumulation)]
-        shares = self._shares(step, micros)
+        norms = self._gradient_norms(step, micros)
         scores, code = self._gather(self._backward(step, micros), request.code)
         self._check_losses(step, scores)
         lr, norm = self.engine.get_lr()[0], gradient_norm(self.engine)
@@ -153,7 +153,7 @@ class Trainer:
         means = dict(zip(StepLosses.NAMES, scores.nanmean(0).tolist(), strict=True))
         row = {name: value for name, value in means.items() if not math.isnan(value)}
         row |= self.router.report(step + 1, self.ranks, self.reporter)
-        return row | {"lr": lr, "grad_norm": norm} | shares, code
+        return row | {"lr": lr, "grad_norm": norm} | norms, code
 
     def _backward(self, step: int, micros: list[Batch]) -> Tensor:
         """Accumulates the gradients of a step; the losses of this process's part [n,8]."""
@@ -174,16 +174,18 @@ class Trainer:
                 self.engine.step()
         return torch.cat(rows)
 
-    def _shares(self, step: int, micros: list[Batch]) -> dict[str, float]:
-        """Measures the losses' gradients where it is time, and sets the supervision's cap by it."""
+    def _gradient_norms(self, step: int, micros: list[Batch]) -> dict[str, float]:
+        """Gradient norms per loss, at the steps that measure them; sets the supervision's scale."""
         supervision = self.config.supervision
         supervised = supervision.focus > 0 or supervision.cover > 0
-        if not (supervised and supervision.shares_every) or step % supervision.shares_every:
+        every = supervision.gradient_norms_every
+        if not (supervised and every) or step % every:
             return {}
-        measured = measure_shares(self.engine.module, micros, self.config, step, self.ranks)
-        scale = supervision_scale(measured, supervision.max_share)
+        measured = measure_gradient_norms(self.engine.module, micros, self.config, step, self.ranks)
+        most = supervision.max_gradient_ratio
+        scale = supervision_scale(measured, most)
         self.state = replace(self.state, supervision_scale=scale)
-        return measured | ({} if supervision.max_share is None else {"supervision_scale": scale})
+        return measured | ({} if most is None else {"supervision_scale": scale})
 
     def _measures(self, step: int) -> bool:
         return step == 0 or (step + 1) % self.config.train.log_every == 0
@@ -213,7 +215,7 @@ class Trainer:
         limit, loss = self.guard.limit(), float(totals.mean())
         if not self.guard.accept(loss):
             assert limit is not None
-            what = f"the loss is {loss:.4g}, of late {limit:.4g} was already much (train.explosion)"
+            what = f"loss spike: {loss:.4g} exceeds the limit of {limit:.4g} (train.loss_spike)"
             self._refuse(step, scores, totals.gt(limit).tolist(), what)
 
     def _check_gradient(self, step: int, norm: float, scores: Tensor) -> None:

@@ -6,7 +6,7 @@ prints them with the descriptions as comments.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar, get_args, overload
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args, overload
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -186,6 +186,11 @@ class FlowConfig(Section):
 class SupervisionConfig(Section):
     """Attention supervision of the style words: Focus and Cover."""
 
+    renamed: ClassVar = {
+        "shares_every": "gradient_norms_every",
+        "max_share": "max_gradient_ratio",
+    }
+
     focus: NonNegative = Field(0.1, description="weight of Focus; 0: off")
     cover: NonNegative = Field(0.2, description="weight of Cover; 0: off")
     layers: Literal["all"] | Names = Field(
@@ -219,21 +224,21 @@ class SupervisionConfig(Section):
         "layer", description="losses of each layer's map averaged, or the loss of the mean map"
     )
 
-    shares_every: CountOrZero = Field(
+    gradient_norms_every: CountOrZero = Field(
         100,
-        description="steps between two measurements of the gradients of flow, Focus and Cover, "
-        "each as long as three steps; 0: none",
+        description="steps between two measurements of the gradient norms of flow, Focus and "
+        "Cover, each of which takes as long as three steps; 0: off",
     )
-    max_share: Positive | None = Field(
+    max_gradient_ratio: Positive | None = Field(
         None,
-        description="largest gradient norm of Focus and Cover together, in multiples of the flow "
-        "loss's: both weights are scaled down to it at every measurement; null: no cap",
+        description="largest gradient norm of Focus and Cover together, relative to that of the "
+        "flow loss: every measurement scales both weights down to it; null: no cap",
     )
 
     @model_validator(mode="after")
     def _cap_is_measured(self) -> "SupervisionConfig":
-        if self.max_share is not None and not self.shares_every:
-            raise ValueError("have a shares_every above 0 with max_share, which caps what it finds")
+        if self.max_gradient_ratio is not None and not self.gradient_norms_every:
+            raise ValueError("have gradient_norms_every above 0, max_gradient_ratio needs it")
         return self
 
     @field_validator("layers")

@@ -1,6 +1,6 @@
 """The settings of optimizer and training loop, see `regionroute.config.run`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,8 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The loop."""
 
+    renamed: ClassVar = {"explosion": "loss_spike"}
+
     steps: Count = Field(5000, description="optimizer steps")
     global_batch: Count = Field(
         8, description="pairs an optimizer step, over all processes and accumulation"
@@ -94,10 +96,10 @@ class TrainConfig(Section):
     )
     preview_every: CountOrZero = Field(0, description="steps between two previews; 0: none")
     previews: Count = Field(4, description="pairs shown in a preview")
-    explosion: NonNegative = Field(
+    loss_spike: NonNegative = Field(
         100.0,
-        description="stop when the loss is this many median absolute deviations above the median "
-        "of the last 100 steps (at least 50); 0: only when it is not finite",
+        description="stop at a loss this many median absolute deviations above the median of the "
+        "last 100 steps (from step 50 on); 0: stop only when it is not finite",
     )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         ["tensorboard"], description="where the numbers go besides losses.jsonl"

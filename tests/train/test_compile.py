@@ -22,7 +22,7 @@ def test_compiled_blocks_change_no_loss(runs, monkeypatch, backend, checkpointin
     compiled = partialmethod(FluxTransformer2DModel.compile_repeated_blocks, backend=backend)
     monkeypatch.setattr(FluxTransformer2DModel, "compile_repeated_blocks", compiled)
     rest = ["train.steps=4", f"train.gradient_checkpointing={checkpointing}"]
-    rest += ["train.validate_every=2", "supervision.shares_every=2"]
+    rest += ["train.validate_every=2", "supervision.gradient_norms_every=2"]
     assert runs("plain", *rest) == 0
     torch._dynamo.reset()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]

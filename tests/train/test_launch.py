@@ -194,8 +194,8 @@ def test_killing_a_process_ends_the_other_and_leaves_the_last_checkpoint(launch,
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_average_validation_and_shares_are_the_same_with_two_processes(launch, runs, capsys):
-    rest = ["train.zero_stage=3", "optim.ema=0.8", "supervision.shares_every=2"]
-    rest += ["supervision.max_share=0.2", "train.validate_every=2", "train.save_every=2"]
+    rest = ["train.zero_stage=3", "optim.ema=0.8", "supervision.gradient_norms_every=2"]
+    rest += ["supervision.max_gradient_ratio=0.2", "train.validate_every=2", "train.save_every=2"]
     rest += ["train.preview_every=3", "train.keep=9", "experts.dropout=0"]
     code, output = launch.finish(launch.torchrun(2, runs.arguments("two", *rest)))
     assert code == 0, output[-3000:]

@@ -80,7 +80,7 @@ SETTINGS = [
     (["train.compile=true", "train.zero_stage=3"], "train.compile: ZeRO stage 3 gathers"),
     (["optim.name=prodigy"], "have an lr of about 1 with name prodigy"),
     (["optim.ema=1"], "optim.ema must be less than 1"),
-    (["supervision.max_share=0"], "supervision.max_share must be greater than 0"),
+    (["supervision.max_gradient_ratio=0"], "supervision.max_gradient_ratio must be greater than 0"),
     (["output="], "output must "),
     (['output=""'], "output must have at least 1 character"),
     (["output=file"], "output=file: this is a file, give a folder"),

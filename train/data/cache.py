@@ -31,7 +31,7 @@ ASIDE = ".damaged"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One thing to be cached: `kind` is its folder, `make` computes it from its inputs.
 
     `key` has 16 hexadecimal digits.
@@ -152,7 +152,7 @@ class Cache:
 
     def fill(
         self,
-        entries: Iterable[Entry],
+        entries: Iterable[CacheEntry],
         *,
         only: Mapping[str, np.ndarray] | None = None,
         title: str = "encoding",
@@ -188,7 +188,7 @@ class Cache:
         return writer.written
 
     def _compute(
-        self, entries: Iterable[Entry], left: dict[str, set[int]], writer: _Writer, bar: tqdm[Any]
+        self, entries: Iterable[CacheEntry], left: dict[str, set[int]], writer: _Writer, bar: tqdm[Any]
     ) -> None:
         if not any(left.values()):
             return

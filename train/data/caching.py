@@ -12,9 +12,9 @@ import numpy as np
 from regionroute.errors import UserError
 from regionroute.data.manifest import read_manifest
 from train.engine import distributed
-from train.data.cache import Cache, Entry
+from train.data.cache import Cache, CacheEntry
 from train.engine.distributed import Ranks
-from train.data.examples import Examples
+from train.data.examples import TrainingExamples
 from train.data.files import Files
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _hash_share(config: RunConfig, files: Files, ranks: Ranks) -> None:
 
 
 def provide(
-    cache: Cache, keys: Mapping[str, np.ndarray], entries: Iterable[Entry], ranks: Ranks
+    cache: Cache, keys: Mapping[str, np.ndarray], entries: Iterable[CacheEntry], ranks: Ranks
 ) -> None:
     """Computes what the cache lacks, each process a share; all must call it.
 
@@ -135,7 +135,7 @@ def of_one_size(encoder: Encoder, samples: Sequence[EditSample], count: int) -> 
     return max(groups.values(), key=len, default=[])[:count]
 
 
-def bucket_remark(examples: Examples, lost: tuple[float, float]) -> str:
+def bucket_remark(examples: TrainingExamples, lost: tuple[float, float]) -> str:
     """At which sizes the model sees the pictures; and what `seen_of` says is cut off."""
     counts = np.bincount(examples.buckets, minlength=len(examples.sizes)).tolist()
     found = sorted(zip(counts, examples.sizes, strict=True), reverse=True)

@@ -22,7 +22,7 @@ from regionroute.diffusion.flow import draw_sigmas
 from regionroute.data.manifest import EditSample, Manifest, manifest_file
 from regionroute.data.prompts import find_spans
 from train.data.cache import Cache
-from train.data.examples import Example, Examples
+from train.data.examples import TrainingExample, TrainingExamples
 from train.data.order import BatchOrder, members_of, seeded
 from train.step import Batch
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from train.data.references import References
 
 __all__ = [
-    "Example",
-    "Examples",
+    "TrainingExample",
+    "TrainingExamples",
     "StyleTokens",
     "TrainingData",
     "members_of",
@@ -95,7 +95,7 @@ class TrainingData:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[TrainingExample],
         cache: Cache,
         *,
         seed: int,
@@ -105,7 +105,7 @@ class TrainingData:
         semantic_channels: int = 0,
     ) -> None:
         self.semantic_channels = semantic_channels
-        self.examples = examples if isinstance(examples, Examples) else Examples(examples)
+        self.examples = examples if isinstance(examples, TrainingExamples) else TrainingExamples(examples)
         self.cache, self.references = cache, references
         self.seed, self.global_batch, self.flow = seed, global_batch, flow
         names = [f"{height}x{width}" for height, width in self.examples.sizes]
@@ -148,7 +148,7 @@ class TrainingData:
         )
 
     def _style_embeddings(
-        self, step: int, members: Sequence[int], examples: Sequence[Example]
+        self, step: int, members: Sequence[int], examples: Sequence[TrainingExample]
     ) -> Tensor | None:
         if self.references is None:
             return None
@@ -161,7 +161,7 @@ class TrainingData:
             ]
         )
 
-    def _latents(self, example: Example) -> tuple[Tensor, Tensor]:
+    def _latents(self, example: TrainingExample) -> tuple[Tensor, Tensor]:
         """(context, target), each [C,h,w] fp32."""
         context, target = (
             self.cache.load("images", key)["latents"].float()
@@ -177,7 +177,7 @@ class TrainingData:
         return sigma, torch.randn(like.shape, generator=generator)
 
     def _supervision(
-        self, examples: Sequence[Example], text_len: int
+        self, examples: Sequence[TrainingExample], text_len: int
     ) -> tuple[AttentionPlan, Tensor]:
         """The plan, and the union of the masks on the latent grid [B,1,h,w]."""
         masks = [[self.cache.load("masks", key) for key in example.masks] for example in examples]

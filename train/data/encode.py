@@ -19,8 +19,8 @@ from regionroute.errors import UserError
 from regionroute.data.images import read_image, read_mask
 from regionroute.files import settings_hash, text_hash
 from regionroute.diffusion.latents import mask_to_grid
-from train.data.cache import Entry, Tensors
-from train.data.dataset import Example, StyleTokens
+from train.data.cache import CacheEntry, Tensors
+from train.data.dataset import TrainingExample, StyleTokens
 from train.data.files import Files
 from train.data.selection import PART, target_of
 from train.style_encoder.images import content_of
@@ -52,13 +52,13 @@ class Needs:
     """What a sample needs of the cache."""
 
     size: tuple[int, int]
-    context: Entry
-    target: Entry
-    text: Entry
-    masks: tuple[Entry, ...]
+    context: CacheEntry
+    target: CacheEntry
+    text: CacheEntry
+    masks: tuple[CacheEntry, ...]
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[CacheEntry, ...]:
         """All of it."""
         return (self.context, self.target, self.text, *self.masks)
 
@@ -82,14 +82,14 @@ class Encoder:
     def __post_init__(self) -> None:
         self._tokens = StyleTokens(self.backbone, self.manifest)
 
-    def example(self, sample: EditSample, expert: int) -> Example:
+    def example(self, sample: EditSample, expert: int) -> TrainingExample:
         """Hashes the sample's files and finds its style tokens; nothing is encoded yet.
 
         Raises:
             UserError: a file is missing or damaged, or the style phrase cannot be found.
         """
         needs = self.needs(sample)
-        return Example(
+        return TrainingExample(
             id=sample.id,
             expert=expert,
             content=content_of(sample),
@@ -101,7 +101,7 @@ class Encoder:
             masks=tuple(mask.key for mask in needs.masks),
         )
 
-    def entries(self, samples: Iterable[EditSample]) -> Iterator[Entry]:
+    def entries(self, samples: Iterable[EditSample]) -> Iterator[CacheEntry]:
         """What some samples need, one after another, for `Cache.fill`."""
         for sample in samples:
             yield from self.needs(sample).entries
@@ -142,7 +142,7 @@ class Encoder:
         own = self.files.of(self.manifest.path(sample.context)).size
         return crop_window(*own, self.size_of(*own))
 
-    def prompt(self, text: str) -> Entry:
+    def prompt(self, text: str) -> CacheEntry:
         """A prompt's states."""
         length = self.backbone.settings.max_text_length
         key = settings_hash([text_hash(text), self._text_identity, length])
@@ -151,14 +151,14 @@ class Encoder:
             states, pooled = self.backbone.encode_prompts([text])
             return {"prompt_embeds": states[0], "pooled": pooled[0]}
 
-        return Entry("texts", key, make)
+        return CacheEntry("texts", key, make)
 
-    def _picture(self, path: Path, size: tuple[int, int]) -> Entry:
+    def _picture(self, path: Path, size: tuple[int, int]) -> CacheEntry:
         return self._image([path], size, lambda: read_image(path))
 
     def _image(
         self, paths: Sequence[Path], size: tuple[int, int], read: Callable[[], Tensor]
-    ) -> Entry:
+    ) -> CacheEntry:
         """The latents of the picture that `read` makes of some files."""
         known = [self.files.of(path) for path in paths]
         hashes = [facts.content for facts in known]
@@ -169,9 +169,9 @@ class Encoder:
         def make() -> Tensors:
             return {"latents": self.backbone.encode_images(fitted(read()[None], size))[0]}
 
-        return Entry("images", key, make)
+        return CacheEntry("images", key, make)
 
-    def _target(self, sample: EditSample, own: tuple[int, int], size: tuple[int, int]) -> Entry:
+    def _target(self, sample: EditSample, own: tuple[int, int], size: tuple[int, int]) -> CacheEntry:
         path = self.manifest.path(sample.target)
         if self.files.of(path).size != own:
             self.manifest.target(sample)  # says what is wrong
@@ -181,7 +181,7 @@ class Encoder:
         paths = [self.manifest.path(file) for file in files]
         return self._image(paths, size, lambda: target_of(self.manifest, sample))
 
-    def _mask(self, path: Path, own: tuple[int, int], size: tuple[int, int]) -> Entry:
+    def _mask(self, path: Path, own: tuple[int, int], size: tuple[int, int]) -> CacheEntry:
         """A mask on both grids: of tokens, and of latents with twice the rows and columns."""
         cells = 2 * self.backbone.vae_scale
         height, width = size[0] // cells, size[1] // cells
@@ -197,7 +197,7 @@ class Encoder:
                 "latents": mask_to_grid(seen, 2 * height, 2 * width),
             }
 
-        return Entry("masks", key, make)
+        return CacheEntry("masks", key, make)
 
     @cached_property
     def _image_identity(self) -> str:

@@ -18,7 +18,7 @@ H = TypeVar("H", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """A sample ready for training: its expert, its style tokens and the keys of its tensors.
 
     Attributes:
@@ -42,14 +42,14 @@ class Example:
     masks: tuple[str, ...]
 
 
-class Examples(Sequence[Example]):
-    """Examples in columns; one is put together when it is asked for.
+class TrainingExamples(Sequence[TrainingExample]):
+    """Training examples in columns; one is put together when it is asked for.
 
     Args:
         rows: the examples, looked at once.
     """
 
-    def __init__(self, rows: Iterable[Example] = ()) -> None:
+    def __init__(self, rows: Iterable[TrainingExample] = ()) -> None:
         self._ids, self._contents = _Texts(), _Texts()
         self._experts, self._bounds = array("i"), array("q", [0])
         self._pictures, self._texts, self._masks = array("Q"), array("Q"), array("Q")
@@ -58,7 +58,7 @@ class Examples(Sequence[Example]):
         for row in rows:
             self.append(row)
 
-    def append(self, example: Example) -> None:
+    def append(self, example: TrainingExample) -> None:
         """Adds an example at the end."""
         self._ids.append(example.id)
         self._contents.append(example.content)
@@ -74,17 +74,17 @@ class Examples(Sequence[Example]):
         return len(self._experts)
 
     @overload
-    def __getitem__(self, row: int) -> Example: ...
+    def __getitem__(self, row: int) -> TrainingExample: ...
     @overload
-    def __getitem__(self, row: slice) -> list[Example]: ...
-    def __getitem__(self, row: int | slice) -> Example | list[Example]:
+    def __getitem__(self, row: slice) -> list[TrainingExample]: ...
+    def __getitem__(self, row: int | slice) -> TrainingExample | list[TrainingExample]:
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         row %= len(self)
         first, last = self._bounds[row], self._bounds[row + 1]
-        return Example(
+        return TrainingExample(
             id=self._ids[row],
             expert=self._experts[row],
             content=self._contents[row],

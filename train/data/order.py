@@ -22,7 +22,7 @@ def seeded(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-class Order:
+class SampleOrder:
     """An endless sequence of sample numbers: one permutation after another.
 
     Batch k is the slice [k·G, (k+1)·G) of it, so an epoch may end inside a batch.
@@ -49,11 +49,11 @@ class Order:
 class BatchOrder:
     """Global batches, each of one bucket, so that any share of it has one shape.
 
-    Every bucket is an `Order` of its own, cut into batches; what does not fill a batch goes into
+    Every bucket is an `SampleOrder` of its own, cut into batches; what does not fill a batch goes into
     the bucket's next one. An epoch is as many batches of each bucket as its samples have filled
     since the last one, in drawn order: over time every sample comes equally often. All processes
     compute pictures of one size at a time, so none waits for one with larger pictures. With a
-    single bucket this is `Order` itself.
+    single bucket this is `SampleOrder` itself.
 
     Args:
         buckets: number of each sample's bucket.
@@ -75,7 +75,7 @@ class BatchOrder:
         self._members = [groups[name] for name in sorted(groups) if len(groups[name])]
         own = [(name,) for name in sorted(groups) if len(groups[name])]
         self._orders = [
-            Order(len(members), seed, *(name if len(own) > 1 else ()))
+            SampleOrder(len(members), seed, *(name if len(own) > 1 else ()))
             for members, name in zip(self._members, own, strict=True)
         ]
         self._sizes = np.array([len(members) for members in self._members], dtype=np.int64)

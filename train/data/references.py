@@ -25,7 +25,7 @@ from regionroute.errors import UserError
 from regionroute.files import file_hash, settings_hash
 from regionroute.data.manifest import EditSample
 from regionroute.data.prompts import REFERENCE, Prompt, find_spans, with_style
-from train.data.cache import Cache, Entry, Tensors
+from train.data.cache import Cache, CacheEntry, Tensors
 from train.style_encoder.images import StylePicture, only_styles, read_style_pictures
 
 
@@ -59,7 +59,7 @@ class References:
     Attributes:
         encoder: folder of the style encoder.
         pictures: of the trained styles.
-        styles: names, in the order of `Example.expert`.
+        styles: names, in the order of `TrainingExample.expert`.
         cache: of embeddings.
         device: where the encoder runs.
     """
@@ -70,10 +70,10 @@ class References:
     cache: Cache
     device: torch.device | str = "cpu"
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CacheEntry]:
         """What `Cache.fill` has to provide."""
         return [
-            Entry("styles", key, self._maker(picture))
+            CacheEntry("styles", key, self._maker(picture))
             for key, picture in zip(self.keys, self.pictures, strict=True)
         ]
 

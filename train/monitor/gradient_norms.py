@@ -1,4 +1,4 @@
-"""How much of the gradient each loss has, and the cap on the supervision's part."""
+"""Gradient norm per loss, and the cap on that of the supervision."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 NAMES = ("flow", "focus", "cover")
 
 
-def measure_shares(
+def measure_gradient_norms(
     module: nn.Module, batches: Sequence[Batch], config: RunConfig, step: int, ranks: Ranks
 ) -> dict[str, float]:
-    """Norms of the weighted losses' gradients over the global batch; the weights stay as they are.
+    """Gradient norms of the weighted losses over the global batch; no weight is changed.
 
-    Each loss has a forward and a backward pass of its own beside the engine, which then knows
-    nothing of them. All processes must call it.
+    Each loss gets a forward and a backward pass of its own, outside the engine. All processes must
+    call it.
 
     Args:
         module: the adapted transformer, bare.
         batches: this process's micro-batches of the step, on the CPU.
         config: its flow and supervision parts are read.
-        step: counted from 0; dropout falls as it does in the step itself.
+        step: counted from 0; dropout draws the same masks as in the step itself.
         ranks: this process's place.
 
     Returns:
-        "gradient_flow", "gradient_focus", "gradient_cover": norms; "gradient_supervision": the
-        norm of Focus and Cover together; "share_flow", "share_focus", "share_cover": each of the
-        first three over their sum.
+        "grad_norm_flow", "grad_norm_focus", "grad_norm_cover": gradient norm of each loss;
+        "grad_norm_supervision": that of Focus and Cover together; "grad_fraction_flow",
+        "grad_fraction_focus", "grad_fraction_cover": each of the first three over their sum.
     """
     weights = {"flow": 1.0, "focus": config.supervision.focus, "cover": config.supervision.cover}
     gradients = {
@@ -53,20 +53,20 @@ def measure_shares(
     together = torch.stack(supervision).sum(0) if supervision else None
     total = sum(norms.values())
     return (
-        {f"gradient_{name}": norm for name, norm in norms.items()}
-        | {"gradient_supervision": _norm(together)}
-        | {f"share_{name}": norm / total if total else 0.0 for name, norm in norms.items()}
+        {f"grad_norm_{name}": norm for name, norm in norms.items()}
+        | {"grad_norm_supervision": _norm(together)}
+        | {f"grad_fraction_{name}": norm / total if total else 0.0 for name, norm in norms.items()}
     )
 
 
 def supervision_scale(measured: dict[str, float], most: float | None) -> float:
-    """What to multiply Focus' and Cover's weights with, so that the cap holds: at most 1.
+    """The factor on the weights of Focus and Cover that enforces the cap, in [0,1].
 
     Args:
-        measured: by `measure_shares`.
-        most: largest norm of the supervision's gradient in multiples of the flow loss's, or None.
+        measured: by `measure_gradient_norms`.
+        most: largest gradient norm of the supervision over that of the flow loss; None: no cap.
     """
-    supervision, flow = measured["gradient_supervision"], measured["gradient_flow"]
+    supervision, flow = measured["grad_norm_supervision"], measured["grad_norm_flow"]
     if most is None or not supervision:
         return 1.0
     return min(1.0, most * flow / supervision)
@@ -106,5 +106,5 @@ def _flat(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
 
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
-    """Makes dropout depend on nothing but the place of a micro-batch in the run."""
+    """Seeds dropout by the position of a micro-batch in the run alone."""
     torch.manual_seed(seeded("dropout", seed, step, micro, rank).initial_seed())

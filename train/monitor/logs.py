@@ -29,7 +29,7 @@ GROUPS = {
     "optim": ("lr", "grad_norm", "supervision_scale"),
     "router": ("entropy", "overlap_within", "overlap_between"),
 }
-PREFIXES = {"gradient_": "optim", "share_": "optim", "val_": "val", "preview_": "preview"}
+PREFIXES = {"grad_norm_": "optim", "grad_fraction_": "optim", "val_": "val", "preview_": "preview"}
 LIBRARIES = ("regionroute", "torch", "diffusers", "transformers", "deepspeed", "safetensors")
 
 

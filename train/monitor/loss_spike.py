@@ -1,20 +1,20 @@
-"""When a loss has left what it used to be."""
+"""Loss spikes: a step's loss far above those of the steps before it."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
 
-WINDOW = 100  # steps that say what is usual
-LEAST = 50  # of them, before anything is unusual
-FLOOR = 0.01  # of the median: the smallest deviation that counts as one
+WINDOW = 100  # steps that the median is taken over
+LEAST = 50  # steps in the window before a spike can be detected
+FLOOR = 0.01  # smallest deviation, as a fraction of the median
 
 
-class ExplosionGuard:
-    """Compares a step's loss with the steps before it, by statistics that outliers do not move.
+class LossSpikeGuard:
+    """Compares a step's loss with the median and the median absolute deviation of a window.
 
     Args:
-        times: median absolute deviations above the median from which a loss has exploded; 0: never.
+        times: median absolute deviations above the median at which a loss is a spike; 0: off.
     """
 
     def __init__(self, times: float) -> None:
@@ -22,7 +22,7 @@ class ExplosionGuard:
         self._window: deque[float] = deque(maxlen=WINDOW)
 
     def limit(self) -> float | None:
-        """The loss from which a step has exploded; None while too few steps were seen."""
+        """The loss above which a step is a spike; None while too few steps have been seen."""
         if not self.times or len(self._window) < LEAST:
             return None
         median = statistics.median(self._window)
@@ -30,7 +30,7 @@ class ExplosionGuard:
         return median + self.times * max(deviation, FLOOR * abs(median))
 
     def accept(self, loss: float) -> bool:
-        """Whether a step's loss is a usual one, which then counts among them."""
+        """Whether a step's loss is no spike; it then enters the window."""
         limit = self.limit()
         if limit is not None and loss > limit:
             return False

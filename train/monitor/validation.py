@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regionroute.data.manifest import manifest_file
 from regionroute.errors import UserError
-from train.data.dataset import Example, TrainingData, seeded
+from train.data.dataset import TrainingData, TrainingExample, seeded
 from train.data.selection import split_parts
 from train.engine import distributed
 from train.step import Batch, StepLosses, training_step
@@ -83,7 +83,7 @@ class Validation:
     """
 
     config: RunConfig
-    examples: Sequence[Example]
+    examples: Sequence[TrainingExample]
     cache: Cache
     references: References | None = None
 
@@ -132,7 +132,7 @@ class Validation:
         with training_step(model, batch, self._plain, measure=True) as losses:
             return losses.rows()
 
-    def batch(self, example: Example) -> Batch:
+    def batch(self, example: TrainingExample) -> Batch:
         """One pair at all levels, on the CPU."""
         count = len(self.levels)
         data = TrainingData(

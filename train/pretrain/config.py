@@ -1,9 +1,10 @@
 """Typed configuration of the embedded base's pre-training (`train/pretrain/run.py`)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from regionroute.config.base import Section
 from regionroute.config.run import PerceptualConfig
 
 Share = Annotated[float, Field(ge=0)]
@@ -12,14 +13,10 @@ Size = Annotated[float, Field(gt=0, le=1)]
 Width = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
 PhotoTask = Literal["copy", "style", "tint", "recolour", "highlight", "absent"]
 
 
-class PhotoPairsConfig(_Section):
+class PhotoPairsConfig(Section):
     """How pairs are composed from a bank of photos."""
 
     tasks: dict[PhotoTask, Share] = Field(
@@ -70,7 +67,7 @@ class PhotoPairsConfig(_Section):
         return self
 
 
-class CorpusConfig(_Section):
+class CorpusConfig(Section):
     """Where the pre-training pairs come from: scenes drawn beforehand, or a bank of photos."""
 
     manifest: str = Field(
@@ -90,8 +87,10 @@ class CorpusConfig(_Section):
     held_out: int = Field(256, description="last scenes of the corpus kept for validation", ge=1)
 
 
-class CodecConfig(_Section):
+class CodecConfig(Section):
     """The patch codec, fitted in closed form."""
+
+    renamed: ClassVar = {"vision": "image_encoder"}
 
     latent_channels: int = Field(
         24,
@@ -100,15 +99,15 @@ class CodecConfig(_Section):
         ge=1,
         le=48,
     )
-    vision: str | None = Field(
+    image_encoder: str | None = Field(
         None,
-        description="network of train/pretrain/train_image_encoder.py, whose features of a picture "
-        "are further latent channels; null: none, or that of `start`",
+        description="file of an image encoder from train/pretrain/train_image_encoder.py, whose "
+        "features become further latent channels; null: none, or that of init_from",
     )
     pictures: int = Field(12000, description="pictures of the corpus it is fitted to", ge=1)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Sizes of the transformer and of the two text encoders."""
 
     num_layers: int = Field(3, description="double-stream blocks", ge=1)
@@ -140,7 +139,7 @@ class ModelConfig(_Section):
         return self
 
 
-class AlignmentConfig(_Section):
+class AlignmentConfig(Section):
     """Alignment of the transformer's states with a vision network's features (REPA)."""
 
     vgg: str | None = Field(
@@ -152,7 +151,7 @@ class AlignmentConfig(_Section):
     weight: float = Field(0.5, description="weight of its loss", ge=0)
 
 
-class BaseTrainingConfig(_Section):
+class BaseTrainingConfig(Section):
     """Flow-matching pre-training of the transformer, text encoders included."""
 
     steps: int = Field(20000, description="training steps", ge=1)
@@ -196,17 +195,19 @@ class BaseTrainingConfig(_Section):
     validate_every: int = Field(2000, description="steps between validations", ge=1)
 
 
-class PretrainConfig(_Section):
+class PretrainConfig(Section):
     """Everything `train/pretrain/run.py` reads."""
+
+    renamed: ClassVar = {"start": "init_from"}
 
     seed: int = Field(0, description="seed of initialisation, order and noise", ge=0, lt=2**32)
     output: str = Field(
         "runs/nano_base", description="folder for checkpoints and the finished base"
     )
-    start: str | None = Field(
+    init_from: str | None = Field(
         None,
-        description="folder of a finished base to go on from, with its codec of pixels and its "
-        "words; its sizes have to be these",
+        description="folder of a finished base to start from, with its pixel codec and its words; "
+        "its sizes must equal those of model and codec",
     )
     threads: int | None = Field(None, description="CPU threads (None: torch's own choice)", ge=1)
     corpus: CorpusConfig = CorpusConfig()

@@ -122,7 +122,7 @@ def parts_of(base: Backbone, cfg: ModelConfig, latent_channels: int) -> NanoPart
     """Parts of a finished base, trained further; latent channels may be added to it.
 
     Args:
-        base: see `PretrainConfig.start`.
+        base: see `PretrainConfig.init_from`.
         cfg: sizes, which have to be the base's.
         latent_channels: at least as many as the base's.
 
@@ -134,7 +134,7 @@ def parts_of(base: Backbone, cfg: ModelConfig, latent_channels: int) -> NanoPart
         transformer.load_state_dict(_widened(base.transformer.state_dict(), transformer))
     except RuntimeError as error:
         raise UserError(
-            f"start={base.name}: this base has other sizes than `model` and `codec` ask for "
+            f"init_from={base.name}: this base has other sizes than `model` and `codec` ask for "
             f"({_reason(error)})"
         ) from error
     for encoder in base.text_encoders():

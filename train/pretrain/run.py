@@ -26,7 +26,7 @@ from regionroute.models.loading import Backbone, load_backbone
 from train.pretrain.base import PairSource, start_or_resume, train_base
 from train.pretrain.config import PretrainConfig
 from train.pretrain.corpus import load_corpus, to_model_range
-from train.pretrain.image_encoder.file import load_vision
+from train.pretrain.image_encoder.file import load_image_encoder
 from train.pretrain.model import NanoModel, new_parts, parts_of, save_base, vocabulary
 from train.pretrain.sources import PhotoSource, SceneSource, bank_pictures, prompts_of
 from train.pretrain.word_table import word_table
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     if cfg.corpus.bank is not None:
         return _pretrain_on_photos(cfg, output)
-    base = None if cfg.start is None else load_backbone(cfg.start)
+    base = None if cfg.init_from is None else load_backbone(cfg.init_from)
     corpus = load_corpus(cfg.corpus, output / "pictures.pt")
     stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
     codec = fit_codec(cfg, corpus.pictures[::stride], base)
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
-    base = None if cfg.start is None else load_backbone(cfg.start)
+    base = None if cfg.init_from is None else load_backbone(cfg.init_from)
     bank = ObjectBank(str(cfg.corpus.bank))
     codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures), base)
     model = _model(cfg, prompts_of(bank), output, codec, base)
@@ -91,20 +91,21 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
     """The codec: fitted to uint8 pictures [P,3,S,S], or as far as there is one that of `base`.
 
     Raises:
-        UserError: the vision network cannot be read, or the base has another codec.
+        UserError: the image encoder cannot be read, or the base has another codec.
     """
     before = None if base is None else base.vae
     if before is not None and before.pixel_channels != cfg.codec.latent_channels:
         raise UserError(
-            f"start={cfg.start}: its codec has {before.pixel_channels} channels, set "
+            f"init_from={cfg.init_from}: its codec has {before.pixel_channels} channels, set "
             f"codec.latent_channels, now {cfg.codec.latent_channels}, to that"
         )
-    vision = None if cfg.codec.vision is None else load_vision(cfg.codec.vision)
-    if before is not None and vision is None:
+    path = cfg.codec.image_encoder
+    image_encoder = None if path is None else load_image_encoder(path)
+    if before is not None and image_encoder is None:
         return before
     sizes: dict[str, Any] = {"channels": 0, "widths": (), "depths": ()}
-    if vision is not None:
-        sizes = vision.sizes
+    if image_encoder is not None:
+        sizes = image_encoder.sizes
     codec = PatchCodec(
         latent_channels=cfg.codec.latent_channels + sizes["channels"] // 4,
         semantic_channels=sizes["channels"] // 4,
@@ -115,7 +116,7 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
         codec.fit(to_model_range(pictures))
     else:
         codec.take_pixels(before)
-    codec.vision = vision
+    codec.vision = image_encoder
     return codec.eval().requires_grad_(False)
 
 

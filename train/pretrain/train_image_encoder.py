@@ -1,14 +1,14 @@
-"""Train an embedded base's eyes: a small network that sees in a photo what a large one does.
+"""Train the image encoder of an embedded base: a small network distilled from a large one.
 
     regionroute bank --labels PHOTOS/labels.jsonl --styles small_photos --out data/bank
     python train/pretrain/train_image_encoder.py teacher.weights=efficientnet_lite0.safetensors
     python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml ...
 
-It starts from nothing and learns, place by place, the features of EfficientNet-Lite0 (trained on
-ImageNet) of the bank's training photos; what it is tested on are the bank's test photos. The
-result, `<output>/vision.safetensors`, goes into codec.vision; `<output>/seen.png` shows photos as
-the teacher and as the network see them. A stopped run goes on from its checkpoint when the command
-is given again.
+It learns the feature maps that EfficientNet-Lite0 (trained on ImageNet) gives the bank's training
+photos, and is validated on the bank's test photos. Pass the result,
+`<output>/image_encoder.safetensors`, as codec.image_encoder; `<output>/seen.png` compares the
+features of both networks. A stopped run resumes from its checkpoint when the same command is
+started again.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from regionroute.models.image_encoder import Bottleneck, EightBitConv, VisionNet
 from train.engine.states import load_states, save_states
 from train.monitor.logs import append_row, rewind
 from train.pretrain.corpus import to_model_range
-from train.pretrain.image_encoder.config import VisionConfig
-from train.pretrain.image_encoder.file import save_vision
+from train.pretrain.image_encoder.config import ImageEncoderConfig
+from train.pretrain.image_encoder.file import save_image_encoder
 from train.pretrain.image_encoder.views import Views, draw, load_views
 
-CHECKPOINT, LOG_FILE, RESULT, SHEET = "checkpoint.pt", "log.jsonl", "vision.safetensors", "seen.png"
+CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
+RESULT, SHEET = "image_encoder.safetensors", "seen.png"
 SHOWN = 12  # photos on the sheet
 
 
@@ -67,7 +68,9 @@ class NormalisedConv(nn.Module):
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    cfg = command_settings("train/pretrain/train_image_encoder.py", __doc__, VisionConfig, argv)
+    cfg = command_settings(
+        "train/pretrain/train_image_encoder.py", __doc__, ImageEncoderConfig, argv
+    )
     if cfg is None:
         return 0
     check_output_folder(cfg.output)
@@ -83,14 +86,14 @@ def main(argv: list[str] | None = None) -> int:
     save_config(cfg, output)  # only now: a refused run leaves the earlier one's
     train(cfg, network, average, optimizer, training, held_out, start)
     frozen = freeze(average)
-    save_vision(frozen, output / RESULT)
+    save_image_encoder(frozen, output / RESULT)
     write_image(output / SHEET, sheet(frozen, held_out))
     scores = ", ".join(f"{k} {v:.3f}" for k, v in explained(frozen, held_out, training).items())
     print(f"saved in {output / RESULT} ({scores}); {output / SHEET} shows what it sees")
     return 0
 
 
-def new_network(cfg: VisionConfig) -> VisionNet:
+def new_network(cfg: ImageEncoderConfig) -> VisionNet:
     """A network that has learned nothing yet; at first its blocks change nothing."""
     network = VisionNet(
         4 * cfg.network.semantic_channels, cfg.network.widths, cfg.network.depths, NormalisedConv
@@ -119,7 +122,7 @@ def freeze(network: VisionNet) -> VisionNet:
 
 
 def train(
-    cfg: VisionConfig,
+    cfg: ImageEncoderConfig,
     network: VisionNet,
     average: VisionNet,
     optimizer: torch.optim.Optimizer,
@@ -172,7 +175,7 @@ def train(
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
 
-def learning_rate(step: int, cfg: VisionConfig) -> float:
+def learning_rate(step: int, cfg: ImageEncoderConfig) -> float:
     """Linear warm-up, then a cosine down to 1 %."""
     warm = min(1.0, (step + 1) / max(1, cfg.warmup))
     return cfg.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / cfg.steps)))
@@ -217,7 +220,7 @@ def sheet(network: VisionNet, views: Views) -> Tensor:
     return torch.cat([torch.cat(row.unbind(), -1) for row in rows], 1)
 
 
-def _optimizer(network: VisionNet, cfg: VisionConfig) -> torch.optim.Optimizer:
+def _optimizer(network: VisionNet, cfg: ImageEncoderConfig) -> torch.optim.Optimizer:
     convolutions = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [

@@ -2,16 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from regionroute.adapters.style_encoder import RELEASED_LEVELS
+from regionroute.config.base import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class PicturesConfig(_Section):
+class PicturesConfig(Section):
     """What styles look like."""
 
     source: str = Field(
@@ -30,7 +27,7 @@ class PicturesConfig(_Section):
     flip: bool = Field(True, description="mirror every other picture")
 
 
-class TowerConfig(_Section):
+class TowerConfig(Section):
     """The SigLIP tower: a trained one, frozen, or a new one, trained along."""
 
     name: str | None = Field(
@@ -46,7 +43,7 @@ class TowerConfig(_Section):
     heads: int = Field(4, description="attention heads", ge=1)
 
 
-class HeadConfig(_Section):
+class HeadConfig(Section):
     """What is kept of the tower's hidden states."""
 
     levels: tuple[Annotated[int, Field(lt=0)], ...] = Field(
@@ -58,13 +55,13 @@ class HeadConfig(_Section):
     width: int = Field(128, description="values kept of each token", ge=1)
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """InfoNCE."""
 
     temperature: float = Field(0.07, description="by which cosines are divided", gt=0)
 
 
-class EncoderOptimConfig(_Section):
+class EncoderOptimConfig(Section):
     """The optimizer."""
 
     name: Literal["adabelief", "adamw"] = Field("adabelief", description="as published, or AdamW")
@@ -73,7 +70,7 @@ class EncoderOptimConfig(_Section):
     clip: float = Field(1.0, description="largest norm of the gradient", gt=0)
 
 
-class StyleEncoderConfig(_Section):
+class StyleEncoderConfig(Section):
     """Everything `train/style_encoder/run.py` reads."""
 
     seed: int = Field(0, description="seed of everything random in the run", ge=0, lt=2**32)

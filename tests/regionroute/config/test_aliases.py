@@ -97,3 +97,16 @@ def test_stored_routing_settings_go_through_the_aliases(monkeypatch):
 
     monkeypatch.setattr(RoutingConfig, "renamed", {"old_threshold": "threshold"})
     assert stored_routing({"routing": {"old_threshold": 0.25}}, "experts").threshold == 0.25
+
+
+def test_the_old_names_of_the_version_before_are_read():
+    from regionroute.config.run import RunConfig
+    from train.pretrain.config import PretrainConfig
+
+    old = ["train.explosion=5", "supervision.shares_every=7", "supervision.max_share=0.5"]
+    config = load_config(None, old, RunConfig)
+    assert config.train.loss_spike == 5.0
+    supervision = config.supervision
+    assert (supervision.gradient_norms_every, supervision.max_gradient_ratio) == (7, 0.5)
+    pretrain = load_config(None, ["start=base", "codec.vision=file"], PretrainConfig)
+    assert (pretrain.init_from, pretrain.codec.image_encoder) == ("base", "file")

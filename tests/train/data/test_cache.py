@@ -6,7 +6,7 @@ import torch
 
 import train.data.cache
 from regionroute.errors import UserError
-from train.data.cache import Cache, Entry
+from train.data.cache import Cache, CacheEntry
 from train.data.shards import Shard, write_shard
 
 
@@ -35,7 +35,7 @@ def counting(made, number):
         made.append(number)
         return {"x": torch.full((64,), float(number))}
 
-    return Entry("things", key_of(number), make)
+    return CacheEntry("things", key_of(number), make)
 
 
 def shards(folder):
@@ -148,7 +148,7 @@ def test_a_failure_keeps_what_was_done_and_leaves_no_half_file(tmp_path):
         raise UserError("this picture is damaged")
 
     made, cache = [], Cache(tmp_path)
-    entries = [counting(made, 0), counting(made, 1), Entry("things", key_of(2), fail)]
+    entries = [counting(made, 0), counting(made, 1), CacheEntry("things", key_of(2), fail)]
     with pytest.raises(UserError, match="damaged"):
         cache.fill(entries)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == shards(tmp_path)

@@ -15,7 +15,7 @@ from regionroute.models.tiny import build_tiny
 from train.data.cache import Cache
 from train.data.dataset import TrainingData, members_of, pad_token_index, stream
 from train.data.encode import Encoder, identity, model_size
-from train.data.order import Order
+from train.data.order import SampleOrder
 
 SIZE = (32, 32)
 
@@ -192,12 +192,12 @@ def test_shares_of_the_global_batch_are_disjoint_and_complete():
 
 
 def test_order_is_a_permutation_an_epoch_and_depends_on_the_seed():
-    order, other = Order(50, 0), Order(50, 1)
+    order, other = SampleOrder(50, 0), SampleOrder(50, 1)
     first, second = [order[i] for i in range(50)], [order[i] for i in range(50, 100)]
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
     assert first != [other[i] for i in range(50)]
-    assert first == [Order(50, 0)[i] for i in range(50)]
+    assert first == [SampleOrder(50, 0)[i] for i in range(50)]
 
 
 def test_token_positions_are_padded_with_minus_one():

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train.data.order import BatchOrder, Order, members_of
+from train.data.order import BatchOrder, SampleOrder, members_of
 
 BUCKETS = [0] * 3 + [1] * 50 + [2] * 11
 NAMES = ["24x40", "32x32", "40x24"]
@@ -42,7 +42,7 @@ def test_the_order_in_which_buckets_were_met_changes_nothing():
 
 
 def test_a_single_bucket_is_the_plain_order():
-    order, plain = BatchOrder([0] * 7, ["64x64"], 4, 3), Order(7, 3)
+    order, plain = BatchOrder([0] * 7, ["64x64"], 4, 3), SampleOrder(7, 3)
     assert [n for step in range(20) for n in order.batch(step)] == [plain[i] for i in range(80)]
 
 

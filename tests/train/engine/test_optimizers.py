@@ -148,7 +148,10 @@ def test_compiled_blocks_are_refused_where_weights_come_and_go(tmp_path):
         ),
         (["optim.name=sgd"], "optim.name must be 'adamw', 'adamw8bit' or 'prodigy', not sgd"),
         (["optim.ema=1"], "optim.ema must be less than 1"),
-        (["supervision.max_share=0.3", "supervision.shares_every=0"], "a shares_every above 0"),
+        (
+            ["supervision.max_gradient_ratio=0.3", "supervision.gradient_norms_every=0"],
+            "gradient_norms_every above 0",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_one_sentence(overrides, sentence):

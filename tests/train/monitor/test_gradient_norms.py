@@ -8,7 +8,7 @@ from regionroute.attention import AttentionPlan
 from regionroute.config.run import load_config
 from regionroute.models.loading import load_backbone
 from train.engine.distributed import start, stop
-from train.monitor.gradient_norms import measure_shares, supervision_scale
+from train.monitor.gradient_norms import measure_gradient_norms, supervision_scale
 from train.step import Batch, training_step
 
 NAMES = ("flow", "focus", "cover")
@@ -59,7 +59,7 @@ def adapted(tiny_base):
 def test_the_norms_are_those_of_the_weighted_losses(adapted, alone):
     config = load_config(None, [])
     batches = [make_batch(adapted, seed) for seed in (0, 1)]
-    found = measure_shares(adapted, batches, config, 0, alone)
+    found = measure_gradient_norms(adapted, batches, config, 0, alone)
     assert all(parameter.grad is None for parameter in adapter_parameters(adapted))
     weights = {"flow": 1, "focus": config.supervision.focus, "cover": config.supervision.cover}
     norms = {}
@@ -72,11 +72,11 @@ def test_the_norms_are_those_of_the_weighted_losses(adapted, alone):
         norms[names] = float(torch.nn.utils.get_total_norm(gradients))
         adapted.zero_grad()
     for name in NAMES:
-        assert found[f"gradient_{name}"] == pytest.approx(norms[(name,)], rel=1e-4)
+        assert found[f"grad_norm_{name}"] == pytest.approx(norms[(name,)], rel=1e-4)
         share = norms[(name,)] / sum(norms[(other,)] for other in NAMES)
-        assert found[f"share_{name}"] == pytest.approx(share, rel=1e-4)
-    assert found["gradient_supervision"] == pytest.approx(norms[("focus", "cover")], rel=1e-4)
-    assert all(found[f"gradient_{name}"] > 0 for name in NAMES)
+        assert found[f"grad_fraction_{name}"] == pytest.approx(share, rel=1e-4)
+    assert found["grad_norm_supervision"] == pytest.approx(norms[("focus", "cover")], rel=1e-4)
+    assert all(found[f"grad_norm_{name}"] > 0 for name in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -84,30 +84,36 @@ def test_the_norms_are_those_of_the_weighted_losses(adapted, alone):
     [(2.0, 1.0, None, 1.0), (2.0, 1.0, 1.0, 1.0), (2.0, 8.0, 1.0, 0.25), (2.0, 0.0, 0.3, 1.0)],
 )
 def test_the_scale_brings_the_supervision_under_its_cap(flow, supervision, most, scale):
-    measured = {"gradient_flow": flow, "gradient_supervision": supervision}
+    measured = {"grad_norm_flow": flow, "grad_norm_supervision": supervision}
     assert supervision_scale(measured, most) == scale
 
 
 def test_shares_are_logged_and_change_nothing(runs):
-    assert runs("with", "supervision.shares_every=3") == 0
-    assert runs("without", "supervision.shares_every=0") == 0
+    assert runs("with", "supervision.gradient_norms_every=3") == 0
+    assert runs("without", "supervision.gradient_norms_every=0") == 0
     assert runs.difference("with", "without") == 0
     rows = runs.losses("with")
-    assert ["share_flow" in row for row in rows] == [True, False, False, True, False, False]
-    assert sum(rows[3][f"share_{name}"] for name in NAMES) == pytest.approx(1)
+    assert ["grad_fraction_flow" in row for row in rows] == [True, False, False, True, False, False]
+    assert sum(rows[3][f"grad_fraction_{name}"] for name in NAMES) == pytest.approx(1)
     assert "supervision_scale" not in rows[0]
-    assert all("share_flow" not in row for row in runs.losses("without"))
+    assert all("grad_fraction_flow" not in row for row in runs.losses("without"))
 
 
 @pytest.mark.parametrize("stage", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 3])
 def test_a_cap_holds_from_step_to_step_and_through_a_checkpoint(runs, stage):
-    rest = ["supervision.shares_every=4", "supervision.max_share=0.05", "supervision.focus=3"]
+    rest = [
+        "supervision.gradient_norms_every=4",
+        "supervision.max_gradient_ratio=0.05",
+        "supervision.focus=3",
+    ]
     rest += [f"train.zero_stage={stage}", "train.accumulation=2", "experts.dropout=0.1"]
     rest += ["train.gradient_checkpointing=true"]
     assert runs("whole", *rest) == 0
     rows = runs.losses("whole")
     scale = rows[0]["supervision_scale"]
-    assert scale == pytest.approx(0.05 * rows[0]["gradient_flow"] / rows[0]["gradient_supervision"])
+    assert scale == pytest.approx(
+        0.05 * rows[0]["grad_norm_flow"] / rows[0]["grad_norm_supervision"]
+    )
     assert scale < 1
     for row in rows[:4]:
         total = row["flow"] + scale * (3 * row["focus"] + 0.2 * row["cover"])
@@ -121,4 +127,4 @@ def test_a_cap_holds_from_step_to_step_and_through_a_checkpoint(runs, stage):
 
 def test_without_supervision_there_is_nothing_to_measure(runs):
     assert runs("run", "supervision.focus=0", "supervision.cover=0", "train.steps=1") == 0
-    assert "share_flow" not in runs.losses("run")[0]
+    assert "grad_fraction_flow" not in runs.losses("run")[0]

@@ -1,17 +1,18 @@
-"""When a loss counts as exploded, and what a run does then."""
+"""What counts as a loss spike, and what a run does then."""
 
 import json
 import random
+import re
 
 import pytest
 
 from regionroute.config.run import TrainConfig
-from train.monitor.loss_spike import FLOOR, LEAST, WINDOW, ExplosionGuard
+from train.monitor.loss_spike import FLOOR, LEAST, WINDOW, LossSpikeGuard
 from train.step import StepLosses
 
 
 def warmed(times, losses):
-    guard = ExplosionGuard(times)
+    guard = LossSpikeGuard(times)
     assert all(guard.accept(loss) for loss in losses)
     return guard
 
@@ -54,28 +55,28 @@ def test_the_usual_noise_of_losses_never_stops_a_run():
     """Log-normal losses as noise levels make them, over many steps of several runs."""
     for seed in range(4):
         draw = random.Random(seed)
-        guard = ExplosionGuard(TrainConfig().explosion)
+        guard = LossSpikeGuard(TrainConfig().loss_spike)
         assert all(guard.accept(draw.lognormvariate(0, 0.6)) for _ in range(3000))
 
 
-def test_a_run_stops_at_an_explosion_and_names_the_batch(runs, monkeypatch, capsys):
+def test_a_run_stops_at_a_loss_spike_and_names_the_batch(runs, monkeypatch, capsys):
     monkeypatch.setattr("train.monitor.loss_spike.LEAST", 3)
-    rest = ["train.save_every=1", "train.explosion=5", "optim.clip=0"]
+    rest = ["train.save_every=1", "train.loss_spike=5", "optim.clip=0"]
     assert runs("run", *rest, "train.steps=4", "optim.lr=1e-6") == 0
     rows, steps = StepLosses.rows, iter(range(5, 13))
 
-    def exploding(self):
+    def spiking(self):
         table = rows(self)
         if next(steps) == 9:
             table[0, StepLosses.NAMES.index("total")] *= 1e4
         return table
 
     capsys.readouterr()
-    monkeypatch.setattr(StepLosses, "rows", exploding)
+    monkeypatch.setattr(StepLosses, "rows", spiking)
     assert runs("run", *rest, "train.steps=12", "optim.lr=1e-6") == 2
     error = capsys.readouterr().err
-    assert "of late" in error
-    assert "(train.explosion) at step 9" in error
+    assert re.search(r"loss spike: \S+ exceeds the limit of \S+ \(train", error)
+    assert "(train.loss_spike) at step 9" in error
     assert "step-000008 is intact" in error
     bad = json.loads((runs.output("run") / "bad_batch.json").read_text())
     assert (bad["step"], sum(sample["bad"] for sample in bad["samples"])) == (9, 1)

@@ -106,7 +106,7 @@ def test_a_run_reports_to_all_its_trackers(services, runs):
     assert [run.settings["project"] for run in services] == ["styles", "styles"]
     assert services[0].settings["config"]["train"]["steps"] == 6
     found = {name for values, _ in services[0].logged for name in values}
-    assert {"loss/flow", "optim/lr", "optim/share_focus", "map/iou"} <= found
+    assert {"loss/flow", "optim/lr", "optim/grad_fraction_focus", "map/iou"} <= found
     assert {"val/total", "preview/error_left", "speed/memory_gib", "preview"} <= found
     assert {name for values, _ in services[1].logged for name in values} == found - {"step"}
     board = EventAccumulator(str(runs.output("run") / "tb")).Reload()

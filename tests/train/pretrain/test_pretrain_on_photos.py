@@ -14,7 +14,7 @@ from regionroute.errors import UserError
 from regionroute.models.image_encoder import EightBitConv, VisionNet
 from regionroute.models.loading import load_backbone
 from train.pretrain.config import PretrainConfig
-from train.pretrain.image_encoder.file import load_vision, save_vision
+from train.pretrain.image_encoder.file import load_image_encoder, save_image_encoder
 from train.pretrain.model import vocabulary
 from train.pretrain.run import main
 from train.pretrain.sources import prompts_of
@@ -172,19 +172,19 @@ def test_the_perceptual_loss_may_be_of_some_tasks_alone(arguments, tmp_path, vgg
 
 
 @pytest.fixture(scope="module")
-def eyes(tmp_path_factory):
-    """A vision network of random weights, of two latent channels."""
-    path = tmp_path_factory.mktemp("eyes") / "vision.safetensors"
+def image_encoder(tmp_path_factory):
+    """An image encoder of random weights, of two latent channels."""
+    path = tmp_path_factory.mktemp("image_encoder") / "image_encoder.safetensors"
     network = VisionNet(8, (6, 6, 9, 9), (1, 1, 1, 1))
     for layer in network.modules():
         if isinstance(layer, EightBitConv):
             layer.set(torch.randn(layer.weight.shape) * 0.2, layer.bias)
-    save_vision(network, path)
+    save_image_encoder(network, path)
     return path
 
 
-def test_nothing_is_painted_into_the_channels_that_tell_what_is_seen(arguments, tmp_path, eyes):
-    more = [f"codec.vision={eyes}", "base.steps=2"]
+def test_the_semantic_channels_get_no_velocity(arguments, tmp_path, image_encoder):
+    more = [f"codec.image_encoder={image_encoder}", "base.steps=2"]
     assert main([f"output={tmp_path / 'run'}", *arguments, *more]) == 0
     transformer = load_backbone(str(tmp_path / "run" / "base")).transformer
 
@@ -194,13 +194,16 @@ def test_nothing_is_painted_into_the_channels_that_tell_what_is_seen(arguments, 
     assert transformer.x_embedder.weight[:, -8:].abs().max() > 0
 
 
-def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path, eyes):
+def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path, image_encoder):
     """Its words and pixels stay; features become further channels, of which it knows little."""
     before = load_backbone(str(finished / "base"))
     seeing = [
-        *arguments, f"start={finished / 'base'}", f"codec.vision={eyes}", "base.lr=1e-9",
+        *arguments,
+        f"init_from={finished / 'base'}",
+        f"codec.image_encoder={image_encoder}",
+        "base.lr=1e-9",
         "base.steps=2",
-    ]  # fmt: skip
+    ]
     assert main([f"output={tmp_path / 'sees'}", *seeing]) == 0
     after = load_backbone(str(tmp_path / "sees" / "base"))
 
@@ -216,10 +219,10 @@ def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path
     latents = after.encode_images(picture)
     assert latents.shape[1] == 6
     assert torch.allclose(latents[:, :4], before.encode_images(picture), atol=1e-5)
-    assert torch.equal(after.vae.vision.stem.weight, load_vision(eyes).stem.weight)
+    assert torch.equal(after.vae.vision.stem.weight, load_image_encoder(image_encoder).stem.weight)
 
     # Once more from there: the codec that sees is taken over whole.
-    again = [*arguments, f"start={tmp_path / 'sees' / 'base'}", "base.steps=1"]
+    again = [*arguments, f"init_from={tmp_path / 'sees' / 'base'}", "base.steps=1"]
     assert main([f"output={tmp_path / 'again'}", *again]) == 0
     assert load_backbone(str(tmp_path / "again" / "base")).semantic_channels == 2
 
@@ -237,8 +240,8 @@ def test_coarse_steps_come_first(arguments, tmp_path):
         ("corpus.resolution=64", "corpus.resolution"),
         ("corpus.photos.pasted=[0, 0, 0]", "corpus.photos"),
         ("corpus.photos.tasks={paint: 1}", "corpus.photos.tasks"),
-        ("codec.vision=nowhere", "codec.vision=nowhere"),
-        ("start=nowhere", "nowhere"),
+        ("codec.image_encoder=nowhere", "codec.image_encoder=nowhere"),
+        ("init_from=nowhere", "nowhere"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, setting, part):
@@ -251,11 +254,11 @@ def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, setting, part):
 
 
 def test_a_base_of_other_sizes_is_not_gone_on_from(arguments, finished, tmp_path, capsys):
-    start = f"start={finished / 'base'}"
+    start = f"init_from={finished / 'base'}"
     for setting in ("model.num_single_layers=2", "codec.latent_channels=5"):
         assert main([f"output={tmp_path}", "base.steps=1", *arguments, start, setting]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("error: start=")
+        assert error.startswith("error: init_from=")
 
 
 def test_word_vectors_are_kept_and_of_unit_size(encoder, tmp_path):

@@ -1,4 +1,4 @@
-"""Training of a base's eyes: what they learn, resume, what is kept, and mistakes."""
+"""Training of a base's image_encoder: what they learn, resume, what is kept, and mistakes."""
 
 import json
 
@@ -11,8 +11,8 @@ from torch import nn
 from regionroute.config.io import load_config
 from regionroute.errors import UserError
 from train.pretrain import train_image_encoder as vision
-from train.pretrain.image_encoder.config import VisionConfig
-from train.pretrain.image_encoder.file import load_vision, save_vision
+from train.pretrain.image_encoder.config import ImageEncoderConfig
+from train.pretrain.image_encoder.file import load_image_encoder, save_image_encoder
 from train.pretrain.image_encoder.views import Views, draw, load_views
 from train.pretrain.train_image_encoder import (
     NormalisedConv,
@@ -49,7 +49,7 @@ def arguments(bank_case, tmp_path_factory, lite_weights):
 
 def config(**changes):
     network = {"widths": (8, 12, 18, 24), "depths": (1, 1, 1, 1), "semantic_channels": 2}
-    return VisionConfig(network=network, **changes)
+    return ImageEncoderConfig(network=network, **changes)
 
 
 def test_it_learns_what_the_teacher_sees(arguments, tmp_path, capsys):
@@ -63,7 +63,7 @@ def test_it_learns_what_the_teacher_sees(arguments, tmp_path, capsys):
     assert losses[-1] < losses[0]
     assert "explained" in capsys.readouterr().out
     assert (tmp_path / "seen.png").exists()
-    network = load_vision(tmp_path / "vision.safetensors")
+    network = load_image_encoder(tmp_path / "image_encoder.safetensors")
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 8, 4, 4)
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
@@ -81,11 +81,11 @@ def test_a_stopped_run_gives_the_same_network(arguments, tmp_path, monkeypatch):
 
     monkeypatch.setattr(vision, "draw", cut_off)
     assert main([f"output={parts}", *arguments, "steps=4"]) == 130
-    assert not (parts / "vision.safetensors").exists()
+    assert not (parts / "image_encoder.safetensors").exists()
     assert main([f"output={parts}", *arguments, "steps=4"]) == 0
     assert len(calls) == 4 + 2  # the second step was saved
     assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
-    files = [load_file(folder / "vision.safetensors") for folder in (whole, parts)]
+    files = [load_file(folder / "image_encoder.safetensors") for folder in (whole, parts)]
     assert files[0].keys() == files[1].keys()
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
 
@@ -122,7 +122,7 @@ def test_a_network_that_tells_the_mean_explains_nothing_and_the_truth_all():
 
 
 def test_squares_are_cut_once_and_again_only_for_other_settings(arguments, tmp_path):
-    cfg = load_config(None, arguments, VisionConfig)
+    cfg = load_config(None, arguments, ImageEncoderConfig)
     training, held_out = load_views(cfg, tmp_path)
     assert len(training.pictures) == 3 * 6  # whole, and two squares each
     assert len(held_out.pictures) == 2
@@ -130,7 +130,7 @@ def test_squares_are_cut_once_and_again_only_for_other_settings(arguments, tmp_p
     first = (tmp_path / "views.safetensors").stat().st_mtime_ns
     load_views(cfg, tmp_path)
     assert (tmp_path / "views.safetensors").stat().st_mtime_ns == first
-    fewer = load_config(None, [*arguments, "views.crops=0"], VisionConfig)
+    fewer = load_config(None, [*arguments, "views.crops=0"], ImageEncoderConfig)
     assert len(load_views(fewer, tmp_path)[0].pictures) == 6
     (tmp_path / "views.safetensors").write_bytes(b"cut")
     assert len(load_views(fewer, tmp_path)[0].pictures) == 6
@@ -160,7 +160,7 @@ def test_a_piece_of_another_square_brings_its_features_along():
 
 
 def test_the_rate_rises_and_falls():
-    cfg = VisionConfig(steps=100, warmup=10, lr=1.0)
+    cfg = ImageEncoderConfig(steps=100, warmup=10, lr=1.0)
     rates = [learning_rate(step, cfg) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9]
@@ -190,15 +190,15 @@ def test_a_checkpoint_of_other_sizes_is_refused(arguments, tmp_path, capsys):
     assert "checkpoint.pt: this checkpoint is damaged" in capsys.readouterr().err
 
 
-def test_another_file_is_no_vision_network(tmp_path):
-    with pytest.raises(UserError, match=r"codec\.vision=.*no such file"):
-        load_vision(tmp_path / "absent.safetensors")
+def test_another_file_is_no_image_encoder(tmp_path):
+    with pytest.raises(UserError, match=r"codec\.image_encoder=.*no such file"):
+        load_image_encoder(tmp_path / "absent.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"not a network of train/vision\.py"):
-        load_vision(tmp_path / "cut.safetensors")
+        load_image_encoder(tmp_path / "cut.safetensors")
     save_file({"stem.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"not a network of train/vision\.py"):
-        load_vision(tmp_path / "other.safetensors")
+        load_image_encoder(tmp_path / "other.safetensors")
     network = freeze(new_network(config()))
-    save_vision(network, tmp_path / "good.safetensors")
-    assert load_vision(tmp_path / "good.safetensors").sizes == network.sizes
+    save_image_encoder(network, tmp_path / "good.safetensors")
+    assert load_image_encoder(tmp_path / "good.safetensors").sizes == network.sizes

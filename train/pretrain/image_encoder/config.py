@@ -2,17 +2,15 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from regionroute.config.base import Section
 
 Count = Annotated[int, Field(ge=1)]
 Block = Annotated[int, Field(ge=0, le=15)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     """Whose features are learned."""
 
     weights: str = Field(
@@ -27,7 +25,7 @@ class TeacherConfig(_Section):
     )
 
 
-class ViewsConfig(_Section):
+class ViewsConfig(Section):
     """What it is shown: squares of the bank's training photos, cut out once."""
 
     bank: str = Field("data/bank", description="folder of `regionroute bank`")
@@ -41,7 +39,7 @@ class ViewsConfig(_Section):
     )
 
 
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """Sizes of the network."""
 
     widths: tuple[Count, Count, Count, Count] = Field(
@@ -61,11 +59,11 @@ class NetworkConfig(_Section):
     )
 
 
-class VisionConfig(_Section):
+class ImageEncoderConfig(Section):
     """Everything `train/pretrain/train_image_encoder.py` reads."""
 
     seed: int = Field(0, description="seed of initialisation, squares and order", ge=0, lt=2**32)
-    output: str = Field("runs/vision", description="folder for checkpoints and the result")
+    output: str = Field("runs/image_encoder", description="folder for checkpoints and the result")
     threads: int | None = Field(None, description="CPU threads (None: torch's own choice)", ge=1)
     teacher: TeacherConfig = TeacherConfig()
     views: ViewsConfig = ViewsConfig()

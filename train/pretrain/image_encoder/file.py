@@ -13,19 +13,19 @@ from regionroute.models.image_encoder import VisionNet
 SIZES = "sizes"
 
 
-def save_vision(network: VisionNet, path: Path) -> None:
+def save_image_encoder(network: VisionNet, path: Path) -> None:
     """Saves a frozen network."""
     with atomic_write(path) as temporary:
         save_file(network.state_dict(), temporary, metadata={SIZES: json.dumps(network.sizes)})
 
 
-def load_vision(path: str | Path) -> VisionNet:
-    """A network saved by `save_vision`.
+def load_image_encoder(path: str | Path) -> VisionNet:
+    """A network saved by `save_image_encoder`.
 
     Raises:
         UserError: no such file, or another one.
     """
-    setting = f"codec.vision={path}"
+    setting = f"codec.image_encoder={path}"
     if not Path(path).is_file():
         raise UserError(
             f"{setting}: no such file, make one with train/pretrain/train_image_encoder.py"

@@ -19,7 +19,7 @@ from regionroute.files import atomic_write
 from regionroute.models.image_encoder import STRIDE
 from train.pretrain.colours import in_other_colours
 from train.pretrain.corpus import to_model_range
-from train.pretrain.image_encoder.config import ViewsConfig, VisionConfig
+from train.pretrain.image_encoder.config import ImageEncoderConfig, ViewsConfig
 from train.pretrain.image_encoder.teacher import Teacher
 
 FILE = "views.safetensors"
@@ -39,7 +39,7 @@ class Views:
     features: Tensor
 
 
-def load_views(cfg: VisionConfig, output: Path) -> tuple[Views, Views]:
+def load_views(cfg: ImageEncoderConfig, output: Path) -> tuple[Views, Views]:
     """For training and for validation, from the output folder or made there.
 
     Training: every photo of the split "train", whole and cut to random squares. Validation: the
@@ -77,7 +77,7 @@ def _read(path: Path, told: str) -> dict[str, Tensor] | None:
         return None
 
 
-def _make(cfg: VisionConfig) -> dict[str, Tensor]:
+def _make(cfg: ImageEncoderConfig) -> dict[str, Tensor]:
     bank, teacher = ObjectBank(cfg.views.bank), Teacher(cfg.teacher)
     generator = torch.Generator().manual_seed(cfg.seed)
     found: dict[str, Tensor] = {}
