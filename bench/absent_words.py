@@ -20,11 +20,11 @@ from _shared import add_result_argument, provenance
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.stats import describe
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.scenes.sprites import SPRITES
 from regionroute.data.images import read_image, resize
 from regionroute.data.manifest import read_manifest
+from regionroute.data.stats import describe
 from regionroute.editing.editor import Editor, load_editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json

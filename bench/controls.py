@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from eval.metrics import region
 from eval.metrics.attention import attention_iou
-from eval.stats import describe
 from pseudo_labels.stylize.filters import FILTERS
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import write_image
 from regionroute.data.manifest import EditSample, read_manifest
+from regionroute.data.stats import describe
 from regionroute.editing.batch import sample_request
 from regionroute.editing.editor import Editor, load_editor
 from regionroute.editing.request import EditOptions, EditRequest

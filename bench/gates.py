@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.encoders.features import PerceptualDistance, load_lpips
-from eval.stats import describe
+from regionroute.data.stats import describe
 from regionroute.editing.editor import Editor, load_editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json

@@ -25,7 +25,6 @@ import torch
 from _shared import add_result_argument, median_ratio, paired_seconds, provenance, quartiles
 from tqdm import tqdm
 
-from eval.stats import describe
 from pseudo_labels.build import PhotoSource, build
 from pseudo_labels.compose import composite
 from pseudo_labels.curate.filters import Limits
@@ -37,6 +36,7 @@ from pseudo_labels.segment.sam import SamSegmenter
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import from_pil, read_image, read_mask, to_pil, write_image
 from regionroute.data.manifest import mask_box
+from regionroute.data.stats import describe
 from regionroute.errors import UserError
 from regionroute.files import write_json
 

@@ -33,7 +33,6 @@ from _shared import add_result_argument, provenance
 from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 
-from eval.stats import describe
 from pseudo_labels.stylemamba.codecs import patch_codec
 from pseudo_labels.stylemamba.config import PictureConfig
 from pseudo_labels.stylemamba.encoders import GramEncoder, StyleTarget
@@ -44,6 +43,7 @@ from pseudo_labels.stylemamba.measures import ssim
 from pseudo_labels.stylemamba.networks import read_pictures
 from pseudo_labels.stylemamba.objective import ContentBatch, Objective, Parts
 from regionroute.data.images import from_pil, to_pil, write_image
+from regionroute.data.stats import describe
 from regionroute.files import read_json, write_json
 from regionroute.models.vgg import load_vgg
 

@@ -29,10 +29,11 @@ from tqdm import tqdm
 
 from eval.encoders.features import PerceptualDistance, find_lpips_weights, load_lpips
 from eval.metrics.lpips import lpips_bg
-from eval.metrics.region import coverage, in_mask_ratio, leak, masked_mean
-from eval.stats import describe, paired
+from eval.metrics.region import coverage, leak
 from regionroute.data.images import read_image, read_mask, resize, write_image
 from regionroute.data.manifest import read_manifest
+from regionroute.data.region_scores import in_mask_ratio, masked_mean
+from regionroute.data.stats import describe, paired
 from regionroute.editing.editor import Editor, load_editor
 from regionroute.editing.request import EditOptions, EditRequest, Mode
 from regionroute.files import write_json

@@ -19,10 +19,10 @@ import torch
 from _shared import add_result_argument, provenance, run_python
 from supervision import column, read_table
 
-from eval.stats import describe
 from regionroute.adapters import RouteContext, adapter_layers
 from regionroute.adapters.router_stats import chosen_experts, routing_overlap
 from regionroute.data.manifest import read_manifest
+from regionroute.data.stats import describe
 from regionroute.editing.editor import load_editor
 from regionroute.files import read_json, text_hash, write_json, write_jsonl
 from train.style_encoder.images import content_of, read_style_pictures

@@ -39,13 +39,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from eval.stats import describe
 from pseudo_labels.stylegallery.attention import Recorded, self_attention_layers
 from pseudo_labels.stylegallery.config import EnergyConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank, shrink
 from pseudo_labels.stylegallery.matching import Match
 from pseudo_labels.stylegallery.optimise import OptimState, energy_timesteps, minimise
 from pseudo_labels.stylegallery.random_model import TEXT_WIDTH, random_unet
+from regionroute.data.stats import describe
 from regionroute.files import write_json
 
 RIVAL, SAME, OURS = "published scheme", "ours, masking=multiply", "ours"

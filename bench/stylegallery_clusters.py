@@ -28,9 +28,7 @@ from skimage.segmentation import slic
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.encoders.vgg import VggFeatures
-from eval.encoders.vision import load_vgg
-from eval.stats import paired
+from eval.encoders.vision import VggEncoder, load_vgg
 from pseudo_labels.segment.given import LabelledPhoto, open_photo, read_labels
 from pseudo_labels.stylegallery.clusters import (
     absorb_islands,
@@ -39,6 +37,7 @@ from pseudo_labels.stylegallery.clusters import (
     standardise,
 )
 from pseudo_labels.stylegallery.config import ClusterConfig
+from regionroute.data.stats import paired
 from regionroute.files import write_json
 
 GRID, SIDE = 64, 384
@@ -130,14 +129,14 @@ def resized(image: Tensor, side: int) -> Tensor:
     return small[0].clamp(0, 1)
 
 
-def stand_in(image: Tensor, network: VggFeatures) -> Tensor:
+def stand_in(image: Tensor, network: VggEncoder) -> Tensor:
     """Features [C, 64, 64] of a picture; roots, for they are skewed: most are 0, some large."""
     found = network(resized(image, SIDE)[None], LAYERS)
     grid = [F.interpolate(found[name], (GRID, GRID), mode="bilinear")[0] for name in LAYERS]
     return torch.cat(grid).sqrt()
 
 
-def all_partitions(image: Tensor, network: VggFeatures, config: ClusterConfig) -> dict[str, Tensor]:
+def all_partitions(image: Tensor, network: VggEncoder, config: ClusterConfig) -> dict[str, Tensor]:
     """Labels [64, 64] of a picture [3, H, W]: {"number of regions: method": labels}."""
     features = stand_in(image, network)
     small = resized(image, GRID).permute(1, 2, 0).numpy()

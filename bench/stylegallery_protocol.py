@@ -32,11 +32,11 @@ from eval.encoders.features import load_lpips
 from eval.encoders.vision import load_inception, load_vgg
 from eval.metrics.style import VIEW_SIDE, gram_distance, style_features, style_match
 from eval.sets import artfid
-from eval.stats import describe
 from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer, find_references
 from pseudo_labels.stylize.painting import PaintingStylizer
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import StyleSpec
+from regionroute.data.stats import describe
 from regionroute.errors import UserError, command
 from regionroute.files import read_json, write_json
 

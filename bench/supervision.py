@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from _shared import add_result_argument, provenance
 
-from eval.stats import describe
+from regionroute.data.stats import describe
 from regionroute.files import read_jsonl, write_json
 
 # What is asked, and the two methods of the demo whose difference answers it.

@@ -22,13 +22,13 @@ from _shared import add_result_argument, provenance
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.stats import describe
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.stylize.filters import FILTERS
 from regionroute.adapters import FixedRouter, RouteContext
 from regionroute.adapters import routed as routed_by
 from regionroute.data.images import write_image
 from regionroute.data.prompts import build_prompt
+from regionroute.data.stats import describe
 from regionroute.diffusion.flow import draw_noise, sample
 from regionroute.editing.editor import Editor, load_editor
 from regionroute.files import write_json

@@ -19,13 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.encoders.features import usable_device
-from eval.metrics.region import in_mask_error, in_mask_ratio, leak, mse_bg
+from eval.metrics.region import leak
 from eval.report.page import check_option
 from eval.sources import Source, load_source, select_split
-from eval.stats import describe, ratio_of_means
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
+from regionroute.data.images import resize
 from regionroute.data.manifest import Manifest, read_manifest
-from regionroute.editing.editor import resize
+from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
+from regionroute.data.stats import describe, ratio_of_means
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_file, write_json
 from regionroute.models.loading import load_backbone

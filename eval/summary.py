@@ -11,7 +11,7 @@ import numpy as np
 from eval.edits import CEILING, FLOOR
 from eval.metrics import CATALOGUE
 from eval.scoring import Row
-from eval.stats import LEVEL, RESAMPLES, describe, paired, ratio_of_means
+from regionroute.data.stats import LEVEL, RESAMPLES, describe, paired, ratio_of_means
 
 SCHEMA_VERSION = 1
 ALL = "all"

@@ -176,7 +176,7 @@ def test_every_room_is_there():
 @pytest.mark.parametrize(
     ("file", "source", "why"),
     [
-        ("train/run.py", "from eval.stats import mean", "train must not know eval"),
+        ("train/run.py", "from eval.summary import mean", "train must not know eval"),
         ("eval/rses.py", "import train.run", "eval must not know train"),
         ("eval/rses.py", "import pseudo_labels", "eval must not know pseudo_labels"),
         ("pseudo_labels/label.py", "def f():\n    import train.run", "must not know train"),

@@ -66,7 +66,7 @@ class Networks:
     csd: CsdEncoder | None = None
     dreamsim: vision.DreamSim | None = None
     aesthetic: vision.AestheticHead | None = None
-    vgg: vision.VggFeatures | None = None
+    vgg: vision.VggEncoder | None = None
     inception: vision.InceptionFeatures | None = None
     judge: Judge | None = None
     styles: StylePictures | None = None

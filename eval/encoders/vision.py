@@ -4,6 +4,8 @@ Like those of `eval.encoders.features` each comes from a hub name or a local fol
 is refused when its weights are not trained ones.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +24,9 @@ from eval.encoders.features import (
     weights_hash,
 )
 from eval.encoders.trust import check_features, check_trained, named_by_hash, tensors_hash
-from eval.encoders.vgg import VggFeatures
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
+from regionroute.models.vgg import VggFeatures
 
 DREAMSIM_FILES = (
     "dino_vitb16_pretrain.pth",
@@ -124,6 +126,37 @@ class AestheticHead:
         return {"encoder": "LAION aesthetic head", "weights": tensors_hash(self._state)}
 
 
+class VggEncoder:
+    """A VGG with the name and hash that stand next to every number made with it.
+
+    Args:
+        weights: torchvision's convolutions, keys ``features.*``.
+
+    Raises:
+        ValueError: they are not those of a VGG16 or VGG19.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.network = VggFeatures(weights)
+        convolutions = {n: w.float() for n, w in weights.items() if n.startswith("features.")}
+        own = {name.removeprefix("features."): w for name, w in convolutions.items()}
+        self._identity = {"encoder": self.network.kind, "weights": tensors_hash(own)}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Features {name: [V,C,h,w]} of images [V,3,H,W] in [0,1]; names as "relu4_1"."""
+        return dict(zip(names, self.network(images.float(), names), strict=True))
+
+    def to(self, device: str | torch.device) -> VggEncoder:
+        """Moves the network."""
+        self.network.to(device)
+        return self
+
+    def identity(self) -> dict[str, str]:
+        """Name and weight hash."""
+        return self._identity
+
+
 class DreamSim:
     """The perceptual distance of the dreamsim package (the ensemble of three networks)."""
 
@@ -165,7 +198,7 @@ class InceptionFeatures:
         return {"encoder": "Inception (FID)", "weights": weights_hash(self.network)}
 
 
-def load_vgg(place: str, device: str | torch.device = "cpu") -> VggFeatures:
+def load_vgg(place: str, device: str | torch.device = "cpu") -> VggEncoder:
     """VGG16 or VGG19 from a file of torchvision, or the first such file of a folder.
 
     Raises:
@@ -174,11 +207,11 @@ def load_vgg(place: str, device: str | torch.device = "cpu") -> VggFeatures:
     path = find_file("vgg", place, ("*vgg19*", "*vgg16*"))
     features = _tensors("vgg", path)
     try:
-        network = VggFeatures(features)
-    except ValueError as error:
+        encoder = VggEncoder(features)
+    except (ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise UserError(f"--encoder vgg={place}: no VGG16 or VGG19 ({error})") from error
-    check_features(network.kind, features, path, f"--encoder vgg={place}")
-    return network.to(device)
+    check_features(encoder.network.kind.lower(), features, path, f"--encoder vgg={place}")
+    return encoder.to(device)
 
 
 def load_dino(place: str, device: str | torch.device = "cpu") -> DinoEncoder:

@@ -4,26 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regionroute.data.region_scores import MAP_BOUNDARY, map_iou, share_inside
+
 MAP_LEVELS = 256  # a map file's value / 256 puts the boundary 128 exactly at .5
-MAP_BOUNDARY = 0.5  # here the Cover loss decides, and a gate is half open
-
-
-def mask_on_grid(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The mask at the map's resolution: 1 where at least half of a cell is object.
-
-    An object too small for that in every cell takes the cells it touches, so it cannot vanish.
-
-    Args:
-        mask: [B,1,H,W] in {0,1}.
-        grid: (h, w).
-
-    Returns:
-        [B,1,h,w] in {0,1}; all 0 only where the mask itself is empty.
-    """
-    half = (F.adaptive_avg_pool2d(mask.float(), grid) >= 0.5).float()
-    touched = (F.adaptive_max_pool2d(mask.float(), grid) > 0).float()
-    vanished = half.sum((1, 2, 3), keepdim=True) == 0
-    return torch.where(vanished, touched, half)
 
 
 def attention_iou(region_map: Tensor, mask: Tensor, boundary: float = MAP_BOUNDARY) -> Tensor:
@@ -42,11 +25,8 @@ def attention_iou(region_map: Tensor, mask: Tensor, boundary: float = MAP_BOUNDA
     """
     if region_map.ndim != 4 or region_map.shape[:2] != (mask.shape[0], 1):
         raise ValueError(f"map {list(region_map.shape)} does not fit mask {list(mask.shape)}")
-    inside = region_map.float() > boundary
-    cells = mask_on_grid(mask, (region_map.shape[2], region_map.shape[3])) > 0
-    both = (inside & cells).sum((1, 2, 3)).float()
-    either = (inside | cells).sum((1, 2, 3)).float()
-    return torch.where(cells.any(3).any(2).any(1), both / either, torch.nan)
+    part = F.adaptive_avg_pool2d(mask.float(), (region_map.shape[2], region_map.shape[3]))
+    return map_iou(region_map[:, 0].float(), part[:, 0], boundary)
 
 
 def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:
@@ -73,5 +53,5 @@ def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:
     # No cell has more than all attention, as many times the mean as there are cells.
     attention = (ratio / (1 - ratio)).clamp(max=height * width)
     part = F.adaptive_avg_pool2d(mask.double(), (height, width))
-    share = (attention * part).sum((1, 2, 3)) / attention.sum((1, 2, 3))
-    return torch.where(part.sum((1, 2, 3)) > 0, share, torch.nan).float()
+    share = share_inside(attention[:, 0], part[:, 0])
+    return torch.where(attention.sum((1, 2, 3)) > 0, share, torch.nan).float()

@@ -15,17 +15,10 @@ from eval.metrics.base import EvalBatch, SampleMetric
 from eval.metrics.catalogue import CATALOGUE
 from eval.metrics.drift import drift
 from eval.metrics.lpips import lpips_bg
-from eval.metrics.region import (
-    boundary_error,
-    coverage,
-    in_mask_error,
-    in_mask_ratio,
-    leak,
-    mse_bg,
-    success,
-)
+from eval.metrics.region import boundary_error, coverage, leak, success
 from eval.metrics.rsm import rsm
 from eval.metrics.views import SCOPES, Scope, per_sample, remembered, square, views
+from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
 
 Function = Callable[[EvalBatch], Tensor]
 SCOPED = ("styleexpert", "stylegallery", "stylemamba")  # groups whose scope can be chosen

@@ -1,12 +1,12 @@
 """Every metric in words, in the order of the reports."""
 
-from eval.metrics.attention import MAP_BOUNDARY
 from eval.metrics.base import MetricInfo
 from eval.metrics.drift import MAX_SHIFT, MIN_TILES, TILES_A_SIDE
 from eval.metrics.embedding import PHOTO_TEXT, STYLED_TEXT
 from eval.metrics.region import BAND_SHARE, CHANGE_THRESHOLD, SUCCESS_RATIO
 from eval.metrics.style import CONTENT_LAYERS as VGG_LAYERS
 from eval.metrics.style import GRAM_LAYERS, GRAM_SCALE, MATCH_BLOCKS, MATCH_LAYER, VIEW_SIDE
+from regionroute.data.region_scores import MAP_BOUNDARY
 
 GROUPS = {
     "rse": "the Regional Style Editing Score and what it lacks",

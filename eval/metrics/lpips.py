@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eval.encoders.features import PerceptualDistance
-from eval.metrics.region import masked_mean
+from regionroute.data.region_scores import masked_mean
 
 AT_ONCE = 4  # pictures in one pass, to spare memory
 

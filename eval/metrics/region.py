@@ -8,35 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regionroute.data.region_scores import in_mask_ratio, masked_mean, squared_error
+
 CHANGE_THRESHOLD = 0.1  # a pixel counts as changed above this, largest channel, [0,1] range
 BAND_SHARE = 0.02  # width of the boundary band as a share of the shorter side
 SUCCESS_RATIO = 0.5  # an edit succeeds when less than this share of the unedited error is left
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` [B,C,H,W] over all channels where `mask` [B,1,H,W] is 1: [B].
-
-    NaN where the mask is empty.
-
-    Raises:
-        ValueError: the shapes do not go together.
-    """
-    if mask.ndim != 4 or mask.shape != (values.shape[0], 1, *values.shape[2:]):
-        raise ValueError(f"mask {list(mask.shape)} does not fit pictures {list(values.shape)}")
-    mask = mask.float()
-    total = (values.float() * mask).sum((1, 2, 3))
-    return total / (mask.sum((1, 2, 3)) * values.shape[1])  # 0/0 is NaN, as wanted
-
-
-def mse_bg(output: Tensor, content: Tensor, mask: Tensor) -> Tensor:
-    """Σ(1−M)(x̂−x)² / (3Σ(1−M)) with pictures in [-1,1] (RegionRoute §9): [B].
-
-    Args:
-        output: edited pictures x̂, [B,3,H,W] in [0,1].
-        content: unedited pictures x, [B,3,H,W] in [0,1].
-        mask: M, [B,1,H,W], 1 on the object.
-    """
-    return masked_mean(_squared_error(output, content), 1 - mask)
 
 
 def boundary_band(mask: Tensor) -> Tensor:
@@ -54,23 +30,7 @@ def boundary_band(mask: Tensor) -> Tensor:
 
 def boundary_error(output: Tensor, content: Tensor, mask: Tensor) -> Tensor:
     """`mse_bg` on the boundary band alone, where seams and halos are: [B]; NaN without a band."""
-    return masked_mean(_squared_error(output, content), boundary_band(mask))
-
-
-def in_mask_error(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """ΣM(x̂−y)² / (3ΣM) with pictures in [-1,1] and y the exact target: [B]."""
-    return masked_mean(_squared_error(output, target), mask)
-
-
-def in_mask_ratio(output: Tensor, content: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """In-mask error of the edit over that of the unedited picture: [B].
-
-    0 is the exact target, 1 as far from it as no edit at all. NaN where the target equals the
-    unedited picture inside the mask, because then there is nothing to gain.
-    """
-    unedited = in_mask_error(content, target, mask)
-    ratio = in_mask_error(output, target, mask) / unedited
-    return torch.where(unedited > 0, ratio, torch.nan)
+    return masked_mean(squared_error(output, content), boundary_band(mask))
 
 
 def success(output: Tensor, content: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -98,13 +58,6 @@ def coverage(
 ) -> Tensor:
     """Share of the object's pixels that changed, by the same threshold as `leak`: [B]."""
     return masked_mean(_changed(output, content, threshold), mask)
-
-
-def _squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Squared difference in the [-1,1] range, so four times that of [0,1]: [B,3,H,W]."""
-    if a.shape != b.shape:
-        raise ValueError(f"pictures differ in shape: {list(a.shape)} and {list(b.shape)}")
-    return (2 * (a.float() - b.float())).square()
 
 
 def _changed(output: Tensor, content: Tensor, threshold: float) -> Tensor:

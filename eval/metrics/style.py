@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.encoders.vgg import VggFeatures
+from eval.encoders.vision import VggEncoder
 
 VIEW_SIDE = 256  # pixels; views and references are resized to this
 GRAM_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
@@ -44,7 +44,7 @@ class StyleFeatures:
     content: list[Tensor]
 
 
-def style_features(pictures: Tensor, network: VggFeatures) -> StyleFeatures:
+def style_features(pictures: Tensor, network: VggEncoder) -> StyleFeatures:
     """The features of pictures [V,3,H,W] in [0,1], a few at a time to spare memory."""
     names = (*GRAM_LAYERS, *CONTENT_LAYERS)
     parts = []

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.metrics.attention import MAP_BOUNDARY
 from regionroute.data.images import to_pil
+from regionroute.data.region_scores import MAP_BOUNDARY
 
 MAX_SIDE = 320  # larger pictures are reduced to this for the report; the numbers are not
 PIXEL_ART_SIDE = 128  # up to this the report shows single pixels, as lossless PNG

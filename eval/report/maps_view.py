@@ -16,9 +16,9 @@ from eval.report.tables import (
 )
 from eval.report.view import COLOURS, verdict
 from eval.scoring import Row
-from eval.stats import describe
 from eval.summary import ALL, edit_methods, group_by_slice
 from regionroute.data.images import read_image
+from regionroute.data.stats import describe
 
 IOU, SHARE = (CATALOGUE[name] for name in MAP_METRICS)
 

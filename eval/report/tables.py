@@ -7,8 +7,8 @@ from typing import Any
 
 from eval.edits import CEILING, FLOOR
 from eval.metrics import CATALOGUE, MetricInfo
-from eval.stats import LEVEL
 from eval.summary import ALL, edit_methods
+from regionroute.data.stats import LEVEL
 
 SET_LABELS = {"fid": "FID", "artfid": "ArtFID"}
 

@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-BOUNDARY = 0.5  # of a region map: attention equal to its mean over the picture
+from regionroute.data.region_scores import MAP_BOUNDARY, map_iou, share_inside
+
+BOUNDARY = MAP_BOUNDARY  # attention equal to its mean over the image
 
 
 def mean_map(maps: Mapping[str, Tensor]) -> Tensor:
@@ -66,12 +68,4 @@ def map_scores(attention: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         IoU of ``region_map > .5`` with the object, and the share of the attention inside the soft
         mask, both [...]; NaN for an empty mask.
     """
-    wanted = masks >= 0.5
-    wanted = torch.where(wanted.any(-1).any(-1)[..., None, None], wanted, masks > 0)
-    found = region_map(attention) > BOUNDARY
-    union = (found | wanted).sum((-2, -1))
-    iou = (found & wanted).sum((-2, -1)) / union.clamp(min=1)
-    total = attention.sum((-2, -1))
-    share = (attention * masks).sum((-2, -1)) / total.clamp(min=torch.finfo(total.dtype).tiny)
-    empty = ~wanted.any(-1).any(-1)
-    return iou.masked_fill(empty, torch.nan), share.masked_fill(empty, torch.nan)
+    return map_iou(region_map(attention), masks), share_inside(attention, masks)

@@ -20,13 +20,14 @@ _KEY = re.compile(r"(?:features\.)?(\d+)\.(weight|bias)")
 
 
 class VggFeatures(nn.Module):
-    """Convolution outputs (before the ReLU) of a VGG16 or VGG19 by their usual names.
+    """Feature maps of a VGG16 or VGG19 by their usual names (Simonyan and Zisserman, 2015).
 
-    Frozen, but differentiable in the pictures.
+    Frozen, but differentiable in the images. "conv4_2" is a convolution's output, "relu4_2" the
+    same after its ReLU.
 
     Args:
         weights: torchvision's, keys ``features.N.weight`` and ``features.N.bias``; others are
-            ignored. The number of convolutions tells VGG16 from VGG19.
+            ignored. The number of convolutions distinguishes VGG16 from VGG19.
 
     Raises:
         ValueError: these are not the weights of a VGG16 or VGG19.
@@ -53,17 +54,17 @@ class VggFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def channels(self, layer: str) -> int:
-        """How many feature maps a layer has."""
+        """Number of channels of a layer "convS_N"."""
         convolution = self.convolutions[layer]
         assert isinstance(convolution, nn.Conv2d)
         return convolution.out_channels
 
     def forward(self, images: Tensor, layers: Sequence[str] = CONTENT_LAYERS) -> list[Tensor]:
-        """Feature maps of pictures.
+        """Feature maps of images.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-            layers: names such as "conv4_2".
+            layers: names such as "conv4_2" and "relu4_2"; nothing above the highest is computed.
 
         Returns:
             [B, c, h, w] of each layer, in the order of `layers`.
@@ -74,11 +75,14 @@ class VggFeatures(nn.Module):
             if int(name[4]) != stage:
                 x, stage = F.max_pool2d(x, 2), int(name[4])
             x = convolution(x)
+            rectified = name.replace("conv", "relu")
             if name in layers:
                 maps[name] = x
-                if len(maps) == len(layers):
-                    break
             x = F.relu(x)
+            if rectified in layers:
+                maps[rectified] = x
+            if len(maps) == len(set(layers)):
+                break
         return [maps[name] for name in layers]
 
 

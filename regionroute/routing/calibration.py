@@ -15,15 +15,14 @@ from torch import Tensor
 
 from regionroute.attention import map_scores, normalised
 from regionroute.config.sites import AttentionSite, SiteSpec, Word
+from regionroute.data.stats import describe
 
 MIN_GAIN = 0.005  # in IoU: what a further site has to bring, and twice its standard error
-RESAMPLES = 2000
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over pictures with its bootstrap interval; that of a difference is paired."""
+class Interval:
+    """A mean over images with its bootstrap interval; that of a difference is paired."""
 
     mean: float
     low: float
@@ -89,11 +88,15 @@ class Scores:
         return Row(name, [], self.iou.mean(0), self.share.mean(0))
 
 
-def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of `values` [P] with a 95 % percentile interval over resampled pictures."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(values.mean()), float(low), float(high))
+def estimate(values: np.ndarray, seed: int = 0) -> Interval:
+    """Mean of finite `values` [P], P >= 1, with its 95 % interval (`regionroute.data.stats`).
+
+    A single value is its own interval.
+    """
+    found = describe(values, seed=seed)
+    mean = float("nan") if found.mean is None else found.mean
+    low, high = (mean if end is None else end for end in (found.low, found.high))
+    return Interval(mean, low, high)
 
 
 def spec_of(site: AttentionSite) -> str:

@@ -19,10 +19,10 @@ from regionroute.adapters import routed
 from regionroute.attention import mean_map, region_map
 from regionroute.data.buckets import fitted
 from regionroute.data.images import from_pil, to_pil, write_image
+from regionroute.data.region_scores import edit_scores
 from regionroute.diffusion.flow import sample as sample_latents
 from train.data.selection import one_style_each, target_of
 from train.monitor.preview_pairs import file_id, windows, write_pairs
-from train.monitor.scores import edit_scores
 from train.step import Batch, recorder_of
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from eval.metrics.attention import attention_iou, mask_on_grid
+from eval.metrics.attention import attention_iou
 
 
 def square(top, left, side, size=64):
@@ -14,10 +14,10 @@ def square(top, left, side, size=64):
 
 def test_map_on_the_mask_is_one_and_beside_it_zero():
     mask = square(16, 16, 16)
-    on = torch.full((1, 1, 8, 8), 0.2)
-    on[..., 2:4, 2:4] = 0.9
-    assert attention_iou(on, mask).item() == 1
-    assert attention_iou(on.flip(3), mask).item() == 0
+    region_map = torch.full((1, 1, 8, 8), 0.2)
+    region_map[..., 2:4, 2:4] = 0.9
+    assert attention_iou(region_map, mask).item() == 1
+    assert attention_iou(region_map.flip(3), mask).item() == 0
 
 
 def test_iou_counts_cells():
@@ -32,15 +32,22 @@ def test_the_boundary_itself_is_outside():
     assert attention_iou(torch.full((1, 1, 8, 8), 0.5), square(16, 16, 16)).item() == 0
 
 
+def on(*cells, grid=8):
+    """A map that is above the boundary in some cells."""
+    found = torch.full((1, 1, grid, grid), 0.2)
+    for y, x in cells:
+        found[0, 0, y, x] = 0.9
+    return found
+
+
 def test_half_covered_cells_count_and_less_do_not():
-    assert mask_on_grid(square(0, 0, 12), (8, 8)).sum() == 3  # the corner cell is a quarter covered
-    assert mask_on_grid(square(0, 0, 8), (4, 4)).sum() == 1  # a quarter, but it cannot vanish
+    # 12 pixels are one and a half cells: the corner cell is a quarter covered.
+    assert attention_iou(on((0, 0), (0, 1), (1, 0)), square(0, 0, 12)).item() == 1
+    assert attention_iou(on((0, 0), grid=4), square(0, 0, 8)).item() == 1  # it cannot vanish
 
 
 def test_a_tiny_object_keeps_the_cells_it_touches():
-    cells = mask_on_grid(square(7, 7, 2), (8, 8))
-    assert cells[0, 0, :2, :2].sum() == 4
-    assert cells.sum() == 4
+    assert attention_iou(on((0, 0), (0, 1), (1, 0), (1, 1)), square(7, 7, 2)).item() == 1
 
 
 def test_samples_are_independent_and_empty_masks_nan():

@@ -7,12 +7,10 @@ from eval.metrics.region import (
     boundary_band,
     boundary_error,
     coverage,
-    in_mask_error,
-    in_mask_ratio,
     leak,
-    mse_bg,
     success,
 )
+from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
 
 
 @pytest.fixture

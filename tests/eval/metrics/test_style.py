@@ -7,8 +7,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models.vgg import cfgs, make_layers
 
 from eval.encoders import trust
-from eval.encoders.vgg import VggFeatures
-from eval.encoders.vision import load_vgg
+from eval.encoders.vision import VggEncoder, load_vgg
 from eval.metrics import style
 from regionroute.errors import UserError
 
@@ -99,7 +98,7 @@ def test_the_number_of_views_at_once_does_not_matter(network, monkeypatch):
 
 def test_vgg19_is_told_by_its_depth():
     features = {f"features.{k}": v for k, v in make_layers(cfgs["E"]).state_dict().items()}
-    network = VggFeatures(features)
+    network = VggEncoder(features)
     assert network.identity()["encoder"] == "VGG19"
     found = network(torch.rand(1, 3, 32, 32), ("conv5_2", "relu4_4"))
     assert found["relu4_4"].shape == (1, 512, 4, 4)

@@ -22,6 +22,11 @@ def test_vgg_layers_are_those_of_torchvision(convolutions):
     found = ours(picture, ("conv4_2", "conv5_2"))
     for index, features in zip(indices, found, strict=True):
         torch.testing.assert_close(features, network[: index + 1](x), rtol=1e-4, atol=1e-4)
+    # After the ReLU as well, in the order asked for, and twice where asked twice.
+    before, after, again = ours(picture, ("conv4_2", "relu4_2", "conv4_2"))
+    assert torch.equal(before.relu(), after)
+    assert torch.equal(before, again)
+    assert before.min() < 0
 
 
 def test_files_that_are_no_vgg(tmp_path):

@@ -69,6 +69,15 @@ def test_an_interval_covers_the_mean_and_shrinks_with_more_pictures():
     assert str(estimate(np.full(3, 0.5))) == "0.50 [0.50, 0.50]"
 
 
+@pytest.mark.parametrize("count", [1, 2, 79, 3000])
+def test_the_interval_is_the_percentile_bootstrap_written_out(count):
+    values = np.random.default_rng(3).random(count)
+    draws = np.random.default_rng(7).integers(0, count, (2000, count))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    found = estimate(values, seed=7)
+    assert (found.mean, found.low, found.high) == pytest.approx((values.mean(), low, high), 1e-12)
+
+
 def test_rows_are_compared_picture_by_picture():
     base = np.linspace(0, 0.9, 10)
     choice = Row("the choice", ["double.0"], base + 0.1, base)

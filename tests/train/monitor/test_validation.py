@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from eval import rses
-from eval.metrics.region import in_mask_ratio, mse_bg
 from regionroute.config.run import load_config
 from regionroute.data.manifest import StyleSpec, read_manifest, write_manifest
 from regionroute.errors import UserError
 from train.engine.distributed import Ranks
-from train.monitor.scores import edit_scores
 from train.monitor.validation import Validation, choose_held_out
 
 STYLES = [StyleSpec("pixel-art"), StyleSpec("line-art")]
@@ -138,20 +136,6 @@ def test_samples_are_spread_over_the_split(tiny_manifest):
 def test_without_held_out_pairs_there_is_one_sentence(tiny_manifest, overrides, sentence):
     with pytest.raises(UserError, match=sentence):
         held_out(tiny_manifest, *overrides)
-
-
-def test_preview_scores_are_those_of_the_report():
-    torch.manual_seed(0)
-    edits, sources, targets = torch.rand(3, 4, 3, 8, 8)
-    masks = torch.rand(4, 1, 8, 8).gt(0.6).float()
-    masks[3] = 1  # no background
-    targets[2] = sources[2]  # nothing to gain
-    found = edit_scores(edits, sources, targets, masks)
-    ratio = in_mask_ratio(edits, sources, targets, masks)
-    beside = mse_bg(edits, sources, masks)
-    assert found["error_left"] == pytest.approx(float(ratio.nanmean()))
-    assert found["background_error"] == pytest.approx(float(beside.nanmean()))
-    assert edit_scores(edits[:0], sources[:0], targets[:0], masks[:0]) == {}
 
 
 def test_previews_are_scored(runs):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.stats import RESAMPLES, bootstrap, describe, paired, ratio_of_means
-from eval.summary import slices_of
+from regionroute.data.stats import RESAMPLES, bootstrap, describe, paired, ratio_of_means
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def test_mean_and_interval_as_scipy_has_them(values):
 
 def test_chunks_are_one_sequence_of_draws(values, monkeypatch):
     whole = bootstrap(values)
-    monkeypatch.setattr("eval.stats._CHUNK", 200 * 100)
+    monkeypatch.setattr("regionroute.data.stats._CHUNK", 200 * 100)
     chunked = bootstrap(values)
     assert whole.shape == chunked.shape == (RESAMPLES,)
     np.testing.assert_allclose(whole, chunked)
@@ -82,19 +81,3 @@ def test_ratio_of_means_is_not_swayed_by_a_tiny_denominator():
 def test_proportional_quantities_have_a_ratio_without_spread(values):
     estimate = ratio_of_means(np.abs(values) * 0.25, np.abs(values))
     assert (estimate.low, estimate.high) == pytest.approx((0.25, 0.25))
-
-
-@pytest.mark.parametrize(
-    ("share", "styles", "flags", "expected"),
-    [
-        (0.049, ["a"], [], ["size:small", "count:one"]),
-        (0.05, ["a"], ["single"], ["size:large", "count:one"]),
-        (0.5, ["a", "a"], [], ["size:large", "count:several"]),
-        (0.01, ["a"], ["several"], ["size:small", "count:several"]),
-        (None, ["a"], [], ["count:one"]),  # not scored: its size is not known
-    ],
-)
-def test_slices_by_size_and_count(share, styles, flags, expected):
-    row = {"mask_share": share, "styles": styles, "flags": flags}
-    named = [name for name in slices_of(row) if name.split(":")[0] in ("size", "count")]
-    assert named == expected
