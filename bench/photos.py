@@ -1,17 +1,27 @@
-r"""Real photos on the embedded base: is the named object restyled, and is the rest left alone?
+r"""Does the named object of a real photo get restyled, and does the rest stay as it was?
 
     regionroute label --labels PHOTOS/labels.jsonl --styles small_photos --styles-per-photo 3 \
         --size 160 --split-val 0.1 --out data/photo_pairs
     python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
         flow.perceptual.vgg=vgg16_features.safetensors
 
-Arms, trained at equal steps, each seed with its own experts and order: with Focus and Cover, and
-without. Held out by photo: the split "test", which the base has not seen either. Edits at the
-model's own size, routed by the map, plain as in the paper, and routed by the true mask.
-Measures: leak (visibly changed pixels outside the mask dilated by 3 % of the shorter side),
-coverage (visibly changed pixels inside it), LPIPS of the background before any lock, LPIPS to the
-target inside the mask over that of the unedited photo, IoU of the region map with the mask. The
-result goes to bench/results/photos.json, a sheet of pictures beside the runs.
+Two arms, trained for equal steps, per seed with their own experts and sample order: with Focus and
+Cover, and without. Test photos are the split "test", which the base has not seen either. Edits run
+at the model's own size: plain (as in the paper), routed by the map, and routed by the true mask.
+
+Who paints: with `routing.branch: base` (configs/nano_photos.yaml) the base paints inside the gates
+and the experts only provide the map, so "routed against plain" also compares base painting with
+expert painting. The rows "base, plain" and "expert paints, ..." separate the two. They need no
+training with finished experts:
+
+    python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
+        --experts regionroute/models/nano_photos/experts --pairs 64 \
+        --result bench/results/photos_who_paints.json
+
+Metrics: leak (share of visibly changed pixels outside the mask dilated by 3 % of the shorter side),
+coverage (share of visibly changed pixels inside it), LPIPS of the background before it is locked,
+LPIPS to the target inside the mask relative to that of the unedited photo, IoU of the region map
+with the mask. The result goes to bench/results/photos.json, contact sheets go next to the runs.
 """
 
 import argparse
@@ -41,22 +51,45 @@ from regionroute.files import write_json
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"with": (), "without": ("supervision.focus=0", "supervision.cover=0")}
 TRUE_MASK = "routed by the true mask"  # how well it paints, whatever it finds
-METHODS: dict[str, tuple[str, Mode]] = {  # name -> arm of the experts, how
-    "routed, with": ("with", "routed"),
-    "routed, without": ("without", "routed"),
-    "plain, with": ("with", "plain"),
-    "plain, without": ("without", "plain"),
-    TRUE_MASK: ("with", "routed"),
-}
 REFERENCE = "routed, with"
 MEASURES = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "map_iou")
 HIGHER = {"coverage", "map_iou", "pixel_iou"}
 LEAST_OF_A_WORD = 9  # edits, for a line of its own
-MARGIN = 0.03  # of the shorter side, round the mask
+MARGIN = 0.03  # of the shorter side, around the mask
+
+
+class Method(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        arm: whose experts; None: the base without experts.
+        mode: plain or routed.
+        routing: changes to the routing settings that are stored with the experts.
+        true_mask: the true mask replaces the model's map.
+    """
+
+    arm: str | None
+    mode: Mode
+    routing: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default, never changed)
+    true_mask: bool = False
+
+
+EXPERT_PAINTS = {"branch": "expert", "prompt": "object"}  # as the experts were trained
+METHODS = {
+    REFERENCE: Method("with", "routed"),
+    "routed, without": Method("without", "routed"),
+    "plain, with": Method("with", "plain"),
+    "plain, without": Method("without", "plain"),
+    TRUE_MASK: Method("with", "routed", true_mask=True),
+    "base, plain": Method(None, "plain"),
+    "expert paints, routed": Method("with", "routed", EXPERT_PAINTS),
+    "expert paints, routed, image prompt": Method("with", "routed", {"branch": "expert"}),
+    "expert paints, true mask": Method("with", "routed", EXPERT_PAINTS, true_mask=True),
+}
 
 
 class Case(NamedTuple):
-    """A held-out pair at the model's size: pictures [3,H,W], mask [1,H,W], and its words."""
+    """A test pair at the model's size: images [3,H,W], mask [1,H,W], and its words."""
 
     photo: str
     image: Tensor
@@ -64,29 +97,36 @@ class Case(NamedTuple):
     mask: Tensor
     word: str
     style: str
+    style_words: str  # what a prompt calls the style
     flags: tuple[str, ...]
 
 
 def main() -> int:
-    """Trains what is not there yet, edits, and writes the comparison."""
+    """Train what is missing, edit, write the comparison."""
     args = _parser().parse_args()
     distance = load_lpips(lpips_weights(args.weights), "cpu")
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
-    for seed in args.seeds:
-        for arm, changes in ARMS.items():
-            _train(args, seed, arm, changes)
-        for name, (arm, mode) in METHODS.items():
-            editor = load_editor(args.base, args.out / f"seed-{seed}" / arm / "experts")
-            cases = held_out(args.manifest, editor, args.pairs)
-            given = name == TRUE_MASK
-            scored, pictures = score(editor, cases, mode, distance, f"{name}, seed {seed}", given)
+    arms = {"with": ()} if args.experts else ARMS
+    methods = {name: how for name, how in METHODS.items() if how.arm is None or how.arm in arms}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for seed in [0] if args.experts else args.seeds:
+        folder = args.out / f"seed-{seed}"
+        if not args.experts:
+            for arm, changes in arms.items():
+                _train(args, seed, arm, changes)
+        with_experts = load_editor(args.base, args.experts or folder / "with" / "experts")
+        cases = held_out(args.manifest, with_experts, args.pairs)
+        for name, how in methods.items():
+            scored, images = score(_editor(args, how, folder), cases, how, distance, name)
             rows[name] += scored
-            sheet = args.out / f"seed-{seed}" / f"{name.replace(', ', '-')}.png"
-            write_image(sheet, grid(cases, pictures))
+            write_image(folder / f"{name.replace(', ', '-').replace(' ', '-')}.png",
+                        grid(cases, images))  # fmt: skip
     result = provenance() | {
         "base": args.base,
-        "steps": args.steps,
-        "seeds": args.seeds,
+        **(
+            {"experts": str(args.experts)}
+            if args.experts
+            else {"steps": args.steps, "seeds": args.seeds}
+        ),
         "pairs": len(rows[REFERENCE]),
         "methods": {name: summary(scored) for name, scored in rows.items()},
         f"{REFERENCE}, minus": {
@@ -100,8 +140,16 @@ def main() -> int:
     return 0
 
 
+def _editor(args: argparse.Namespace, how: Method, folder: Path) -> Editor:
+    """The editor of one row, with its changes to the stored routing settings."""
+    experts = None if how.arm is None else args.experts or folder / how.arm / "experts"
+    editor = load_editor(args.base, experts)
+    editor.routing = editor.routing.model_copy(update=how.routing)
+    return editor
+
+
 def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
-    """Pairs of the split "test" in known styles, photos taking turns in a fixed random order."""
+    """Pairs of the split "test" in known styles, round-robin over the shuffled photos."""
     read = read_manifest(manifest)
     by_photo: dict[str, list[Any]] = {}
     assert editor.registry is not None
@@ -112,7 +160,7 @@ def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
         if sample.regions[0].style in known:
             by_photo.setdefault(sample.context, []).append(sample)
     photos = list(by_photo.values())
-    random.Random(0).shuffle(photos)  # a manifest is sorted: its first photos are of one source
+    random.Random(0).shuffle(photos)  # manifests are sorted: the first photos share a source
     turns = max(map(len, photos))
     chosen = [samples[turn] for turn in range(turns) for samples in photos if turn < len(samples)]
     cases = []
@@ -130,6 +178,7 @@ def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
                 (mask[0] >= 0.5).float(),
                 region.object,
                 region.style,
+                editor.styles.look(region.style).words,
                 tuple(sample.flags),
             )
         )
@@ -139,27 +188,24 @@ def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
 def score(
     editor: Editor,
     cases: list[Case],
-    mode: Mode,
+    how: Method,
     distance: PerceptualDistance,
     label: str,
-    given: bool = False,
 ) -> tuple[list[dict[str, Any]], list[Tensor]]:
-    """Measures of every case, and the edited pictures as a user gets them.
-
-    `given`: the true mask stands in the place of the map.
-    """
-    rows, pictures = [], []
+    """Metrics of every case, and the edited images as a user gets them."""
+    rows, images = [], []
     for case in tqdm(cases, desc=label, unit="edit"):
-        regions = (case.mask[0],) if given else ()
-        request = EditRequest(case.word, case.style, regions=regions)
-        options = EditOptions(mode=mode, lock_background=False)
+        regions = (case.mask[0],) if how.true_mask else ()
+        style = case.style if editor.registry else case.style_words  # the base alone reads words
+        request = EditRequest(case.word, style, regions=regions)
+        options = EditOptions(mode=how.mode, lock_background=False)
         [bare] = editor.edit_batch([case.image], [request], options, want_map=True)
         locked = bare
-        if mode == "routed":
-            [locked] = editor.edit_batch([case.image], [request], EditOptions(mode=mode))
-        pictures.append(locked.image)
+        if how.mode == "routed":
+            [locked] = editor.edit_batch([case.image], [request], EditOptions(mode=how.mode))
+        images.append(locked.image)
         rows.append(measures(case, bare.image, locked.image, bare.region_map, distance))
-    return rows, pictures
+    return rows, images
 
 
 def measures(
@@ -169,7 +215,7 @@ def measures(
     region_map: Tensor | None,
     distance: PerceptualDistance,
 ) -> dict[str, Any]:
-    """One edit's; `bare` is it before the background is locked, `locked` after."""
+    """Metrics of one edit: `bare` before the background is locked, `locked` after."""
     assert region_map is not None
     mask, image, target = case.mask[None], case.image[None], case.target[None]
     grid = F.interpolate(mask, region_map.shape[-2:], mode="area")[0, 0] >= 0.5
@@ -187,11 +233,9 @@ def measures(
     }
 
 
-def inside_and_outside(
-    case: Case, picture: Tensor, distance: PerceptualDistance
-) -> dict[str, float]:
-    """What an edit [3,H,W] does to its object and to the rest."""
-    mask, image, target, edited = (x[None] for x in (case.mask, case.image, case.target, picture))
+def inside_and_outside(case: Case, edit: Tensor, distance: PerceptualDistance) -> dict[str, float]:
+    """What an edit [3,H,W] does to its object and to the rest of the image."""
+    mask, image, target, edited = (x[None] for x in (case.mask, case.image, case.target, edit))
     radius = max(1, round(MARGIN * min(mask.shape[-2:])))
     wide = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
     left, unedited = (masked_mean(distance.spatial_map(x, target), mask) for x in (edited, image))
@@ -203,7 +247,7 @@ def inside_and_outside(
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means with intervals, over all, by the object's size and company, and by its word."""
+    """Means with intervals: over all, by object size and neighbours, and by word."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
     words = Counter(row["word"] for row in rows)
     groups = {
@@ -227,7 +271,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def difference(
     rows: list[dict[str, Any]], rivals: list[dict[str, Any]], names: Sequence[str] = MEASURES
 ) -> dict[str, Any]:
-    """Paired over the same edits of the same seeds."""
+    """Differences, paired over the same edits of the same seeds."""
     return {
         name: paired(
             [row[name] for row in rows],
@@ -239,19 +283,20 @@ def difference(
 
 
 def show(result: dict[str, Any]) -> None:
-    """The means as a table."""
-    print("  ".join(["".ljust(18), *MEASURES]))
+    """Print the means as a table."""
+    width = max(map(len, result["methods"]))
+    print("  ".join(["".ljust(width), *MEASURES]))
     for method, groups in result["methods"].items():
         values = (f"{groups['all'][name].mean:.3f}".rjust(len(name)) for name in MEASURES)
-        print("  ".join([method.ljust(18), *values]))
+        print("  ".join([method.ljust(width), *values]))
 
 
-def grid(cases: list[Case], pictures: Iterable[Tensor], columns: int = 10) -> Tensor:
-    """Photo over edit over target, the first thirty cases, as one picture [3,H,W]."""
+def grid(cases: list[Case], images: Iterable[Tensor], columns: int = 10) -> Tensor:
+    """Photo above edit above target, the first thirty cases, as one image [3,H,W]."""
     side = 128
     cells = [
         torch.cat([resize(p[None], (side, side))[0] for p in (c.image, edited, c.target)], 1)
-        for c, edited in zip(cases[:30], pictures, strict=False)
+        for c, edited in zip(cases[:30], images, strict=False)
     ]
     cells += [torch.ones_like(cells[0])] * (-len(cells) % columns)
     rows = [torch.cat(cells[i : i + columns], 2) for i in range(0, len(cells), columns)]
@@ -269,10 +314,10 @@ def _train(args: argparse.Namespace, seed: int, arm: str, changes: tuple[str, ..
 
 
 def lpips_weights(given: str | None) -> Path:
-    """AlexNet's file, the given one or where it usually lies; ends with a sentence if none is."""
+    """AlexNet's weights: the given file or the usual place; exit if there are none."""
     path = find_lpips_weights(given)
     if path is None:
-        raise SystemExit("--weights: LPIPS needs torchvision's AlexNet, name its file")
+        raise SystemExit("--weights: LPIPS needs torchvision's AlexNet weights; give the file")
     return Path(path)
 
 
@@ -280,14 +325,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", help="KEY=VALUE settings of both arms")
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE settings for both arms")
     parser.add_argument("--manifest", type=Path, required=True, help="photo pairs")
-    parser.add_argument("--weights", help="AlexNet's weights, for LPIPS")
+    parser.add_argument("--weights", help="AlexNet weights for LPIPS")
     parser.add_argument("--base", default="nano-photos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--experts", type=Path, help="finished experts: no training, one seed, their rows only"
+    )
     parser.add_argument("--steps", type=int, default=150, help="training steps")
-    parser.add_argument("--pairs", type=int, default=150, help="held-out pairs edited")
-    parser.add_argument("--out", type=Path, default=Path("out/photos"), help="folder of the runs")
+    parser.add_argument("--pairs", type=int, default=150, help="test pairs to edit")
+    parser.add_argument("--out", type=Path, default=Path("out/photos"), help="output folder")
     add_result_argument(parser, "photos")
     return parser
 
