@@ -1,9 +1,9 @@
-# Every target sets the environment up first, once; a second call sets up nothing.
+# Every target first sets up .venv; a second call finds it done.
 SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTHON ?=
-# The environment's bin folder on PATH: deepspeed, torchrun and ninja live there.
+# .venv/bin on PATH: deepspeed, torchrun and ninja are there.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: setup demo test test-slow lint bench
@@ -14,7 +14,7 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(RUN) regionroute demo
 
-# A process a core, each with whole files: what a file's tests share is made once.
+# One process per core, whole files each: fixtures of a file are made once.
 test: $(STAMP)
 	$(RUN) pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
 
@@ -32,7 +32,7 @@ bench: $(STAMP)
 	  echo "== $$script"; $(RUN) python "$$script"; \
 	done
 
-# uv installs in seconds what pip takes minutes for; pip, however old, only has to bring uv.
+# uv installs in seconds what takes pip minutes; pip, however old, only has to install uv.
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \
 	new_enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
@@ -42,11 +42,11 @@ $(STAMP): pyproject.toml constraints.txt
 	    if "$$candidate" -c "$$new_enough" 2>/dev/null; then found="$$candidate"; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo "error: Python 3.11 or newer is needed, found $$($(or $(PYTHON),python3) --version 2>&1 | head -n 1);" \
-	      "install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+	    echo "error: Python 3.11 or newer is required, found $$($(or $(PYTHON),python3) --version 2>&1 | head -n 1);" \
+	      "install it, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; \
 	  fi; \
 	  "$$found" -m venv --clear .venv || { \
-	    echo "error: $$found cannot make a virtual environment;" \
+	    echo "error: $$found cannot create a virtual environment;" \
 	      "on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	fi; \
 	echo "setting up .venv with $$($(BIN)/python --version)"; \

@@ -1,0 +1,74 @@
+"""The documentation names only files, commands and flags that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from regionroute.cli.main import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+FOLDERS = "regionroute|pseudo_labels|train|eval|bench|configs|docs|tests"
+GROUPS = {"experts", "mamba"}  # commands with actions of their own
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def commands() -> dict[tuple[str, ...], set[str]]:
+    """``("experts", "show")`` -> the flags that some page gives it."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("regionroute "):
+                    words = shlex.split(line.replace("…", ""), comments=True)[1:]
+                    length = 2 if words[0] in GROUPS else 1
+                    flags = {word for word in words if word.startswith("--")}
+                    found.setdefault(tuple(words[:length]), set()).update(flags)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_exist(page):
+    text = text_of(page)
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    named = re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w[/\w]?)", text)
+    made = re.compile(r"train/(?!\w+\.py|\w+/)|eval/encoders")  # no names of files
+    missing += [path for path in named if not made.match(path) and not list(REPOSITORY.glob(path))]
+    assert missing == []
+
+
+def test_readme_is_short():
+    assert len(text_of(REPOSITORY / "README.md").splitlines()) <= 180
+
+
+def test_pages_are_linked_from_the_readme():
+    readme = text_of(REPOSITORY / "README.md")
+    pages = [page.name for page in (REPOSITORY / "docs").glob("*.md")]
+    assert len(pages) >= 10
+    assert [name for name in pages if f"docs/{name}" not in readme] == []
+
+
+def test_commands_and_flags_exist(capsys):
+    found = commands()
+    assert {("edit",), ("label",), ("experts", "export"), ("mamba", "fit")} <= set(found)
+    wrong = []
+    for command, flags in found.items():
+        if command[0].startswith("-"):
+            continue
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--help"])
+        shown = capsys.readouterr().out
+        known = set(re.findall(r"--[a-z][a-z-]*", shown))
+        if ended.value.code or not shown:
+            wrong.append(f"{' '.join(command)}: no such command")
+        wrong += [f"{' '.join(command)} {flag}" for flag in flags - known - {"--help"}]
+    assert wrong == []
