@@ -45,7 +45,7 @@ def main() -> int:
     for seed in args.seeds:
         folder = Path(args.out) / f"seed-{seed}"
         steps = [] if args.steps is None else ["--steps", str(args.steps)]
-        demo = ["-m", "regionroute.cli", "demo", "--out", str(folder), "--seed", str(seed), *steps]
+        demo = ["-m", "regionroute.cli", "study", "--out", str(folder), "--seed", str(seed), *steps]
         if not (folder / "report.html").exists():
             subprocess.run([sys.executable, *demo], check=True)
         tables.append(read_table(folder / "scores" / "samples.jsonl"))

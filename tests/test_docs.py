@@ -41,8 +41,9 @@ def test_links_and_paths_exist(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     named = re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w[/\w]?)", text)
-    made = re.compile(r"train/(?!\w+\.py|\w+/)|eval/encoders")  # no names of files
-    missing += [path for path in named if not made.match(path) and not list(REPOSITORY.glob(path))]
+    missing += [path for path in named if not list(REPOSITORY.glob(path))]
+    modules = {path.name for path in REPOSITORY.glob("[!.]*/**/*.py")}
+    missing += [name for name in re.findall(r"`(\w+\.py)`", text) if name not in modules]
     assert missing == []
 
 
