@@ -15,7 +15,8 @@ from pseudo_labels.parallel import MOST_WORKERS
 from pseudo_labels.review.page import FILE_NAME
 from pseudo_labels.review.preview import preview
 from pseudo_labels.review.tidy import add_struck
-from pseudo_labels.segment.given import list_photos, read_labels
+from pseudo_labels.segment.folder import list_photos
+from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import DEFAULT_GROUNDER, DEFAULT_SEGMENTER, FinderSettings
 from pseudo_labels.stylize.registry import load_styles, packaged_styles
 from regionroute.errors import Parser, UserError, command

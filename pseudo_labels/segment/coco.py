@@ -1,122 +1,112 @@
-"""COCO's outlines as masks and its instance files as labelled photos."""
+"""Instance files of COCO (also of CVAT, Roboflow, Label Studio, ...) as rows of a labels file."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pseudo_labels.segment import Box
 from regionroute.errors import UserError
 from regionroute.files import read_json
 
-
-def outline_mask(outline: Any, size: tuple[int, int]) -> Tensor:
-    """A mask from a COCO "segmentation".
-
-    Args:
-        outline: polygons [[x, y, x, y, ...], ...] in pixels, or run lengths
-            {"size": [H, W], "counts": list or text}.
-        size: (height, width) of the picture.
-
-    Returns:
-        Mask [1, H, W] in {0, 1}.
-
-    Raises:
-        UserError: it is neither, or belongs to a picture of another size.
-    """
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError as error:
-        raise UserError(
-            "outlines in COCO's form need the package pycocotools: pip install 'regionroute[label]'"
-        ) from error
-    height, width = size
-    if isinstance(outline, Mapping) and list(outline.get("size", size)) != [height, width]:
-        raise UserError(
-            f"the run lengths are of a picture of {outline['size'][::-1]} pixels, not "
-            f"[{width}, {height}]"
-        )
-    try:
-        if isinstance(outline, Mapping) and not isinstance(outline["counts"], list):
-            runs = {"size": [height, width], "counts": outline["counts"]}
-        elif isinstance(outline, Mapping):
-            runs = coco_mask.frPyObjects(dict(outline, size=[height, width]), height, width)
-        else:
-            runs = coco_mask.merge(coco_mask.frPyObjects(_polygons(outline), height, width))
-        return torch.from_numpy(coco_mask.decode(runs).astype(np.float32))[None]
-    # What the C library raises on anything that is not an outline.
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(
-            "'segmentation' must be polygons [[x, y, x, y, ...]] or run lengths with 'size' and "
-            "'counts', as in COCO"
-        ) from error
+Row = Mapping[str, Any]
 
 
-def _polygons(outline: Any) -> list[list[float]]:
-    """Polygons with at least three corners each."""
-    polygons = [[float(value) for value in polygon] for polygon in outline]
-    if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon needs three corners")
-    return polygons
+def coco_rows(path: Path) -> Iterator[Row | UserError]:
+    """The images of an instances file, in its order, and what of it cannot be used.
 
-
-def corner_box(bbox: Any) -> Box:
-    """COCO's [x, y, width, height] as (y0, x0, y1, x1) in whole pixels.
-
-    Raises:
-        UserError: not four numbers, or nothing inside.
-    """
-    numbers = isinstance(bbox, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in bbox
-    )
-    if not numbers or len(bbox) != 4 or bbox[2] < 1 or bbox[3] < 1:
-        raise UserError("'bbox' must be [x, y, width, height] in pixels, as in COCO")
-    x, y, width, height = bbox
-    return round(y), round(x), round(y + height), round(x + width)
-
-
-def coco_rows(path: Path) -> list[dict[str, Any]]:
-    """An instances file of COCO as rows of a labels file, in the order of its pictures.
-
-    Crowds are left out: their outline is that of many objects at once.
+    Annotations with ``iscrowd: 1`` are taken like others: some programs write every run-length
+    mask so. One bad annotation costs that annotation alone.
 
     Args:
         path: JSON with "images", "annotations" and "categories".
 
-    Returns:
-        Rows {"image": ..., "objects": [{"word", "segmentation"}, ...]}; pictures without objects
-        have none.
+    Yields:
+        Rows {"image", "objects": [{"word", "segmentation", "bbox"}, ...], "width", "height"}; an
+        error for each annotation and each image that cannot be used.
 
     Raises:
-        UserError: it is not such a file.
+        UserError: it is no such file.
     """
     content = read_json(path)
-    try:
-        words = {item["id"]: item["name"] for item in content["categories"]}
-        licences = {item["id"]: item.get("name") for item in content.get("licenses", [])}
-        objects = defaultdict(list)
-        for item in content["annotations"]:
-            if not item.get("iscrowd"):
-                entry = {"word": words[item["category_id"]], "segmentation": item["segmentation"]}
-                objects[item["image_id"]].append(entry)
-        rows = []
-        for item in content["images"]:
-            row = {
-                "image": item["file_name"],
-                "objects": objects[item["id"]],
-                "mask_source": "coco",
-            }
-            if item.get("license") in licences:
-                row["licence"] = licences[item["license"]]
-            if row["objects"]:
-                rows.append(row)
-        return rows
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}: this is no instances file of COCO, it lacks {error}; a labels file of one "
-            "JSON row a line ends in .jsonl"
-        ) from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(
+                f"{path}: this is no instances file of COCO, it lacks the list {key!r}; a labels "
+                "file of one JSON row a line ends in .jsonl"
+            )
+    words = {
+        _key(item.get("id")): item.get("name")
+        for item in content["categories"]
+        if isinstance(item, dict)
+    }
+    known = {_key(item.get("id")) for item in content["images"] if isinstance(item, dict)}
+    objects: dict[str, list[Row]] = defaultdict(list)
+    broken: set[str] = set()
+    for number, item in enumerate(content["annotations"], start=1):
+        try:
+            image, entry = _annotation(item, known, words)
+            objects[image].append(entry)
+        except UserError as error:
+            if isinstance(item, dict):
+                broken.add(_key(item.get("image_id")))
+            yield UserError(f"{path}: {_name('annotation', number, item)}: {error}")
+    yield from _images(path, content, objects, broken)
+
+
+def _annotation(item: Any, known: set[str], words: Mapping[str, Any]) -> tuple[str, Row]:
+    """The image an annotation belongs to, and the object it describes."""
+    if not isinstance(item, dict):
+        raise UserError("it must be an object {...}")
+    for key in ("image_id", "category_id"):
+        if key not in item:
+            raise UserError(f"it has no {key!r}")
+    image, category = _key(item["image_id"]), _key(item["category_id"])
+    if image not in known:
+        raise UserError(f"its image_id {image} is not among the 'images'")
+    if category not in words:
+        raise UserError(f"its category_id {category} is not among the 'categories'")
+    word = words[category]
+    if not isinstance(word, str) or not word.strip():
+        raise UserError(f"its category {category} has no 'name'")
+    entry = {"word": word} | {key: item[key] for key in ("segmentation", "bbox") if item.get(key)}
+    if len(entry) == 1:
+        raise UserError("it has neither 'segmentation' nor 'bbox', the object's place is not known")
+    return image, entry
+
+
+def _images(
+    path: Path, content: Row, objects: Mapping[str, list[Row]], broken: set[str]
+) -> Iterator[Row | UserError]:
+    given = content.get("licenses")
+    licences = {
+        _key(item.get("id")): item.get("name")
+        for item in (given if isinstance(given, list) else [])
+        if isinstance(item, dict)
+    }
+    seen: set[str] = set()
+    for number, item in enumerate(content["images"], start=1):
+        name = f"{path}: {_name('image', number, item)}"
+        if not isinstance(item, dict) or not isinstance(item.get("file_name"), str):
+            yield UserError(f"{name}: it has no 'file_name'")
+            continue
+        key = _key(item.get("id"))
+        if key in seen:
+            yield UserError(f"{name}: its id is that of an image before")
+        elif key in objects:
+            row = {"image": item["file_name"], "objects": objects[key], "mask_source": "coco"}
+            row |= {side: item[side] for side in ("width", "height") if item.get(side) is not None}
+            licence = _key(item["license"]) if "license" in item else None
+            yield row | ({"licence": licences[licence]} if licence in licences else {})
+        elif key not in broken:  # whose annotations were named already
+            yield UserError(f"{name}: {item['file_name']} has no annotation")
+        seen.add(key)
+
+
+def _key(value: Any) -> str:
+    """An id as text: files mix 7 and "7"."""
+    return str(value)[:100]
+
+
+def _name(kind: str, number: int, item: Any) -> str:
+    known = isinstance(item, dict) and "id" in item
+    return f"{kind} {_key(item['id'])}" if known else f"{kind} number {number}"

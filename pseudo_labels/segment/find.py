@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from pseudo_labels.segment import Box, Segment
+from pseudo_labels.segment.frame import check_inside
 from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection
 from pseudo_labels.segment.loading import FinderSettings
 from regionroute.data.images import read_mask, write_image
@@ -38,7 +40,10 @@ def find_objects(
             continue
         inside = _clip(item.box, image)
         if inside is None:
-            reason = f"{photo.path}: the box of the {item.word} lies outside the picture"
+            reason = (
+                f"{photo.path}: the box of the {item.word} lies outside the image or far beyond "
+                "it: state the size it belongs to as 'width' and 'height'"
+            )
             rejected.append(_refusal(reason, photo, item.word))
         else:
             boxes.append((item.word, inside, 1.0))
@@ -103,6 +108,10 @@ def _cut_out(
 def _clip(box: Box, image: Tensor) -> Box | None:
     height, width = image.shape[-2:]
     y0, x0, y1, x1 = max(0, box[0]), max(0, box[1]), min(height, box[2]), min(width, box[3])
+    try:
+        check_inside(np.array([[box[1], box[0]], [box[3], box[2]]], dtype=float), (height, width))
+    except UserError:
+        return None
     return (y0, x0, y1, x1) if y1 > y0 and x1 > x0 else None
 
 

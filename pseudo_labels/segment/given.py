@@ -1,4 +1,4 @@
-"""What somebody knows already: a labels file of photos, words, masks, outlines and boxes.
+"""Labels that are given: a file of photos, words, masks, outlines and boxes.
 
 Rows of JSON, whose forms may be mixed; file names are relative to the labels file:
 
@@ -7,36 +7,41 @@ Rows of JSON, whose forms may be mixed; file names are relative to the labels fi
     {"file_name": "dog.jpg", "text": "...", "attn_list": [["dog", "dog_mask.png"], ...]}
 
 The last is TokenCompose's grounded COCO. In place of "mask" an object may have "segmentation"
-(COCO's polygons or run lengths), "bbox" (COCO's [x, y, width, height]: it is cut out of the box) or
-nothing (it is looked for by its word). A file ending in .json is an instances file of COCO.
+(COCO's polygons or run lengths), "bbox" (COCO's [x, y, width, height]: the segmenter cuts it out)
+or nothing (the grounder looks for its word). A file ending in .json is an instances file of COCO.
+
+A row may state the size its coordinates belong to as "width" and "height"; see
+`pseudo_labels.segment.frame`. Files must be inside the folder, as in manifests.
 
 Further keys (licence, origin, attribution, mask_source, ...) are kept as the photo's facts. What
 is wrong with a row never stops the others: it becomes a `Rejection`.
 """
 
 import json
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from pseudo_labels.segment import Box, Segment
-from pseudo_labels.segment.coco import coco_rows, corner_box, outline_mask
-from regionroute.data.images import image_size, read_image, read_mask
+from pseudo_labels.segment.coco import coco_rows
+from pseudo_labels.segment.frame import match_frame, stated_size
+from pseudo_labels.segment.outlines import corner_box, outline_mask, outline_of
+from regionroute.data.image_files import image_header
+from regionroute.data.images import read_image
+from regionroute.data.masks import read_mask
+from regionroute.data.names import leaves_folder, path_problem
 from regionroute.errors import UserError
 from regionroute.files import file_hash, numbered_lines, parse_json_line
 
 _FACTS = ("licence", "license", "attribution", "origin")
-MOST_PIXELS = 100_000_000  # of a photo: what a camera makes; more is a mistake or an attack
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Something that was left out, and why, in one sentence; `checks`: what was measured."""
+    """Something that was excluded, and why, in one sentence; `checks`: what was measured."""
 
     reason: str
     photo: str | None = None
@@ -56,8 +61,8 @@ class LabelledObject:
         mask: file of its mask.
         source: who made the mask or outline.
         count: objects of that word under the mask.
-        box: (y0, x0, y1, x1) around it.
-        outline: COCO's "segmentation", as JSON.
+        box: (y0, x0, y1, x1) around it, in pixels of the upright photo.
+        outline: COCO's "segmentation" as JSON, see `outline_of`.
     """
 
     word: str
@@ -79,7 +84,7 @@ class LabelledPhoto:
 
     Attributes:
         name: the photo as the labels file names it.
-        path: where it lies.
+        path: its file.
         line: line of the labels file that names it first.
         objects: its objects, at least one.
         facts: licence, attribution and origin, where given.
@@ -108,15 +113,19 @@ def read_labels(
         UserError: there is no such file, or it is not text.
     """
     path = Path(path)
+    root = path.parent if folder is None else Path(folder)
     photos: dict[str, LabelledPhoto] = {}
     rejected: list[Rejection] = []
     for number, row in _rows(path):
         try:
             if isinstance(row, UserError):
                 raise row
-            photo = _parse_row(path, number, row, path.parent if folder is None else Path(folder))
+            photo, bad = _parse_row(path, number, row, root)
         except UserError as error:
             rejected.append(Rejection(str(error), line=number))
+            continue
+        rejected += bad
+        if not photo.objects:
             continue
         known = photos.get(photo.name)
         if known is not None:
@@ -127,7 +136,7 @@ def read_labels(
 
 
 def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, Any] | UserError]]:
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         yield from enumerate(coco_rows(path), start=1)
         return
     for number, line in numbered_lines(path):
@@ -137,44 +146,10 @@ def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, Any] | UserError]]:
             yield number, error
 
 
-def list_photos(
-    folder: str | Path, words: Iterable[str], skip: Path | None = None
-) -> tuple[list[LabelledPhoto], list[Rejection]]:
-    """The photos of a folder and its sub-folders, each to be searched for the same words.
-
-    Args:
-        folder: where the photos lie.
-        words: object words.
-        skip: a folder in it that is left alone, such as that of the results.
-
-    Returns:
-        Photos in the order of their names, and files that are none; hidden ones go unmentioned.
-
-    Raises:
-        UserError: no such folder, or no photo in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of photos, check the path")
-    Image.init()
-    objects = tuple(LabelledObject(" ".join(word.split())) for word in words)
-    photos, rejected = [], []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or path.is_dir() or (skip is not None and path.is_relative_to(skip)):
-            continue
-        if path.suffix.lower() in Image.EXTENSION:
-            photos.append(LabelledPhoto(relative.as_posix(), path, 0, objects))
-        else:
-            reason = f"{path}: this is not a photo by the ending of its name, it is left out"
-            rejected.append(Rejection(reason, relative.as_posix()))
-    if not photos:
-        raise UserError(f"{folder}: there is no photo in this folder")
-    return photos, rejected
-
-
-def _parse_row(path: Path, number: int, row: Mapping[str, Any], folder: Path) -> LabelledPhoto:
+def _parse_row(
+    path: Path, number: int, row: Mapping[str, Any], folder: Path
+) -> tuple[LabelledPhoto, list[Rejection]]:
+    """A row's photo with those of its objects that can be used, and the others."""
     where = f"{path}:{number}"
     if "image" in row:
         name, objects = row["image"], row.get("objects")
@@ -188,10 +163,28 @@ def _parse_row(path: Path, number: int, row: Mapping[str, Any], folder: Path) ->
         raise UserError(f"{where}: a row names its photo by 'image' or by 'file'")
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: the photo's name must be text")
-    source = row.get("mask_source", "given")
-    parsed = tuple(_parse_object(where, entry, folder, str(source)) for entry in objects)
+    photo = _inside(where, folder, name)
+    parsed, rejected = [], []
+    for entry in objects:
+        try:
+            parsed.append(_parse_object(where, entry, row, photo, folder))
+        except UserError as error:
+            word = entry.get("word") if isinstance(entry, Mapping) else None
+            shown = word if isinstance(word, str) else None
+            rejected.append(Rejection(str(error), Path(name).as_posix(), shown, line=number))
     facts = {key: row[key] for key in _FACTS if key in row}
-    return LabelledPhoto(Path(name).as_posix(), folder / name, number, parsed, facts)
+    found = LabelledPhoto(Path(name).as_posix(), photo, number, tuple(parsed), facts)
+    return found, rejected
+
+
+def _inside(where: str, folder: Path, name: str) -> Path:
+    """A file that a row names, which must be inside the folder, as in manifests."""
+    problem = path_problem(name, "the labels' folder")
+    if problem is None and leaves_folder(folder, name):
+        problem = "it leaves the labels' folder through a link"
+    if problem:
+        raise UserError(f"{where}: path {name!r} is refused: {problem}")
+    return folder / name
 
 
 def _grounded(where: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -204,28 +197,41 @@ def _grounded(where: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"word": word, "mask": mask} for word, mask in pairs]
 
 
-def _parse_object(where: str, entry: Any, folder: Path, source: str) -> LabelledObject:
+def _parse_object(
+    where: str, entry: Any, row: Mapping[str, Any], photo: Path, folder: Path
+) -> LabelledObject:
     if not isinstance(entry, Mapping):
         raise UserError(f"{where}: an object must be written {{'word': ..., 'mask': ...}}")
     _need_text(where, entry, "word")
+    word = " ".join(entry["word"].split())
+    mask = None
     if "mask" in entry:
         _need_text(where, entry, "mask")
+        mask = _inside(where, folder, entry["mask"])
     count = entry.get("instances", 1)
     if not isinstance(count, int) or count < 1:
         raise UserError(f"{where}: 'instances' must be a whole number from 1")
-    outline = entry.get("segmentation")
     try:
-        box = corner_box(entry["bbox"]) if "bbox" in entry else None
+        outline, box = _place(entry, row, photo) if mask is None else (None, None)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    return LabelledObject(
-        " ".join(entry["word"].split()),
-        folder / entry["mask"] if "mask" in entry else None,
-        source,
-        count,
-        box,
-        json.dumps(outline) if outline is not None else None,
-    )
+        raise UserError(f"{where}: the {word}: {error}") from error
+    return LabelledObject(word, mask, str(row.get("mask_source", "given")), count, box, outline)
+
+
+def _place(
+    entry: Mapping[str, Any], row: Mapping[str, Any], photo: Path
+) -> tuple[str | None, Box | None]:
+    """An object's outline, or else its box in the upright photo, or neither."""
+    stated = None
+    if "width" in row and "height" in row:
+        stated = stated_size(row["height"], row["width"])
+    outline = outline_of(entry.get("segmentation"), stated)
+    if outline is not None or "bbox" not in entry:
+        return outline, None
+    box = corner_box(entry["bbox"])
+    if stated is not None:
+        box = match_frame(stated, image_header(photo)).box(box)
+    return None, box
 
 
 def _need_text(where: str, entry: Mapping[str, Any], key: str) -> None:
@@ -240,13 +246,13 @@ def open_photo(photo: LabelledPhoto) -> tuple[Tensor, list[Segment], list[Reject
         photo: one of `read_labels`.
 
     Returns:
-        Picture [3, H, W] in [0, 1]; a segment for each object whose pixels are known, at the
-        picture's size; and the objects whose masks cannot be used.
+        Image [3, H, W] in [0, 1]; a segment for each object whose pixels are known, at the
+        image's size; and the objects whose masks cannot be used.
 
     Raises:
         UserError: the photo itself is missing, damaged or too large.
     """
-    image = read_photo(photo.path)
+    image = read_image(photo.path)
     size = (image.shape[-2], image.shape[-1])
     segments: list[Segment] = []
     rejected: list[Rejection] = []
@@ -262,34 +268,16 @@ def open_photo(photo: LabelledPhoto) -> tuple[Tensor, list[Segment], list[Reject
     return image, segments, rejected
 
 
-def read_photo(path: Path) -> Tensor:
-    """As `regionroute.data.images.read_image`, refusing what would fill the memory.
-
-    Raises:
-        UserError: the photo is missing, damaged or too large.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the lower limit
-        height, width = image_size(path)
-        if height * width > MOST_PIXELS:
-            raise UserError(
-                f"{path}: {width}x{height} pixels are too many, the most are "
-                f"{MOST_PIXELS / 1e6:.0f} million: scale it down first"
-            )
-        return read_image(path)
-
-
 def _object_mask(item: LabelledObject, size: tuple[int, int], photo: LabelledPhoto) -> Tensor:
     if item.mask is not None:
-        mask, where = read_mask(item.mask, size), str(item.mask)
-    else:
-        where = f"{photo.path}: the outline of the {item.word}"
-        try:
-            mask = outline_mask(json.loads(item.outline or ""), size)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+        return read_mask(item.mask, size)
+    where = f"{photo.path}: the outline of the {item.word}"
+    try:
+        mask = outline_mask(json.loads(item.outline or ""), image_header(photo.path))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     if not mask.any():
-        raise UserError(f"{where}: the mask is empty, no pixel reaches 128 of 255")
+        raise UserError(f"{where}: the mask is empty, it covers no pixel of the image")
     return mask
 
 

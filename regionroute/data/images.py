@@ -61,7 +61,9 @@ def _to_tensor(image: Image.Image, source: str) -> Tensor:
     if image.mode == "F":  # float TIFF, by custom either in [0,1] or in [0,255]
         grey = np.asarray(image, dtype=np.float32)
         if not np.isfinite(grey).all():
-            raise UserError(f"{source} holds values that are not finite (NaN), save it without them")
+            raise UserError(
+                f"{source} holds values that are not finite (NaN), save it without them"
+            )
         return _grey(grey / 255.0 if grey.max() > 1 else grey)
     if not image.has_transparency_data:
         return _channels(image if image.mode == "RGB" else image.convert("RGB"))

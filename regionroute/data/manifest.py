@@ -6,7 +6,6 @@ row carries ``"schema": 1`` and the fields of `EditSample`. A large one may be c
 """
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +19,7 @@ from torch import Tensor
 from regionroute.errors import UserError, nearest
 from regionroute.files import AnyPath, numbered_lines, parse_json_line, write_jsonl
 from regionroute.data.images import image_size, read_image, read_mask
-from regionroute.data.names import id_problem, path_problem
+from regionroute.data.names import id_problem, leaves_folder, path_problem
 from regionroute.data.shards import ShardedRows
 
 SCHEMA_VERSION = 1
@@ -113,16 +112,11 @@ class Manifest:
             UserError: the path leaves the manifest's folder, directly or through a link.
         """
         refusal = path_problem(relative)
-        path = self.root / relative
-        if refusal is None and not self._inside(path):
+        if refusal is None and leaves_folder(self.root, relative):
             refusal = "it leaves the manifest's folder through a link"
         if refusal:
             raise UserError(f"{self.root / FILE_NAME}: path {relative!r} is refused: {refusal}")
-        return path
-
-    def _inside(self, path: Path) -> bool:
-        # Not Path.resolve, which raises where links lead in a circle.
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
+        return self.root / relative
 
     def context(self, sample: EditSample) -> Tensor:
         """The picture before the edit: [3,H,W] in [0,1]."""

@@ -72,8 +72,12 @@ class TestFolderOfPhotos:
         assert {s.regions[0].object for s in manifest.samples} == {"pet"}
         assert {s.provenance["mask_source"] for s in manifest.samples} == {"u2netp"}
         assert all(s.regions[0].score > 0.5 for s in manifest.samples)
-        (other,) = read_jsonl(folder / "out" / "rejected.jsonl")
-        assert "notes.txt: this is not a photo" in other["reason"]
+        rejected = {
+            row["photo"]: row["reason"] for row in read_jsonl(folder / "out/rejected.jsonl")
+        }
+        assert rejected.keys() == {"notes.txt", ".hidden.jpg"}
+        assert "notes.txt: this is not a photo" in rejected["notes.txt"]
+        assert ".hidden.jpg: this file is hidden" in rejected[".hidden.jpg"]
 
     def test_what_was_found_is_kept_for_other_styles(self, folder, arguments, monkeypatch):
         main([*arguments, "--only", "neon"])
@@ -128,11 +132,12 @@ class TestOtherFormsOfRows:
     @pytest.mark.parametrize(
         ("outline", "told"),
         [
-            ([[1, 2, 3]], "must be polygons"),
+            ([[1, 2, 3]], "x and y must come in pairs"),
             ("text", "must be polygons"),
-            ({"counts": 7}, "must be polygons"),
-            ({"size": [5, 5], "counts": [25]}, "run lengths are of a picture of"),
-            ([[200, 200, 210, 200, 210, 210]], "the mask is empty"),
+            ({"counts": 7}, "must be polygons .* 'counts' is 7"),
+            ({"size": [5, 7], "counts": [35]}, "coordinates are of an image of 7x5 pixels"),
+            ([[200, 200, 210, 200, 210, 210]], "it reaches from 200, 200 to 210, 210"),
+            ([[96, 20, 99, 20, 99, 40]], "the mask is empty"),
         ],
     )
     def test_outlines_that_are_none(self, photos, tmp_path, outline, told):
@@ -164,7 +169,7 @@ class TestOtherFormsOfRows:
     def test_a_box_outside_the_picture_is_rejected(self, photos, tmp_path):
         self.rows(photos, {"file": "p2.png", "word": "dog", "bbox": [500, 500, 20, 20]})
         settings = dataclasses.replace(SETTINGS, find=FinderSettings(segmenter="grabcut"))
-        with pytest.raises(UserError, match="lies outside the picture"):
+        with pytest.raises(UserError, match="lies outside the image"):
             run(photos, tmp_path / "out", settings=settings)
 
     def test_a_word_alone_needs_a_grounder(self, photos, tmp_path):
@@ -191,6 +196,7 @@ class TestOtherFormsOfRows:
         (sample,) = read_manifest(tmp_path / "out").samples
         assert sample.regions[0].object == "dog"
         assert sample.provenance["licence"] == "CC0"
+        assert "several" in sample.flags  # the crowd as well
         (tmp_path / "coco.json").write_text("{}")
         with pytest.raises(UserError, match="no instances file of COCO"):
             main(arguments)

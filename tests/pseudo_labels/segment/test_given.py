@@ -123,7 +123,9 @@ def test_a_mask_that_cannot_be_used_leaves_the_other_objects(folder):
     _, segments, rejected = open_photo(photo)
     assert [segment.word for segment in segments] == ["w0"]
     reasons = [rejection.reason for rejection in rejected]
-    for reason, words in zip(reasons, ["no such mask", "10x10", "empty", "damaged"], strict=True):
+    for reason, words in zip(
+        reasons, ["no such mask", "10x10", "mask is empty", "damaged"], strict=True
+    ):
         assert words in reason
     assert [rejection.word for rejection in rejected] == ["w1", "w2", "w3", "w4"]
 
