@@ -148,7 +148,8 @@ def make_edits(assets: Path, out: Path, limit: int | None) -> None:
     if (out / "pairs" / "manifest.jsonl").exists():
         return
     stylizers = {
-        name: PaintingStylizer(reference=assets / "style_images" / f"{name}.jpg") for name in STYLES
+        name: PaintingStylizer.build(reference=assets / "style_images" / f"{name}.jpg")
+        for name in STYLES
     }
     samples = []
     for index, (photo, objects) in enumerate(tqdm(photos(assets)[:limit], desc="edits")):

@@ -98,7 +98,7 @@ def make(args: argparse.Namespace, family: Path, contents: list[Path], folder: P
     """One family's pictures; those that are there already, with these settings, are kept."""
     stylizer = maker(args, family)
     record = folder / "settings.json"
-    facts = {"fingerprint": stylizer.fingerprint, **getattr(stylizer, "remarks", {})}
+    facts = {"fingerprint": stylizer.fingerprint, **stylizer.remarks}
     same = record.is_file() and read_json(record) == facts
     if not same:
         for old in folder.glob("*.png"):
@@ -113,10 +113,10 @@ def make(args: argparse.Namespace, family: Path, contents: list[Path], folder: P
 def maker(args: argparse.Namespace, family: Path) -> Any:
     """The stylizer of a family."""
     if args.maker == "painting":
-        return PaintingStylizer(reference=find_references(str(family))[0])
+        return PaintingStylizer.build(reference=find_references(str(family))[0])
     names = {key: getattr(args, key) for key in ("model", "dino") if getattr(args, key)}
-    return AttentionEnergyStylizer(
-        str(family),
+    return AttentionEnergyStylizer.build(
+        references=str(family),
         memory=args.memory,
         overrides=args.overrides,
         cache=str(args.out / "cache"),

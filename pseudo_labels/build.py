@@ -282,11 +282,11 @@ def _load_networks(
         settings.find.load_segmenter()
     if jobs and settings.judge is not None:
         settings.judge.load()
-    loading = {id(look): look for job in jobs for look in plan[job.hash]}
-    networks = [look.stylizer for look in loading.values() if hasattr(look.stylizer, "load")]
-    for stylizer in networks:
+    stylizers = {id(style): style.stylizer for job in jobs for style in plan[job.hash]}.values()
+    for stylizer in stylizers:
         stylizer.load()
-    return bool(networks or settings.judge or ((words or boxes) and settings.find.heavy))
+    heavy = any(stylizer.heavy for stylizer in stylizers)
+    return heavy or bool(settings.judge or ((words or boxes) and settings.find.heavy))
 
 
 def _photo_samples(

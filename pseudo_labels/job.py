@@ -12,7 +12,7 @@ from pseudo_labels.curate.judge import JudgeSettings
 from pseudo_labels.segment import Segment
 from pseudo_labels.segment.given import LabelledPhoto, Rejection
 from pseudo_labels.segment.loading import FinderSettings
-from pseudo_labels.stylize import Stylizer
+from pseudo_labels.stylize.base import Stylizer
 from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.data.images import write_image
 from regionroute.data.manifest import EditSample
@@ -61,7 +61,7 @@ class BuiltStyle:
     """A style and the stylizer made from it."""
 
     entry: StyleEntry
-    stylizer: Stylizer
+    stylizer: Stylizer[Any]
 
 
 @dataclass(frozen=True)

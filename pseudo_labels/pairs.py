@@ -211,7 +211,7 @@ class PairMaker:
             "mask_source": segment.source,
             "stylizer": style.entry.stylizer,
             "stylizer_hash": text_hash(style.stylizer.fingerprint),
-            **getattr(style.stylizer, "remarks", {}),
+            **style.stylizer.remarks,
             "style_words": spec.words,
             "settings_hash": settings_hash([REVISION, self.settings]),
             "area": round(segment.area, 4),

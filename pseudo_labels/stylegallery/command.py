@@ -12,7 +12,7 @@ from pseudo_labels.stylegallery.gallery import Choice, GalleryResult
 from pseudo_labels.stylegallery.model import DEFAULT, DTYPES
 from pseudo_labels.stylegallery.networks import DINO
 from pseudo_labels.stylegallery.page import write_page
-from pseudo_labels.stylegallery.stylizer import CACHE, AttentionEnergyStylizer
+from pseudo_labels.stylegallery.stylizer import CACHE, AttentionEnergyStylizer, GallerySettings
 from pseudo_labels.stylemamba.networks import find_region
 from regionroute.config.io import dump_config, load_config
 from regionroute.data.images import read_image, write_image
@@ -58,27 +58,14 @@ def main(argv: list[str] | None = None) -> int:
     _check(args)
     image = read_image(args.photo)
     region = find_region(args.region, args.photo, args.labels) if args.region else None
-    stylizer = AttentionEnergyStylizer(
-        args.references,
-        model=args.model,
-        dino=args.dino,
-        depth=args.depth,
-        sam=args.sam,
-        lora=args.lora,
-        preset=args.preset,
-        config=args.config,
-        overrides=args.overrides,
-        cache=args.cache,
-        dtype=args.dtype,
-        device=args.device,
-        offload=args.offload,
-        progress=True,
-    )
-    names = [file.stem for file in stylizer.files]
-    chosen = dict(_choice(item, names) for item in args.match)
+    names = set(GallerySettings.model_fields) & set(vars(args)) - {"only_region"}
+    settings = {name: getattr(args, name) for name in names}
+    stylizer = AttentionEnergyStylizer.build(**settings, progress=True)
+    stems = [file.stem for file in stylizer.files]
+    chosen = dict(_choice(item, stems) for item in args.match)
     result = stylizer.gallery.restyle(
         image,
-        stylizer.pictures,
+        stylizer.references,
         name=args.photo.stem,
         region=region,
         only_region=args.only_region,

@@ -33,7 +33,7 @@ Choice = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
-class Picture:
+class AnalysedImage:
     """A picture and what the stages found in it.
 
     Attributes:
@@ -74,8 +74,8 @@ class GalleryResult:
     """
 
     image: Tensor
-    content: Picture
-    references: list[Picture]
+    content: AnalysedImage
+    references: list[AnalysedImage]
     matches: list[Match]
     styled: list[int]
     losses: list[list[float]] = field(default_factory=list)
@@ -128,7 +128,7 @@ class Gallery:
         self.matcher = RegionMatcher(config.matching)
         self._progress = progress
 
-    def look(self, name: str, image: Tensor, region: Tensor | None = None) -> Picture:
+    def analyse(self, name: str, image: Tensor, region: Tensor | None = None) -> AnalysedImage:
         """Features and regions of a picture.
 
         Args:
@@ -149,12 +149,12 @@ class Gallery:
             raise UserError(f"{name}: the region's mask is empty, give one with white pixels")
         labels = self._labels(small, key, features, user)
         found = None if user is None else int(labels[user > 0][0])
-        return Picture(name, small, features, labels, self._tokens(small, key), key, found)
+        return AnalysedImage(name, small, features, labels, self._tokens(small, key), key, found)
 
     def restyle(
         self,
         image: Tensor,
-        references: Sequence[Picture],
+        references: Sequence[AnalysedImage],
         *,
         name: str = "content",
         region: Tensor | None = None,
@@ -176,7 +176,7 @@ class Gallery:
         """
         if only_region and region is None:
             raise UserError("to restyle only the region, give the region")
-        content = self.look(name, image, region)
+        content = self.analyse(name, image, region)
         picked = _picked(chosen or {}, content, references)
         matches = self.matcher.match(content.set, [item.set for item in references], picked)
         styled = [content.region] if only_region and content.region else None
@@ -230,8 +230,8 @@ class Gallery:
 
     def _optimised(
         self,
-        content: Picture,
-        references: Sequence[Picture],
+        content: AnalysedImage,
+        references: Sequence[AnalysedImage],
         matches: list[Match],
         styled: list[int] | None,
     ) -> OptimState:
@@ -266,7 +266,7 @@ class Gallery:
 
     def _run(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[AnalysedImage],
         latents: list[Tensor],
         chosen: tuple[list[Match], list[int] | None],
         state: OptimState,
@@ -312,7 +312,7 @@ class Gallery:
 
 
 def _picked(
-    chosen: Mapping[int | None, Choice], content: Picture, references: Sequence[Picture]
+    chosen: Mapping[int | None, Choice], content: AnalysedImage, references: Sequence[AnalysedImage]
 ) -> dict[int, Choice]:
     """The user's matches, checked."""
     picked: dict[int, Choice] = {}

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from pseudo_labels.stylegallery.gallery import GalleryResult, Picture
+from pseudo_labels.stylegallery.gallery import AnalysedImage, GalleryResult
 from regionroute.data.images import to_pil
 from regionroute.files import atomic_write
 
@@ -82,7 +82,7 @@ def _hex(label: int) -> str:
     return "#" + "".join(f"{round(255 * value):02x}" for value in region_colour(label))
 
 
-def region_picture(picture: Picture, image: Tensor | None = None) -> Tensor:
+def region_picture(picture: AnalysedImage, image: Tensor | None = None) -> Tensor:
     """The picture with its regions tinted and numbered.
 
     Args:

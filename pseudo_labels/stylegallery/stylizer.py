@@ -1,4 +1,4 @@
-"""StyleGallery as a stylizer of styles files, and its regions as a segmenter.
+"""StyleGallery as a stylizer in styles files, and its regions as a segmenter.
 
 styles:
   gallery-monet:
@@ -9,16 +9,19 @@ styles:
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from pseudo_labels.segment import Box
 from pseudo_labels.stylegallery import networks
 from pseudo_labels.stylegallery.config import PRESETS, GalleryConfig
-from pseudo_labels.stylegallery.gallery import REVISION, Gallery, Picture
+from pseudo_labels.stylegallery.gallery import REVISION, AnalysedImage, Gallery
 from pseudo_labels.stylegallery.model import DEFAULT, DTYPES, RANDOM, load_model, source_hash
+from pseudo_labels.stylize.base import Number, Stylizer
+from regionroute.config.base import Section
 from regionroute.config.io import load_config
 from regionroute.data.images import read_image
 from regionroute.data.manifest import StyleSpec
@@ -27,156 +30,170 @@ from regionroute.files import file_hash, settings_hash
 from regionroute.models.devices import pick_device
 
 CACHE = "runs/gallery"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
-class AttentionEnergyStylizer:
-    """Restyles pictures after reference pictures, region by region.
+class GallerySettings(Section):
+    """Settings of `AttentionEnergyStylizer`; those of the method itself are in `GalleryConfig`."""
+
+    references: str = Field(description="reference image, or a folder of them")
+    model: str = Field(
+        DEFAULT, description='Stable Diffusion 1.5: folder, hub id, or "random" for a dry run'
+    )
+    dino: str = Field(
+        networks.DINO, description='DINOv2: folder, hub id, "random", or "none" to match without it'
+    )
+    depth: str | None = Field(
+        None, description="depth estimator of transformers: folder or hub id; null: none"
+    )
+    sam: str | None = Field(
+        None, description="checkpoint of Segment Anything, for clusters.source=sam"
+    )
+    lora: str | None = Field(
+        None, description="LoRA file of a few-step model, with preset lcm or hyper-sd"
+    )
+    preset: str = Field("full", description="step sizes: full, pairs, lcm or hyper-sd")
+    config: str | None = Field(None, description="YAML file of settings of the method")
+    overrides: list[str] | None = Field(
+        None, description="settings that override preset and file, such as [energy.steps=50]"
+    )
+    only_region: bool = Field(
+        False, description="restyle the object only; its mask is a region of its own"
+    )
+    cache: str | None = Field(
+        CACHE, description="folder where results of the stages are kept; null: nowhere"
+    )
+    memory: Annotated[Number, Field(ge=0)] = Field(
+        0.0,
+        description="GiB of main memory for keys and values of the references, which makes further "
+        "photos with the same references faster",
+    )
+    dtype: str | None = Field(
+        None, description="dtype of the UNet; null: bfloat16 on a GPU, otherwise float32"
+    )
+    device: str | None = Field(None, description="null: a GPU if there is one")
+    offload: bool = Field(
+        False, description="keep idle networks in main memory, for GPUs with 8 GB"
+    )
+    progress: bool = Field(False, description="show progress bars")
+
+    @model_validator(mode="after")
+    def _known_names(self) -> "GallerySettings":
+        if self.preset not in PRESETS:
+            raise UserError(f"preset {self.preset}: did you mean {nearest(self.preset, PRESETS)}?")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"dtype {self.dtype}: did you mean {nearest(self.dtype, DTYPES)}?")
+        return self
+
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Folders, files or hub ids of the networks."""
+        return {name: getattr(self, name) for name in ("model", "dino", "depth", "sam", "lora")}
+
+
+class AttentionEnergyStylizer(Stylizer[GallerySettings]):
+    """Restyles images after reference images, region by region.
 
     Args:
-        references: a picture, or a folder of pictures.
-        model: Stable Diffusion 1.5: folder, hub id, or "random" to try the plumbing.
-        dino: DINOv2: folder, hub id, "random", or "none" to match without it.
-        depth: a depth estimator of transformers, by folder or hub id; None: none.
-        sam: checkpoint of Segment Anything, for ``clusters.source=sam``.
-        lora: LoRA file that makes the model fast, with preset "lcm" or "hyper-sd".
-        preset: step sizes: full, pairs (of steps at a timestep), lcm or hyper-sd.
-        config: YAML file of settings.
-        overrides: settings that win over preset and file, such as ["energy.steps=50"].
-        only_region: restyle the object alone; its mask is a region of its own.
-        cache: folder where stages are kept; None: nowhere.
-        memory: GiB of main memory for what references give at each step; it makes further photos
-            with the same references faster.
-        dtype: of the UNet; None: bfloat16 on a GPU, else float32.
-        device: where it runs; None: cuda where there is one.
-        offload: keep in main memory what is not at work; for GPUs of 8 GB.
-        progress: whether to show bars.
+        settings: references, networks and method; nothing is loaded yet.
 
     Attributes:
-        remarks: which networks have random weights, if any: for every sample's provenance.
+        files: the reference images.
+        config: settings of the method.
 
     Raises:
-        UserError: settings that do not go together, or files that are not there.
+        UserError: wrong settings of the method, or a reference is missing.
     """
 
-    remarks: dict[str, Any]
+    kind = "gallery"
+    settings_class = GallerySettings
+    heavy = True
 
-    def __init__(
-        self,
-        references: str,
-        *,
-        model: str = DEFAULT,
-        dino: str = networks.DINO,
-        depth: str | None = None,
-        sam: str | None = None,
-        lora: str | None = None,
-        preset: str = "full",
-        config: str | None = None,
-        overrides: list[str] | None = None,
-        only_region: bool = False,
-        cache: str | None = CACHE,
-        memory: float = 0.0,
-        dtype: str | None = None,
-        device: str | None = None,
-        offload: bool = False,
-        progress: bool = False,
-    ) -> None:
-        if preset not in PRESETS:
-            raise UserError(f"preset {preset}: did you mean {nearest(preset, PRESETS)}?")
-        if dtype is not None and dtype not in DTYPES:
-            raise UserError(f"dtype {dtype}: did you mean {nearest(dtype, DTYPES)}?")
-        if memory < 0:
-            raise UserError(f"memory is {memory}: give 0 or more GiB")
-        self.files = find_references(references)
-        self.config = load_config(config, [*PRESETS[preset], *(overrides or [])], GalleryConfig)
-        self._names = {"model": model, "dino": dino, "depth": depth, "sam": sam, "lora": lora}
-        self._only_region, self._cache, self._memory = only_region, cache, memory
-        self._dtype, self._device, self._offload = dtype, device, offload
-        self._progress = progress
+    def __init__(self, settings: GallerySettings) -> None:
+        self.files = find_references(settings.references)
+        overrides = [*PRESETS[settings.preset], *(settings.overrides or [])]
+        self.config = load_config(settings.config, overrides, GalleryConfig)
         self._gallery: Gallery | None = None
-        self._pictures: list[Picture] = []
-        self.needs: frozenset[str] = frozenset({"mask"}) if only_region else frozenset()
-        random = [name for name, source in self._names.items() if source == RANDOM]
-        self.remarks = {"random_weights": random} if random else {}
-        sources = {name: source and source_hash(source) for name, source in self._names.items()}
+        self._references: list[AnalysedImage] = []
+        self.needs: frozenset[str] = frozenset({"mask"} if settings.only_region else ())
+        random = [name for name, source in settings.sources.items() if source == RANDOM]
+        sources = {
+            name: source and source_hash(source) for name, source in settings.sources.items()
+        }
         hashes = [file_hash(file) for file in self.files]
-        facts = [REVISION, sources, hashes, self.config, only_region, dtype]
-        self.fingerprint = f"gallery {settings_hash(facts)}"
+        facts = [REVISION, sources, hashes, self.config, settings.only_region, settings.dtype]
+        super().__init__(
+            settings, settings_hash(facts), {"random_weights": random} if random else None
+        )
 
     def load(self) -> None:
-        """Load the networks and look at the references.
+        """Load the networks and analyse the references.
 
         Raises:
-            UserError: one of them cannot be used.
+            UserError: a network or a reference cannot be used.
         """
         if self._gallery is not None:
             return
-        device = pick_device(self._device)
+        chosen = self.settings
+        device = pick_device(chosen.device)
         usual = "bfloat16" if device.type == "cuda" else "float32"
-        names = self._names
-        dino, depth, sam = names["dino"], names["depth"], names["sam"]
         gallery = Gallery(
             load_model(
-                names["model"] or DEFAULT,
-                dtype=self._dtype or usual,
+                chosen.model,
+                dtype=chosen.dtype or usual,
                 device=device,
-                offload=self._offload,
-                lora=names["lora"],
+                offload=chosen.offload,
+                lora=chosen.lora,
             ),
             self.config,
-            semantic=networks.SemanticEncoder(dino, device) if dino and dino != "none" else None,
-            depth=networks.DepthEstimator(depth, device) if depth else None,
-            masks=networks.MaskGenerator(sam, device) if sam else None,
-            cache=Path(self._cache) if self._cache else None,
-            bank=int(self._memory * 2**30),
-            progress=self._progress,
+            semantic=(
+                networks.SemanticEncoder(chosen.dino, device) if chosen.dino != "none" else None
+            ),
+            depth=networks.DepthEstimator(chosen.depth, device) if chosen.depth else None,
+            masks=networks.MaskGenerator(chosen.sam, device) if chosen.sam else None,
+            cache=Path(chosen.cache) if chosen.cache else None,
+            bank=int(chosen.memory * 2**30),
+            progress=chosen.progress,
         )
-        self._pictures = [gallery.look(file.stem, read_image(file)) for file in self.files]
+        self._references = [gallery.analyse(file.stem, read_image(file)) for file in self.files]
         self._gallery = gallery
 
     @property
     def gallery(self) -> Gallery:
-        """The networks, loaded when first asked for."""
+        """The networks, loaded on first use."""
         self.load()
         assert self._gallery is not None
         return self._gallery
 
     @property
-    def pictures(self) -> list[Picture]:
-        """The references, looked at when first asked for."""
+    def references(self) -> list[AnalysedImage]:
+        """The references, analysed on first use."""
         self.load()
-        return self._pictures
+        return self._references
 
-    def stylize(
-        self,
-        content: Tensor,
-        style: StyleSpec,
-        *,
-        mask: Tensor | None = None,
-        generator: Generator | None = None,
+    def restyle(
+        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
     ) -> Tensor:
-        """See `Stylizer.stylize`; the seeds are those of the settings.
+        """See `Stylizer.stylize`; all seeds come from the settings.
 
         Raises:
             UserError: ``only_region`` without a mask.
         """
-        if content.ndim == 4:
-            masks = [None] * len(content) if mask is None else list(mask)
-            return torch.stack(
-                [self.stylize(c, style, mask=m) for c, m in zip(content, masks, strict=True)]
-            )
-        region = mask if self._only_region else None
+        only_region = self.settings.only_region
         result = self.gallery.restyle(
-            content, self.pictures, region=region, only_region=self._only_region
+            image,
+            self.references,
+            region=mask if only_region else None,
+            only_region=only_region,
         )
         return result.image
 
 
 class DiffusionClusterSegmenter:
-    """Cuts objects out of boxes by clusters of features: a `BoxSegmenter` without training.
+    """Segments objects in boxes by clusters of features: a `BoxSegmenter` without training.
 
     Args:
-        gallery: with the source of features and the settings of clusters.
+        gallery: provides the features and the settings of the clusters.
     """
 
     def __init__(self, gallery: Gallery) -> None:
@@ -184,20 +201,20 @@ class DiffusionClusterSegmenter:
         self.name = f"clusters {gallery.source.fingerprint}"
 
     def regions(self, image: Tensor) -> Tensor:
-        """Labels [1, H, W] from 1 of a picture [3, H, W] in [0, 1]."""
-        labels = self._gallery.look("picture", image).labels
+        """Region labels [1, H, W] from 1 of an image [3, H, W] in [0, 1]."""
+        labels = self._gallery.analyse("picture", image).labels
         size = (image.shape[-2], image.shape[-1])
         large = torch.nn.functional.interpolate(labels[None, None].double(), size, mode="nearest")
         return large[0].long()
 
     def segment(self, image: Tensor, boxes: Sequence[Box]) -> list[tuple[Tensor, float]]:
-        """Masks of boxes (y0, x0, y1, x1) of a picture [3, H, W] in [0, 1].
+        """Masks of boxes (y0, x0, y1, x1) of an image [3, H, W] in [0, 1].
 
-        A region belongs to a box if more of it lies inside than outside; if none does, the one
-        that fills most of the box.
+        A region belongs to a box if more than half of it is inside; if there is none, the region
+        that fills most of the box does.
 
         Returns:
-            For each box a mask [1, H, W] in {0, 1} within it, and as score the share of the taken
+            Per box a mask [1, H, W] in {0, 1} within it, and as score the fraction of the chosen
             regions that is inside the box.
         """
         if not boxes:
@@ -219,21 +236,21 @@ class DiffusionClusterSegmenter:
 
 
 def find_references(source: str) -> list[Path]:
-    """A picture, or the pictures directly in a folder, sorted by name.
+    """An image, or the images directly in a folder, sorted by name.
 
     Raises:
-        UserError: nothing is there, or two have one name (they are called by it).
+        UserError: there is no image, or two have the same name (`--match` refers to them by name).
     """
     path = Path(source).expanduser()
     if not path.exists():
-        raise UserError(f"{source}: no such reference picture or folder, check the path")
+        raise UserError(f"{source}: no such reference image or folder, check the path")
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
-        raise UserError(f"{source}: no pictures in this folder of references")
+        raise UserError(f"{source}: this folder of references holds no image")
     stems = [file.stem for file in files]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
-        raise UserError(f"{source}: two references are called '{twice}', rename one")
+        raise UserError(f"{source}: two references are named '{twice}', rename one")
     return files

@@ -1,4 +1,4 @@
-"""StyleMamba as a stylizer of styles files: fits lazily, keeps what it fitted.
+"""StyleMamba as a stylizer in styles files; it fits on first use and keeps the fit.
 
 styles:
   starry-night:
@@ -11,9 +11,10 @@ styles:
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from pseudo_labels.stylemamba.config import MambaConfig, PictureConfig
@@ -28,97 +29,100 @@ from pseudo_labels.stylemamba.saved import (
     read_facts,
     style_hash,
 )
+from pseudo_labels.stylize.base import Number, Stylizer
+from regionroute.config.base import Section
 from regionroute.config.io import load_config
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
 from regionroute.files import file_hash, settings_hash
+from regionroute.models.devices import pick_device
 
 CACHE = "runs/mamba"
-_REVISION = 1  # raise when equal settings would give another picture
+_REVISION = 1  # raise when equal settings would give another image
 
 
-class MambaStylizer:
-    """Restyles whole pictures with a fitted style, or with one that it fits when first needed.
+class MambaSettings(Section):
+    """Settings of `MambaStylizer`; those of the fit itself are in `MambaConfig`."""
+
+    prompt: str | None = Field(
+        None,
+        description="the style in words (in styles files, the default is the style's phrase); with "
+        "a folder of several styles, the name of one",
+    )
+    fitted: str | None = Field(
+        None, description="folder of `regionroute mamba fit` or `train`, instead of a new fit"
+    )
+    picture: str | None = Field(None, description="style image, instead of words; needs `vgg`")
+    images: str | None = Field(
+        None, description="photos to fit on: an image or a folder; required without `fitted`"
+    )
+    encoder: str = Field(ENCODER, description="SigLIP or CLIP: folder or hub id")
+    vae: str | None = Field(None, description='AutoencoderKL: folder, hub id, or "patch"')
+    vgg: str | None = Field(None, description="safetensors of torchvision's VGG16 or VGG19")
+    config: str | None = Field(None, description="YAML file of settings of the fit")
+    overrides: list[str] | None = Field(
+        None, description="settings that override the file, such as [fit.steps=30]"
+    )
+    cache: str = Field(CACHE, description="folder of fits, by prompt, encoder and settings")
+    strength: Annotated[Number, Field(ge=0, le=2)] = Field(
+        1.0, description="0 (the photo) to 2; 1 is the style as fitted"
+    )
+    gate: Annotated[Number, Field(ge=-1, le=1)] | None = Field(
+        None,
+        description="minimum directional score of a styled image; weaker ones are refused. For "
+        "styles in words only; scores of SigLIP and CLIP are not comparable",
+    )
+    device: str | None = Field(None, description="null: a GPU if there is one")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MambaSettings":
+        if (self.fitted is None) == (self.images is None):
+            raise UserError("give either 'fitted', a folder, or 'images' to fit on")
+        if self.gate is not None and self.picture is not None:
+            raise UserError("'gate' is for styles in words, not for a 'picture'")
+        if self.prompt is None and self.picture is None and self.fitted is None:
+            raise UserError("give a 'prompt' or a 'picture'")
+        return self
+
+
+class MambaStylizer(Stylizer[MambaSettings]):
+    """Restyles whole images with a fitted style, or with one that it fits on first use.
 
     Args:
-        prompt: the style in words; styles files give the style's phrase. With a folder of several
-            styles, which one.
-        fitted: folder of `regionroute mamba fit` or `train`, in place of a fit.
-        picture: a picture of the style, in place of words; needs `vgg`.
-        images: photos to fit to: a picture or a folder. Needed unless `fitted` is given.
-        encoder: SigLIP or CLIP, folder or hub id.
-        vae: AutoencoderKL, folder or hub id, or "patch".
-        vgg: safetensors of torchvision's VGG16 or VGG19.
-        config: YAML file of settings of the fit.
-        overrides: settings that win over the file, such as ["fit.steps=30"].
-        cache: folder where fits are kept, by prompt, encoder and settings.
-        strength: 0 (the photo) to 2, 1 is the style as fitted.
-        gate: least directional score in [-1, 1] a picture needs; a weaker one is refused. Words
-            only. The scores of SigLIP and CLIP do not compare.
-        device: where it runs; None: cuda where there is one.
-
-    Attributes:
-        remarks: which networks have random weights, if any: goes into every sample's provenance.
+        settings: the style, or what it is fitted on; nothing is loaded yet.
 
     Raises:
-        UserError: settings that do not go together, or files that are not there.
+        UserError: settings of the fit, a style's folder or an image cannot be used.
     """
 
+    kind = "mamba"
+    settings_class = MambaSettings
     needs: frozenset[str] = frozenset({"text"})
-    remarks: dict[str, Any]
 
-    def __init__(
-        self,
-        prompt: str | None = None,
-        *,
-        fitted: str | None = None,
-        picture: str | None = None,
-        images: str | None = None,
-        encoder: str = ENCODER,
-        vae: str | None = None,
-        vgg: str | None = None,
-        config: str | None = None,
-        overrides: list[str] | None = None,
-        cache: str = CACHE,
-        strength: float = 1.0,
-        gate: float | None = None,
-        device: str | None = None,
-    ) -> None:
-        if (fitted is None) == (images is None):
-            raise UserError("a mamba style needs either 'fitted', a folder, or 'images' to fit to")
-        if not 0 <= strength <= 2:
-            raise UserError(f"the strength of a mamba style is {strength}, it must be 0 to 2")
-        if gate is not None and (picture is not None or not -1 <= gate <= 1):
-            raise UserError("the gate of a mamba style is for words and must be -1 to 1")
-        if prompt is None and picture is None and fitted is None:
-            raise UserError("a mamba style needs a 'prompt' or a 'picture'")
-        self._prompt, self._vae, self._encoder = prompt, vae, encoder
-        self._strength, self._gate, self._device = strength, gate, device
+    def __init__(self, settings: MambaSettings) -> None:
         self._job: FitJob | None = None
         self._style: SavedStyle | None = None
         self._judge: Any = None
-        if fitted is not None:
-            self._folder = Path(fitted)
-            self._key = style_hash(self._folder)
-            known = read_facts(self._folder)
-            if gate is not None and known.encoder.get("takes") != "words":
-                raise UserError(f"{fitted}: its styles are pictures, the gate is for words")
-            random = known.random
+        if settings.fitted is not None:
+            self._folder = Path(settings.fitted)
+            style_key = style_hash(self._folder)
+            random = _random_networks(settings, self._folder)
         else:
-            assert images is not None
-            model = MambaConfig if picture is None else PictureConfig
-            self._config = load_config(config, overrides or [], model)
-            style = picture if picture is not None else str(prompt)
-            files = tuple(find_pictures([images]))
-            names = Names(encoder, vae or VAE, vgg)
-            self._job = FitJob((style,), picture is not None, files, names)
-            self._key = settings_hash(self._fit_facts(self._job))
-            self._folder = Path(cache) / self._key
-            random = [] if picture or encoder != RANDOM else ["encoder"]
-            random += ["vae"] if vae == RANDOM else []
-        self.remarks = {"random_weights": random} if random else {}
-        facts = [_REVISION, self._key, prompt, strength, gate]
-        self.fingerprint = f"mamba {settings_hash(facts)}"
+            self._config, self._job = _fit_job(settings)
+            style_key = settings_hash(_fit_facts(self._job, self._config))
+            self._folder = Path(settings.cache) / style_key
+            random = ["encoder"] if settings.encoder == RANDOM and not settings.picture else []
+            random += ["vae"] if settings.vae == RANDOM else []
+        facts = [_REVISION, style_key, settings.prompt, settings.strength, settings.gate]
+        super().__init__(
+            settings, settings_hash(facts), {"random_weights": random} if random else None
+        )
+
+    def restyle(
+        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        """See `Stylizer.stylize`; mask and generator are not used."""
+        return self.stylize(image[None], style)[0]
 
     def stylize(
         self,
@@ -131,59 +135,71 @@ class MambaStylizer:
         """See `Stylizer.stylize`; mask and generator are not used.
 
         Raises:
-            UserError: a picture does not pass the gate, or the style cannot be fitted.
+            UserError: an image does not pass the gate, or the style cannot be fitted.
         """
-        fitted = self._ready()
-        several = len(fitted.facts.styles) > 1
-        chosen = fitted.choose([self._prompt or style.words] if several else None)
+        fitted, prompt = self._ready(), self.settings.prompt or style.words
+        chosen = fitted.choose([prompt] if len(fitted.facts.styles) > 1 else None)
         images = content if content.ndim == 4 else content[None]
-        styled = fitted.apply(images, strength=self._strength, descriptions=chosen)
-        if self._gate is not None:
-            self._check(images, styled, self._prompt or style.words)
+        styled = fitted.apply(images, strength=self.settings.strength, descriptions=chosen)
+        if self.settings.gate is not None:
+            self._check(images, styled, prompt, self.settings.gate)
         return styled if content.ndim == 4 else styled[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the networks, and fitted: worker processes must not each fit the style."""
+        """Without the networks but fitted: worker processes must not each fit the style."""
         if self._job is not None:
             self._ready()
         return self.__dict__ | {"_style": None, "_judge": None}
 
-    def _fit_facts(self, job: FitJob) -> list[Any]:
-        """Everything that a fit depends on."""
-        styles = [file_hash(s) for s in job.styles] if job.pictures else job.styles
-        networks = [] if job.pictures else [source_hash(job.names.encoder)]
-        networks.append(source_hash(job.names.vae))
-        networks.append("" if job.names.vgg is None else source_hash(job.names.vgg))
-        photos = [file_hash(file) for file in job.images]
-        fit, loss, fusion = self._config.fit, self._config.loss, self._config.fusion
-        return [_REVISION, styles, networks, photos, fit, loss, fusion]
-
     def _ready(self) -> SavedStyle:
         """The style, fitted if it is not in the cache."""
         if self._style is None:
-            device = _device(self._device)
+            device = pick_device(self.settings.device)
             if self._job is not None and not (self._folder / FACTS_FILE).is_file():
                 self._style = fit_style(self._job, self._config, self._folder, device)
             else:
-                self._style = load_style(self._folder, self._vae, device)
+                self._style = load_style(self._folder, self.settings.vae, device)
         return self._style
 
     @torch.no_grad()
-    def _check(self, images: Tensor, styled: Tensor, words: str) -> None:
-        """Refuse pictures that are styled too weakly: rare prompts fail without a sign."""
+    def _check(self, images: Tensor, styled: Tensor, words: str, gate: float) -> None:
+        """Refuse images that are styled too weakly: rare prompts fail silently."""
         if self._judge is None:
-            self._judge = load_encoder(self._encoder, _device(self._device))
+            self._judge = load_encoder(self.settings.encoder, pick_device(self.settings.device))
         before = self._judge.embed(images)
         direction = self._judge.target(words).direction(before)
         weakest = float(directional_score(before, self._judge.embed(styled), direction).min())
-        if weakest < float(self._gate or 0.0):
+        if weakest < gate:
             raise UserError(
                 f"mamba style '{words}': the directional score is {weakest:.3f}, below the gate "
-                f"{self._gate}; raise 'strength', fit longer, or lower 'gate'"
+                f"{gate}; raise 'strength', fit longer, or lower 'gate'"
             )
 
 
-def _device(name: str | None) -> torch.device:
-    from regionroute.models.devices import pick_device
+def _random_networks(settings: MambaSettings, folder: Path) -> list[str]:
+    """Networks with random weights of a fitted style."""
+    facts = read_facts(folder)
+    if settings.gate is not None and facts.encoder.get("takes") != "words":
+        raise UserError(f"{folder}: its styles are images, 'gate' is for styles in words")
+    return facts.random
 
-    return pick_device(name)
+
+def _fit_job(settings: MambaSettings) -> tuple[MambaConfig, FitJob]:
+    """The fit that is made on first use."""
+    assert settings.images is not None
+    by_image = settings.picture is not None
+    model = PictureConfig if by_image else MambaConfig
+    config = load_config(settings.config, settings.overrides or [], model)
+    style = settings.picture if settings.picture is not None else str(settings.prompt)
+    names = Names(settings.encoder, settings.vae or VAE, settings.vgg)
+    return config, FitJob((style,), by_image, tuple(find_pictures([settings.images])), names)
+
+
+def _fit_facts(job: FitJob, config: MambaConfig) -> list[Any]:
+    """Everything that a fit depends on."""
+    styles = [file_hash(s) for s in job.styles] if job.pictures else job.styles
+    networks = [] if job.pictures else [source_hash(job.names.encoder)]
+    networks.append(source_hash(job.names.vae))
+    networks.append("" if job.names.vgg is None else source_hash(job.names.vgg))
+    photos = [file_hash(file) for file in job.images]
+    return [_REVISION, styles, networks, photos, config.fit, config.loss, config.fusion]

@@ -1,11 +1,16 @@
-"""Whole pictures restyled by a diffusion pipeline: image-to-image or instruction (Kontext).
+"""Whole images restyled by a diffusion pipeline: image-to-image or instruction (Kontext).
 
-Any pipeline of diffusers that takes an image and a prompt serves, from a local folder or the hub,
-with an optional style LoRA. One pipeline a process serves all styles; LoRAs are switched.
+Any pipeline of diffusers that takes an image and a prompt works, from a local folder or the hub,
+with one or several LoRAs. One pipeline per process serves all styles; LoRAs are switched.
 
     pixel-art:
       stylizer: diffusion
       settings: {model: black-forest-labs/FLUX.1-Kontext-dev, lora: pixel-art.safetensors}
+    ghibli:
+      stylizer: diffusion
+      settings:
+        model: black-forest-labs/FLUX.1-dev
+        loras: [{file: ghibli.safetensors}, {file: omniconsistency.safetensors, scale: 0.8}]
 """
 
 import functools
@@ -14,13 +19,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from pseudo_labels.segment.weights import fingerprint
+from pseudo_labels.stylize.base import Number, Stylizer
+from regionroute.config.base import Section
 from regionroute.data.images import from_pil, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.data.prompts import RESTYLE_TEMPLATE
@@ -28,152 +36,164 @@ from regionroute.errors import UserError
 from regionroute.files import settings_hash
 from regionroute.models.devices import pick_device
 
-TEMPLATE = "a picture in {style} style"  # for pipelines that are told what comes out
+TEMPLATE = "a picture in {style} style"  # for pipelines whose prompt describes the result
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_REVISION = 1  # raise when this module's own arithmetic changes: it is part of the fingerprint
+_REVISION = 1  # part of the fingerprint; raise when this module's own arithmetic changes
 
 
-class DiffusionStylizer:
-    """Restyles whole pictures by a pipeline of diffusers.
+class LoraSettings(Section):
+    """One LoRA of several that are used together."""
+
+    file: str = Field(min_length=1, description="LoRA file, or hub id of one")
+    scale: Number = Field(1.0, description="weight of the LoRA")
+
+
+class DiffusionSettings(Section):
+    """Settings of `DiffusionStylizer`."""
+
+    model: str = Field(min_length=1, description="folder or hub id of a pipeline")
+    prompt: str | None = Field(
+        None,
+        description="the prompt, with {style} for the style's words; null: an instruction for "
+        "pipelines that edit (Kontext), a description of the result for the others",
+    )
+    strength: Annotated[Number, Field(gt=0, le=1)] = Field(
+        0.6, description="how far image-to-image may depart from the photo, above 0 to 1"
+    )
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="denoising steps; null: the pipeline's default"
+    )
+    guidance: Number | None = Field(
+        None, description="guidance scale; null: the pipeline's default"
+    )
+    negative: str | None = Field(None, description="negative prompt, where the pipeline takes one")
+    size: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="longer side in pixels at which the pipeline works; null: the image's"
+    )
+    lora: str | None = Field(None, description="LoRA file or hub id of one; null: none")
+    lora_scale: Number = Field(1.0, description="weight of `lora`")
+    loras: list[LoraSettings] = Field(
+        [],
+        description="several LoRAs used together, in place of `lora`: for example a style LoRA and "
+        "one that keeps the content (OmniConsistency), each with its scale",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = Field(None, description="null: a GPU if there is one")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DiffusionSettings":
+        if self.prompt is not None and "{style}" not in self.prompt:
+            raise UserError("'prompt' must contain {style}")
+        if self.lora is not None and self.loras:
+            raise UserError("give 'lora' or 'loras', not both")
+        files = [item.file for item in self.loras]
+        if len(set(files)) < len(files):
+            raise UserError("'loras' names a file twice")
+        return self
+
+    @property
+    def adapters(self) -> list[LoraSettings]:
+        """All LoRAs, whichever way they are given."""
+        if self.lora is None:
+            return self.loras
+        return [LoraSettings(file=self.lora, scale=self.lora_scale)]
+
+
+class DiffusionStylizer(Stylizer[DiffusionSettings]):
+    """Restyles whole images by a pipeline of diffusers.
 
     Args:
-        model: local folder or hub id of a pipeline.
-        prompt: what it is told, with {style} for the style's words; None: the restyling instruction
-            for pipelines that edit (Kontext), the description of a picture for the others.
-        strength: how far image-to-image may leave the photo, 0 to 1.
-        steps: model calls, None for the pipeline's own.
-        guidance: guidance scale, None for the pipeline's own.
-        negative: negative prompt, where the pipeline has one.
-        size: longer side in pixels at which it works, None for the picture's own.
-        lora: LoRA file or hub id of one, None for none.
-        lora_scale: how much of it.
-        dtype: float32, bfloat16 or float16.
-        device: None for a GPU where there is one.
-
-    Raises:
-        UserError: a value out of its range.
+        settings: pipeline, LoRAs and sampling; nothing is loaded yet.
     """
 
+    kind = "diffusion"
+    settings_class = DiffusionSettings
+    heavy = True
     needs: frozenset[str] = frozenset({"text"})
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        prompt: str | None = None,
-        strength: float = 0.6,
-        steps: int | None = None,
-        guidance: float | None = None,
-        negative: str | None = None,
-        size: int | None = None,
-        lora: str | None = None,
-        lora_scale: float = 1.0,
-        dtype: str = "float32",
-        device: str | None = None,
-    ) -> None:
-        if not isinstance(model, str) or not model:
-            raise UserError("a diffusion style needs 'model', a folder or hub id of a pipeline")
-        if not 0 < strength <= 1:
-            raise UserError(f"the strength of a diffusion style is {strength}, use above 0 to 1")
-        if steps is not None and steps < 1:
-            raise UserError(f"a diffusion style has {steps} steps, use 1 or more")
-        if size is not None and size < 32:
-            raise UserError(f"the size of a diffusion style is {size}, use 32 or more")
-        if dtype not in _DTYPES:
-            raise UserError(
-                f"the dtype of a diffusion style is {dtype!r}, use {', '.join(_DTYPES)}"
-            )
-        if prompt is not None and "{style}" not in prompt:
-            raise UserError("the prompt of a diffusion style must hold {style}")
-        self._model, self._lora, self._lora_scale = model, lora, lora_scale
-        self._dtype, self._device = dtype, device
-        self._prompt, self._size = prompt, size
+    def __init__(self, settings: DiffusionSettings) -> None:
         self._call: dict[str, Any] = {
-            "strength": strength,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "negative_prompt": negative,
+            "strength": settings.strength,
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance,
+            "negative_prompt": settings.negative,
         }
-        settings = [_REVISION, prompt, size, self._call, lora_scale if lora else None, dtype]
-        weights = [fingerprint(model), fingerprint(lora) if lora else None]
-        self.fingerprint = f"diffusion {settings_hash([settings, weights])}"
+        scale = settings.lora_scale if settings.lora else None
+        facts = [_REVISION, settings.prompt, settings.size, self._call, scale, settings.dtype]
+        weights: list[Any] = [
+            fingerprint(settings.model),
+            fingerprint(settings.lora) if settings.lora else None,
+        ]
+        weights += [[fingerprint(item.file), item.scale] for item in settings.loras]
+        super().__init__(settings, settings_hash([facts, weights]))
 
     def load(self) -> None:
-        """Load the pipeline and the LoRA now, so that what is wrong with them is told at once.
+        """Load the pipeline and the LoRAs now, so that problems are reported at once.
 
         Raises:
-            UserError: they are not there, damaged, or no such things.
+            UserError: one of them is missing, damaged, or of another kind.
         """
         with self._adapted():
             pass
 
-    def stylize(
-        self,
-        content: Tensor,
-        style: StyleSpec,
-        *,
-        mask: Tensor | None = None,
-        generator: Generator | None = None,
+    def restyle(
+        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
     ) -> Tensor:
         """See `Stylizer.stylize`; the mask is not used."""
-        if content.ndim == 4:
-            return torch.stack(
-                [self.stylize(picture, style, generator=generator) for picture in content]
-            )
         with self._adapted() as pipeline:
-            height, width = content.shape[-2:]
-            size = _fit(height, width, self._size, 2 * pipeline.vae_scale_factor)
-            picture = to_pil(content).resize(size[::-1], Image.Resampling.LANCZOS)
-            styled = pipeline(**self._arguments(pipeline, picture, style, size, generator)).images[
-                0
-            ]
+            height, width = image.shape[-2:]
+            size = _fit(height, width, self.settings.size, 2 * pipeline.vae_scale_factor)
+            resized = to_pil(image).resize(size[::-1], Image.Resampling.LANCZOS)
+            arguments = self._arguments(pipeline, resized, style, size, generator)
+            styled = pipeline(**arguments).images[0]
         return from_pil(styled.resize((width, height), Image.Resampling.LANCZOS))
 
     def _arguments(
         self,
         pipeline: Any,
-        picture: Image.Image,
+        image: Image.Image,
         style: StyleSpec,
         size: tuple[int, int],
         generator: Generator | None,
     ) -> dict[str, Any]:
-        """What this pipeline takes of what we have to say."""
+        """Arguments of the call, limited to those this pipeline takes."""
         known = inspect.signature(pipeline.__call__).parameters
         usual = TEMPLATE if "strength" in known else RESTYLE_TEMPLATE
         wanted = {
-            "image": picture,
-            "prompt": (self._prompt or usual).format(style=style.words),
+            "image": image,
+            "prompt": (self.settings.prompt or usual).format(style=style.words),
             "height": size[0],
             "width": size[1],
             "max_area": size[0] * size[1],
-            "_auto_resize": False,  # Kontext would choose another size by itself
+            "_auto_resize": False,  # Kontext would choose another size
             "generator": generator,
             **self._call,
         }
-        steps, strength = self._call["num_inference_steps"], self._call["strength"]
+        steps, strength = self.settings.steps, self.settings.strength
         if "strength" in known and steps is not None:
-            # Image-to-image takes that share of the steps only, and fails when none is left.
+            # Image-to-image runs only this share of the steps, and fails when none is left.
             wanted["num_inference_steps"] = max(steps, math.ceil(1 / strength))
         return {key: v for key, v in wanted.items() if key in known and v is not None}
 
     @contextmanager
     def _adapted(self) -> Iterator[Any]:
-        """The shared pipeline with this style's LoRA at work, or none."""
-        device = str(pick_device(self._device))
-        pipeline = _pipeline(self._model, self._dtype, device)
-        if self._lora is None:
+        """The shared pipeline with this style's LoRAs active, or none."""
+        device = str(pick_device(self.settings.device))
+        pipeline = _pipeline(self.settings.model, self.settings.dtype, device)
+        chosen = self.settings.adapters
+        if not chosen:
             if getattr(pipeline, "peft_config", None) or _adapters(pipeline):
                 pipeline.disable_lora()
         else:
-            name = _load_lora(pipeline, self._lora)
+            names = [_load_lora(pipeline, item.file) for item in chosen]
             pipeline.enable_lora()
-            pipeline.set_adapters([name], [self._lora_scale])
+            pipeline.set_adapters(names, [item.scale for item in chosen])
         yield pipeline
 
 
 @functools.cache
 def _pipeline(model: str, dtype: str, device: str) -> Any:
-    """One pipeline a process for all styles that use it."""
+    """One pipeline per process for all styles that use it."""
     from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 
     local = Path(model).expanduser().is_dir()
@@ -183,9 +203,9 @@ def _pipeline(model: str, dtype: str, device: str) -> Any:
     try:
         try:
             pipeline = AutoPipelineForImage2Image.from_pretrained(model, **options)
-        except ValueError:  # not in its list, which lacks editors such as InstructPix2Pix
+        except ValueError:  # its list lacks editors such as InstructPix2Pix
             pipeline = DiffusionPipeline.from_pretrained(model, **options)
-    # What the library raises on files that are missing, damaged or something else.
+    # What the library raises for files that are missing, damaged or of another kind.
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         problem = (
@@ -211,25 +231,25 @@ def _adapters(pipeline: Any) -> set[str]:
 
 
 def _load_lora(pipeline: Any, lora: str) -> str:
-    """The adapter's name; loaded once a pipeline."""
+    """Name of the adapter; each is loaded once per pipeline."""
     name = f"style_{settings_hash([lora, fingerprint(lora)])}"
     if name in _adapters(pipeline):
         return name
     if not hasattr(pipeline, "load_lora_weights"):
-        raise UserError(f"{lora}: {type(pipeline).__name__} takes no LoRA, leave it out")
+        raise UserError(f"{lora}: {type(pipeline).__name__} takes no LoRA, remove the setting")
     try:
         pipeline.load_lora_weights(lora, adapter_name=name)
     # safetensors, peft and the hub each have their own.
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{lora}: this LoRA cannot be loaded ({reason})") from error
-    if name not in _adapters(pipeline):  # unknown keys are passed over in silence
-        raise UserError(f"{lora}: this LoRA holds no layer of {type(pipeline).__name__}")
+    if name not in _adapters(pipeline):  # unknown keys are skipped silently
+        raise UserError(f"{lora}: this LoRA has no layer of {type(pipeline).__name__}")
     return name
 
 
 def _fit(height: int, width: int, size: int | None, multiple: int) -> tuple[int, int]:
-    """Sides near the wished size, as multiples of what the pipeline's latents need."""
+    """Height and width near the requested size, as multiples that the latents need."""
     scale = 1.0 if size is None else size / max(height, width)
     sides = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
     return sides[0], sides[1]

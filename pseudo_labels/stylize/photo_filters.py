@@ -1,7 +1,7 @@
-"""Looks in closed arithmetic for photos, beside the laboratory's four (`filters`).
+"""Exact style filters for photos, in addition to the four of the synthetic scenes (`filters`).
 
-They are kept apart because the synthetic scenes and the embedded base know exactly those four.
-Every filter takes a picture [3, H, W] in [0, 1] and returns one of the same shape; lengths scale
+They are in a file of their own because the scenes and the embedded base know exactly those four.
+Every filter takes an image [3, H, W] in [0, 1] and returns one of the same shape; lengths scale
 with the shorter side.
 """
 
@@ -9,80 +9,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pseudo_labels.stylize.filters import (
-    Filter,
-    _blur,
-    _contrast,
-    _edges,
-    _gradient_map,
-    _kuwahara,
-    _luma,
-    _radius,
-    _saturate,
+from pseudo_labels.stylize.filters import Filter
+from pseudo_labels.stylize.image_ops import (
+    blur,
+    contrast,
+    edges,
+    gradient_map,
+    kuwahara,
+    luma,
+    radius,
+    saturate,
 )
+
+# Part of fingerprints; change it whenever the output of a filter changes.
+REVISION = "efae675bc9db01f9"
 
 
 def posterised(image: Tensor) -> Tensor:
-    """Screen print: five flat tones a channel, saturated, with dark outlines.
+    """Screen print: five flat tones per channel, saturated, with dark outlines.
 
     Args:
-        image: picture [3, H, W] in [0, 1].
+        image: [3, H, W] in [0, 1].
 
     Returns:
-        Styled picture [3, H, W] in [0, 1].
+        Styled image [3, H, W] in [0, 1].
     """
-    flat = _kuwahara(image, _radius(image, 0.8))
-    vivid = _saturate(_contrast(flat, 1.2), 1.8).clamp(0, 1)
+    flat = kuwahara(image, radius(image, 0.8))
+    vivid = saturate(contrast(flat, 1.2), 1.8).clamp(0, 1)
     tones = _steps(vivid, 4)
-    outline = ((_edges(_blur(flat, 0.4)) - 0.22) / 0.2).clamp(0, 1)
+    outline = ((edges(blur(flat, 0.4)) - 0.22) / 0.2).clamp(0, 1)
     return (tones * (1 - 0.85 * outline)).clamp(0, 1)
 
 
 def neon(image: Tensor) -> Tensor:
-    """Neon tubes in the dark: glowing outlines in the colours of what they go round.
+    """Neon tubes in the dark: glowing outlines in the objects' colours.
 
     Args:
-        image: picture [3, H, W] in [0, 1].
+        image: [3, H, W] in [0, 1].
 
     Returns:
-        Styled picture [3, H, W] in [0, 1].
+        Styled image [3, H, W] in [0, 1].
     """
-    soft = _blur(image, 0.5)
-    tube = ((_edges(soft) - 0.08) / 0.25).clamp(0, 1)
-    hue = _saturate(_blur(image, 1.0), 4.0)
+    soft = blur(image, 0.5)
+    tube = ((edges(soft) - 0.08) / 0.25).clamp(0, 1)
+    hue = saturate(blur(image, 1.0), 4.0)
     hue = (hue - hue.amin(0, keepdim=True)) / (
         hue.amax(0, keepdim=True) - hue.amin(0, keepdim=True) + 0.08
     )
     hue = 0.25 + 0.75 * hue
-    glow = _blur(tube * hue, 1.6)
-    dark = 0.16 * _blur(image, 0.8).square() * image.new_tensor([0.7, 0.6, 1.6])[:, None, None]
+    glow = blur(tube * hue, 1.6)
+    dark = 0.16 * blur(image, 0.8).square() * image.new_tensor([0.7, 0.6, 1.6])[:, None, None]
     core = (tube**3).expand_as(hue) * 0.5
     return (dark + tube * hue + 0.9 * glow + core).clamp(0, 1)
 
 
 def blueprint(image: Tensor) -> Tensor:
-    """White lines on blue drafting paper, shaded a little by the photo's tones.
+    """White lines on blue drafting paper, shaded slightly by the photo's tones.
 
     Args:
-        image: picture [3, H, W] in [0, 1].
+        image: [3, H, W] in [0, 1].
 
     Returns:
-        Styled picture [3, H, W] in [0, 1].
+        Styled image [3, H, W] in [0, 1].
     """
     paper = image.new_tensor([0.04, 0.20, 0.52])[:, None, None]
-    shade = 0.75 + 0.5 * _steps(_luma(_blur(image, 0.6)), 4)
-    line = ((_edges(_blur(image, 0.5)) - 0.08) / 0.22).clamp(0, 1)
+    shade = 0.75 + 0.5 * _steps(luma(blur(image, 0.6)), 4)
+    line = ((edges(blur(image, 0.5)) - 0.08) / 0.22).clamp(0, 1)
     return (paper * shade * (1 - line) + 0.95 * line).clamp(0, 1)
 
 
 def risograph(image: Tensor) -> Tensor:
-    """Two inks on cream paper, warm red in the lights' shadows and deep green in the dark, dotted.
+    """Two inks in halftone dots on cream paper: warm red mid-tones, deep green shadows.
 
     Args:
-        image: picture [3, H, W] in [0, 1].
+        image: [3, H, W] in [0, 1].
 
     Returns:
-        Styled picture [3, H, W] in [0, 1].
+        Styled image [3, H, W] in [0, 1].
     """
     stops = image.new_tensor(
         [
@@ -93,22 +96,22 @@ def risograph(image: Tensor) -> Tensor:
             [0.98, 0.94, 0.84],
         ]
     )
-    tone = _contrast(_luma(_blur(image, 0.3)), 1.25)
-    return _gradient_map((tone + 0.22 * _dots(image)).clamp(0, 1), stops)
+    tone = contrast(luma(blur(image, 0.3)), 1.25)
+    return gradient_map((tone + 0.22 * _dots(image)).clamp(0, 1), stops)
 
 
 def ink_drawing(image: Tensor) -> Tensor:
     """Fine ink lines on warm paper, hatched where it is dark.
 
     Args:
-        image: picture [3, H, W] in [0, 1].
+        image: [3, H, W] in [0, 1].
 
     Returns:
-        Styled picture [3, H, W] in [0, 1].
+        Styled image [3, H, W] in [0, 1].
     """
-    tone = _luma(_blur(image, 0.25))
-    soft = _blur(image, 0.12)
-    line = ((_steps_between(soft, _radius(image, 0.25)) - 0.05) / 0.13).clamp(0, 1)
+    tone = luma(blur(image, 0.25))
+    soft = blur(image, 0.12)
+    line = ((_steps_between(soft, radius(image, 0.25)) - 0.05) / 0.13).clamp(0, 1)
     hatch = torch.zeros_like(tone)
     for darkness, direction in ((0.52, 1), (0.34, -1), (0.18, 0)):
         depth = ((darkness - tone) / 0.12).clamp(0, 1)
@@ -120,19 +123,19 @@ def ink_drawing(image: Tensor) -> Tensor:
 
 
 def fine_pixel_art(image: Tensor) -> Tensor:
-    """Pixel art of 72 cells along the shorter side, in which small objects keep their shape.
+    """Pixel art with 72 cells along the shorter side; small objects keep their shape.
 
     Args:
-        image: picture [3, H, W] in [0, 1].
+        image: [3, H, W] in [0, 1].
 
     Returns:
-        Styled picture [3, H, W] in [0, 1], in a palette of 5 levels a channel.
+        Styled image [3, H, W] in [0, 1], in a palette of 5 levels per channel.
     """
     height, width = image.shape[-2:]
     cell = max(4, round(min(height, width) / 72))
     padded = F.pad(image[None], (0, -width % cell, 0, -height % cell), mode="replicate")
     cells = F.avg_pool2d(padded, cell)[0]
-    palette = _steps(_saturate(_contrast(cells, 1.25), 1.6), 4)
+    palette = _steps(saturate(contrast(cells, 1.25), 1.6), 4)
     blocks = palette.repeat_interleave(cell, dim=-2).repeat_interleave(cell, dim=-1)
     return blocks[:, :height, :width].contiguous()
 

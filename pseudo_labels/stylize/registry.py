@@ -1,24 +1,24 @@
-"""Styles files: which styles there are, the words they go by, and how their pictures are made.
+"""Styles files: the names of styles, their words in prompts, and how their images are made.
 
     styles:
       starry-night:
-        phrase: starry night        # words in prompts; the name itself when left out
+        phrase: starry night        # words in prompts (default: the name)
         stylizer: painting          # filter | painting | diffusion | gallery | mamba
-        settings: {style: 19}       # arguments of the stylizer
+        settings: {style: 19}       # settings of the stylizer
 
-A new kind of stylizer is one entry in `STYLIZERS`.
+To add a kind of stylizer, subclass `pseudo_labels.stylize.base.Stylizer` and add an entry to
+`STYLIZERS`.
 """
 
 import importlib
 import importlib.resources
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pseudo_labels.stylize import Stylizer
+from pseudo_labels.stylize.base import Stylizer
 from regionroute.config.io import parse_yaml
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, nearest
@@ -26,41 +26,40 @@ from regionroute.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class _Kind:
-    """A stylizer's class, imported when it is asked for: filters do without the networks' weight.
+    """A stylizer's class, imported on first use so that filters do not import networks.
 
     Attributes:
-        module: where the class is.
-        name: the class; its arguments are the settings.
-        words: the setting that the phrase fills if nothing else does.
+        module: module of the class.
+        name: name of the class.
+        words: the setting whose default is the phrase.
     """
 
     module: str
     name: str
     words: str | None = None
 
-    def build(self, **settings: Any) -> Stylizer:
+    def build(self, **settings: Any) -> Stylizer[Any]:
         """The stylizer with these settings."""
-        made: Stylizer = self._class()(**settings)
-        return made
+        return self._class().build(**settings)
 
     def settings(self) -> Iterable[str]:
         """Names of the settings."""
-        return inspect.signature(self._class()).parameters
+        return self._class().settings_class.model_fields
 
-    def _class(self) -> Callable[..., Stylizer]:
-        found: Callable[..., Stylizer] = getattr(importlib.import_module(self.module), self.name)
+    def _class(self) -> type[Stylizer[Any]]:
+        found: type[Stylizer[Any]] = getattr(importlib.import_module(self.module), self.name)
         return found
 
 
 STYLIZERS: dict[str, _Kind] = {
-    "filter": _Kind("pseudo_labels.stylize", "FunctionalStylizer"),
+    "filter": _Kind("pseudo_labels.stylize.functional", "FunctionalStylizer"),
     "painting": _Kind("pseudo_labels.stylize.painting", "PaintingStylizer"),
     "diffusion": _Kind("pseudo_labels.stylize.diffusion", "DiffusionStylizer"),
     "gallery": _Kind("pseudo_labels.stylegallery.stylizer", "AttentionEnergyStylizer"),
     "mamba": _Kind("pseudo_labels.stylemamba.stylizer", "MambaStylizer", words="prompt"),
 }
 
-# Settings that are file names, relative to the styles file; the latter may be hub ids instead.
+# Settings that are file names, relative to the styles file; the second group may be hub ids.
 _PATHS = ("reference", "references", "fitted", "picture", "images", "vgg", "sam", "config")
 _PATHS_OR_IDS = ("model", "lora", "dino", "depth")
 
@@ -75,14 +74,14 @@ class StyleEntry:
     Attributes:
         spec: name and phrase.
         stylizer: a key of `STYLIZERS`.
-        settings: arguments of the stylizer, file names already absolute.
+        settings: settings of the stylizer; file names are absolute.
     """
 
     spec: StyleSpec
     stylizer: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self) -> Stylizer:
+    def build(self) -> Stylizer[Any]:
         """Make the stylizer.
 
         Raises:
@@ -120,7 +119,7 @@ def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[
     content = parse_yaml(text, label)
     rows = content.get("styles") if isinstance(content, dict) else None
     if not isinstance(rows, dict) or not rows:
-        raise UserError(f"{label}: a styles file holds 'styles:' with one entry a style")
+        raise UserError(f"{label}: a styles file holds 'styles:' with one entry per style")
     for key in content:
         if key != "styles":
             raise UserError(f"{label}: unknown key '{key}', the only one is 'styles'")
@@ -131,12 +130,12 @@ def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[
     names = list(names)
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{label}: style '{name}' is asked for twice")
+            raise UserError(f"{label}: style '{name}' is named twice")
     return [_named(entries, name, label) for name in names]
 
 
 def _read(source: str | Path) -> tuple[str, str, Path]:
-    """Text, name for messages, and the folder that relative file names start from."""
+    """Text, name in messages, and the folder of relative file names."""
     path = Path(source)
     if str(source) in packaged_styles() and not path.is_file():
         file = importlib.resources.files("pseudo_labels") / "styles" / f"{source}.yaml"
@@ -146,11 +145,11 @@ def _read(source: str | Path) -> tuple[str, str, Path]:
     except (FileNotFoundError, IsADirectoryError) as error:
         packaged = ", ".join(packaged_styles())
         raise UserError(
-            f"{source}: no such styles file; packaged ones are {packaged} (names of single styles "
-            "go to --only)"
+            f"{source}: no such styles file; packaged files: {packaged} (name single "
+            "styles with --only)"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{source}: this is not UTF-8 text, save it as UTF-8") from error
+        raise UserError(f"{source}: this file is not UTF-8 text, save it as UTF-8") from error
 
 
 def _entry(name: str, row: Any, label: str, folder: Path) -> StyleEntry:
@@ -165,7 +164,7 @@ def _entry(name: str, row: Any, label: str, folder: Path) -> StyleEntry:
             raise UserError(_unknown(where, "key", key, known))
     phrase = row.get("phrase")
     if phrase is not None and not (isinstance(phrase, str) and phrase.strip()):
-        raise UserError(f"{where}: 'phrase' must be some words")
+        raise UserError(f"{where}: 'phrase' must be text")
     kind = row.get("stylizer")
     if not isinstance(kind, str) or kind not in STYLIZERS:
         raise UserError(_unknown(where, "stylizer", kind, STYLIZERS))
@@ -180,19 +179,31 @@ def _settings(settings: Any, kind: str, where: str, folder: Path) -> dict[str, A
     for key in settings:
         if key not in known:
             raise UserError(_unknown(where, "setting", key, known))
-        if key in (*_PATHS, *_PATHS_OR_IDS) and not isinstance(settings[key], str):
-            raise UserError(f"{where}: setting '{key}' must be a file name, not {settings[key]!r}")
+        _check_path(key, settings[key], where)
     return {key: _located(key, value, folder) for key, value in settings.items()}
+
+
+def _check_path(key: str, value: Any, where: str) -> None:
+    """Refuse a file setting that is no text."""
+    if key in (*_PATHS, *_PATHS_OR_IDS) and not isinstance(value, str):
+        raise UserError(f"{where}: setting '{key}' must be a file name, not {value!r}")
+    if key == "loras":
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise UserError(f"{where}: setting 'loras' must be a list of {{file: ..., scale: ...}}")
+        for item in value:
+            _check_path("lora", item.get("file"), f"{where}: loras")
 
 
 def _located(key: str, value: Any, folder: Path) -> Any:
     """File names as paths from where the program runs."""
+    if key == "loras":
+        return [item | {"file": _located("lora", item["file"], folder)} for item in value]
     is_file = key in _PATHS or (key in _PATHS_OR_IDS and (folder / value).exists())
     return str(folder / value) if is_file else value
 
 
 def _check_phrases(entries: Mapping[str, StyleEntry], label: str) -> None:
-    """Two styles of one phrase could never be told apart in a prompt."""
+    """Two styles with one phrase could not be distinguished in a prompt."""
     seen: dict[str, str] = {}
     for name, entry in entries.items():
         other = seen.setdefault(entry.spec.words.lower(), name)

@@ -17,8 +17,8 @@ from pseudo_labels.job import BuildSettings, slug
 from pseudo_labels.label import main
 from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.segment.given import read_labels
-from pseudo_labels.stylize import FunctionalStylizer
 from pseudo_labels.stylize.filters import FILTERS
+from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import EditSample, read_manifest

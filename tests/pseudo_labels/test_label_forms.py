@@ -18,8 +18,8 @@ from pseudo_labels.label import main
 from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import FinderSettings
-from pseudo_labels.stylize import FunctionalStylizer
 from pseudo_labels.stylize.filters import FILTERS
+from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import StyleEntry, load_styles
 from regionroute.data.images import write_image
 from regionroute.data.manifest import read_manifest

@@ -32,7 +32,7 @@ def disc():
 
 
 def run(gallery, pictures, **options):
-    references = [gallery.look(f"r{n}", image) for n, image in enumerate(pictures[1:])]
+    references = [gallery.analyse(f"r{n}", image) for n, image in enumerate(pictures[1:])]
     return gallery.restyle(pictures[0], references, **options)
 
 
@@ -184,8 +184,12 @@ def test_a_styles_file(pictures, disc, tmp_path):
     assert torch.equal(styled[:, :10], pictures[0][:, :10])
     batch = stylizer.stylize(pictures[0][None], StyleSpec("mine"), mask=disc[None])
     assert torch.equal(batch[0], styled)
-    other = AttentionEnergyStylizer(
-        str(tmp_path / "refs"), model="random", dino="random", cache=None, overrides=["size=64"]
+    other = AttentionEnergyStylizer.build(
+        references=str(tmp_path / "refs"),
+        model="random",
+        dino="random",
+        cache=None,
+        overrides=["size=64"],
     )
     assert other.fingerprint != stylizer.fingerprint
     assert other.needs == frozenset()

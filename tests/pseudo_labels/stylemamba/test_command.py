@@ -171,7 +171,7 @@ def test_a_trained_module_takes_new_words(folder, capsys):
 class TestStylizer:
     def make(self, **more):
         settings = {"images": "photos", "encoder": "random", "vae": "random", "cache": "cache"}
-        return MambaStylizer(**settings | {"overrides": FIT, "prompt": "neon"} | more)
+        return MambaStylizer.build(**settings | {"overrides": FIT, "prompt": "neon"} | more)
 
     def test_it_fits_once_and_keeps_what_it_fitted(self, folder, pictures, monkeypatch):
         fits = []
@@ -243,7 +243,7 @@ class TestStylizer:
         [
             ({"images": None}, "either 'fitted', a folder, or 'images'"),
             ({"fitted": "styles"}, "either 'fitted', a folder, or 'images'"),
-            ({"prompt": None}, "needs a 'prompt' or a 'picture'"),
+            ({"prompt": None}, "give a 'prompt' or a 'picture'"),
             ({"strength": 3}, "strength of a mamba style is 3"),
             ({"gate": 2}, "gate of a mamba style"),
             ({"images": "nowhere"}, "nowhere: no such picture or folder"),

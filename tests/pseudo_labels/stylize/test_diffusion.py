@@ -31,7 +31,7 @@ def model(request, img2img, tiny_base):
 
 
 def test_shape_range_seed_and_an_untouched_content(model):
-    stylizer = DiffusionStylizer(model, steps=2, strength=0.9)
+    stylizer = DiffusionStylizer.build(model=model, steps=2, strength=0.9)
     before = PICTURE.clone()
     styled = stylizer.stylize(PICTURE, SPEC, generator=seeded())
     assert styled.shape == PICTURE.shape
@@ -45,7 +45,7 @@ def test_shape_range_seed_and_an_untouched_content(model):
 
 
 def test_it_goes_to_another_process_as_settings_alone(model):
-    stylizer = DiffusionStylizer(model, steps=1)
+    stylizer = DiffusionStylizer.build(model=model, steps=1)
     data = pickle.dumps(stylizer)
     assert len(data) < 2000
     other = pickle.loads(data)
@@ -68,8 +68,8 @@ def test_the_style_is_named_in_the_pipelines_own_manner(model, monkeypatch):
     # The signature tells what a pipeline takes.
     listening.__signature__ = __import__("inspect").signature(original)
     monkeypatch.setattr(type(pipeline), "__call__", listening)
-    DiffusionStylizer(model, steps=1).stylize(PICTURE, SPEC, generator=seeded())
-    own = DiffusionStylizer(model, steps=1, size=80, prompt="{style}!")
+    DiffusionStylizer.build(model=model, steps=1).stylize(PICTURE, SPEC, generator=seeded())
+    own = DiffusionStylizer.build(model=model, steps=1, size=80, prompt="{style}!")
     own.stylize(PICTURE, SPEC, generator=seeded())
     usual = "a picture in neon style" if "sd" in model else "make the image in neon style"
     assert [prompt for prompt, _ in said] == [usual, "neon!"]
@@ -94,7 +94,7 @@ class TestLora:
 
     def test_it_is_switched_on_and_off_in_one_pipeline(self, tiny_base, lora):
         plain, styled, weak = (
-            DiffusionStylizer(str(tiny_base), steps=2, **settings)
+            DiffusionStylizer.build(model=str(tiny_base), steps=2, **settings)
             for settings in ({}, {"lora": lora}, {"lora": lora, "lora_scale": 0.0})
         )
         without = plain.stylize(PICTURE, SPEC, generator=seeded())
@@ -105,13 +105,48 @@ class TestLora:
         assert torch.allclose(weak.stylize(PICTURE, SPEC, generator=seeded()), without, atol=0.01)
         assert len({s.fingerprint for s in (plain, styled, weak)}) == 3
 
+    def test_several_are_added_up_with_their_scales(self, tiny_base, lora, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        state = {key: value.flip(-1) for key, value in load_file(lora).items()}
+        other = str(tmp_path / "other.safetensors")
+        save_file({key: value.contiguous() for key, value in state.items()}, other)
+
+        def styled(*loras, **settings):
+            rows = [{"file": file, "scale": scale} for file, scale in loras]
+            stylizer = DiffusionStylizer.build(
+                model=str(tiny_base), steps=2, loras=rows, **settings
+            )
+            return stylizer.stylize(PICTURE, SPEC, generator=seeded()), stylizer.fingerprint
+
+        both, name = styled((lora, 1.0), (other, 1.0))
+        single, _ = styled((lora, 1.0))
+        assert torch.equal(single, styled(lora=lora)[0])
+        assert (both - single).abs().max() > 0.01
+        assert torch.allclose(styled((lora, 1.0), (other, 0.0))[0], single, atol=0.01)
+        assert (styled((lora, 1.0), (other, 0.5))[0] - both).abs().max() > 0.01
+        names = {name, styled((lora, 1.0), (other, 0.5))[1], styled((other, 1.0), (lora, 1.0))[1]}
+        assert len(names) == 3
+
+    def test_a_styles_file_names_them_relative_to_itself(self, tiny_base, lora, tmp_path):
+        (tmp_path / "beside.safetensors").symlink_to(lora)
+        (tmp_path / "styles.yaml").write_text(
+            "styles:\n  both:\n    stylizer: diffusion\n    settings:\n      model: some/model\n"
+            "      loras: [{file: beside.safetensors}, {file: hub/lora, scale: 0.5}]\n"
+        )
+        [entry] = load_styles(tmp_path / "styles.yaml")
+        files = [(item.file, item.scale) for item in entry.build().settings.loras]
+        assert files == [(str(tmp_path / "beside.safetensors"), 1.0), ("hub/lora", 0.5)]
+
     def test_files_that_are_no_lora_of_this_pipeline(self, tiny_base, tmp_path):
         from safetensors.torch import save_file
 
         (tmp_path / "text.safetensors").write_text("no weights")
         save_file({"unet.other.lora_A.weight": torch.ones(4, 4)}, tmp_path / "other.safetensors")
         for name in ("text", "other", "none"):
-            stylizer = DiffusionStylizer(str(tiny_base), lora=str(tmp_path / f"{name}.safetensors"))
+            stylizer = DiffusionStylizer.build(
+                model=str(tiny_base), lora=str(tmp_path / f"{name}.safetensors")
+            )
             with pytest.raises(UserError, match="this LoRA"):
                 stylizer.load()
 
@@ -119,17 +154,20 @@ class TestLora:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"model": ""}, "needs 'model'"),
+        ({"model": ""}, "model of a diffusion style is ''"),
         ({"strength": 0}, "strength of a diffusion style is 0"),
-        ({"steps": 0}, "has 0 steps"),
+        ({"steps": 0}, "steps of a diffusion style is 0"),
         ({"size": 8}, "size of a diffusion style is 8"),
         ({"dtype": "int8"}, "dtype of a diffusion style is 'int8'"),
-        ({"prompt": "neon"}, "must hold {style}"),
+        ({"prompt": "neon"}, "must contain {style}"),
+        ({"lora": "a", "loras": [{"file": "b"}]}, "'lora' or 'loras', not both"),
+        ({"loras": [{"file": "b"}, {"file": "b"}]}, "names a file twice"),
+        ({"loras": [{"scale": 1}]}, "needs 'loras.file'"),
     ],
 )
 def test_wrong_settings(settings, told):
     with pytest.raises(UserError, match=told):
-        DiffusionStylizer(**({"model": "some/model"} | settings))
+        DiffusionStylizer.build(**({"model": "some/model"} | settings))
 
 
 def test_models_that_cannot_be_had(tmp_path, networks):
@@ -142,7 +180,7 @@ def test_models_that_cannot_be_had(tmp_path, networks):
         ("/no/such/folder", "no such folder"),
     ):
         with pytest.raises(UserError, match=told) as error:
-            DiffusionStylizer(str(name)).load()
+            DiffusionStylizer.build(model=str(name)).load()
         assert "\n" not in str(error.value)
 
 

@@ -91,7 +91,7 @@ def test_wrong_settings_name_the_style(tmp_path, settings, message):
 
 
 def test_a_missing_file_and_an_unknown_style_say_what_there_is(tmp_path):
-    with pytest.raises(UserError, match="packaged ones are painting, photos, scenes"):
+    with pytest.raises(UserError, match="packaged files: painting, photos, scenes"):
         load_styles(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="nearest known one is 'line-art'"):
         load_styles("scenes", ["lineart"])

@@ -1,0 +1,52 @@
+"""Exact filters as a stylizer: no weights, nothing random, targets known to the last bit."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import Generator, Tensor
+
+from pseudo_labels.stylize import filters, photo_filters
+from pseudo_labels.stylize.base import Stylizer
+from pseudo_labels.stylize.filters import Filter
+from regionroute.config.base import Section
+from regionroute.data.manifest import StyleSpec
+from regionroute.errors import UserError, nearest
+
+ALL_FILTERS: Mapping[str, Filter] = filters.FILTERS | photo_filters.PHOTO_FILTERS
+
+
+class FilterSettings(Section):
+    """Settings of `FunctionalStylizer`."""
+
+    filter: str = Field(description="name in filters.FILTERS or photo_filters.PHOTO_FILTERS")
+
+
+class FunctionalStylizer(Stylizer[FilterSettings]):
+    """Applies one exact filter.
+
+    Args:
+        settings: which filter.
+
+    Raises:
+        UserError: no filter has this name.
+    """
+
+    kind = "filter"
+    settings_class = FilterSettings
+
+    def __init__(self, settings: FilterSettings) -> None:
+        name = settings.filter
+        if name not in ALL_FILTERS:
+            close = nearest(name, list(ALL_FILTERS))
+            raise UserError(f"unknown filter '{name}', the nearest known one is '{close}'")
+        self._filter = ALL_FILTERS[name]
+        revisions = [filters.REVISION]
+        if name not in filters.FILTERS:
+            revisions.append(photo_filters.REVISION)
+        super().__init__(settings, " ".join([name, *revisions]))
+
+    def restyle(
+        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        """See `Stylizer.stylize`; style, mask and generator are not used."""
+        return self._filter(image)
