@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class StyleNet(nn.Module):
-    """CLIPstyler's network in short: a small U-Net on pixels that starts near the photo."""
+    """CLIPstyler's network, reduced: a small U-Net on pixels that starts near the photo."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ def _conv(enter: int, leave: int) -> nn.Sequential:
 
 
 class Pixels(nn.Module):
-    """A codec that does nothing."""
+    """The identity codec."""
 
     facts = {"name": "pixels", "weights": "none", "random": False}  # noqa: RUF012
 
     def encode(self, images: Tensor) -> Tensor:
-        """The pictures themselves."""
+        """The images themselves."""
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The pictures themselves."""
+        """The images themselves."""
         return latents

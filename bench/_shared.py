@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired timing, peak memory, and where a number was measured."""
+"""Shared by the benchmarks: paired timing, peak memory, provenance of a number."""
 
 import argparse
 import gc
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-# It tells, whenever it is installed, of a faster kernel for 4 bits on some processors.
+# It logs an advertisement for a faster 4-bit kernel on some CPUs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,7 +26,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def provenance(packages: Sequence[str] = ("torch", "diffusers", "deepspeed")) -> dict[str, Any]:
-    """Command, machine and versions, to stand beside every result."""
+    """Command, machine and versions: part of every result."""
     cuda = torch.cuda.is_available()
     return {
         "command": " ".join(["python", *sys.argv]),
@@ -41,13 +41,15 @@ def provenance(packages: Sequence[str] = ("torch", "diffusers", "deepspeed")) ->
 
 
 def add_result_argument(parser: argparse.ArgumentParser, name: str, device: str = "cpu") -> None:
-    """Adds ``--result FILE``; results of a GPU go to a file of their own."""
+    """Add ``--result FILE``; GPU results go to a separate file."""
     usual = RESULTS / (f"{name}.json" if device == "cpu" else f"{name}_{device}.json")
-    parser.add_argument("--result", type=Path, default=usual, help="file for the result")
+    parser.add_argument(
+        "--result", type=Path, default=usual, help="output file (default: %(default)s)"
+    )
 
 
 def run_python(*arguments: object) -> None:
-    """Runs Python with arguments and ends if that fails."""
+    """Run Python with arguments; raise if it fails."""
     print("$ python", *arguments, flush=True)
     subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
@@ -57,22 +59,22 @@ def paired_seconds(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Times all methods once in every round, so that what else the machine does hits them alike.
+    """Time all methods once per round, so that other load affects them alike.
 
     Args:
-        methods: name -> what to time; each is called once before, unmeasured.
-        rounds: measured calls of each.
-        clock: `time.process_time` counts the processor's time alone.
+        methods: name -> callable; each is called once before, unmeasured.
+        rounds: measured calls per method.
+        clock: `time.process_time` counts CPU time only.
 
     Returns:
-        name -> seconds, one a round.
+        name -> seconds, one value per round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     names = list(methods)
     for run in methods.values():
         run()
     for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # each comes first
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # rotate the order
             _synchronize()
             start = clock()
             methods[name]()
@@ -82,7 +84,7 @@ def paired_seconds(
 
 
 def median_ratio(seconds: dict[str, list[float]], name: str, rival: str) -> float:
-    """Median over the rounds of a method's time over its rival's in the same round."""
+    """Median over rounds of a method's time divided by its rival's in the same round."""
     pairs = zip(seconds[name], seconds[rival], strict=True)
     return statistics.median(a / b for a, b in pairs)
 
@@ -93,9 +95,9 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 
 def peak_bytes(run: Callable[[], object]) -> int | None:
-    """Memory that one call adds at its peak: of the GPU, else of a forked process.
+    """Peak memory that one call adds: on the GPU, else in a forked process.
 
-    None where neither can be read (not Linux).
+    None if neither can be read (not Linux).
     """
     if torch.cuda.is_available():
         run()
@@ -117,10 +119,10 @@ def peak_bytes(run: Callable[[], object]) -> int | None:
 
 
 def _peak_in_this_process(run: Callable[[], object], send: Any) -> None:
-    torch.set_num_threads(1)  # the parent's thread pool does not survive the fork
+    torch.set_num_threads(1)  # the parent's thread pool does not survive a fork
     gc.collect()
     before = _status("VmRSS")
-    _RESET.write_text("5")  # forget the peak so far
+    _RESET.write_text("5")  # reset the peak
     run()
     send.send(_status("VmHWM") - before)
 

@@ -1,14 +1,14 @@
-"""Does an edit notice that the word is not in the picture?
+"""Does an edit notice that the named object is absent?
 
     python bench/absent_words.py
     python bench/absent_words.py --base nano-photos --manifest data/photo_pairs \
         --result bench/results/absent_words_photos.json
 
-Held-out pictures, each edited once by a word of its own and once by one that is not there: how
-often is the object said to be hardly found, with the experts that come with the base? The area
-under the ROC curve says how well the attention on the region tells the two apart at any threshold.
-Pictures are drawn scenes, or the split "test" of a manifest's photos, whose other words count as
-not there. The result goes to bench/results/absent_words.json.
+Test images, each edited once with the word of an object in it and once with an absent word, with
+the experts that ship with the base: how often does the edit warn that the object was hardly found?
+The area under the ROC curve says how well the attention on the region separates the two at any
+threshold. Images are drawn scenes, or the split "test" of a manifest's photos, whose other words
+count as absent. The result goes to bench/results/absent_words.json.
 """
 
 import argparse
@@ -29,18 +29,18 @@ from regionroute.editing.editor import Editor, load_editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json
 
-Case = tuple[Tensor, str, str]  # a picture [3,H,W], a word of its own, one that is not there
+Case = tuple[Tensor, str, str]  # image [3,H,W], a present word, an absent word
 
 
 def main() -> int:
-    """Edits and counts."""
+    """Edit and count."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", default="nano")
     parser.add_argument("--experts", default="auto", help="default: those of the base")
-    parser.add_argument("--manifest", type=Path, help="of photo pairs, in place of scenes")
-    parser.add_argument("--count", type=int, default=256, help="pictures")
+    parser.add_argument("--manifest", type=Path, help="photo pairs instead of scenes")
+    parser.add_argument("--count", type=int, default=256, help="images to edit")
     add_result_argument(parser, "absent_words")
     args = parser.parse_args()
     editor = load_editor(args.base, args.experts)
@@ -48,7 +48,7 @@ def main() -> int:
     cases = scenes(args.count) if args.manifest is None else photos(editor, args.manifest)
     level: dict[bool, list[float]] = {True: [], False: []}
     options = EditOptions(mode="routed", closer=False)
-    for i, (picture, own, missing) in enumerate(tqdm(cases, "editing", unit="picture")):
+    for i, (picture, own, missing) in enumerate(tqdm(cases, "editing", unit="image")):
         if i >= args.count:
             break
         requests = [EditRequest(word, styles[i % len(styles)], seed=i) for word in (own, missing)]
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def scenes(count: int) -> Iterator[Case]:
-    """Drawn scenes of the held-out seeds."""
+    """Drawn scenes from the test seeds."""
     for seed in range(HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.start + count):
         scene, rng = render_scene(seed), np.random.default_rng(seed)
         missing = [word for word in SPRITES if word not in scene.words()]
@@ -78,7 +78,7 @@ def scenes(count: int) -> Iterator[Case]:
 
 
 def photos(editor: Editor, manifest: Path) -> Iterator[Case]:
-    """Held-out photos at the model's size, each once."""
+    """Test photos at the model's size, one case each."""
     read, rng = read_manifest(manifest), np.random.default_rng(0)
     samples = [sample for sample in read.samples if sample.split == "test"]
     words: dict[str, set[str]] = {}

@@ -1,12 +1,12 @@
-"""What exact style-token columns cost on top of attention: time and memory, forward and backward.
+"""The cost of exact style-token columns on top of attention: time and memory, both passes.
 
-    python bench/attention.py               # all shapes this machine can take
+    python bench/attention.py               # all shapes that fit this machine
     python bench/attention.py --shapes nano --rounds 50
 
 Rivals in the same run: `F.scaled_dot_product_attention` alone (no columns), the dense softmax with
-its columns picked out, and the published code's scheme (a softmax over the selected tokens only;
-re-expressed, without its Python loops: cheaper, and without a signal for a one-token style). Both
-repairs of the backward pass stand side by side, and every other kernel that runs here.
+its columns selected, and the published code's scheme (a softmax over the selected tokens only;
+rewritten without its Python loops: cheaper, but no gradient for one-token styles). Both fixes of
+the backward pass are compared, and every other kernel that runs here.
 The result goes to bench/results/attention.json, on a GPU to attention_cuda.json.
 """
 
@@ -47,7 +47,7 @@ Run = Callable[..., tuple[Tensor, Tensor | None]]
 def dense(
     query: Tensor, key: Tensor, value: Tensor, columns: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor]:
-    """The whole attention matrix, as diffusers' attention stores keep it."""
+    """The full attention matrix, as diffusers' attention stores keep it."""
     matrix = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
     index = columns.flatten(1)[:, None, None].expand(-1, *matrix.shape[1:3], -1)
     probs = matrix.gather(-1, index)[:, :, rows].float()
@@ -57,17 +57,17 @@ def dense(
 def plain(
     query: Tensor, key: Tensor, value: Tensor, columns: Tensor, rows: slice
 ) -> tuple[Tensor, None]:
-    """No columns at all."""
+    """No columns."""
     return F.scaled_dot_product_attention(query, key, value), None
 
 
 def padded(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """`attend` with the other repair of its backward pass."""
+    """`attend` with the other fix of its backward pass."""
     return attend(*args, **options)
 
 
 def methods() -> dict[str, Run]:
-    """Everything that is compared; a kernel that cannot run here is dropped later."""
+    """All methods; a kernel that cannot run here is dropped later."""
     named = {
         f"attend ({name})": partial(attend, backend=name) for name in ("cudnn", "xformers", "flex")
     }
@@ -82,14 +82,14 @@ def methods() -> dict[str, Run]:
 
 
 def main() -> int:
-    """Measures every shape and writes the result."""
+    """Measure every shape and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cuda = torch.cuda.is_available()
     usual = [name for name in SHAPES if cuda or not name.startswith("flux")]
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=usual)
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds a shape")
+    parser.add_argument("--rounds", type=int, default=15, help="measured rounds per shape")
     add_result_argument(parser, "attention", "cuda" if cuda else "cpu")
     args = parser.parse_args()
     result = provenance(("torch",)) | {"shapes": {}}
@@ -149,7 +149,7 @@ def step(run: Run, inputs: Tensor, columns: Tensor, rows: slice, weights: Tensor
 
 
 def with_padding(run: Callable[[], None]) -> None:
-    """Runs with the padded repair in every precision."""
+    """Run with the padded repair in every precision."""
     before = kernels.needs_padding
     kernels.needs_padding = lambda dtype: True
     try:

@@ -1,15 +1,15 @@
-"""What does each part of a routed edit do? Controls on the experts of bench/supervision.py.
+"""What does each part of a routed edit contribute? Controls on the experts of bench/supervision.py.
 
     python bench/supervision.py && python bench/controls.py      # the latter: 10 minutes, two cores
 
-The same held-out scenes, noise and experts of every seed, edited plainly and routed, with and
-without supervision, and by the controls: the gate always open, the true mask in place of the map,
-the true mask of another scene, the base's own map of the object word (training-free), a composite
-in pixels of the global restyle by the same gates, and the other branches that
-configs/nano.yaml could have chosen. Differences are to the routed edit with supervision, sample by
-sample, averaged over the seeds, with 95 % intervals bootstrapped over the samples. At the end: does
-supervision harm what the experts know of their styles? The result goes to
-bench/results/controls.json.
+Same test scenes, noise and experts per seed: plain and routed edits with and without supervision,
+and the controls: the gate always open, the true mask instead of the map, the true mask of another
+scene, the base's own map of the object word (training-free), a pixel composite of the global
+restyle by the same gates, and other painting branches than that of configs/nano.yaml. There the
+base paints routed edits and the experts paint plain ones; the rows "expert's branch" separate who
+paints from routing. Differences are to the routed supervised edit, sample by sample, averaged over
+seeds, with 95 % intervals bootstrapped over samples. Finally: does supervision harm what the
+experts know of their styles? The result goes to bench/results/controls.json.
 """
 
 import argparse
@@ -44,7 +44,7 @@ MEASURES = ("error left", "success", "background", "leak", "coverage", "map IoU"
 
 
 class Scenes(NamedTuple):
-    """A batch of scenes: pictures and targets [B,3,H,W], masks [B,1,H,W], the styles' names."""
+    """A batch of scenes: images and targets [B,3,H,W], masks [B,1,H,W], style names."""
 
     requests: list[EditRequest]
     sources: Tensor
@@ -67,7 +67,7 @@ class Arms(NamedTuple):
 def edit(
     editor: Editor, scenes: Scenes, mode: str, regions: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Edits [B,3,H,W] and maps [B,h,w]; regions [B,H,W] take the place of the maps."""
+    """Return edits [B,3,H,W] and maps [B,h,w]; regions [B,H,W] replace the maps."""
     requests = scenes.requests
     if regions is not None:
         requests = [
@@ -82,13 +82,13 @@ def edit(
 
 
 def gate_off(arms: Arms, scenes: Scenes) -> tuple[Tensor, None]:
-    """The restyle of the whole picture."""
+    """Restyle the whole image."""
     open_everywhere = torch.ones_like(scenes.masks[:, 0])
     return edit(arms.supervised, scenes, "routed", open_everywhere)[0], None
 
 
 def pixel_composite(arms: Arms, scenes: Scenes) -> tuple[Tensor, None]:
-    """The restyle of the whole picture, cut out by the same gates."""
+    """Composite the restyle of the whole image by the same gates."""
     editor = arms.supervised
     [maps] = editor.site_maps(list(scenes.sources), scenes.requests).values()
     gates = pixel_gates(token_gates(maps[:, None], editor.routing), scenes.sources, editor.routing)
@@ -96,7 +96,7 @@ def pixel_composite(arms: Arms, scenes: Scenes) -> tuple[Tensor, None]:
 
 
 def with_branch(branch: str, prompt: str) -> Method:
-    """Routed edits whose style comes from elsewhere."""
+    """Routed edits with another painting branch or prompt."""
 
     def run(arms: Arms, scenes: Scenes) -> tuple[Tensor, Tensor | None]:
         editor, usual = arms.supervised, arms.supervised.routing
@@ -128,7 +128,7 @@ METHODS: dict[str, Method] = {
 
 
 def main() -> int:
-    """Edits by every method and writes the comparison."""
+    """Edit by every method and write the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -144,12 +144,12 @@ def main() -> int:
 
 
 def compare(runs: Path, seeds: Sequence[int], pictures: Path | None = None) -> dict:
-    """Edits the held-out scenes of every seed by every method.
+    """Edit the held-out scenes of every seed by every method.
 
     Args:
         runs: for each seed "seed-N/scenes" and the experts "seed-N/with" and "seed-N/without".
         seeds: the numbers.
-        pictures: folder for sheets of the first seed.
+        pictures: folder for contact sheets of the first seed.
     """
     cells: dict[str, list[list[dict[str, float]]]] = {name: [] for name in METHODS}
     styles: dict[str, list[list[float]]] = {"supervised": [], "unsupervised": []}
@@ -183,7 +183,7 @@ def compare(runs: Path, seeds: Sequence[int], pictures: Path | None = None) -> d
 
 
 def load_arms(folder: Path) -> Arms:
-    """The editors of a seed; the bare one reads the object's word where it can see the picture."""
+    """The editors of a seed; the bare one reads the object's word where it can see the image."""
     supervised, unsupervised = (
         load_editor("nano", folder / arm / "experts") for arm in ("with", "without")
     )
@@ -234,7 +234,7 @@ def measured(method: Method, arms: Arms, scenes: Scenes) -> tuple[Tensor, list[d
 
 
 def whole_style_error(editor: Editor, scenes: Scenes) -> list[float]:
-    """Error of the expert's restyle of whole pictures, relative to the unedited one's."""
+    """Error of the expert's restyle of whole images, relative to the unedited one's."""
     usual, editor.routing = editor.routing, editor.routing.model_copy(update={"branch": "expert"})
     edited, _ = edit(editor, scenes, "routed", torch.ones_like(scenes.masks[:, 0]))
     editor.routing = usual
@@ -271,7 +271,7 @@ def table(cells: dict[str, list[list[dict[str, float]]]], ids: list[int]) -> dic
 
 
 def style_harm(styles: dict[str, list[list[float]]]) -> dict[str, object]:
-    """Error of the experts on whole pictures with and without supervision."""
+    """Error of the experts on whole images with and without supervision."""
     values = {name: np.array(rows) for name, rows in styles.items()}
     means = {name: float(x.mean()) for name, x in values.items()}
     interval = describe((values["supervised"] - values["unsupervised"]).mean(0))
@@ -291,7 +291,7 @@ def write_sheet(path: Path, columns: Sequence[Tensor]) -> None:
 
 
 def show(result: dict) -> None:
-    """Prints the means of every slice."""
+    """Print the means of every slice."""
     for flag, methods in result["slices"].items():
         print(f"\n{flag}")
         for name, measures in methods.items():

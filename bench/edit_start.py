@@ -1,13 +1,13 @@
-"""How long does one edit of a photo take as a command, beside importing the stock pipeline alone?
+"""How long does one edit command take, compared with importing the stock pipeline alone?
 
     python bench/edit_start.py
 
-Whole processes in turn: ``regionroute edit`` with the embedded base for photos, and a Python that
-imports torch and the stock FluxKontextPipeline and ends; and for the same edit's parts, imports of
-torch alone and ``regionroute edit --help``. Wall time and the processor's own time of the process
-and its children. What else ran stands beside the result as the load average: only on an idle
-machine is the wall time the command's. Bytecode is in place, each process has run once before. The
-result goes to bench/results/edit_start.json.
+Whole processes in turn: ``regionroute edit`` with the embedded base for photos; a Python process
+that imports torch and the stock FluxKontextPipeline and exits; and, as parts of the edit, importing
+torch alone and ``regionroute edit --help``. Wall time and CPU time of the process and its children.
+The load average is recorded with the result: wall time means something on an idle machine only.
+Each process runs once before, unmeasured, so bytecode is compiled. The result goes to
+bench/results/edit_start.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STOCK = "import torch, diffusers; from diffusers import FluxKontextPipeline"
 
 
 def main() -> int:
-    """Measures and writes the result."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +44,7 @@ def main() -> int:
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         commands = processes(Path(folder), args.size)
-        # Compiled on the first, unmeasured call, wherever that is switched off for a session.
+        # Bytecode is written on the first, unmeasured call, even where the session disables it.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         environment.setdefault("PYTHONPYCACHEPREFIX", str(Path(folder) / "bytecode"))
         spent: dict[str, list[float]] = {name: [] for name in commands}
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def processes(folder: Path, size: int) -> dict[str, list[str]]:
-    """What is timed, by name."""
+    """Name -> command to time."""
     photo = folder / "photo.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (size // 12, size // 8, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((size, size * 2 // 3)).save(photo)
@@ -94,7 +94,7 @@ def processes(folder: Path, size: int) -> dict[str, list[str]]:
 def timed(
     command: list[str], environment: dict[str, str], spent: list[float]
 ) -> Callable[[], None]:
-    """Runs a command, and adds the processor's seconds that it took to ``spent``."""
+    """Return a call that runs a command and appends its CPU seconds to ``spent``."""
 
     def run() -> None:
         start = children()
@@ -105,7 +105,7 @@ def timed(
 
 
 def children() -> float:
-    """The processor's seconds of all processes that were started and have ended."""
+    """CPU seconds of all child processes that have ended."""
     times = os.times()
     return times.children_user + times.children_system
 

@@ -1,13 +1,12 @@
-"""How long scoring takes and how much memory: 1,000 pairs at 512 px without CLIP.
+"""Time and memory of scoring: 1,000 pairs at 512 px without CLIP.
 
     python bench/eval_speed.py --assets ../shared/assets --out out/eval_speed
 
-Pairs are crops of real photos with real masks, one method's edits, all of the default measures with
-the real AlexNet for LPIPS. Measured are the command's processor time, wall time and peak memory,
-for a tenth of the pairs and for all; a run of the tenth is killed on its way and started again. By
-default with one thread: its processor time is then what an idle core would need, whatever else the
-machine does. The limits: 10 minutes on two cores, memory that does not grow with the pairs.
-The result goes to bench/results/eval_speed.json.
+Pairs are crops of real photos with real masks; one method's edits; all default metrics with the
+real AlexNet for LPIPS. Measured: CPU time, wall time and peak memory of the command for a tenth of
+the pairs and for all; a run of the tenth is killed midway and resumed. By default with one thread,
+so that its CPU time is what an idle core would need. Limits: 10 minutes on two cores, memory that
+does not grow with the number of pairs. The result goes to bench/results/eval_speed.json.
 """
 
 import argparse
@@ -32,14 +31,16 @@ LIMIT = 600.0  # seconds
 
 
 def main() -> int:
-    """Makes the pairs unless they are there and times the command."""
+    """Make the pairs unless they exist and time the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--assets", type=Path, default=Path("../shared/assets"))
     parser.add_argument("--out", type=Path, default=Path("out/eval_speed"))
     parser.add_argument("--count", type=int, default=1000, help="pairs (default: 1000)")
-    parser.add_argument("--threads", type=int, default=1, help="of the command (default: 1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of the command (default: 1)"
+    )
     add_result_argument(parser, "eval_speed")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
@@ -74,7 +75,7 @@ def command(out: Path, weights: Path, name: str, scores: Path) -> list[str]:
 
 
 def timed(out: Path, weights: Path, name: str) -> dict[str, Any]:
-    """Wall seconds, processor seconds and peak memory of a run from nothing."""
+    """Wall seconds, CPU seconds and peak memory of a run from scratch."""
     scores = out / f"scores_{name}"
     (scores / "cache.jsonl").unlink(missing_ok=True)
     began = time.perf_counter()
@@ -91,7 +92,7 @@ def timed(out: Path, weights: Path, name: str) -> dict[str, Any]:
 
 
 def kill_and_resume(out: Path, weights: Path, seconds: float) -> dict[str, Any]:
-    """Kills a run of the tenth on its way, starts it again, compares with the one left alone."""
+    """Kill a run of the tenth midway, resume it, compare with the uninterrupted one."""
     scores = out / "scores_killed"
     (scores / "cache.jsonl").unlink(missing_ok=True)
     asked = command(out, weights, "tenth", scores)

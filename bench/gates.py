@@ -1,14 +1,14 @@
-r"""From the map to the pixels: what do a picture's edges and colours add to a map of tokens?
+r"""From map to pixels: what do an image's edges and colours add to a token map?
 
     regionroute label --labels PHOTOS/labels.jsonl --styles small_photos --styles-per-photo 3 \
         --size 160 --split-val 0.1 --out data/photo_pairs
     python bench/gates.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
         --experts out/photos/seed-0/with/experts out/photos/seed-1/with/experts
 
-Held-out photos that `bench/photos.py --pairs 64` does not edit, each restyled wholly and cut out by
-the same map in four ways: by edges alone, by edges and colours as the experts' settings say, by
-OpenCV's GrabCut started from the map, and by the true mask. Measures: as in `bench/photos.py`, and
-the IoU of the pixels cut out. The result goes to bench/results/gates.json.
+Test photos that `bench/photos.py --pairs 64` does not use, each restyled fully and composited by
+the same map in four ways: edges alone, edges and colours as the experts' settings say, OpenCV's
+GrabCut started from the map, and the true mask. The base paints in all four. Metrics: as in
+`bench/photos.py`, and the pixel IoU. The result goes to bench/results/gates.json.
 """
 
 import argparse
@@ -37,11 +37,11 @@ REFERENCE = "edges and colours"
 SURE, NOT = 0.9, 0.03  # gates that GrabCut must not change
 GRABCUT_ROUNDS = 3
 
-Cut = Callable[[Tensor, Case], Tensor]  # gates [h,w] and what they are for -> [1,1,H,W] in [0,1]
+Cut = Callable[[Tensor, Case], Tensor]  # gates [h,w], case -> mask [1,1,H,W] in [0,1]
 
 
 def main() -> int:
-    """Edits, cuts out, compares."""
+    """Edit, composite, compare."""
     args = _parser().parse_args()
     distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, float]]] = {}
@@ -76,19 +76,19 @@ def main() -> int:
 
 
 def edited(editor: Editor, case: Case) -> tuple[Tensor, Tensor]:
-    """The photo wholly restyled, [3,H,W], and the gates [h,w] that its map gives."""
+    """Return the fully restyled photo [3,H,W] and the gates [h,w] of its map."""
     everywhere = (torch.ones(case.image.shape[-2:]),)
     requests = [EditRequest(case.word, case.style, regions=regions) for regions in (everywhere, ())]
     options = EditOptions(mode="routed", lock_background=False)
     [whole] = editor.edit_batch([case.image], requests[:1], options)
     [mapped] = editor.edit_batch([case.image], requests[1:], options, want_map=True)
     assert mapped.region_map is not None
-    # Of one object alone the shown map is the gate of sharpness 1.
+    # For a single object the shown map is the gate of sharpness 1.
     return whole.image, torch.sigmoid(editor.routing.sharpness * torch.logit(mapped.region_map))
 
 
 def cuts(editor: Editor) -> dict[str, Cut]:
-    """The ways to come from gates to pixels, by their names."""
+    """Name -> way from gates to pixels."""
     settings = editor.routing
 
     def refined(colour: float, gates: Tensor, case: Case) -> Tensor:
@@ -104,7 +104,7 @@ def cuts(editor: Editor) -> dict[str, Cut]:
 
 
 def grabcut(gates: Tensor, case: Case) -> Tensor:
-    """GrabCut (Rother et al., 2004), started from the gates; these where it cannot start."""
+    """GrabCut (Rother et al., 2004), started from the gates; the gates if it cannot."""
     size = case.image.shape[-2:]
     likely = F.interpolate(gates[None, None], size, mode="bilinear")
     probable = np.where(likely[0, 0] > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
@@ -115,7 +115,7 @@ def grabcut(gates: Tensor, case: Case) -> Tensor:
     try:
         cv2.grabCut(np.ascontiguousarray(picture), probable, None, *models, GRABCUT_ROUNDS,
                     cv2.GC_INIT_WITH_MASK)  # fmt: skip
-    except cv2.error:  # no pixel of one of the two
+    except cv2.error:  # no pixel of either kind
         return likely
     inside = (probable == cv2.GC_FGD) | (probable == cv2.GC_PR_FGD)
     return torch.from_numpy(inside).float()[None, None]
@@ -124,7 +124,7 @@ def grabcut(gates: Tensor, case: Case) -> Tensor:
 def measures(
     case: Case, restyled: Tensor, cut: Tensor, distance: PerceptualDistance
 ) -> dict[str, float]:
-    """One edit's."""
+    """Metrics of one edit."""
     picture = composite(restyled[None], case.image[None], cut)[0]
     inside, wanted = cut > 0.5, case.mask[None] > 0.5
     return inside_and_outside(case, picture, distance) | {
@@ -137,13 +137,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--manifest", type=Path, required=True, help="photo pairs")
-    parser.add_argument("--weights", help="AlexNet's weights, for LPIPS")
+    parser.add_argument("--weights", help="AlexNet weights for LPIPS")
     parser.add_argument("--base", default="nano-photos")
     parser.add_argument(
-        "--experts", type=Path, nargs="+", required=True, help="folders, one a seed"
+        "--experts", type=Path, nargs="+", required=True, help="expert folders, one per seed"
     )
-    parser.add_argument("--skip", type=int, default=64, help="held-out pairs left to others")
-    parser.add_argument("--pairs", type=int, default=120, help="held-out pairs edited")
+    parser.add_argument("--skip", type=int, default=64, help="test pairs to skip (used elsewhere)")
+    parser.add_argument("--pairs", type=int, default=120, help="test pairs to edit")
     add_result_argument(parser, "gates")
     return parser
 

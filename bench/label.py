@@ -1,14 +1,13 @@
-"""Labelling: masks from boxes, one embedding for all objects of a photo, photos a minute.
+"""Labelling: masks from boxes, one embedding for all objects of a photo, photos per minute.
 
     python bench/label.py                                 # needs the shared photos and masks
     python bench/label.py --assets FOLDER --parts masks
 
 Three parts. *masks*: mean IoU of the offline segmenter from the tight boxes of hand-made masks, by
-source. *embedding*: time for four objects of a photo over the time for one, with SAM ViT-B (random
-weights: its time does not depend on them; its masks are not looked at). *pipeline*: the whole way
-from photo to written targets, against a plain loop over photo, object and style that reads,
-restyles, composites and writes each by itself, in one process each and in the same run. The result
-goes to bench/results/label.json.
+source. *embedding*: time for four objects of a photo relative to one, with SAM ViT-B (random
+weights: the time does not depend on them, and the masks are not used). *pipeline*: from photo to
+written targets, against a plain loop over photo, object and style that reads, restyles, composites
+and writes each separately; one process each, same run. The result goes to bench/results/label.json.
 """
 
 import argparse
@@ -41,12 +40,12 @@ from regionroute.errors import UserError
 from regionroute.files import write_json
 
 STYLES = ("starry-night", "neon", "line-art", "stained-glass")
-EVERY = Limits(0.0, 1.0, 1.0, 0.0, 0.0, -1.0, -1)  # the loop has no limits either
+EVERY = Limits(0.0, 1.0, 1.0, 0.0, 0.0, -1.0, -1)  # no limits, as in the loop
 PARTS = ("masks", "embedding", "pipeline")
 
 
 def hand_masks(assets: Path) -> list[tuple[str, Path, Path]]:
-    """(source, photo, mask) of single objects of at least 1 % and at most 70 % of the picture."""
+    """(source, photo, mask) of single objects of at least 1 % and at most 70 % of the image."""
     found = []
     for line in (assets / "photos" / "labels.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -64,7 +63,7 @@ def hand_masks(assets: Path) -> list[tuple[str, Path, Path]]:
 
 
 def masks_part(assets: Path, count: int | None) -> dict[str, Any]:
-    """IoU of masks cut out of the tight boxes of hand-made ones."""
+    """IoU of masks made from the tight boxes of hand-made ones."""
     chosen = hand_masks(assets)
     if count is not None and count < len(chosen):
         chosen = random.Random(0).sample(chosen, count)
@@ -96,7 +95,7 @@ def masks_part(assets: Path, count: int | None) -> dict[str, Any]:
 
 
 def embedding_part(assets: Path, rounds: int) -> dict[str, Any]:
-    """Four boxes against one, and against four embeddings."""
+    """Time four boxes against one, and against four embeddings."""
     from segment_anything import sam_model_registry
 
     folder = Path(tempfile.mkdtemp())
@@ -116,7 +115,7 @@ def embedding_part(assets: Path, rounds: int) -> dict[str, Any]:
     segmenter.segment(image, boxes[:1])
     for turn in tqdm(range(rounds), desc="embedding", unit="round"):
         for name in sorted(methods, reverse=bool(turn % 2)):
-            start = time.process_time()  # of the processor: a busy machine does not count
+            start = time.process_time()  # CPU time, so that other load does not count
             segmenter.segment(image, methods[name])
             seconds[name].append(time.process_time() - start)
     return {
@@ -128,7 +127,7 @@ def embedding_part(assets: Path, rounds: int) -> dict[str, Any]:
 
 
 def plain_loop(source: PhotoSource, size: int, out: Path) -> int:
-    """What one writes first: everything anew for each photo, object and style."""
+    """The obvious loop: everything anew for each photo, object and style."""
     made = 0
     for photo in source.photos:
         for item in photo.objects:
@@ -144,7 +143,7 @@ def plain_loop(source: PhotoSource, size: int, out: Path) -> int:
 
 
 def pipeline_part(assets: Path, photos: int, rounds: int, size: int) -> dict[str, Any]:
-    """Samples a minute of the build and of the plain loop, on photos with several objects."""
+    """Samples per minute of the build and of the plain loop, on photos with several objects."""
     labels = assets / "photos" / "labels.jsonl"
     everything = read_labels(labels)[0]
     several = sorted(everything, key=lambda photo: -len(photo.objects))[:photos]
@@ -179,23 +178,25 @@ def pipeline_part(assets: Path, photos: int, rounds: int, size: int) -> dict[str
         },
         "build over plain loop": median_ratio(seconds, "build", "plain loop"),
         "seconds of a second run": again,
-        "note": "besides, the build measures every sample and writes contexts, masks, manifest "
+        "note": "in addition, the build scores every sample and writes contexts, masks, manifest "
         "and review page, which the loop does not",
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the parts asked for and merge them into the result file."""
+    """Run the selected parts and merge them into the result file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     usual = Path(__file__).resolve().parent.parent.parent / "shared" / "assets"
     parser.add_argument("--assets", type=Path, default=usual, help="folder of photos and masks")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which (default: %(default)s)")
-    parser.add_argument("--masks", type=int, help="only so many masks, drawn at random")
-    parser.add_argument("--rounds", type=int, default=3, help="of each timing")
-    parser.add_argument("--photos", type=int, default=8, help="of the pipeline part")
-    parser.add_argument("--size", type=int, default=384, help="of the pipeline part")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="parts to run (default: %(default)s)"
+    )
+    parser.add_argument("--masks", type=int, help="limit the masks, drawn at random")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per timing")
+    parser.add_argument("--photos", type=int, default=8, help="photos of the pipeline part")
+    parser.add_argument("--size", type=int, default=384, help="image size of the pipeline part")
     add_result_argument(parser, "label")
     args = parser.parse_args(argv)
     if not (args.assets / "photos" / "labels.jsonl").is_file():

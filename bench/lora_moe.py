@@ -1,13 +1,13 @@
-"""What routed experts cost against one PEFT LoRA on the same layers, and merged against the base.
+"""The cost of routed experts against one PEFT LoRA on the same layers, and merged against the base.
 
-    python bench/lora_moe.py                      # all shapes this machine can take
+    python bench/lora_moe.py                      # all shapes that fit this machine
     python bench/lora_moe.py --shapes nano --rounds 50
 
-16 experts of rank 8, 2 at a time, chosen in each layer by a style embedding, with and without an
-expert for all; for one style in the batch, and for a style of its own in every sample ("mixed").
-Rivals in the same run: PEFT's LoRA of rank 8, and the base alone. "sampling" is a forward pass
-without gradients under a route that stays in force, as in an edit; "first" enters the route anew
-each time, so that gates and gathering are paid; "training" is forward and backward.
+16 experts of rank 8, top-2, selected in each layer by a style embedding, with and without a shared
+expert; one style for the batch, and a different style per sample ("mixed"). Rivals in the same run:
+PEFT's LoRA of rank 8, and the base alone. "sampling" is a forward pass without gradients under a
+persistent route, as in an edit; "first" enters the route each time, so that gating and gathering
+are included; "training" is forward and backward.
 The result goes to bench/results/lora_moe.json, on a GPU to lora_moe_cuda.json.
 """
 
@@ -52,7 +52,7 @@ Run = Callable[[], Tensor]
 
 
 def main() -> int:
-    """Measures every shape and writes the result."""
+    """Measure every shape and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +60,7 @@ def main() -> int:
     names = [*NANO, *LAYERS]
     usual = [name for name in names if cuda or not name.startswith("flux")]
     parser.add_argument("--shapes", nargs="+", choices=names, default=usual)
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds a shape")
+    parser.add_argument("--rounds", type=int, default=15, help="measured rounds per shape")
     device = "cuda" if cuda else "cpu"
     add_result_argument(parser, "lora_moe", device)
     args = parser.parse_args()
@@ -104,7 +104,7 @@ def layer(
 def measure(
     name: str, base: nn.Module, inputs: dict[str, Tensor], batch: int, *, rounds: int
 ) -> dict[str, Any]:
-    """Seconds, and ratios to PEFT's LoRA and to the base, of every method in every use."""
+    """Seconds, and ratios to PEFT's LoRA and to the base, per method and use."""
     device = next(iter(inputs.values())).device
     targets: Any = "styleexpert" if "hidden_states" in inputs else ["to_q"]
     styles = torch.randn(batch, STYLE_DIM, device=device)
@@ -122,7 +122,7 @@ def measure(
     with ExitStack() as routes_in_force:
         for method, model in plain.items():
             uses["sampling"][method] = partial(forward, model, inputs)
-            if method != "merged":  # it is the base's code, and has nothing to train
+            if method != "merged":  # the base's code, with nothing to train
                 uses["first"][method] = partial(forward, model, inputs)
         uses["training"][PEFT] = partial(train, plain[PEFT], inputs)
         for method, (model, route) in adapted.items():
@@ -139,7 +139,7 @@ def measure(
 def table(
     title: str, methods: dict[str, Callable[[], object]], rounds: int, *, training: bool
 ) -> dict[str, Any]:
-    """Times methods and prints a line of each."""
+    """Time methods and print a line of each."""
     seconds = paired_seconds(methods, rounds)
     rows: dict[str, Any] = {}
     print(title)
@@ -178,7 +178,7 @@ def experts(base: nn.Module, targets: Any, shared_rank: int) -> nn.Module:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """The model with two of its experts in its weights."""
+    """The model with two experts merged into its weights."""
     merge(model, [0.6, 0.4] + [0.0] * (EXPERTS - 2), keep=False)
     return model
 
@@ -204,7 +204,7 @@ def under(
     run: Callable[[nn.Module, dict[str, Tensor]], None],
     inputs: dict[str, Tensor],
 ) -> None:
-    """Runs under a route that is entered for this call only."""
+    """Run inside a route context entered for this call only."""
     with routed(model, route):
         run(model, inputs)
 

@@ -1,21 +1,21 @@
 """Does StyleMamba fit in fewer steps, and does its second-order term help? Three seeds.
 
-    python bench/mamba_fit.py --assets ASSETS             # some fifteen minutes on a core
+    python bench/mamba_fit.py --assets ASSETS             # about fifteen minutes on one core
     python bench/mamba_fit.py --assets ASSETS --seeds 0 --steps 10 --rival-steps 20
 
 The paper claims five times fewer iterations than CLIPstyler. Neither its losses nor SigLIP weights
-are at hand here, so this asks the question with what is: Gram statistics of a real VGG16 as the
-encoder, the style direction from a photo to a style picture, our reconstruction of the losses.
-Arms, on the same photos and styles, each seed with its own weights and masks:
+are available here, so the question is asked with Gram statistics of a real VGG16 as the encoder,
+the style direction from a photo to a style image, and our reconstruction of the losses. Arms, on
+the same photos and styles, each seed with its own weights and masks:
 
     full              all losses
     no second order   the same without the second-order term
     CLIPstyler        its convolutional network on pixels with its losses, at its learning rate
 
-All are judged alike, by the first-order losses (directional and masked) on held-out masks and by
+All are evaluated alike, by the first-order losses (directional and masked) on held-out masks and by
 SSIM, at the same steps. ASSETS holds weights/lpips/vgg16_features.safetensors, photos/ and
 style_images/. Finished runs in --out are kept. The result goes to bench/results/mamba_fit.json,
-the curves and the pictures beside it.
+curves and images go next to it.
 """
 
 import argparse
@@ -58,7 +58,7 @@ COLOURS = {FULL: "#2ca02c", FIRST: "#1f77b4", RIVAL: "#d62728"}
 
 @dataclass
 class FitTask:
-    """A photo and a style with everything that all arms share."""
+    """A photo and a style, with everything that the arms share."""
 
     name: str
     parts: Parts
@@ -88,10 +88,10 @@ class FitTask:
 
 
 def main() -> int:
-    """Runs or reuses every fit and writes the comparison."""
+    """Run or reuse every fit and write the comparison."""
     args = _parser().parse_args()
     if args.assets is None:
-        print(f"left out: give --assets, or set {VARIABLE}, the folder of photos and VGG16 weights")
+        print(f"skipped: give --assets or set {VARIABLE}: the folder of photos and VGG16 weights")
         return 0
     torch.set_num_threads(1)
     vgg = load_vgg(args.assets / "weights/lpips/vgg16_features.safetensors")
@@ -126,14 +126,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     given = os.environ.get(VARIABLE)
     folder = Path(given) if given else None
-    parser.add_argument("--assets", type=Path, default=folder, help=f"the folder ({VARIABLE})")
+    parser.add_argument(
+        "--assets",
+        type=Path,
+        default=folder,
+        help=f"folder of weights and photos (default: ${VARIABLE})",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=40, help="of our fits (40)")
-    parser.add_argument("--rival-steps", type=int, default=200, help="of CLIPstyler's (200)")
-    parser.add_argument("--tasks", type=int, default=len(PHOTOS), help="photos with styles (all)")
-    parser.add_argument("--size", type=int, default=96, help="side of the photos (96)")
-    parser.add_argument("--width", type=int, default=64, help="of the fusion module (64)")
-    parser.add_argument("--out", type=Path, default=Path("out/mamba_fit"), help="finished runs")
+    parser.add_argument("--steps", type=int, default=40, help="steps of our fits (default: 40)")
+    parser.add_argument(
+        "--rival-steps", type=int, default=200, help="steps of CLIPstyler's fits (default: 200)"
+    )
+    parser.add_argument(
+        "--tasks", type=int, default=len(PHOTOS), help="photo and style pairs (default: all)"
+    )
+    parser.add_argument("--size", type=int, default=96, help="side of the photos (default: 96)")
+    parser.add_argument(
+        "--width", type=int, default=64, help="width of the fusion module (default: 64)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/mamba_fit"), help="folder of finished runs"
+    )
     add_result_argument(parser, "mamba_fit")
     return parser
 
@@ -162,7 +175,7 @@ def _task(args: argparse.Namespace, vgg: Any, photo: str, style: str) -> FitTask
 def _ours(
     task: FitTask, arm: str, seed: int, steps: int, args: argparse.Namespace
 ) -> tuple[Tensor, dict[str, Any]]:
-    """A fit as `fit` makes it, judged after every step."""
+    """A fit as in `fit`, evaluated after every step."""
     config = PictureConfig(fusion={"width": args.width}, loss={"masks": 2}, fit={"seed": seed})
     if arm == FIRST:
         config = config.model_copy(
@@ -190,7 +203,7 @@ def _ours(
 def _rival(
     task: FitTask, arm: str, seed: int, steps: int, args: argparse.Namespace
 ) -> tuple[Tensor, dict[str, Any]]:
-    """CLIPstyler's way: global and patch losses at its ratio, content, its learning rate."""
+    """CLIPstyler's fit: global and patch losses at its ratio, content loss, its learning rate."""
     base = PictureConfig()
     changes = {"masked": 0.0, "second_order": 0.0, "patch_clip": 5.0, "crops": 2}
     loss = base.loss.model_copy(update=changes)
@@ -199,7 +212,7 @@ def _rival(
         net = StyleNet()
     optimizer = torch.optim.Adam(net.parameters(), lr=RIVAL_RATE)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 100, 0.5)
-    # Its network works on pixels: the codec steps aside.
+    # Its network works on pixels, without a codec.
     objective = Objective(Parts(Pixels(), task.parts.encoder, task.parts.vgg), loss)
     source = objective.source(task.photo)
     generator = Generator().manual_seed(seed)
@@ -219,7 +232,7 @@ def _rival(
 def _curve(
     task: FitTask, step: Callable[[int], Tensor], steps: int, judged: Collection[int]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Runs the steps; judgements by the number of steps done."""
+    """Run the steps; return evaluations by the number of steps done."""
     curve: dict[str, Any] = {"loss": {}, "ssim": {}}
     styled = task.photo
     for number in range(1, steps + 1):
@@ -231,7 +244,7 @@ def _curve(
 
 
 def _reached(curve: dict[str, float], level: float) -> int | None:
-    """The first judged step at or below a loss; None: never."""
+    """The first evaluated step at or below a loss; None if never."""
     return next((int(n) for n, value in curve.items() if value <= level), None)
 
 
@@ -280,7 +293,7 @@ def _estimate(values: np.ndarray) -> dict[str, Any]:
 
 
 def _plot(path: Path, result: dict[str, Any]) -> None:
-    """Held-out loss and SSIM against steps: a thin line a run, a thick one for each arm's mean."""
+    """Held-out loss and SSIM against steps: a thin line per run, a thick one per arm's mean."""
     side = 460
     sheet = Image.new("RGB", (2 * side, side), "white")
     for number, name in enumerate(("loss", "ssim")):
@@ -329,7 +342,7 @@ def _pale(colour: str) -> str:
 
 
 def _sheet(args: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> None:
-    """Photo, style and the first seed's result of every arm, a row a task."""
+    """Photo, style and the first seed's result of every arm, one row per task."""
     side = 192
     titles = ("photo", "style", *ARMS)
     sheet = Image.new("RGB", (len(titles) * side, len(_tasks(args)) * side + 20), "white")

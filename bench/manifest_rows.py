@@ -1,9 +1,9 @@
-"""Memory and time of a row of a large manifest: as an object, in shards, and as training holds it.
+"""Memory and time per row of a large manifest: as objects, in shards, and as training holds it.
 
     python bench/manifest_rows.py
 
-Rows are as `regionroute label` writes them. Memory is what Python's allocations keep (tracemalloc);
-time is the processor's, of reading and checking every row, the two ways in turns.
+Rows are as `regionroute label` writes them. Memory is what Python's allocations retain
+(tracemalloc); time is CPU time of reading and checking every row, both ways alternating.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def row(number: int) -> EditSample:
 
 
 def example(sample: EditSample) -> TrainingExample:
-    """What training keeps of a sample."""
+    """What training keeps per sample."""
     keys = [text_hash(f"{sample.id}/{part}") for part in ("context", "target", "text", "mask")]
     return TrainingExample(
         id=sample.id,
@@ -58,8 +58,8 @@ def example(sample: EditSample) -> TrainingExample:
 
 
 def kept_bytes(make: Callable[[], Any]) -> int:
-    """Bytes that a call leaves behind."""
-    make()  # what is made once is not counted
+    """Bytes that a call retains."""
+    make()  # warm up: caches are not counted
     gc.collect()
     tracemalloc.start()
     made = make()
@@ -71,10 +71,10 @@ def kept_bytes(make: Callable[[], Any]) -> int:
 
 
 def main() -> None:
-    """Writes the result."""
+    """Write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_result_argument(parser, "manifest_rows")
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of the manifest")
+    parser.add_argument("--rows", type=int, default=20_000, help="rows in the manifest")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""Is the memory that `regionroute plan` foretells the memory that a step takes?
+"""Does a training step take the memory that `regionroute plan` predicts?
 
     python bench/plan_memory.py
 
-Training steps of small random transformers on the CPU: the estimate of the activations against the
-peak that PyTorch's allocator reports (its profiler's memory events), with and without gradient
-checkpointing and supervision, in float32 and bfloat16. Beside it stands the growth of the whole
-process, which also has what kernels of other libraries and Python take for themselves. The result
+Training steps of small random transformers on the CPU: predicted activation memory against the peak
+that PyTorch's allocator reports (memory events of its profiler), with and without gradient
+checkpointing and supervision, in float32 and bfloat16. Also recorded: the growth of the process,
+which includes what other libraries' kernels and Python allocate. The result
 goes to bench/results/plan_memory.json.
 """
 
@@ -48,21 +48,21 @@ CASES = {
 
 
 def main() -> int:
-    """Measures every case and writes the result."""
+    """Measure every case and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     add_result_argument(parser, "plan_memory")
     args = parser.parse_args()
-    # Freed memory goes back to the system at once: the process has what lives, not what was kept.
+    # Return freed memory to the system at once, so that the process holds live memory only.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     table: dict[str, Any] = {}
     for name in args.shapes:
         for case, overrides in CASES.items():
             row = table[f"{name}, {case}"] = compared(*SHAPES[name], overrides)
             print(
-                f"{name + ', ' + case:<36} foretold {row['foretold'] / 2**20:7.1f} MiB, measured "
+                f"{name + ', ' + case:<36} predicted {row['predicted'] / 2**20:7.1f} MiB, measured "
                 f"{row['measured'] / 2**20:7.1f} MiB, ratio {row['ratio']:.3f}"
             )
     ratios = [row["ratio"] for row in table.values()]
@@ -79,7 +79,7 @@ def main() -> int:
 def compared(
     heads: int, double: int, single: int, batch: int, side: int, overrides: list[str]
 ) -> dict[str, Any]:
-    """Foretold and measured bytes of the activations at their peak."""
+    """Predicted and measured peak bytes of the activations."""
     config = load_config(None, overrides, RunConfig)
     settings = KONTEXT_PARTS["transformer"] | {
         "num_layers": double,
@@ -90,7 +90,7 @@ def compared(
         "axes_dims_rope": [16, 24, 24],
     }
     shape = StepShape(batch, (16, side, side), (64, 256), 768, STYLES)
-    foretold = trace_step(settings, config, shape).activations
+    predicted = trace_step(settings, config, shape).activations
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -101,20 +101,20 @@ def compared(
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     for parameter in adapter_parameters(model):
-        parameter.grad = torch.zeros_like(parameter) + 1  # written, so that it has its memory
+        parameter.grad = torch.zeros_like(parameter) + 1  # write to it, so that it is allocated
     given = made_up_batch(shape)
     run = partial(step, model.train(), given, config)
     grown, measured = peak_bytes(run), allocated(run)
     return {
-        "foretold": foretold,
+        "predicted": predicted,
         "measured": measured,
-        "ratio": foretold / measured,
+        "ratio": predicted / measured,
         "process": grown,
     }
 
 
 def allocated(run: Callable[[], object]) -> int:
-    """Most bytes that PyTorch's allocator had given out at a time, of those given out by `run`."""
+    """Peak bytes that PyTorch's allocator handed out during `run`."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -1,15 +1,15 @@
-"""What the selective scan costs: against its own loop, and a layer of it against plain attention.
+"""The cost of the selective scan: against a loop, and as a layer against plain attention.
 
     python bench/ssm.py                          # all lengths; minutes
     python bench/ssm.py --widths 64 --rounds 9
-    python bench/ssm.py --threads 1 --processor-time   # where other work takes turns
+    python bench/ssm.py --threads 1 --processor-time   # on a busy machine
 
 Scans: the associative scan against the loop over the tokens, both on the same tensors, alone and
 with gradients, at the channels of a fusion module of each width (E = 2 D, N = 16); how its time
 grows with L. Layers: StyleMamba's mixer with one and with four directions against attention with
 its projections (`F.scaled_dot_product_attention`, heads of 64), forward and backward, from 1,024
-to 16,384 tokens, and where they cross. The result goes to bench/results/ssm.json and, as a
-plot, to ssm.png beside it.
+to 16,384 tokens, and where they cross. The result goes to bench/results/ssm.json, a plot to
+ssm.png next to it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from regionroute.data.images import from_pil, write_image
 from regionroute.files import write_json
 
 SCAN_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
-LONGEST_LOOP = 4096  # beyond, it would take most of the benchmark's time
+LONGEST_LOOP = 4096  # longer loops would dominate the run time
 LAYER_LENGTHS = (1024, 2048, 4096, 8192, 16384)
 LOOP, SCAN = "loop", "associative"
 ATTENTION, ONE, FOUR = "attention", "mixer, 1 direction", "mixer, 4 directions"
@@ -44,7 +44,7 @@ Timed = Callable[[Any, str], dict[str, Any]]
 
 
 class Attention(nn.Module):
-    """Plain self-attention with its projections: what the mixer would replace."""
+    """Plain self-attention with projections: what the mixer would replace."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,22 +61,26 @@ class Attention(nn.Module):
 
 
 def main() -> int:
-    """Measures everything and writes the result."""
+    """Measure everything and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cuda = torch.cuda.is_available()
-    parser.add_argument("--widths", nargs="+", type=int, default=[64, 256], help="D (64 256)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
-    parser.add_argument("--longest", type=int, default=16384, help="most tokens (16384)")
-    parser.add_argument("--threads", type=int, help="torch's threads (its own choice)")
+    parser.add_argument(
+        "--widths", nargs="+", type=int, default=[64, 256], help="widths D (default: 64 256)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: 5)")
+    parser.add_argument(
+        "--longest", type=int, default=16384, help="largest number of tokens (default: 16384)"
+    )
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     add_result_argument(parser, "ssm", "cuda" if cuda else "cpu")
     parser.add_argument(
-        "--processor-time", action="store_true", help="of the process, in place of the clock's"
+        "--processor-time", action="store_true", help="measure CPU time instead of wall time"
     )
     args = parser.parse_args()
     if args.processor_time and (cuda or args.threads != 1):
-        parser.error("--processor-time adds threads up: it needs --threads 1, and no GPU")
+        parser.error("--processor-time sums over threads: it needs --threads 1 and no GPU")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if cuda else "cpu")
@@ -182,9 +186,9 @@ def _timed(
 
 
 def _crossing(ratios: list[tuple[int, float]]) -> int | None:
-    """Tokens at which a ratio to attention falls through 1, on a log-log line; None: it never does.
+    """Number of tokens at which a ratio to attention crosses 1 (log-log); None if it never does.
 
-    0 where it is below 1 from the shortest length on.
+    0 if it is below 1 from the shortest length on.
     """
     if ratios[0][1] < 1:
         return 0
@@ -196,7 +200,7 @@ def _crossing(ratios: list[tuple[int, float]]) -> int | None:
 
 
 def plot(path: Path, result: dict[str, Any]) -> None:
-    """Time against length, doubly logarithmic: a panel for each width's scans and layers."""
+    """Plot time against length, log-log: one panel per width for scans and layers."""
     panels = []
     for width, table in result["scans"].items():
         curves = {

@@ -1,13 +1,13 @@
-"""Is the style of an example picture met as well as one asked for by name? Over several seeds.
+"""Do edits match the style of an example image as well as a named style? Over several seeds.
 
     python bench/style_image.py                  # three seeds, about 25 minutes on two cores
     python bench/style_image.py --seeds 0 --steps 100
 
-Each seed draws its own training scenes, style encoder, experts and noise. The same experts then
-edit the same held-out scenes twice: told the style's name (its mean embedding), and shown a
-held-out scene in that style (always another scene). The difference is taken sample by sample; its
-95 % interval is bootstrapped over the samples. Beside it: how often the encoder finds the style of
-an unseen picture, and how alike the experts route pictures of one style and of different styles.
+Each seed draws its own training scenes, style encoder, experts and noise. The same experts edit the
+same test scenes twice: by the style's name (its mean embedding), and by an example (another test
+scene in that style). Differences are paired by sample, 95 % intervals bootstrapped over samples.
+Also measured: how often the encoder finds the style of an unseen image, and how similarly the
+experts route images of the same and of different styles.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from train.style_encoder.images import content_of, read_style_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("in_mask_error", "in_mask_ratio", "success", "mse_bg", "leak", "attention_iou")
-OVERLAP_PICTURES = 16  # of each style
+OVERLAP_PICTURES = 16  # per style
 
 
 def main() -> int:
-    """Runs or reuses the chain of every seed and writes the comparison."""
+    """Run or reuse the chain of every seed and write the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600, help="training steps of the experts")
-    parser.add_argument("--out", default="out/style_image", help="folder of the runs")
+    parser.add_argument("--out", default="out/style_image", help="output folder")
     add_result_argument(parser, "style_image")
     args = parser.parse_args()
     folders = [Path(args.out) / f"seed-{seed}" for seed in args.seeds]
@@ -86,7 +86,7 @@ def build(folder: Path, seed: int, steps: int) -> None:
 
 
 def example_rows(scenes: Path, folder: Path) -> list[dict]:
-    """The edits of `name` with the same seeds, shown a held-out picture in place of the word."""
+    """Edit requests of `name` with the same seeds, an example image instead of the style word."""
     pictures = read_style_pictures(scenes / "styles" / "test")
     rows = []
     for sample in read_manifest(scenes).samples:
@@ -114,7 +114,7 @@ def example_rows(scenes: Path, folder: Path) -> list[dict]:
 
 
 def overlap(folder: Path) -> dict[str, float]:
-    """Routing IoU of held-out pictures: of one style, and of different styles."""
+    """Routing IoU of held-out images: of one style, and of different styles."""
     editor = load_editor("nano", folder / "run" / "experts")
     found = {}
     for picture in read_style_pictures(folder / "scenes" / "styles" / "test"):

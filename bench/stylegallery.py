@@ -1,20 +1,19 @@
-"""What a step of StyleGallery's energy costs, beside the published implementation's scheme.
+"""The cost of a step of StyleGallery's energy, against the published implementation's scheme.
 
     python bench/stylegallery.py
     python bench/stylegallery.py --size 512 --widths 320 640 1280 1280 --rounds 2   # SD 1.5's size
 
-The rival re-expresses the published scheme: at every step the whole network runs on the content
-and on all references, keys and values are masked by multiplication, and every region's attention
-is computed for all cells. Ours asks only the cells of a region for the keys of its match, ends
-passes at the last layer it reads, looks at the references once for all steps at a timestep
-(--preset pairs: two), and can keep what they give for further photos (warm). With
-masking=multiply both compute the same loss, which is checked. The networks are random ones of
-Stable Diffusion's shape: time and memory do not depend on what the weights say. Beside the
-seconds here stand the operations of a step at Stable Diffusion 1.5's own size and 512 px, counted
-without computing, which no other work of the machine disturbs.
+The rival reimplements the published scheme: at every step the full network runs on the content and
+on all references, keys and values are masked by multiplication, and every region's attention is
+computed for all cells. Ours computes only the cells of a region against the keys of its match,
+stops at the last layer it reads, runs the references once for all steps at a timestep (--preset
+pairs: two), and can cache their keys for further photos (warm). With masking=multiply both compute
+the same loss, which is checked. The networks are random, of Stable Diffusion's shape: time and
+memory do not depend on the weights. Also recorded: the operations of a step at Stable Diffusion
+1.5's own size and 512 px, counted without computing, which other load does not affect.
 
-Steps in pairs see half as many timesteps. What that does to the minimum is measured, too: the
-energy at ten timesteps after equally many steps of Adam either way, for --seeds random networks.
+Steps in pairs see half as many timesteps. The effect on the minimum is measured too: the energy at
+ten timesteps after the same number of Adam steps either way, for --seeds random networks.
 The result goes to bench/results/stylegallery.json.
 """
 
@@ -54,17 +53,17 @@ TIMESTEP = 500
 
 
 def main() -> int:
-    """Measures and writes the result."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--widths", type=int, nargs=4, default=[80, 160, 320, 320])
     parser.add_argument("--references", type=int, default=4)
-    parser.add_argument("--regions", type=int, default=6, help="of each picture")
+    parser.add_argument("--regions", type=int, default=6, help="regions per image")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seeds", type=int, default=3, help="of the comparison of schedules")
-    parser.add_argument("--steps", type=int, default=150, help="of Adam in that comparison")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the comparison of schedules")
+    parser.add_argument("--steps", type=int, default=150, help="Adam steps in that comparison")
     add_result_argument(parser, "stylegallery", "cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     runs, losses = prepare(args)
@@ -95,7 +94,7 @@ def main() -> int:
 
 
 def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float]]:
-    """One call a method, and the loss each computes."""
+    """Name -> call, and the loss that each computes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     with device:
@@ -105,7 +104,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float]]
 
 @dataclass
 class Problem:
-    """A random network, and a content picture whose regions are strips matched with others'."""
+    """A random network, and a content image whose regions are strips matched with others'."""
 
     unet: Any
     text: Tensor
@@ -116,7 +115,7 @@ class Problem:
 
     @classmethod
     def random(cls, args: argparse.Namespace, widths: list[int], size: int) -> "Problem":
-        """Drawn from torch's own generator, on its default device."""
+        """Draw from torch's global generator, on its default device."""
         unet = random_unet(tuple(widths), heads=8).eval().requires_grad_(False)
         side, count = size // 8, args.regions
         text, latents = (
@@ -133,14 +132,14 @@ class Problem:
         return cls(unet, text, latents[:1], latents[1:2], latents[2:], regions)
 
     def energy(self, config: EnergyConfig, **options: Any) -> AttentionEnergy:
-        """Ours."""
+        """Our energy of this problem."""
         names = list(range(len(self.references)))
         pictures = (self.unet, self.text, self.content, self.references)
         return AttentionEnergy(*pictures, self.regions, config, names=names, **options)
 
 
 def methods(problem: Problem) -> dict[str, Any]:
-    """One call a method; it returns its loss. That of `PAIRS` makes two steps."""
+    """Name -> call that returns its loss; that of `PAIRS` makes two steps."""
     multiply, exclude, z = EnergyConfig(masking="multiply"), EnergyConfig(), problem.z
     return {
         RIVAL: partial(published, problem, multiply),
@@ -152,7 +151,7 @@ def methods(problem: Problem) -> dict[str, Any]:
 
 
 def steps(energy: AttentionEnergy, latents: Tensor, count: int = 1) -> Tensor:
-    """Evaluations of our energy and their gradients at one timestep."""
+    """Evaluate our energy and its gradient at one timestep, `count` times."""
     anchors = energy.anchors(TIMESTEP)
     for _ in range(count):
         z = latents.clone().requires_grad_()
@@ -166,7 +165,7 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
     with torch.device("meta"):
         problem = Problem.random(args, [320, 640, 1280, 1280], 512)
     runs = methods(problem)
-    del runs[WARM]  # a bank keeps contents
+    del runs[WARM]  # a bank needs real tensors
     everything, alone = problem.energy(EnergyConfig()), problem.energy(EnergyConfig(), styled=[])
     runs |= {"anchors": partial(everything.anchors, TIMESTEP)}
     runs |= {"content": partial(alone.anchors, TIMESTEP)}
@@ -181,7 +180,7 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
 
 
 def schedules(args: argparse.Namespace) -> dict[str, Any]:
-    """The energy after optimising once at each timestep, and twice at each of half as many."""
+    """Compare one step at each timestep with two at each of half as many."""
     ways = {
         "single": EnergyConfig(steps=args.steps),
         "pairs": EnergyConfig(steps=args.steps // 2, iterations=2),
@@ -211,10 +210,10 @@ def mean_energy(problem: Problem, z: Tensor) -> float:
 
 
 def published(problem: Problem, config: EnergyConfig) -> Tensor:
-    """The same of the published scheme.
+    """One step of the published scheme.
 
     Zeroed queries, whose difference it does not mask, add a constant to its loss that has no
-    gradient; it is left out.
+    gradient; it is omitted.
     """
     matches, labels, reference_labels = problem.regions
     pictures = torch.cat([problem.content, problem.references])
@@ -244,7 +243,7 @@ def published(problem: Problem, config: EnergyConfig) -> Tensor:
 
 
 def whole_pass(unet: Any, latents: Tensor, text: Tensor, count: int) -> Recorded:
-    """The network to its end, what its last self-attention layers compute written down by hooks."""
+    """Run the full network and record its last self-attention layers by hooks."""
     record, hooks = Recorded(), []
     for layer in self_attention_layers(unet)[-count:]:
         for name, place in (

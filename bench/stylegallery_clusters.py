@@ -1,17 +1,17 @@
-"""Whether clusters of features find objects: overlap with masks, beside rivals without features.
+"""Do clusters of features find objects? Overlap with masks, against rivals without features.
 
     python bench/stylegallery_clusters.py --labels photos/labels.jsonl --vgg vgg16.safetensors
 
 No pretrained diffusion model is needed: the features are VGG16's (square roots of relu4_3 and
-relu5_3 at 384 px, on one grid), through the very clustering that StyleGallery uses, without its
-merge of clusters, which asks a VAE's latents. For every object the best region counts (its IoU
-with the mask), and the union of the regions that lie mostly inside.
-Rivals with as many regions: K-means on Lab colour, on colour and place, and SLIC; and the whole
-picture, which any partition gets for free. Compared at the number of regions that the silhouette
-chooses, and at 4 and 8. Differences are paired by object, with 95 % intervals of the bootstrap.
+relu5_3 at 384 px, on one grid), clustered exactly as StyleGallery does, without its merging of
+clusters, which needs a VAE's latents. Scored per object: the IoU of the best region with the mask,
+and of the union of the regions that lie mostly inside. Rivals with the same number of regions:
+K-means on Lab colour, on colour and position, and SLIC; and the whole image, which any partition
+gets for free. Compared at the number of regions that the silhouette chooses, and at 4 and 8.
+Differences are paired by object, with 95 % intervals of the bootstrap.
 
-Layers, size and scaling of the features were chosen among ten ways on every other photo (--half
-tune; 30 photos, 39 objects); what is reported is of the photos between (--half report).
+Layers, size and scaling of the features were chosen among ten variants on every other photo (--half
+tune; 30 photos, 39 objects); the reported numbers are from the remaining ones (--half report).
 The result goes to bench/results/stylegallery_clusters.json.
 """
 
@@ -44,21 +44,29 @@ GRID, SIDE = 64, 384
 LAYERS = ("relu4_3", "relu5_3")
 CHOSEN = "chosen"
 HALVES = ("tune", "report")
-COUNTS = (4, 8)  # regions, beside the number that the silhouette chooses
+COUNTS = (4, 8)  # regions, in addition to the number that the silhouette chooses
 
 
 def main() -> int:
-    """Measures and writes the result."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--labels", required=True, nargs="+", help="labels files with masks")
     parser.add_argument("--vgg", required=True, help="torchvision's VGG16")
-    parser.add_argument("--limit", type=int, default=30, help="photos of each file, evenly spread")
-    parser.add_argument("--half", choices=HALVES, default="report", help="which photos (report)")
-    parser.add_argument("--restarts", type=int, default=10, help="of every K-means (10)")
-    parser.add_argument("--points", type=int, default=5000, help="of the silhouette (5000)")
-    parser.add_argument("--sources", nargs="+", default=["hand", "human"], help="makers of masks")
+    parser.add_argument("--limit", type=int, default=30, help="photos per file, evenly spread")
+    parser.add_argument(
+        "--half", choices=HALVES, default="report", help="which photos (default: report)"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=10, help="restarts of K-means (default: 10)"
+    )
+    parser.add_argument(
+        "--points", type=int, default=5000, help="points for the silhouette (default: 5000)"
+    )
+    parser.add_argument(
+        "--sources", nargs="+", default=["hand", "human"], help="accepted sources of masks"
+    )
     parser.add_argument("--result", type=Path, default=RESULTS / "stylegallery_clusters.json")
     args = parser.parse_args()
     network = load_vgg(args.vgg)
@@ -89,7 +97,7 @@ def main() -> int:
 
 
 def chosen(labels: str, args: argparse.Namespace) -> list[LabelledPhoto]:
-    """Some of the photos of a labels file whose masks come from the wanted sources."""
+    """Select photos of a labels file whose masks come from the accepted sources."""
     photos = [
         photo
         for photo in read_labels(labels)[0]
@@ -124,20 +132,20 @@ def summary(scores: Any, unions: Any, counts: list[int], args: argparse.Namespac
 
 
 def resized(image: Tensor, side: int) -> Tensor:
-    """The picture as a square [3, side, side]."""
+    """The image as a square [3, side, side]."""
     small = F.interpolate(image[None], (side, side), mode="bicubic", antialias=True)
     return small[0].clamp(0, 1)
 
 
 def stand_in(image: Tensor, network: VggEncoder) -> Tensor:
-    """Features [C, 64, 64] of a picture; roots, for they are skewed: most are 0, some large."""
+    """Features [C, 64, 64] of an image; square roots, because most are 0 and some are large."""
     found = network(resized(image, SIDE)[None], LAYERS)
     grid = [F.interpolate(found[name], (GRID, GRID), mode="bilinear")[0] for name in LAYERS]
     return torch.cat(grid).sqrt()
 
 
 def all_partitions(image: Tensor, network: VggEncoder, config: ClusterConfig) -> dict[str, Tensor]:
-    """Labels [64, 64] of a picture [3, H, W]: {"number of regions: method": labels}."""
+    """Labels [64, 64] of an image [3, H, W]: {"number of regions: method": labels}."""
     features = stand_in(image, network)
     small = resized(image, GRID).permute(1, 2, 0).numpy()
     colour = torch.from_numpy(rgb2lab(small)).permute(2, 0, 1).float()
@@ -168,7 +176,7 @@ def reduced(features: Tensor) -> Tensor:
 
 
 def kmeans(values: Tensor, count: int, restarts: int) -> Tensor:
-    """Labels [h, w] of values [c, h, w], without islands as ours are."""
+    """Labels [h, w] of values [c, h, w], islands removed as in ours."""
     from sklearn.cluster import KMeans
 
     points = values.flatten(1).T.numpy()

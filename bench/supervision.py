@@ -1,12 +1,14 @@
-"""Do attention supervision and routing help? The demo's arms at equal steps, over several seeds.
+"""Do attention supervision and routing help? The study's arms at equal steps, over several seeds.
 
     python bench/supervision.py                  # three seeds, about half an hour on two cores
     python bench/supervision.py --seeds 0 --steps 100
 
-Each seed draws its own training scenes, experts and noise; the held-out scenes are always the same.
-Rivals: the same training without Focus and Cover, and the same experts edited plainly. Differences
-are taken sample by sample, averaged over the seeds, and their 95 % interval is bootstrapped over
-the samples; the mean of each seed stands beside it. The result goes to
+Each seed draws its own training scenes, experts and noise; the test scenes are always the same.
+Rivals: the same training without Focus and Cover, and plain edits with the same experts. Routed
+edits are painted by the base (configs/nano.yaml), plain ones by the experts, so the third question
+also compares the painters; bench/controls.py separates them. Differences are paired by sample and
+averaged over seeds, with 95 % intervals bootstrapped over samples and the mean of each seed. The
+result goes to
 bench/results/supervision.json.
 """
 
@@ -22,7 +24,7 @@ from _shared import add_result_argument, provenance
 from regionroute.data.stats import describe
 from regionroute.files import read_jsonl, write_json
 
-# What is asked, and the two methods of the demo whose difference answers it.
+# Question -> the two methods of the study whose difference answers it.
 QUESTIONS = {
     "supervision, plain": ("with-plain", "without-plain"),
     "supervision, routed": ("with", "without"),
@@ -32,22 +34,31 @@ METRICS = ("in_mask_ratio", "success", "mse_bg", "leak", "attention_iou")
 
 
 def main() -> int:
-    """Runs or reuses the demo of every seed and writes the comparison."""
+    """Run or reuse the study of every seed and write the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="training steps (default: configs/nano.yaml)")
-    parser.add_argument("--out", default="out/supervision", help="folder of the runs")
+    parser.add_argument("--out", default="out/supervision", help="output folder")
     add_result_argument(parser, "supervision")
     args = parser.parse_args()
     tables = []
     for seed in args.seeds:
         folder = Path(args.out) / f"seed-{seed}"
         steps = [] if args.steps is None else ["--steps", str(args.steps)]
-        demo = ["-m", "regionroute.cli", "study", "--out", str(folder), "--seed", str(seed), *steps]
+        study = [
+            "-m",
+            "regionroute.cli",
+            "study",
+            "--out",
+            str(folder),
+            "--seed",
+            str(seed),
+            *steps,
+        ]
         if not (folder / "report.html").exists():
-            subprocess.run([sys.executable, *demo], check=True)
+            subprocess.run([sys.executable, *study], check=True)
         tables.append(read_table(folder / "scores" / "samples.jsonl"))
     result = {
         **provenance(),

@@ -5,10 +5,10 @@
     python bench/train_kontext.py --dry                        # on the CPU: does every line run?
 
 FLUX.1-Kontext's sizes with random weights: time and memory do not depend on the values. Rival in
-the same run and on the same frozen weights: the LoRA step of diffusers' own training scripts
-(`add_adapter`, float32 adapters under bfloat16 autocast, clipping, AdamW) on the same layers, of
-the same rank, on the same pictures, timed in pairs. `--dry` takes a tiny transformer and sides
-divided by 16; its numbers say nothing and are kept only where --result says so. The result goes to
+the same run, on the same frozen weights: the LoRA step of diffusers' training scripts
+(`add_adapter`, float32 adapters under bfloat16 autocast, clipping, AdamW), same layers, rank and
+images, timed in pairs. `--dry` uses a tiny transformer and sides divided by 16; its numbers mean
+nothing and are written only if --result is given. The result goes to
 bench/results/train_kontext_cuda.json.
 """
 
@@ -70,11 +70,23 @@ def parser() -> argparse.ArgumentParser:
     add_config_arguments(parser)
     parser.set_defaults(config="configs/kontext.yaml")
     add = parser.add_argument
-    add("--sizes", type=int, nargs="+", default=[512, 1024], help="sides in pixels (512 1024)")
-    add("--weights", nargs="+", choices=("bf16", "nf4"), default=["bf16"], help="frozen ones")
-    add("--batch", type=int, default=1, help="pairs a step (1)")
-    add("--styles", type=int, default=4, help="experts a layer (4)")
-    add("--rounds", type=int, default=20, help="measured rounds (20)")
+    add(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[512, 1024],
+        help="sides in pixels (default: 512 1024)",
+    )
+    add(
+        "--weights",
+        nargs="+",
+        choices=("bf16", "nf4"),
+        default=["bf16"],
+        help="precision of the frozen weights",
+    )
+    add("--batch", type=int, default=1, help="pairs per step (default: 1)")
+    add("--styles", type=int, default=4, help="experts per layer (default: 4)")
+    add("--rounds", type=int, default=20, help="measured rounds (default: 20)")
     add("--peak", type=float, help="TFLOP/s of the GPU in bfloat16 (known for common ones)")
     add("--dry", action="store_true", help="tiny sizes on the CPU; no result unless --result")
     add_result_argument(parser, "train_kontext", "cuda")
@@ -83,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Times the steps and writes the result.
+    """Time the steps and write the result.
 
     Raises:
         UserError: no GPU and not --dry, or nf4 without bitsandbytes.
@@ -115,7 +127,7 @@ def frozen_transformer(args: argparse.Namespace, weights: str) -> FluxTransforme
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(settings_of(args))
     nn.Module.to(model, torch.bfloat16)  # diffusers' own warns of a cast
-    # What is to be quantised need not fit the GPU before it is.
+    # Weights to be quantized need not fit the GPU before.
     model.to_empty(device=device if weights == "bf16" else "cpu").requires_grad_(False)
     generator = torch.Generator(model.device).manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -149,7 +161,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def step_shape(args: argparse.Namespace, size: int) -> StepShape:
-    """Sizes of a step on square pictures."""
+    """Sizes of a step on square images."""
     settings = settings_of(args)
     side = 2 * round(size / (2 * VAE_SCALE))
     return StepShape(
@@ -268,7 +280,7 @@ def stock_step(
 
 
 def made_up_batch(shape: StepShape) -> Batch:
-    """Random latents and text, one object a picture."""
+    """Random latents and text, one object an image."""
     generator = torch.Generator().manual_seed(0)
     size, (_, height, width) = shape.batch, shape.latent
 

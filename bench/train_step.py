@@ -1,11 +1,11 @@
-"""What attention supervision costs a training step, everything else equal.
+"""The cost of attention supervision in a training step, everything else equal.
 
     python bench/train_step.py                                   # nano, configs/nano.yaml
     python bench/train_step.py --config configs/kontext.yaml base.name=/models/kontext   # on a GPU
 
-Rival in the same run: the same step with both weights of the supervision at 0, and the same step
-with the columns taken from an explicit dense softmax. A step is forward, loss, backward and
-AdamW on one made-up batch; encoding and reading are not in it.
+Rivals in the same run: the same step with both supervision weights at 0, and with the columns taken
+from an explicit dense softmax. A step is forward, loss, backward and AdamW on one synthetic batch;
+encoding and loading are not included.
 The result goes to bench/results/train_step.json, on a GPU to train_step_cuda.json.
 """
 
@@ -41,14 +41,14 @@ RIVAL = "unsupervised"
 
 
 def main() -> int:
-    """Times the steps and writes the result."""
+    """Time the steps and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
     parser.set_defaults(config="configs/nano.yaml")
     parser.add_argument("--rounds", type=int, default=30, help="measured rounds")
-    parser.add_argument("--batch", type=int, help="pairs a step (default: train.global_batch)")
+    parser.add_argument("--batch", type=int, help="pairs per step (default: train.global_batch)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add_result_argument(parser, "train_step", device)
     args = parser.parse_intermixed_args()
@@ -99,7 +99,7 @@ def layers(config: RunConfig) -> str:
 
 
 def made_up_batch(backbone: Backbone, size: int, device: str) -> Batch:
-    """Random latents and text of the base's own shapes, one object a picture."""
+    """Random latents and text of the base's own shapes, one object an image."""
     generator = torch.Generator().manual_seed(0)
     side = backbone.settings.resolution
     context = backbone.encode_images(torch.rand(size, 3, side, side, generator=generator))

@@ -1,11 +1,11 @@
-"""How many more samples a second do two processes train than one, with a thread each?
+"""How much faster do two training processes run than one, with one thread each?
 
     python bench/two_processes.py
 
-nano's configuration under torchrun, one process and two in turn, each with one thread, the same
-global batch, experts and pairs; the first run fills the cache, unmeasured. On a machine with two
-cores to itself 1.6 x or more is wanted. What else ran stands beside each measurement as the load
-average, because on shared cores two processes also get twice the share of one. The result goes to
+nano's configuration under torchrun, one process and two alternating, one thread each, same global
+batch, experts and pairs; a first run fills the cache, unmeasured. Goal on two idle cores: 1.6 x or
+more. The load average is recorded with each measurement, because on shared cores two processes also
+get twice the CPU share of one. The result goes to
 bench/results/two_processes.json.
 """
 
@@ -30,12 +30,12 @@ WANTED = 1.6
 
 
 def main() -> int:
-    """Measures and writes the result."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=60, help="of each run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--steps", type=int, default=60, help="steps per run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs per kind")
     add_result_argument(parser, "two_processes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def train(processes: int, folder: Path, data: Path, steps: int) -> dict[str, Any]:
-    """Samples a second of a run, and the load average when it began and ended."""
+    """Samples per second of a run, and the load average before and after."""
     output = folder / f"run-{processes}-{steps}"
     before = os.getloadavg()[0]
     command = [

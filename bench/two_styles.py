@@ -1,14 +1,13 @@
-"""Several objects of one picture, each in its own style, in one edit.
+"""Several objects of one image, each in its own style, in one edit.
 
-    python bench/two_styles.py                                  # the experts that come with nano
+    python bench/two_styles.py                                  # the experts that ship with nano
     python bench/two_styles.py --experts out/study/with/experts --objects 3
 
-Held-out scenes of distinct objects with exact targets. Rivals in the same run: two edits one after
-the other (routed and plain), one plain edit by the whole sentence with the experts averaged, and
-the same routing with the true masks in place of the maps. An object is nearer when it is nearer to
-its own style's target than to itself in the next object's style, and right when, besides, less than
-half of the unedited error is left. The result goes to bench/results/two_styles.json, the pictures
-to the folder of --pictures.
+Test scenes of distinct objects with exact targets. Rivals in the same run: two edits one after the
+other (routed and plain), one plain edit of the whole sentence with averaged experts, and the same
+routing with the true masks instead of the maps. An object is "nearer" if it is closer to its own
+style's target than to itself in the next object's style, and "right" if also its residual error is
+below 50 %. The result goes to bench/results/two_styles.json, images to the folder of --pictures.
 """
 
 import argparse
@@ -65,7 +64,7 @@ def routed(editor: Editor, case: Case, **options: Any) -> Tensor:
 
 
 def oracle(editor: Editor, case: Case) -> Tensor:
-    """The true masks in place of the maps."""
+    """The true masks instead of the maps."""
     return routed(editor, case, regions=[mask[0] for mask in case.masks])
 
 
@@ -105,7 +104,7 @@ METHODS: dict[str, Method] = {
 
 
 def main() -> int:
-    """Edits the scenes by every method and writes the comparison."""
+    """Edit the scenes by every method and write the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,7 +112,9 @@ def main() -> int:
     parser.add_argument("--experts", default="auto", help="default: those of the base")
     parser.add_argument("--objects", type=int, choices=(2, 3), default=2)
     parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--pictures", type=Path, help="folder for scene, target and edits")
+    parser.add_argument(
+        "--pictures", type=Path, help="folder for images of scene, target and edits"
+    )
     add_result_argument(parser, "two_styles")
     args = parser.parse_args()
     editor = load_editor(args.base, args.experts)
@@ -141,7 +142,7 @@ def main() -> int:
 
 
 def make_cases(objects: int, scenes: int, styles: list[str]) -> list[Case]:
-    """Held-out scenes whose objects are all of different kinds, in styles drawn by the seed."""
+    """Test scenes whose objects are all of different kinds, in styles drawn by the seed."""
     cases = []
     for seed in HELD_OUT_SEEDS:
         scene = render_scene(seed, count=objects)
@@ -157,7 +158,7 @@ def make_cases(objects: int, scenes: int, styles: list[str]) -> list[Case]:
 
 
 def scores(case: Case, edited: Tensor) -> dict[str, float]:
-    """Measures of one edit; errors in [-1,1]."""
+    """Measure of one edit; errors in [-1,1]."""
     own, swapped = case.target(), case.target(shift=1)
     nearer, right, left = [], [], []
     for mask in case.masks:
@@ -176,7 +177,7 @@ def scores(case: Case, edited: Tensor) -> dict[str, float]:
 
 
 def masked_error(a: Tensor, b: Tensor, mask: Tensor) -> float:
-    """Mean squared error in [-1,1] of [3,H,W] pictures inside a mask [1,H,W]."""
+    """Mean squared error in [-1,1] of [3,H,W] images inside a mask [1,H,W]."""
     return (((2 * (a - b)).square() * mask).sum() / (3 * mask.sum()).clamp(min=1)).item()
 
 

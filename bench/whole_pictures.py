@@ -1,10 +1,10 @@
-"""Should experts also be trained on whole pictures? The arms of bench/supervision.py, retrained.
+"""Should experts also be trained on whole images? The arms of bench/supervision.py, retrained.
 
     python bench/whole_pictures.py               # three seeds, about half an hour on two cores
 
-The same training scenes, steps, batch and seeds, but half of the samples are wholly restyled scenes
-("make the image in … style"), which are not supervised. Then the edits of bench/controls.py.
-Rivals: the same table of experts that saw objects only, bench/results/controls.json. The result
+Same training scenes, steps, batch and seeds, but half of the samples are wholly restyled scenes
+("make the image in ... style"), which are not supervised. Then the edits of bench/controls.py.
+Rival: the same table for experts that saw objects only, bench/results/controls.json. The result
 goes to bench/results/whole_pictures.json.
 """
 
@@ -21,13 +21,13 @@ ARMS = {"with": (), "without": ("supervision.focus=0", "supervision.cover=0")}
 
 
 def main() -> int:
-    """Trains what is not there yet, edits, and writes the comparison."""
+    """Train what is not there yet, edits, and write the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600, help="training steps")
-    parser.add_argument("--out", default="out/whole_pictures", help="folder of the runs")
+    parser.add_argument("--out", default="out/whole_pictures", help="output folder")
     add_result_argument(parser, "whole_pictures")
     args = parser.parse_args()
     for seed in args.seeds:
