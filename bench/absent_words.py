@@ -23,11 +23,12 @@ from tqdm import tqdm
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.scenes.sprites import SPRITES
 from regionroute.data.images import read_image, resize
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.data.stats import describe
-from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json
+from regionroute.pipeline import RegionRoutePipeline
 
 Case = tuple[Tensor, str, str]  # image [3,H,W], a present word, an absent word
 
@@ -43,11 +44,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=256, help="images to edit")
     add_result_argument(parser, "absent_words")
     args = parser.parse_args()
-    editor = load_editor(args.base, args.experts)
+    editor = RegionRoutePipeline.from_pretrained(args.base, experts=args.experts).editor
     styles = [style.name for style in editor.registry.styles] if editor.registry else []
     cases = scenes(args.count) if args.manifest is None else photos(editor, args.manifest)
     level: dict[bool, list[float]] = {True: [], False: []}
-    options = EditOptions(mode="routed", closer=False)
+    options = EditOptions(mode="routed", refine_crop=False)
     for i, (picture, own, missing) in enumerate(tqdm(cases, "editing", unit="image")):
         if i >= args.count:
             break
@@ -79,7 +80,7 @@ def scenes(count: int) -> Iterator[Case]:
 
 def photos(editor: Editor, manifest: Path) -> Iterator[Case]:
     """Test photos at the model's size, one case each."""
-    read, rng = read_manifest(manifest), np.random.default_rng(0)
+    read, rng = load_manifest(manifest), np.random.default_rng(0)
     samples = [sample for sample in read.samples if sample.split == "test"]
     words: dict[str, set[str]] = {}
     for sample in samples:

@@ -29,12 +29,13 @@ from eval.metrics.attention import attention_iou
 from pseudo_labels.stylize.filters import FILTERS
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import write_image
-from regionroute.data.manifest import EditSample, read_manifest
+from regionroute.data.manifest import EditSample, load_manifest
 from regionroute.data.stats import describe
 from regionroute.editing.batch import sample_request
-from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json
+from regionroute.pipeline import RegionRoutePipeline
 from regionroute.routing.gates import composite, token_gates
 from regionroute.routing.pixel_gates import pixel_gates
 
@@ -185,9 +186,10 @@ def compare(runs: Path, seeds: Sequence[int], pictures: Path | None = None) -> d
 def load_arms(folder: Path) -> Arms:
     """The editors of a seed; the bare one reads the object's word where it can see the image."""
     supervised, unsupervised = (
-        load_editor("nano", folder / arm / "experts") for arm in ("with", "without")
+        RegionRoutePipeline.from_pretrained("nano", experts=folder / arm / "experts").editor
+        for arm in ("with", "without")
     )
-    bare = load_editor("nano", None)
+    bare = RegionRoutePipeline.from_pretrained("nano", experts=None).editor
     bare.routing = supervised.routing.model_copy(update={"branch": "base"})
     bare.read_maps(MapChoice(layers=["all@object"], queries="context"))
     return Arms(supervised, unsupervised, bare)
@@ -195,13 +197,13 @@ def load_arms(folder: Path) -> Arms:
 
 def test_samples(folder: Path) -> list[EditSample]:
     """The held-out samples of a seed's data set."""
-    samples = read_manifest(folder / "scenes").samples
+    samples = load_manifest(folder / "scenes").samples
     return [sample for sample in samples if sample.split == "test"]
 
 
 def load_scenes(folder: Path, samples: Sequence[EditSample], seed: int) -> Scenes:
     """A batch of scenes with the requests of `regionroute edit --manifest`."""
-    manifest = read_manifest(folder / "scenes")
+    manifest = load_manifest(folder / "scenes")
     return Scenes(
         [sample_request(sample, seed) for sample in samples],
         torch.stack([manifest.context(sample) for sample in samples]),

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from eval.encoders.features import PerceptualDistance, load_lpips
 from regionroute.data.stats import describe
-from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json
+from regionroute.pipeline import RegionRoutePipeline
 from regionroute.routing.gates import composite
 from regionroute.routing.pixel_gates import pixel_gates
 
@@ -46,7 +47,7 @@ def main() -> int:
     distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, float]]] = {}
     for experts in args.experts:
-        editor = load_editor(args.base, experts)
+        editor = RegionRoutePipeline.from_pretrained(args.base, experts=experts).editor
         for case in tqdm(held_out(args.manifest, editor, args.skip + args.pairs)[args.skip :],
                          str(experts), unit="edit"):  # fmt: skip
             restyled, gates = edited(editor, case)

@@ -18,7 +18,7 @@ from typing import Any
 
 from _shared import add_result_argument, provenance
 
-from regionroute.data.manifest import EditSample, Region, read_manifest, write_manifest
+from regionroute.data.manifest import EditSample, Region, load_manifest, write_manifest
 from regionroute.files import text_hash, write_json
 from train.data.examples import TrainingExample, TrainingExamples
 
@@ -83,10 +83,10 @@ def main() -> None:
         for first in range(0, args.rows, ROWS_A_FILE):
             file = several / f"manifest-{first // ROWS_A_FILE:05d}.jsonl"
             write_manifest(file, map(row, range(first, min(args.rows, first + ROWS_A_FILE))))
-        rows = read_manifest(several).samples
+        rows = load_manifest(several).samples
         kept = {
-            "one file": kept_bytes(lambda: read_manifest(one)),
-            "several files": kept_bytes(lambda: read_manifest(several)),
+            "one file": kept_bytes(lambda: load_manifest(one)),
+            "several files": kept_bytes(lambda: load_manifest(several)),
             "in training, as objects": kept_bytes(lambda: [*map(example, rows)]),
             "in training": kept_bytes(lambda: TrainingExamples(map(example, rows))),
         }
@@ -94,7 +94,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for times, path in zip(seconds.values(), (one, several), strict=True):
                 start = time.process_time()
-                read_manifest(path)
+                load_manifest(path)
                 times.append(time.process_time() - start)
         on_disk = (one / "manifest.jsonl").stat().st_size / args.rows
     medians = {name: statistics.median(times) for name, times in seconds.items()}

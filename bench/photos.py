@@ -41,12 +41,13 @@ from eval.encoders.features import PerceptualDistance, find_lpips_weights, load_
 from eval.metrics.lpips import lpips_bg
 from eval.metrics.region import coverage, leak
 from regionroute.data.images import read_image, read_mask, resize, write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.data.region_scores import in_mask_ratio, masked_mean
 from regionroute.data.stats import describe, paired
-from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest, Mode
 from regionroute.files import write_json
+from regionroute.pipeline import RegionRoutePipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"with": (), "without": ("supervision.focus=0", "supervision.cover=0")}
@@ -113,7 +114,9 @@ def main() -> int:
         if not args.experts:
             for arm, changes in arms.items():
                 _train(args, seed, arm, changes)
-        with_experts = load_editor(args.base, args.experts or folder / "with" / "experts")
+        with_experts = RegionRoutePipeline.from_pretrained(
+            args.base, experts=args.experts or folder / "with" / "experts"
+        ).editor
         cases = held_out(args.manifest, with_experts, args.pairs)
         for name, how in methods.items():
             scored, images = score(_editor(args, how, folder), cases, how, distance, name)
@@ -143,14 +146,14 @@ def main() -> int:
 def _editor(args: argparse.Namespace, how: Method, folder: Path) -> Editor:
     """The editor of one row, with its changes to the stored routing settings."""
     experts = None if how.arm is None else args.experts or folder / how.arm / "experts"
-    editor = load_editor(args.base, experts)
+    editor = RegionRoutePipeline.from_pretrained(args.base, experts=experts).editor
     editor.routing = editor.routing.model_copy(update=how.routing)
     return editor
 
 
 def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
     """Pairs of the split "test" in known styles, round-robin over the shuffled photos."""
-    read = read_manifest(manifest)
+    read = load_manifest(manifest)
     by_photo: dict[str, list[Any]] = {}
     assert editor.registry is not None
     known = {entry.style for entry in editor.registry.experts}

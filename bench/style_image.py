@@ -21,10 +21,10 @@ from supervision import column, read_table
 
 from regionroute.adapters import RouteContext, adapter_layers
 from regionroute.adapters.router_stats import chosen_experts, routing_overlap
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.data.stats import describe
-from regionroute.editing.editor import load_editor
 from regionroute.files import read_json, text_hash, write_json, write_jsonl
+from regionroute.pipeline import RegionRoutePipeline
 from train.style_encoder.images import content_of, read_style_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ def example_rows(scenes: Path, folder: Path) -> list[dict]:
     """Edit requests of `name` with the same seeds, an example image instead of the style word."""
     pictures = read_style_pictures(scenes / "styles" / "test")
     rows = []
-    for sample in read_manifest(scenes).samples:
+    for sample in load_manifest(scenes).samples:
         if sample.split != "test":
             continue
         region, sidecar = sample.regions[0], read_json(folder / "name" / f"{sample.id}.json")
@@ -115,7 +115,7 @@ def example_rows(scenes: Path, folder: Path) -> list[dict]:
 
 def overlap(folder: Path) -> dict[str, float]:
     """Routing IoU of held-out images: of one style, and of different styles."""
-    editor = load_editor("nano", folder / "run" / "experts")
+    editor = RegionRoutePipeline.from_pretrained("nano", experts=folder / "run" / "experts").editor
     found = {}
     for picture in read_style_pictures(folder / "scenes" / "styles" / "test"):
         found.setdefault(picture.style, []).append(picture)

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from _shared import add_result_argument, provenance
@@ -29,8 +29,10 @@ from regionroute.data.images import write_image
 from regionroute.data.prompts import build_prompt
 from regionroute.data.stats import describe
 from regionroute.diffusion.flow import draw_noise, sample
-from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json
+from regionroute.pipeline import RegionRoutePipeline
 
 Method = Callable[[Editor, "Case"], Tensor]
 
@@ -57,22 +59,23 @@ class Case(NamedTuple):
         return out
 
 
-def routed(editor: Editor, case: Case, **options: Any) -> Tensor:
+def routed(editor: Editor, case: Case, regions: tuple[Tensor, ...] = ()) -> Tensor:
     """All objects in one edit."""
     (word, style), *also = case.pairs
-    return editor.edit(case.image, word, style, also=also, mode="routed", **options).image
+    request = EditRequest(word, style, also=tuple(also), regions=regions)
+    return editor.edit(case.image, request, EditOptions(mode="routed")).image
 
 
 def oracle(editor: Editor, case: Case) -> Tensor:
     """The true masks instead of the maps."""
-    return routed(editor, case, regions=[mask[0] for mask in case.masks])
+    return routed(editor, case, regions=tuple(mask[0] for mask in case.masks))
 
 
 def one_by_one(editor: Editor, case: Case, mode: str) -> Tensor:
     """One edit after the other."""
     image = case.image
     for word, style in case.pairs:
-        image = editor.edit(image, word, style, mode=mode).image
+        image = editor.edit(image, EditRequest(word, style), EditOptions(mode=mode)).image
     return image
 
 
@@ -117,7 +120,7 @@ def main() -> int:
     )
     add_result_argument(parser, "two_styles")
     args = parser.parse_args()
-    editor = load_editor(args.base, args.experts)
+    editor = RegionRoutePipeline.from_pretrained(args.base, experts=args.experts).editor
     styles = [style.name for style in editor.registry.styles] if editor.registry else []
     cases = make_cases(args.objects, args.scenes, styles)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}

@@ -24,7 +24,7 @@ from eval.report.page import check_option
 from eval.sources import Source, load_source, select_split
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
 from regionroute.data.images import resize
-from regionroute.data.manifest import Manifest, read_manifest
+from regionroute.data.manifest import Manifest, load_manifest
 from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
 from regionroute.data.stats import describe, ratio_of_means
 from regionroute.errors import Parser, UserError, command
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     check_option("--out", args.out, check_output_file)
     if Path(args.out).suffix.lower() != ".json":  # in the place of other data it would destroy it
         raise UserError(f"--out {args.out}: give a name that ends in .json")
-    manifest = read_manifest(args.manifest)
+    manifest = load_manifest(args.manifest)
     select_split(manifest, args.split)
     backbone = load_backbone(args.base, device=usable_device(args.device))
     rows = measure(backbone, readable(manifest, args.split), args.batch_size)

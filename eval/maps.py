@@ -25,7 +25,7 @@ from eval.report.page import check_page, write_page
 from eval.scoring import Row, Scorer
 from eval.sources import select_split
 from eval.summary import edit_methods, summarise
-from regionroute.data.manifest import EditSample, read_manifest
+from regionroute.data.manifest import EditSample, load_manifest
 from regionroute.errors import Parser, UserError, command
 
 TITLE = "Where the style word looks"
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     check_page("--out", args.out)
     out = Path(args.out)
     methods = parse_edits(args.edits)
-    manifest = read_manifest(args.manifest)
+    manifest = load_manifest(args.manifest)
     samples = select_split(manifest, args.split)
     require_maps(methods, samples)
     metrics = build_metrics(names=MAP_METRICS)

@@ -43,7 +43,7 @@ from eval.sets import describe_sets, score_sets
 from eval.sources import select_split
 from eval.summary import RELATIVE_DEFINITION, bootstrap_settings, edit_methods, summarise
 from eval.thresholds import parse_thresholds, violations
-from regionroute.data.manifest import EditSample, manifest_file, manifest_files, read_manifest
+from regionroute.data.manifest import EditSample, load_manifest, manifest_file, manifest_files
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import (
     atomic_write,
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     methods = parse_edits(args.edits)
     names = choose_metrics(args.metrics, judged=args.judge is not None)
     thresholds = parse_thresholds(args.fail_if, list(methods), names)
-    manifest = read_manifest(args.manifest)
+    manifest = load_manifest(args.manifest)
     samples = select_split(manifest, args.split)
     device = usable_device(args.device)
     out = Path(args.out)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from regionroute.attention import AttentionPlan
-from regionroute.data.manifest import Manifest, manifest_file, read_manifest
+from regionroute.data.manifest import Manifest, load_manifest, manifest_file
 from regionroute.errors import UserError
 from regionroute.models.loading import Backbone, load_backbone
 from train.data.cache import Cache, CacheEntry
@@ -86,7 +86,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
         )
     engine_settings(config, ranks.world, 1)
     check_trackers(config.train.trackers)
-    manifest = read_manifest(config.data.manifest)
+    manifest = load_manifest(config.data.manifest)
     selection = select(manifest, config)
     dtype = getattr(torch, config.base.dtype)
     quantize = config.base.quantize

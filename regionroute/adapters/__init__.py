@@ -10,7 +10,7 @@ from regionroute.adapters.files.export import (
 from regionroute.adapters.files.lora_import import experts_from_loras, import_lora
 from regionroute.adapters.files.merge import Merge, merge
 from regionroute.adapters.files.registry import ExpertRegistry, read_registry
-from regionroute.adapters.inject import PRESETS, inject, target_names
+from regionroute.adapters.inject import PRESETS, eject, inject, target_names
 from regionroute.adapters.lora_moe import (
     LoRAMoELinear,
     adapter_layers,
@@ -41,6 +41,7 @@ __all__ = [
     "adapter_parameters",
     "blend_route",
     "blend_weights",
+    "eject",
     "expert_state_dict",
     "experts_from_loras",
     "import_lora",

@@ -69,6 +69,22 @@ def inject(
     return names
 
 
+def eject(transformer: nn.Module) -> list[str]:
+    """Remove the experts: every `LoRAMoELinear` becomes its plain linear layer again.
+
+    Args:
+        transformer: with or without experts.
+
+    Returns:
+        The names of the restored modules.
+    """
+    layers = [(n, m) for n, m in transformer.named_modules() if isinstance(m, LoRAMoELinear)]
+    for name, layer in layers:
+        parent, _, child = name.rpartition(".")
+        setattr(transformer.get_submodule(parent), child, layer.base)
+    return [name for name, _ in layers]
+
+
 def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """Names of the linear layers that `targets` means, in the model's order.
 

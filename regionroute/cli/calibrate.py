@@ -127,19 +127,21 @@ def main(argv: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     from regionroute.adapters import read_registry
-    from regionroute.data.manifest import read_manifest
-    from regionroute.editing.editor import load_editor
+    from regionroute.data.manifest import load_manifest
     from regionroute.editing.head_scan import HeadScan
     from regionroute.models.devices import pick_device, quiet_libraries
+    from regionroute.pipeline import RegionRoutePipeline
 
     quiet_libraries()
     styles = None
     if args.experts:
         styles = {style.name for style in read_registry(args.experts).styles}
-    manifest = read_manifest(args.manifest)
+    manifest = load_manifest(args.manifest)
     examples = draw(manifest, args.split, styles, args.count, args.seed)
     dtype, device = getattr(torch, args.dtype), pick_device(args.device)
-    editor = load_editor(args.base, args.experts, dtype, device)
+    editor = RegionRoutePipeline.from_pretrained(
+        args.base, experts=args.experts, torch_dtype=dtype, device=device
+    ).editor
     passes = 6 if args.experts else 5
     with tqdm(total=passes * len(examples), desc="calibrate", unit="picture", disable=None) as bar:
         scan = HeadScan(editor, manifest, examples, args.batch_size, bar.update)

@@ -13,11 +13,8 @@ from regionroute.errors import Parser, UserError, command
 from regionroute.models.devices import pick_device
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from regionroute.editing.batch import Jobs
-    from regionroute.editing.editor import Editor
-    from regionroute.editing.request import EditOptions
+    from regionroute.pipeline import RegionRoutePipeline
 
 EPILOG = """\
 one picture:
@@ -159,9 +156,11 @@ def _add_how(parser: Parser) -> None:
         help="which of several objects of that word, when routed (all)",
     )  # fmt: skip
     how.add_argument(
-        "--closer", action=argparse.BooleanOptionalAction,
-        help="restyle the objects of large photos in a window of their own (the base's own way)",
+        "--refine-crop", action=argparse.BooleanOptionalAction,
+        help="restyle small objects of large images once more in a crop around them (as the base "
+        "says)",
     )  # fmt: skip
+    how.add_argument("--closer", action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
 
 
 @command
@@ -178,6 +177,11 @@ def main(argv: list[str] | None = None) -> int:
         UserError: anything the user has to mend before an edit can be made.
     """
     args = parser().parse_args(argv)
+    if args.closer is not None:
+        from regionroute.config.aliases import note_old_name
+
+        note_old_name("regionroute edit", "--closer", "--refine-crop")
+        args.refine_crop = args.closer if args.refine_crop is None else args.refine_crop
     check_arguments(args)
     import_libraries()
     try:
@@ -252,50 +256,62 @@ def _check_words(args: argparse.Namespace) -> None:
 
 
 def _edit_one(args: argparse.Namespace) -> int:
+    from torch import Tensor
     from tqdm import tqdm
 
     from regionroute.data.images import read_image, read_soft_mask
     from regionroute.editing.outputs import Destination, check_destination, write_edit
-    from regionroute.editing.request import EditRequest
 
     image = read_image(args.image)
     size = image.shape[-2], image.shape[-1]
-    regions = tuple(read_soft_mask(path, size)[0] for path in args.region_map or ())
+    regions = [read_soft_mask(path, size)[0] for path in args.region_map or ()]
     destination = Destination(args.out, args.map, args.side_by_side)
     check_destination(destination, args.image)
-    shown = tuple(read_image(path) for path in args.style_image or ())
-    objects = args.object or [""]
-    styles = [""] * len(objects) if shown else args.style or [""]
-    (words, style), *also = zip(objects, styles, strict=True)
-    request = EditRequest(words, style, args.prompt, args.seed, tuple(also), regions, shown)
-    editor = _load(args)
-    options = editor.resolved(_options(args))
-    editor.check(request, options)
-    steps = options.steps
-    with tqdm(total=steps, desc="edit", unit="step", disable=None) as bar:
+    style_images = [read_image(path) for path in args.style_image or ()]
+    pipe = _load(args)
+    steps = args.steps or pipe.backbone.settings.steps
+    # The delay keeps an empty bar from being drawn before a request is refused.
+    with tqdm(total=steps, desc="edit", unit="step", disable=None, delay=0.01) as bar:
 
-        def advance(step: int, sigma: float, latents: Tensor) -> None:
+        def advance(pipe: RegionRoutePipeline, step: int, time: Tensor, tensors: object) -> None:
             bar.update()
 
-        [result] = editor.edit_batch(
-            [image],
-            [request],
-            options,
-            want_map=destination.wants_map,
-            callback=advance,
+        out = pipe(
+            image,
+            args.object or [""],
+            () if style_images else args.style or [""],
+            style_image=style_images or None,
+            prompt=args.prompt,
+            strength=args.strength,
+            region_mask=regions or None,
+            mode=args.mode,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            seed=args.seed,
+            instance=args.instance,
+            lock_background=args.lock_background,
+            refine_crop=args.refine_crop,
+            callback_on_step_end=advance,
+            output_region_maps=destination.wants_map,
+            output_type="pt",
         )
+    [edited], [region_map], [metadata] = out.images, out.region_maps, out.metadata
+    assert isinstance(edited, Tensor)
+    assert region_map is None or isinstance(region_map, Tensor)
     facts = {"image": str(args.image)}
-    if shown:
+    if style_images:
         facts["style_image"] = ", ".join(map(str, args.style_image))
-    write_edit(destination, image, result, facts)
-    for warning in result.settings.get("warnings", []):
+    write_edit(destination, image, edited, region_map, facts | metadata)
+    for warning in metadata.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{args.out}: {result.prompt}")
+    prompts = metadata["prompt"]
+    print(f"{args.out}: {prompts if isinstance(prompts, str) else ' | '.join(prompts)}")
     return 0
 
 
 def _edit_many(args: argparse.Namespace) -> int:
     from regionroute.editing.batch import manifest_rows, read_rows, run_jobs
+    from regionroute.editing.request import EditOptions
 
     jobs: Jobs
     if args.batch:
@@ -305,37 +321,41 @@ def _edit_many(args: argparse.Namespace) -> int:
     skipped = jobs.drop_existing() if args.skip_existing else 0
     written = 0
     if jobs.jobs:
-        written = run_jobs(_load(args), jobs, _options(args), args.batch_size or 8)
+        options = EditOptions(
+            args.steps, args.guidance, args.mode, args.lock_background, args.strength,
+            args.instance, args.refine_crop,
+        )  # fmt: skip
+        written = run_jobs(_load(args).editor, jobs, options, args.batch_size or 8)
     print(f"edited {written}, skipped {skipped}, failed {len(jobs.problems)}")
     for problem in jobs.problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if jobs.problems else 0
 
 
-def _options(args: argparse.Namespace) -> EditOptions:
-    from regionroute.editing.request import EditOptions
-
-    return EditOptions(
-        args.steps, args.guidance, args.mode, args.lock_background, args.strength, args.instance,
-        args.closer,
-    )  # fmt: skip
-
-
-def _load(args: argparse.Namespace) -> Editor:
+def _load(args: argparse.Namespace) -> RegionRoutePipeline:
     import torch
 
-    from regionroute.editing.editor import load_editor
     from regionroute.editing.expert_settings import read_choice
+    from regionroute.models.bundled import bundled_experts, default_base
+    from regionroute.pipeline import RegionRoutePipeline
 
-    # Read before a large base is loaded.
+    # What is wrong with these is reported before a large base is loaded.
     choice = read_choice(args.map_from) if args.map_from else None
-    own = "by_example" if args.style_image else "auto"
-    experts = None if args.zero_shot else args.experts or own
-    dtype, device = getattr(torch, args.dtype), pick_device(args.device)
-    editor = load_editor(args.base, experts, dtype, device, args.quantize)
+    kind = "by_example" if args.style_image else "auto"
+    experts = None if args.zero_shot else args.experts or kind
+    base = args.base or default_base(experts)
+    if experts == kind:
+        experts = bundled_experts(base, by_example=bool(args.style_image))
+    pipe = RegionRoutePipeline.from_pretrained(
+        base,
+        experts=experts,
+        torch_dtype=getattr(torch, args.dtype),
+        quantize=args.quantize,
+        device=pick_device(args.device),
+    )
     if choice:
-        editor.read_maps(choice, "--map-from")
-    return editor
+        pipe.editor.read_maps(choice, "--map-from")
+    return pipe
 
 
 if __name__ == "__main__":

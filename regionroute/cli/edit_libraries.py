@@ -35,5 +35,5 @@ def import_libraries() -> None:
     """Imports them without their chatter, and of them only what an edit needs."""
     quiet_libraries()
     with start.put_off(*UNUSED):
-        importlib.import_module("regionroute.editing.editor")
+        importlib.import_module("regionroute.pipeline")
     start.collect_as_usual()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -99,11 +99,43 @@ class EditSample:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """The samples of a folder and the way to their pictures."""
+class Manifest(Sequence[EditSample]):
+    """The samples of a folder, as a sequence, and the images they name.
+
+    Attributes:
+        root: the folder, which the paths of samples are relative to.
+        samples: parsed when they are asked for if the manifest is of several files.
+    """
 
     root: Path
     samples: Sequence[EditSample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[EditSample]:
+        return iter(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> EditSample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Manifest": ...
+    def __getitem__(self, index: int | slice) -> "EditSample | Manifest":
+        if isinstance(index, slice):
+            return Manifest(self.root, self.samples[index])
+        return self.samples[index]
+
+    def split(self, name: str) -> "Manifest":
+        """The samples of one split, such as "train" or "val".
+
+        Raises:
+            UserError: the manifest has no such split.
+        """
+        chosen = [sample for sample in self if sample.split == name]
+        if not chosen:
+            known = ", ".join(sorted({sample.split for sample in self})) or "none"
+            raise UserError(f"{self.root}: no sample of split {name!r} (splits: {known})")
+        return Manifest(self.root, chosen)
 
     def path(self, relative: str) -> Path:
         """The file behind a relative path.
@@ -199,7 +231,7 @@ def has_manifest(path: AnyPath) -> bool:
     return file.is_file() or any(file.parent.glob(file.name))
 
 
-def read_manifest(path: AnyPath) -> Manifest:
+def load_manifest(path: AnyPath) -> Manifest:
     """Reads and validates every row; pictures are opened later, when they are asked for.
 
     Args:
@@ -244,7 +276,7 @@ def parse_rows(path: Path) -> Iterator[EditSample | UserError]:
     """Each row as a sample or, where it is not right, as the error that says why.
 
     Args:
-        path: as `read_manifest` takes it.
+        path: as `load_manifest` takes it.
 
     Raises:
         UserError: the file itself is missing or not text.

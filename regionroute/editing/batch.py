@@ -228,7 +228,13 @@ def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOp
     written = 0
     for (job, image, _), result in zip(ready, results, strict=True):
         try:
-            write_edit(job.destination, image, result, job.facts)
+            write_edit(
+                job.destination,
+                image,
+                result.image,
+                result.region_map,
+                job.facts | result.settings,
+            )
             written += 1
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)

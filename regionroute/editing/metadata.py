@@ -1,4 +1,4 @@
-"""What is written down about an edit: enough to make it again, and what to be warned of."""
+"""The metadata of an edit: all settings that reproduce it, and warnings."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from importlib.metadata import version
 from os import PathLike
 from typing import Any
 
-from regionroute.editing.refine_crop import Window
+from regionroute.editing.refine_crop import Crop
 from regionroute.editing.request import EditOptions, EditPlan
-from regionroute.editing.sampler import Sampled
+from regionroute.editing.sampler import SamplingResult
 from regionroute.models.loading import Backbone
 
 
-def common(
+def batch_metadata(
     backbone: Backbone,
     experts: str | PathLike[str] | None,
     options: EditOptions,
     size: tuple[int, int],
 ) -> dict[str, Any]:
-    """Facts of all pictures of a batch, JSON-able.
+    """Metadata that all images of a batch share, JSON-able.
 
     Args:
         backbone: the base.
         experts: their folder.
-        options: how it was edited.
-        size: (height, width) of the pictures.
+        options: fully resolved.
+        size: (height, width) of the images.
     """
     return dataclasses.asdict(options) | {
         "base": backbone.name,
@@ -36,44 +36,46 @@ def common(
     }
 
 
-def describe(
+def image_metadata(
     plans: Sequence[EditPlan],
-    sampled: Sampled,
+    sampled: SamplingResult,
     row: int,
     confidence: float,
-    window: Window | None = None,
+    crop: Crop | None = None,
 ) -> dict[str, Any]:
-    """Facts of one picture, JSON-able.
+    """Metadata of one image, JSON-able.
 
     Args:
-        plans: its (object, style) pairs; facts of a lone one are told without a list.
-        sampled: the batch's result.
-        row: the picture's place in the batch.
-        confidence: attention on a region below which its object counts as hardly found.
-        window: where a second look was taken, if one was.
+        plans: of its (object, style) pairs; values of a single pair are not put into a list.
+        sampled: the result of the batch.
+        row: the image's index in the batch.
+        confidence: concentration of attention below which an object counts as hardly found.
+        crop: the crop that was refined, if any.
     """
     one = len(plans) == 1
     facts: dict[str, Any] = {
         "prompt": plans[0].prompt.text if one else [plan.prompt.text for plan in plans],
         "object": plans[0].object if one else [plan.object for plan in plans],
-        "style": plans[0].look.name if one else [plan.look.name for plan in plans],
+        "style": plans[0].style.name if one else [plan.style.name for plan in plans],
         "seed": plans[0].seed,
         "versions": {name: version(name) for name in ("regionroute", "torch", "diffusers")},
     }
-    alike = [plan.look.nearest for plan in plans if plan.look.nearest]
-    if alike:
-        facts["nearest_trained_style"] = [[name, round(cosine, 3)] for name, cosine in alike]
-    if window is not None:
-        facts["window"] = [*window]
+    nearest = [plan.style.nearest for plan in plans if plan.style.nearest]
+    if nearest:
+        facts["nearest_trained_style"] = [[name, round(cosine, 3)] for name, cosine in nearest]
+    if crop is not None:
+        facts["crop"] = [*crop]
+    if sampled.interrupted:
+        facts["interrupted"] = True
     if sampled.instances is not None:
         facts["instances_found"] = sampled.instances[row].tolist()
-    if sampled.level is not None:
-        level = sampled.level[row].tolist()
-        facts["attention_on_region"] = [float(f"{value:.3g}") for value in level]
+    if sampled.concentration is not None:
+        values = sampled.concentration[row].tolist()
+        facts["attention_on_region"] = [float(f"{value:.3g}") for value in values]
         facts["warnings"] = [
-            f'"{plan.object}" was hardly found in the picture: its attention is only '
-            f"{value:.2g} times that of an even spread"
-            for plan, value in zip(plans, level, strict=True)
+            f'"{plan.object}" was hardly found in the image: the attention on its region is only '
+            f"{value:.2g} times the average"
+            for plan, value in zip(plans, values, strict=True)
             if value < confidence
         ]
     return facts

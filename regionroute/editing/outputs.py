@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from regionroute.data.images import from_pil, to_pil, write_image
-from regionroute.editing.request import EditResult
 from regionroute.errors import UserError
 from regionroute.files import check_output_file, write_json
 
@@ -73,32 +72,37 @@ def check_destination(destination: Destination, source: Path) -> None:
 
 
 def write_edit(
-    destination: Destination, source: Tensor, result: EditResult, extra: dict[str, Any]
+    destination: Destination,
+    source: Tensor,
+    edited: Tensor,
+    region_map: Tensor | None,
+    metadata: dict[str, Any],
 ) -> None:
-    """Writes everything that was asked for, the picture last: where it is, the rest is too.
+    """Write all requested files, the edited image last: where it exists, the rest does too.
 
     Args:
         destination: where.
-        source: the picture before the edit, [3,H,W] in [0,1].
-        result: the edit, with its map if the destination wants one.
-        extra: further facts for the settings, such as an id.
+        source: the image before the edit, [3,H,W] in [0,1].
+        edited: the image after it, [3,H,W] in [0,1].
+        region_map: [h,w] in [0,1], if the destination wants one.
+        metadata: of the edit, JSON-able.
     """
-    settings = extra | result.settings
+    settings = dict(metadata)
     if destination.wants_map:
-        assert result.region_map is not None, "the map was not recorded"
-        full = enlarge_map(result.region_map, source.shape[-2], source.shape[-1])
+        assert region_map is not None, "the map was not recorded"
+        full = enlarge_map(region_map, source.shape[-2], source.shape[-1])
         if destination.map is not None:
             write_image(destination.map, full)
-            grid = list(result.region_map.shape)
-            read = settings.get("map", {})  # where it was read
-            settings["map"] = {"file": destination.map.name, "grid": grid, **read}
+            sites = settings.get("map", {})  # the attention sites it was read from
+            grid = list(region_map.shape)
+            settings["map"] = {"file": destination.map.name, "grid": grid, **sites}
         if destination.side_by_side is not None:
             words = _caption(settings["object"], settings["style"])
-            panels = {"source": source, words: result.image, "map": overlay(source, full)}
+            panels = {"source": source, words: edited, "map": overlay(source, full)}
             write_image(destination.side_by_side, side_by_side(panels))
     write_json(destination.picture.with_suffix(".json"), settings)
     parameters = json.dumps(settings, ensure_ascii=False)
-    write_image(destination.picture, result.image, {"parameters": parameters})
+    write_image(destination.picture, edited, {"parameters": parameters})
 
 
 def _caption(objects: str | list[str], styles: str | list[str]) -> str:

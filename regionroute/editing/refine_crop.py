@@ -1,8 +1,9 @@
-"""A second, closer look: the object fills the model's view when it is restyled.
+"""Crop and refine: restyle a small object once more in a crop around it.
 
-A model works at one size, whatever the photo's. Where the object is a small part of a large photo,
-it is found in the whole photo and restyled in a window around it, which then has more of the
-model's pixels. Words and gates are those of the first look, so that nothing is found anew.
+A model works at one resolution, whatever the image's. Where the object is a small part of a large
+image it is located in the whole image and restyled in a crop around it, which gives it more of the
+model's pixels (diffusers' inpainting pipelines call this `padding_mask_crop`). Words and regions
+are those of the first pass, so that nothing is located again.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from torch import Tensor
 
 from regionroute.editing.request import EditRequest
 
-MARGIN = 0.15  # of the region's longer side, on every side: the model needs to see around it
-MOST = 0.7  # share of the picture's area from which a window is no closer look
+MARGIN = 0.15  # of the region's longer side, on every side: context for the model
+MAX_AREA = 0.7  # of the image; a larger crop gains too little resolution
 
-Window = tuple[int, int, int, int]
+Crop = tuple[int, int, int, int]
 
 
-def window_of(regions: Tensor) -> Window | None:
-    """The window around regions that is worth a closer look.
+def crop_around(regions: Tensor) -> Crop | None:
+    """Find the crop around regions that is worth refining.
 
     Args:
         regions: [S,H,W] in [0,1].
 
     Returns:
-        Top, left, height and width in pixels; None where there is no region, or it fills most of
-        the picture anyway.
+        Top, left, height and width in pixels; None if there is no region, or if the crop covers
+        most of the image.
     """
     inside = regions.amax(0) > 0
     rows, columns = (inside.any(axis).nonzero().flatten() for axis in (1, 0))
@@ -36,39 +37,39 @@ def window_of(regions: Tensor) -> Window | None:
         return None
     height, width = inside.shape
     spans = [(int(line[0]), int(line[-1]) + 1) for line in (rows, columns)]
-    spare = round(MARGIN * max(last - first for first, last in spans))
+    margin = round(MARGIN * max(last - first for first, last in spans))
     (top, bottom), (left, right) = (
-        (max(0, first - spare), min(limit, last + spare))
+        (max(0, first - margin), min(limit, last + margin))
         for (first, last), limit in zip(spans, (height, width), strict=True)
     )
-    window = top, left, bottom - top, right - left
-    return None if window[2] * window[3] > MOST * height * width else window
+    crop = top, left, bottom - top, right - left
+    return None if crop[2] * crop[3] > MAX_AREA * height * width else crop
 
 
-def look_closer(
+def refine_crop(
     image: Tensor,
     request: EditRequest,
     regions: Tensor,
     edit: Callable[[Tensor, EditRequest], Tensor],
-) -> tuple[Tensor, Window] | None:
-    """Restyles the regions once more, in a window around them.
+) -> tuple[Tensor, Crop] | None:
+    """Restyle the regions once more, in a crop around them.
 
     Args:
-        image: the unedited picture, [3,H,W] in [0,1].
-        request: what was done.
-        regions: where it was done, [S,H,W] in [0,1].
-        edit: edits a picture [3,h,w] by a request with regions.
+        image: the source image, [3,H,W] in [0,1].
+        request: of the first pass.
+        regions: of the first pass, [S,H,W] in [0,1].
+        edit: edits an image [3,h,w] by a request with regions.
 
     Returns:
-        The picture [3,H,W] and the window; None where no window is worth it.
+        The refined image [3,H,W] and the crop; None if no crop is worth refining.
     """
-    window = window_of(regions)
-    if window is None:
+    crop = crop_around(regions)
+    if crop is None:
         return None
-    top, left, height, width = window
+    top, left, height, width = crop
     rows, columns = slice(top, top + height), slice(left, left + width)
     parts = tuple(region[rows, columns].clone() for region in regions)
-    closer = dataclasses.replace(request, regions=parts)
+    cropped = dataclasses.replace(request, regions=parts)
     out = image.clone()
-    out[:, rows, columns] = edit(image[:, rows, columns].clone(), closer)
-    return out, window
+    out[:, rows, columns] = edit(image[:, rows, columns].clone(), cropped)
+    return out, crop

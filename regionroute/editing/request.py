@@ -1,14 +1,17 @@
-"""What an edit is asked to do and what it gives.
+"""Edit requests and options, and how a request becomes prompts, experts and token positions.
 
-How its words become a prompt, an expert and token positions.
+Shape legend: B images, S (object, style) pairs per image, H W pixels, h w the token grid.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
 
 from regionroute.config.sites import Word
 from regionroute.data.prompts import (
@@ -19,34 +22,32 @@ from regionroute.data.prompts import (
     parse_marked,
     with_style,
 )
-from regionroute.editing.styles import Look, Styles
+from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.errors import UserError
+from regionroute.routing.gates import normalize_gates
 from regionroute.routing.instances import INSTANCES, Instance
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Mode = Literal["plain", "routed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-MAX_STEPS = 1000  # the scheduler knows no more
+MAX_STEPS = 1000  # number of training timesteps of the scheduler
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What to do with one picture.
+    """What to do with one image.
 
     Attributes:
         object: word or phrase for the object; may be empty if ``prompt`` marks it.
         style: name or phrase of the style, or a blend ("0.6 pixel-art + 0.4 line-art"); may be
-            empty if ``prompt`` marks it or a picture shows it.
-        prompt: None for the template; else own words, with the phrases marked ("turn the [dog]
-            into {pixel-art}") or standing in it once, or a prompt with its spans.
+            empty if ``prompt`` marks it or ``style_images`` show it.
+        prompt: None for the template; else a text in which the phrases are marked ("turn the
+            [dog] into {pixel-art}") or occur once, or a prompt with its spans.
         seed: of the noise.
-        also: further (object, style) pairs of the same picture.
-        regions: where each pair acts, [H,W] in [0,1] of the picture's size, in place of the
-            model's own maps; empty: the model decides.
-        style_images: an example picture [3,H,W] in [0,1] of each pair's style, in place of its
-            word; empty: the words say it.
+        also: further (object, style) pairs of the same image.
+        regions: where each pair acts, [H,W] in [0,1] of the image's size, in place of the
+            predicted region maps; empty: predict them.
+        style_images: a reference image [3,H,W] in [0,1] for the style of each pair, in place of
+            its word; empty: use the words.
     """
 
     object: str
@@ -70,14 +71,14 @@ class EditRequest:
 
 @dataclass
 class EditResult:
-    """An edited picture.
+    """An edited image.
 
     Attributes:
         image: [3,H,W] float32 in [0,1] on the CPU, the size of the input.
-        region_map: [h,w] in [0,1] on the CPU, where the words drew attention, 0.5 is the
-            boundary; None unless asked for.
+        region_map: [h,w] in [0,1] on the CPU: the normalised attention of the words, the region's
+            boundary at 0.5; None unless asked for.
         prompt: the text that was encoded.
-        settings: everything that is needed to make the picture again, JSON-able.
+        settings: the metadata: all settings that reproduce the edit, JSON-able.
     """
 
     image: Tensor
@@ -88,18 +89,18 @@ class EditResult:
 
 @dataclass(frozen=True)
 class EditOptions:
-    """How pictures are edited; None: what was measured best for the experts.
+    """How images are edited. None stands for the default of the base and its experts.
 
     Attributes:
-        steps: model calls.
-        guidance: strength told to guidance-distilled bases, or of classifier-free guidance.
-        mode: "plain" tells the model the whole prompt, as the paper does; "routed" lets the map of
-            each (object, style) pair decide where its style acts, see `regionroute.routing.gates`.
-        lock_background: outside the region the picture stays bit for bit.
+        steps: sampling steps.
+        guidance: guidance scale, embedded (guidance-distilled bases) or classifier-free.
+        mode: "plain" conditions on the whole prompt, as the paper does; "routed" applies each
+            style where the region map of its pair says, see `regionroute.routing.gates`.
+        lock_background: keep all pixels outside the region bit for bit.
         strength: of the style inside the region, in [0,1]; below 1 only routed.
         instance: which of several objects of a word, see `regionroute.routing.instances`; routed.
-        closer: restyle the objects of pictures that are larger than the model sees them in a
-            window of their own, see `regionroute.editing.refine_crop`; with a locked background.
+        refine_crop: restyle small objects of large images once more in a crop around them, see
+            `regionroute.editing.refine_crop`; needs a locked background.
     """
 
     steps: int | None = None
@@ -108,15 +109,15 @@ class EditOptions:
     lock_background: bool | None = None
     strength: float = 1.0
     instance: Instance = "all"
-    closer: bool | None = None
+    refine_crop: bool | None = None
 
     def resolved(
-        self, *, steps: int, guidance: float, mode: Mode, closer: bool = False
+        self, *, steps: int, guidance: float, mode: Mode, refine_crop: bool = False
     ) -> EditOptions:
-        """The options with nothing left open: those given here stand for None.
+        """Replace every None by a default.
 
         Raises:
-            UserError: a value out of range, or one that the mode has no use for.
+            UserError: a value out of range, or one that the mode does not use.
         """
         chosen = self.mode or mode
         if chosen not in MODES:
@@ -124,7 +125,7 @@ class EditOptions:
         if not (0 <= self.strength <= 1):
             raise UserError(f"strength {self.strength}: must be between 0 and 1")
         if chosen == "plain" and self.strength != 1:
-            raise UserError("a strength below 1 needs mode routed")
+            raise UserError("strength below 1 needs mode routed")
         if self.instance not in INSTANCES:
             raise UserError(f"instance {self.instance!r}: must be one of {', '.join(INSTANCES)}")
         if chosen == "plain" and self.instance != "all":
@@ -136,28 +137,28 @@ class EditOptions:
         if not (math.isfinite(guidance) and guidance >= 0):
             raise UserError(f"guidance {guidance}: must be 0 or more")
         lock = chosen == "routed" if self.lock_background is None else self.lock_background
-        able = chosen == "routed" and lock
-        if self.closer and not able:
-            raise UserError("a closer look needs mode routed and a locked background")
-        closer = able and (closer if self.closer is None else self.closer)
-        return EditOptions(steps, guidance, chosen, lock, self.strength, self.instance, closer)
+        can_refine = chosen == "routed" and lock
+        if self.refine_crop and not can_refine:
+            raise UserError("refine_crop needs mode routed and a locked background")
+        refine = can_refine and (refine_crop if self.refine_crop is None else self.refine_crop)
+        return EditOptions(steps, guidance, chosen, lock, self.strength, self.instance, refine)
 
 
 @dataclass(frozen=True)
 class EditPlan:
-    """A request that has been checked.
+    """One (object, style) pair of a request, checked and resolved.
 
     Attributes:
         object: the object's phrase.
-        look: the style.
-        prompt: what is encoded, with the spans of this pair first.
+        style: the resolved style.
+        prompt: the text to encode, with the spans of this pair first.
         seed: of the noise.
         style_tokens: positions of the style phrase among the encoded tokens.
         object_tokens: those of the object phrase.
     """
 
     object: str
-    look: Look
+    style: ResolvedStyle
     prompt: Prompt
     seed: int
     style_tokens: list[int]
@@ -169,21 +170,21 @@ class EditPlan:
 
     @property
     def style_words(self) -> str:
-        """The style as the prompt says it."""
+        """The style phrase of the prompt."""
         return self.prompt.text[slice(*self.prompt.style_spans[0])]
 
 
-def plan_clauses(
+def plan_pairs(
     request: EditRequest,
     styles: Styles,
     find: Callable[[str, Span], list[int]],
 ) -> list[EditPlan]:
-    """One plan for each (object, style) pair of a request; arguments as of `plan_edit`.
+    """Plan each (object, style) pair of a request; arguments as of `plan_pair`.
 
-    Several pairs get a prompt each, of the template: a map is read from its own clause.
+    Several pairs get a template prompt each: a map is read from the prompt of its own pair.
 
     Raises:
-        UserError: see `plan_edit`; or not one region, or not one example picture for each pair.
+        UserError: see `plan_pair`; or not one region, or not one style image for each pair.
     """
     pairs = request.pairs
     if request.regions and len(request.regions) != len(pairs):
@@ -192,45 +193,79 @@ def plan_clauses(
         )
     if request.style_images and len(request.style_images) != len(pairs):
         raise UserError(
-            f"{len(request.style_images)} example pictures for {len(pairs)} objects: give one for "
-            "each"
+            f"{len(request.style_images)} style images for {len(pairs)} objects: give one for each"
         )
     if len(pairs) == 1:
-        return [plan_edit(request, styles, find)]
+        return [plan_pair(request, styles, find)]
     images = request.style_images
-    clauses = [
+    single = [
         EditRequest(words, style, seed=request.seed, style_images=images[i : i + 1])
         for i, (words, style) in enumerate(pairs)
     ]
-    return [plan_edit(clause, styles, find) for clause in clauses]
+    return [plan_pair(one, styles, find) for one in single]
 
 
-def plan_edit(
+def plan_pair(
     request: EditRequest,
     styles: Styles,
     find: Callable[[str, Span], list[int]],
 ) -> EditPlan:
-    """Checks a request and looks everything up.
+    """Check a request with one pair and resolve its prompt, style and token positions.
 
     Args:
-        request: what is asked for.
-        styles: those there are.
+        request: with one (object, style) pair.
+        styles: the available ones.
         find: positions of a phrase's tokens in a prompt, see `Backbone.token_indices`.
 
     Raises:
-        UserError: unknown style, an example picture for experts that cannot use one, empty,
-            missing, ambiguous or cut-off phrase, bad seed.
+        UserError: unknown style, a style image for experts chosen by name, an empty, missing,
+            ambiguous or truncated phrase, or a bad seed.
     """
     if not 0 <= request.seed < 2**63:
         raise UserError(f"seed {request.seed}: must be between 0 and 2^63 - 1")
-    object_phrase, style = _phrases(request)
-    look = styles.look(style, request.style_images[0] if request.style_images else None)
-    prompt = _prompt(request, object_phrase, style, look)
-    if styles.by_example:  # trained without any style's word
-        prompt = with_style(prompt, look.words)
+    object_phrase, style_phrase = _phrases(request)
+    image = request.style_images[0] if request.style_images else None
+    style = styles.resolve(style_phrase, image)
+    prompt = _prompt(request, object_phrase, style_phrase, style)
+    if styles.by_example:  # these experts were trained without style words
+        prompt = with_style(prompt, style.words)
     spans = prompt.style_spans[0], prompt.object_spans[0]
     tokens = [find(prompt.text, span) for span in spans]
-    return EditPlan(object_phrase, look, prompt, request.seed, *tokens)
+    return EditPlan(object_phrase, style, prompt, request.seed, *tokens)
+
+
+def stack_images(images: Sequence[Tensor], requests: Sequence[EditRequest]) -> Tensor:
+    """The images of a batch, [B,3,H,W].
+
+    Raises:
+        ValueError: not as many requests as images, or images of several sizes.
+    """
+    if len(images) != len(requests) or not images:
+        raise ValueError(f"{len(images)} images and {len(requests)} requests")
+    if len({image.shape for image in images}) != 1:
+        raise ValueError("the images of a batch must have one size")
+    return torch.stack(list(images))
+
+
+def stack_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | None:
+    """The regions given with the requests of a batch, [B,S,H,W]; None if there are none.
+
+    Raises:
+        UserError: a region of another size than the images.
+        ValueError: some requests have regions, others do not.
+    """
+    if not any(request.regions for request in requests):
+        return None
+    size = tuple(sources.shape[-2:])
+    for region in (region for request in requests for region in request.regions):
+        if tuple(region.shape) != size:
+            raise UserError(
+                f"a region map is {region.shape[-1]}x{region.shape[-2]}, but the image is "
+                f"{size[1]}x{size[0]}: give a map of the image's size"
+            )
+    if len({len(request.regions) for request in requests}) != 1:
+        raise ValueError("either all images of a batch have regions, or none")
+    return normalize_gates(torch.stack([torch.stack(request.regions) for request in requests]))
 
 
 def _is_marked(text: str) -> bool:
@@ -240,38 +275,40 @@ def _is_marked(text: str) -> bool:
 def _phrases(request: EditRequest) -> tuple[str, str]:
     """Object and style: as given, or from the marks of the prompt where they are not."""
     object_phrase, style = request.object, request.style
-    shown = bool(request.style_images)
-    complete = object_phrase.strip() and (style.strip() or shown)
+    has_image = bool(request.style_images)
+    complete = object_phrase.strip() and (style.strip() or has_image)
     if isinstance(request.prompt, str) and _is_marked(request.prompt) and not complete:
         marked = parse_marked(request.prompt)
         object_phrase = object_phrase.strip() or marked.text[slice(*marked.object_spans[0])]
-        if not shown:
+        if not has_image:
             style = style.strip() or marked.text[slice(*marked.style_spans[0])]
     return object_phrase, style
 
 
-def _prompt(request: EditRequest, object_phrase: str, style: str, look: Look) -> Prompt:
+def _prompt(
+    request: EditRequest, object_phrase: str, style_phrase: str, style: ResolvedStyle
+) -> Prompt:
     """The prompt with the spans of exactly the requested pair."""
     if request.prompt is None:
-        return build_prompt([(object_phrase, look.words)])
+        return build_prompt([(object_phrase, style.words)])
     if isinstance(request.prompt, Prompt):
         return request.prompt
     if not _is_marked(request.prompt):
-        said = look.words if look.embedding is None else style
-        spans = find_spans(request.prompt, object_phrase, said)
+        words = style.words if style.embedding is None else style_phrase
+        spans = find_spans(request.prompt, object_phrase, words)
         return Prompt(request.prompt, spans[:1], spans[1:])
     marked = parse_marked(request.prompt)
     pairs = list(zip(marked.object_spans, marked.style_spans, strict=True))
+    names = (style_phrase, style.words, style.name)
     for object_span, style_span in pairs:
         if _same(marked.text, object_span, object_phrase) and (
-            look.image is not None
-            or any(_same(marked.text, style_span, x) for x in (style, look.words, look.name))
+            style.image is not None or any(_same(marked.text, style_span, x) for x in names)
         ):
             return Prompt(marked.text, (object_span,), (style_span,))
     found = ", ".join(f"[{marked.text[slice(*o)]}] {{{marked.text[slice(*s)]}}}" for o, s in pairs)
     raise UserError(
-        f"prompt {request.prompt!r}: marks {found}, but object {object_phrase!r} in style "
-        f"{style or look.words!r} is asked for; mark that pair"
+        f"prompt {request.prompt!r}: it marks {found}, but the request is object "
+        f"{object_phrase!r} in style {style_phrase or style.words!r}: mark that pair"
     )
 
 

@@ -1,6 +1,6 @@
-"""Sampling: plainly, as the paper does, or routed, where the clauses' maps decide.
+"""Sampling: plain, as in the paper, or routed by the region map of each (object, style) pair.
 
-Shape legend: B pictures, S (object, style) clauses of each, C latent channels, H W latent rows and
+Shape legend: B images, S (object, style) pairs per image, C latent channels, H W latent rows and
 columns, h w image tokens, T text tokens.
 """
 
@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.adapters import routed
@@ -20,64 +19,72 @@ from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite
 from regionroute.data.prompts import restyle_prompt
 from regionroute.diffusion.flow import StepCallback, denoise, guided, predict_velocity, sample
-from regionroute.editing.request import EditPlan, EditRequest
-from regionroute.editing.styles import Look, Styles
-from regionroute.errors import UserError
+from regionroute.editing.request import EditPlan, Mode
+from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.models.loading import Backbone
 from regionroute.routing.gates import (
+    attention_concentration,
     boundary_map,
     keep_velocity,
-    region_level,
     route_velocity,
-    share,
     token_gates,
-    widened,
+    widen_gates,
 )
 from regionroute.routing.instances import Instance, choose_instances
 from regionroute.routing.region_maps import MapReader
 
 
+class Interrupted(Exception):
+    """Raised by a step callback to end sampling early; carries the latents [B,C,H,W] so far."""
+
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__("sampling was interrupted")
+        self.latents = latents
+
+
 @dataclass(frozen=True, eq=False)
-class Task:
-    """Pictures to edit.
+class SamplingJob:
+    """A batch of images to edit.
 
     Attributes:
-        clauses: S plans for each of B pictures; one each when sampled plainly.
-        context: latents of the pictures, [B,C,H,W].
+        plans: S plans for each of B images; one each in plain mode.
+        context: latents of the source images, [B,C,H,W].
         noise: [B,C,H,W].
-        steps: model calls.
+        steps: sampling steps.
         guidance: see `flow.predict_velocity`.
-        callback: see `flow.denoise`.
+        mode: plain or routed.
+        callback: see `flow.denoise`; may raise `Interrupted`.
         strength: factor on the gates, in [0,1].
-        lock: gates are wanted for a composite over the picture.
-        want_map: maps are wanted.
-        regions: gates [B,S,h,w] in place of the model's own maps, or None.
+        lock_background: gates are needed for a composite over the source.
+        want_map: record region maps.
+        gates: given gates [B,S,h,w] in place of the predicted maps, or None.
         instance: which of several objects of a word.
-        mirrored: latents of the mirrored pictures, [B,C,H,W], if maps are read from them too.
+        mirrored: latents of the mirrored images, [B,C,H,W], to read maps from them too; or None.
     """
 
-    clauses: Sequence[Sequence[EditPlan]]
+    plans: Sequence[Sequence[EditPlan]]
     context: Tensor
     noise: Tensor
     steps: int
     guidance: float
+    mode: Mode
     callback: StepCallback | None = None
     strength: float = 1.0
-    lock: bool = False
+    lock_background: bool = False
     want_map: bool = False
-    regions: Tensor | None = None
+    gates: Tensor | None = None
     instance: Instance = "all"
     mirrored: Tensor | None = None
 
     @property
     def rows(self) -> list[EditPlan]:
-        """The clauses of all pictures, B·S."""
-        return [plan for plans in self.clauses for plan in plans]
+        """The plans of all images, B·S."""
+        return [plan for plans in self.plans for plan in plans]
 
     @property
     def pairs(self) -> int:
         """S."""
-        return len(self.clauses[0])
+        return len(self.plans[0])
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -86,33 +93,36 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Sampled:
-    """What came out.
+class SamplingResult:
+    """The result of a job.
 
     Attributes:
         latents: [B,C,H,W].
         gates: [B,S,h,w] in [0,1], if they were needed.
-        shown: the map to show, [B,h,w] in [0,1] with its boundary at .5, if there is one.
-        level: attention on each clause's region, in multiples of an even spread, [B,S]; if routed.
-        instances: how many separate parts each clause's gates have, [B,S]; if routed.
+        region_map: [B,h,w] in [0,1] with the region's boundary at 0.5, if there is one.
+        concentration: attention on the region of each pair, in multiples of the average over all
+            tokens, [B,S]; if routed.
+        instances: number of separate parts of each pair's gates, [B,S]; if routed.
+        interrupted: whether a callback ended sampling early.
     """
 
     latents: Tensor
     gates: Tensor | None = None
-    shown: Tensor | None = None
-    level: Tensor | None = None
+    region_map: Tensor | None = None
+    concentration: Tensor | None = None
     instances: Tensor | None = None
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A base with its experts and its way of reading maps.
+    """Samples with a base, its experts and a choice of attention sites.
 
     Attributes:
         backbone: the base.
-        reader: of the blocks, heads, tokens and words that the maps are made of.
-        routing: gates and branches.
-        styles: the experts to route to.
+        reader: reads region maps at the chosen sites.
+        routing: form of the gates and the branches.
+        styles: the experts.
     """
 
     backbone: Backbone
@@ -121,15 +131,22 @@ class Sampler:
     styles: Styles
 
     @torch.no_grad()
-    def plain(self, task: Task) -> Sampled:
-        """The whole prompt is told to the model, which does the rest; one clause a picture.
+    def run(self, job: SamplingJob) -> SamplingResult:
+        """Sample a job: predict the region maps, turn them into gates, denoise."""
+        return self._routed(job) if job.mode == "routed" else self._plain(job)
 
-        The maps are the mean over the steps that are read.
-        """
-        backbone, reader, rows = self.backbone, self.reader, task.rows
+    @torch.no_grad()
+    def site_maps(self, job: SamplingJob) -> dict[AttentionSite, Tensor]:
+        """The attention of each site by itself at σ = 1: [B·S,h,w] fp32, on the model's device."""
+        self._first_call(job)
+        return self.reader.maps()
+
+    def _plain(self, job: SamplingJob) -> SamplingResult:
+        """Condition on the whole prompt; maps are the mean over the recorded steps."""
+        backbone, reader, rows = self.backbone, self.reader, job.rows
         embeds, pooled = backbone.encode_prompts([plan.prompt.text for plan in rows])
-        plan = reader.plan(rows, task.grid, embeds.shape[1])
-        seen: list[Tensor] = []
+        plan = reader.plan(rows, job.grid, embeds.shape[1])
+        recorded: list[Tensor] = []
 
         @contextmanager
         def observe(step: int) -> Iterator[None]:
@@ -138,155 +155,125 @@ class Sampler:
                 return
             with reader.recording(plan):
                 yield
-            seen.append(reader.combined())
+            recorded.append(reader.combined())
 
-        with self._routed([row.look for row in rows]):
-            latents = sample(
-                backbone.transformer, backbone.scheduler, task.context, embeds, pooled,
-                steps=task.steps, guidance=task.guidance, noise=task.noise,
-                callback=task.callback,
-                observe=observe if task.want_map or task.lock else None,
-                negative=backbone.negative(task.guidance),
-            )  # fmt: skip
-        if not seen:
-            return Sampled(latents)
-        maps = torch.stack(seen).mean(0)[:, None]  # [B,1,h,w]
-        gates = token_gates(maps, self.routing) if task.regions is None else task.regions
-        return Sampled(latents, gates, region_map(maps)[:, 0])
+        interrupted, negative = False, backbone.negative(job.guidance)
+        backbone.on_device(backbone.transformer)
+        with self._route([row.style for row in rows]):
+            try:
+                latents = sample(
+                    backbone.transformer, backbone.scheduler, job.context, embeds, pooled,
+                    steps=job.steps, guidance=job.guidance, noise=job.noise,
+                    callback=job.callback,
+                    observe=observe if job.want_map or job.lock_background else None,
+                    negative=negative,
+                )  # fmt: skip
+            except Interrupted as stop:
+                latents, interrupted = stop.latents, True
+        if not recorded:
+            return SamplingResult(latents, interrupted=interrupted)
+        maps = torch.stack(recorded).mean(0)[:, None]  # [B,1,h,w]
+        gates = token_gates(maps, self.routing) if job.gates is None else job.gates
+        shown = region_map(maps)[:, 0]
+        return SamplingResult(latents, gates, shown, interrupted=interrupted)
 
-    @torch.no_grad()
-    def routed(self, task: Task) -> Sampled:
-        """One branch a clause, which restyles everything; the clauses' maps mix them.
+    def _routed(self, job: SamplingJob) -> SamplingResult:
+        """Sample one branch per pair, each restyling the whole image, and mix them by the gates.
 
-        Each model call is for B·S pictures.
+        Each model call is for B·S images.
         """
-        level = instances = None
-        if task.regions is not None:
-            gates = shown = task.regions
+        concentration = instances = None
+        if job.gates is not None:
+            gates = shown = job.gates
         else:
-            maps, level = self.clause_maps(task)
+            maps, concentration = self._pair_maps(job)
             gates, shown = token_gates(maps, self.routing), boundary_map(maps, self.routing)
-            keep, instances = choose_instances(gates, task.instance)
+            keep, instances = choose_instances(gates, job.instance)
             gates, shown = gates * keep, shown * keep
-        acting = task.strength * (widened(gates, self.routing) if task.lock else gates)
-        return Sampled(self._branches(task, acting), gates, shown.amax(1), level, instances)
+        acting = widen_gates(gates, self.routing) if job.lock_background else gates
+        latents, interrupted = self._branches(job, job.strength * acting)
+        return SamplingResult(latents, gates, shown.amax(1), concentration, instances, interrupted)
 
-    def clause_maps(self, task: Task) -> tuple[Tensor, Tensor]:
-        """Where each clause's own words look, by one model call at σ = 1, or two if mirrored.
+    def _pair_maps(self, job: SamplingJob) -> tuple[Tensor, Tensor]:
+        """The attention of each pair's words, from one model call at σ = 1, or two if mirrored.
 
-        Each clause is read from its own prompt: maps of a joint prompt run into each other.
+        Each pair is read from its own prompt: the maps of a joint prompt run into each other.
 
         Returns:
-            Attention [B,S,h,w], and how many times the attention of an even spread lies on each
-            map's region, [B,S].
+            Attention [B,S,h,w], and its concentration on each map's region in multiples of the
+            average over all tokens, [B,S].
         """
-        plan = self._first_call(task)
+        plan = self._first_call(job)
         maps, attention = self.reader.combined(), self.reader.attention()
-        if task.mirrored is not None:
-            self._first_call(replace(task, context=task.mirrored))
+        if job.mirrored is not None:
+            self._first_call(replace(job, context=job.mirrored))
             maps = (maps + self.reader.combined().flip(-1)) / 2
             attention = (attention + self.reader.attention().flip(-1)) / 2
-        maps, attention = (x.unflatten(0, (-1, task.pairs)) for x in (maps, attention))
+        maps, attention = (x.unflatten(0, (-1, job.pairs)) for x in (maps, attention))
         tokens = plan.text_len + 2 * plan.image_len
-        return maps, region_level(attention)[..., 0, 0] * tokens
+        return maps, attention_concentration(attention)[..., 0, 0] * tokens
 
-    @torch.no_grad()
-    def site_maps(self, task: Task) -> dict[AttentionSite, Tensor]:
-        """As `clause_maps`, but each place by itself: [B·S,h,w] in fp32, on the model's device."""
-        self._first_call(task)
-        return self.reader.maps()
-
-    def _first_call(self, task: Task) -> AttentionPlan:
-        """Records one call at σ = 1; returns what was recorded."""
-        rows = task.rows
+    def _first_call(self, job: SamplingJob) -> AttentionPlan:
+        """Record one model call at σ = 1; returns what was recorded."""
+        rows = job.rows
         embeds, pooled = self.backbone.encode_prompts([row.prompt.text for row in rows])
-        plan = self.reader.plan(rows, task.grid, embeds.shape[1])
-        context, noise = (x.repeat_interleave(task.pairs, 0) for x in (task.context, task.noise))
-        with self._routed([row.look for row in rows]), self.reader.recording(plan):
+        plan = self.reader.plan(rows, job.grid, embeds.shape[1])
+        self.backbone.on_device(self.backbone.transformer)
+        context, noise = (x.repeat_interleave(job.pairs, 0) for x in (job.context, job.noise))
+        with self._route([row.style for row in rows]), self.reader.recording(plan):
             predict_velocity(
                 self.backbone.transformer, noise.to(embeds), context, embeds, pooled,
-                torch.ones(len(rows)), task.guidance,
+                torch.ones(len(rows)), job.guidance,
             )  # fmt: skip
         return plan
 
-    def _branches(self, task: Task, gates: Tensor) -> Tensor:
-        """Latents [B,C,H,W]; those of the context, to rounding, where all gates are 0."""
-        rows, pairs = task.rows, task.pairs
+    def _branches(self, job: SamplingJob, gates: Tensor) -> tuple[Tensor, bool]:
+        """Denoise with a branch per pair.
+
+        Returns:
+            Latents [B,C,H,W], up to rounding those of the context where all gates are 0, and
+            whether sampling was interrupted.
+        """
+        rows, pairs = job.rows, job.pairs
+        own = self.routing.prompt == "object"
         embeds, pooled = self.backbone.encode_prompts(
-            [
-                plan.prompt.text
-                if self.routing.prompt == "object"
-                else restyle_prompt(plan.style_words)
-                for plan in rows
-            ]
+            [plan.prompt.text if own else restyle_prompt(plan.style_words) for plan in rows]
         )
-        context = task.context.repeat_interleave(pairs, 0)
-        transformer, guidance = self.backbone.transformer, task.guidance
+        context = job.context.repeat_interleave(pairs, 0)
+        transformer, guidance = self.backbone.transformer, job.guidance
         negative = self.backbone.negative(guidance)
+        self.backbone.on_device(transformer)
 
         def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
             noisy = latents.repeat_interleave(pairs, 0).to(embeds)
             times = sigma.repeat_interleave(pairs)
             speeds = predict_velocity(transformer, noisy, context, embeds, pooled, times, guidance)
             speeds = guided(speeds, negative, transformer, noisy, context, times, guidance)
-            keep = keep_velocity(latents, task.context, sigma)
+            keep = keep_velocity(latents, job.context, sigma)
             return route_velocity(speeds.unflatten(0, (-1, pairs)), gates, keep)
 
-        # In fp32: the way back to the context divides by σ.
-        start = task.noise.to(embeds.device, torch.float32)
-        with self._routed([self._branch(plan.look) for plan in rows]):
-            return denoise(
-                velocity, self.backbone.scheduler, start, task.steps, task.callback,
-                shift=self.backbone.family.time_shift,
-            )  # fmt: skip
+        # In fp32: `keep_velocity` divides by σ.
+        start = job.noise.to(embeds.device, torch.float32)
+        with self._route([self._branch_style(plan.style) for plan in rows]):
+            try:
+                latents = denoise(
+                    velocity, self.backbone.scheduler, start, job.steps, job.callback,
+                    shift=self.backbone.family.time_shift,
+                )  # fmt: skip
+            except Interrupted as stop:
+                return stop.latents, True
+        return latents, False
 
-    def _branch(self, look: Look) -> Look:
-        """What restyles: the base where it knows the style by its word, else the experts.
+    def _branch_style(self, style: ResolvedStyle) -> ResolvedStyle:
+        """The style of a branch: without experts where the base alone paints named styles.
 
-        A blend is made of experts, and only experts know what an example picture shows.
+        Blends are defined by experts, and only experts know the style of a reference image.
         """
-        by_word = self.routing.branch == "base" and not look.blended and look.embedding is None
-        return look.bare() if by_word else look
+        base_paints = (
+            self.routing.branch == "base" and not style.blended and style.embedding is None
+        )
+        return style.without_experts() if base_paints else style
 
-    def _routed(self, looks: Sequence[Look]) -> AbstractContextManager[None]:
-        route = self.styles.route(looks)
+    def _route(self, styles: Sequence[ResolvedStyle]) -> AbstractContextManager[None]:
+        route = self.styles.route(styles)
         return nullcontext() if route is None else routed(self.backbone.transformer, route)
-
-
-def stacked(images: Sequence[Tensor], requests: Sequence[EditRequest]) -> Tensor:
-    """The pictures as one [B,3,H,W].
-
-    Raises:
-        ValueError: not as many requests as pictures, or pictures of several sizes.
-    """
-    if len(images) != len(requests) or not images:
-        raise ValueError(f"{len(images)} pictures and {len(requests)} requests")
-    if len({image.shape for image in images}) != 1:
-        raise ValueError("the pictures of a batch must have one size")
-    return torch.stack(list(images))
-
-
-def given_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | None:
-    """The requests' own regions [B,S,H,W], None if none has any.
-
-    Raises:
-        UserError: a region of another size than the pictures.
-        ValueError: some requests have regions, others not.
-    """
-    if not any(request.regions for request in requests):
-        return None
-    size = tuple(sources.shape[-2:])
-    for region in (region for request in requests for region in request.regions):
-        if tuple(region.shape) != size:
-            raise UserError(
-                f"a region map is {region.shape[-1]}x{region.shape[-2]}, the picture "
-                f"{size[1]}x{size[0]}: give one of the picture's size"
-            )
-    if len({len(request.regions) for request in requests}) != 1:
-        raise ValueError("all pictures of a batch need regions, or none")
-    return share(torch.stack([torch.stack(request.regions) for request in requests]))
-
-
-def gates_of_regions(regions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Given regions [B,S,H,W] in [0,1] as gates on the token grid, [B,S,h,w]."""
-    return share(F.interpolate(regions, grid, mode="area"))

@@ -1,4 +1,4 @@
-"""What an edit's style is: experts by name, a blend of them, or the style of an example picture."""
+"""The style of an edit: an expert by name, a blend of experts, or a style reference image."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """A style, looked up.
+class ResolvedStyle:
+    """A requested style, resolved to prompt words and experts.
 
     Attributes:
-        name: what the user called it.
-        words: what stands for it in prompts.
-        blend: weights of experts by their styles; None: no expert.
-        image: the example picture, [3,H,W] in [0,1].
-        embedding: by which a learned router chooses, [Ds]; None where there is none, and for an
-            example picture until `Styles.embedded`.
-        nearest: the trained style most like the example, and their cosine.
+        name: the style as the user wrote it.
+        words: the words used in prompts.
+        blend: weights of experts by style name; None: no expert.
+        image: the style reference image, [3,H,W] in [0,1].
+        embedding: input of a learned router, [Ds]; None without one, and for a reference image
+            until `Styles.embed`.
+        nearest: the trained style most similar to the reference image, and the cosine.
     """
 
     name: str
@@ -46,22 +46,22 @@ class Look:
 
     @property
     def blended(self) -> bool:
-        """Whether several styles, or one not at full weight, are asked for."""
+        """Whether it mixes several styles, or uses one at another weight than 1."""
         return self.blend is not None and list(self.blend.values()) != [1.0]
 
-    def bare(self) -> Look:
+    def without_experts(self) -> ResolvedStyle:
         """The same words for the base alone."""
         return dataclasses.replace(self, blend=None, image=None, embedding=None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Styles:
-    """The styles that a base with its experts can be asked for.
+    """The styles that a base and its experts offer.
 
     Attributes:
-        registry: of the loaded experts; None: the base alone, for which any word is a style.
+        registry: of the loaded experts; None: the base alone, which takes any words as a style.
         folder: of the experts.
-        device: the model's.
+        device: of the model.
     """
 
     registry: ExpertRegistry | None = None
@@ -75,7 +75,7 @@ class Styles:
 
     @cached_property
     def embeddings(self) -> StyleEmbeddings:
-        """Of the trained styles, where experts are chosen by embedding.
+        """Embeddings of the trained styles, for experts that are chosen by embedding.
 
         Raises:
             UserError: their file is missing or damaged.
@@ -88,65 +88,71 @@ class Styles:
 
     @cached_property
     def encoder(self) -> StyleEncoder:
-        """Of example pictures.
+        """Encoder of style reference images.
 
         Raises:
             UserError: it is missing or damaged.
         """
-        from regionroute.adapters import style_encoder  # loads transformers' vision models
+        from regionroute.adapters import style_encoder  # imports transformers' vision models
 
         return style_encoder.load_style_encoder(
             Path(self.folder) / style_encoder.FOLDER, self.device
         )
 
-    def look(self, style: str, image: Tensor | None = None) -> Look:
-        """Looks a style up.
+    def to(self, device: torch.device | str) -> None:
+        """Use another device."""
+        self.device = device
+        if "encoder" in self.__dict__:  # loaded already
+            self.encoder.to(device)
+
+    def resolve(self, style: str, image: Tensor | None = None) -> ResolvedStyle:
+        """Find the words and experts of a style.
 
         Args:
-            style: a name, a phrase, or a blend such as "0.6 pixel-art + 0.4 line-art"; of an
-                example picture anything.
-            image: an example picture [3,H,W] in [0,1].
+            style: a name, a phrase, or a blend such as "0.6 pixel-art + 0.4 line-art"; with a
+                reference image only a label.
+            image: a style reference image [3,H,W] in [0,1].
 
         Raises:
-            UserError: an unknown style (names the nearest), or an example picture for experts that
-                cannot use one.
+            UserError: an unknown style (names the nearest), or a reference image for experts that
+                are chosen by name.
         """
         if image is not None:
             if not self.by_example:
                 raise UserError(
-                    "these experts are chosen by a style's name: for an example picture give "
+                    "these experts are chosen by the name of a style: for a style image load "
                     "experts that were trained with experts.router=similarity"
                 )
-            return Look(style.strip() or REFERENCE, REFERENCE, image=image)
+            return ResolvedStyle(style.strip() or REFERENCE, REFERENCE, image=image)
         if self.registry is None or not style.strip():
-            return Look(style, style)
+            return ResolvedStyle(style, style)
         if self.by_example:
             weights = parse_blend(style, self.embeddings.name)
-            name, blend = _said(style, weights), self.embeddings.blend(weights)
-            return Look(name, REFERENCE, embedding=blend)
+            name, blend = _label(style, weights), self.embeddings.blend(weights)
+            return ResolvedStyle(name, REFERENCE, embedding=blend)
         registry = self.registry
         weights = parse_blend(style, registry.name)
         words = " and ".join(registry.styles[registry.index(name)].words for name in weights)
-        return Look(_said(style, weights), words, blend=weights)
+        return ResolvedStyle(_label(style, weights), words, blend=weights)
 
-    def embedded(self, look: Look) -> Look:
-        """The look with the embedding of its example picture, if it has one."""
-        if look.image is None:
-            return look
-        embedding = self.encoder.embed(look.image).cpu()
+    def embed(self, style: ResolvedStyle) -> ResolvedStyle:
+        """Add the embedding of the reference image, if there is one."""
+        if style.image is None:
+            return style
+        embedding = self.encoder.embed(style.image).cpu()
         nearest = self.embeddings.nearest(embedding)
-        return dataclasses.replace(look, embedding=embedding, nearest=nearest)
+        return dataclasses.replace(style, embedding=embedding, nearest=nearest)
 
-    def route(self, looks: Sequence[Look]) -> RouteContext | None:
-        """The route of a batch with one look a row; None without experts."""
+    def route(self, styles: Sequence[ResolvedStyle]) -> RouteContext | None:
+        """The routing context of a batch with one style per row; None without experts."""
         if self.registry is None:
             return None
-        embeddings = [look.embedding for look in looks if look.embedding is not None]
-        if len(embeddings) == len(looks):
+        embeddings = [style.embedding for style in styles if style.embedding is not None]
+        if len(embeddings) == len(styles):
             return RouteContext(style_emb=torch.stack(embeddings).to(self.device))
-        return blend_route([look.blend for look in looks], self.registry, self.device)
+        return blend_route([style.blend for style in styles], self.registry, self.device)
 
 
-def _said(style: str, weights: Mapping[str, float]) -> str:
-    """A lone style by its own name, a blend as the user wrote it."""
+def _label(style: str, weights: Mapping[str, float]) -> str:
+    """The registered name of a single style; a blend as the user wrote it."""
     return next(iter(weights)) if list(weights.values()) == [1.0] else " ".join(style.split())

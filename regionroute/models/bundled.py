@@ -1,4 +1,4 @@
-"""What comes with a base, and which base is meant when none is named."""
+"""The experts that come with a base, and the default base."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from regionroute.errors import UserError
 from regionroute.models import embedded as nano
 from regionroute.models.source import resolve
 
-# Of a base's folder: experts that come with it, chosen by name, and by an example picture.
+# In a base's folder: experts that come with it, chosen by name, and by a style image.
 EXPERTS_FOLDER, BY_EXAMPLE_FOLDER = "experts", "experts_by_example"
 
 
-def usual_base(experts: str | PathLike[str] | None) -> str:
-    """The base that goes with experts when none is named.
+def default_base(experts: str | PathLike[str] | None) -> str:
+    """The base to load when the user names none.
 
     Args:
-        experts: as for `load_editor`: a folder, "auto", "by_example" or None.
+        experts: a folder, "auto", "by_example" or None, see `RegionRoutePipeline.from_pretrained`.
 
     Raises:
         UserError: the folder holds no experts.
@@ -28,22 +28,30 @@ def usual_base(experts: str | PathLike[str] | None) -> str:
     return nano.USUAL if experts in (None, "auto") else read_registry(experts).base
 
 
-def bundled_experts(base: str, *, by_example: bool = False) -> Path:
-    """The experts that come with a base, in its folder ``experts`` or ``experts_by_example``.
+def find_bundled_experts(base: str, *, by_example: bool = False) -> Path | None:
+    """The experts in a base's folder ``experts`` or ``experts_by_example``; None without any.
 
     Args:
-        base: see `load_editor`.
-        by_example: those that take the style from an example picture.
+        base: see `load_backbone`.
+        by_example: those that take the style from a reference image.
+    """
+    source = resolve(base)
+    if not isinstance(source, Path):
+        return None
+    folder = source / (BY_EXAMPLE_FOLDER if by_example else EXPERTS_FOLDER)
+    return folder if (folder / "experts.json").is_file() else None
+
+
+def bundled_experts(base: str, *, by_example: bool = False) -> Path:
+    """As `find_bundled_experts`, but some are required.
 
     Raises:
         UserError: there are none.
     """
-    source = resolve(base)
-    name = BY_EXAMPLE_FOLDER if by_example else EXPERTS_FOLDER
-    folder = source / name if isinstance(source, Path) else None
-    if folder is not None and (folder / "experts.json").is_file():
+    folder = find_bundled_experts(base, by_example=by_example)
+    if folder is not None:
         return folder
-    kind = "experts that take an example picture" if by_example else "experts"
+    kind = "experts for style images" if by_example else "experts"
     train = "experts.router=similarity " if by_example else ""
     zero_shot = "" if by_example else ", or pass --zero-shot to use the base alone"
     raise UserError(

@@ -57,6 +57,8 @@ class Backbone:
         settings: see :class:`BaseSettings`.
         distilled: to few steps without guidance.
         fingerprint: of the transformer's configuration and size; experts fit only their own.
+        execution_device: where stages run when the networks are otherwise kept on the CPU (model
+            offloading); None: the networks stay where they are.
         semantic_channels: the last latent channels, of which no picture is decoded: they tell what
             it shows.
     """
@@ -74,12 +76,13 @@ class Backbone:
     text_encoder_2: Any = None
     distilled: bool = False
     semantic_channels: int = 0
+    execution_device: torch.device | None = None
     _empty: Text | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
-        return self.transformer.device
+        """Where the model computes."""
+        return self.execution_device or self.transformer.device
 
     @property
     def vae_scale(self) -> int:
@@ -91,6 +94,14 @@ class Backbone:
         for network in self.networks():
             network.to(device)
         return self
+
+    def on_device(self, *needed: nn.Module) -> None:
+        """With model offloading, move the networks of a stage to the device, others to the CPU."""
+        if self.execution_device is None:
+            return
+        for network in self.networks():
+            used = any(network is one for one in needed)
+            network.to(self.execution_device if used else "cpu")
 
     def networks(self) -> list[nn.Module]:
         """Transformer, vae and text encoders."""
@@ -112,11 +123,13 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """[B,3,H,W] in [0,1] to normalised latents [B,C,h,w]; no gradients."""
+        self.on_device(self.vae)
         return self.family.encode_images(self.vae, images.to(self.device))
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Normalised latents [B,C,h,w] to [B,3,H,W] float32 in [0,1]; no gradients."""
+        self.on_device(self.vae)
         return self.family.decode_latents(self.vae, latents.to(self.device))
 
     @torch.no_grad()
@@ -131,6 +144,7 @@ class Backbone:
             States [B,T,D] with T = ``settings.max_text_length``, and the pooled state [B,P], P
             being 0 where the family has none.
         """
+        self.on_device(*self.text_encoders())
         return self.family.encode_prompts(self, prompts)
 
     def token_indices(self, text: str, span: Span) -> list[int]:

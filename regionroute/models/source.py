@@ -30,6 +30,7 @@ from regionroute.files import is_hub_id
 from regionroute.models import embedded as nano
 
 SETTINGS_FILE = "regionroute.json"
+RENAMED = {"closer": "refine_crop"}  # keys of bases saved by earlier versions
 INDEX_FILE = "model_index.json"
 PIPELINES = " or ".join(family.pipeline for family in FAMILIES)
 
@@ -44,15 +45,15 @@ class BaseSettings:
         max_text_length: tokens a prompt is padded to, the same in training and inference
             because Flux attends to padding; at most 512.
         resolution: side of the square whose area a picture is resized to.
-        closer: whether routed edits of larger pictures look at the object a second time, see
-            `regionroute.editing.refine_crop`: useful where the model sees little of a photo.
+        refine_crop: whether routed edits of larger images restyle the object once more in a crop
+            around it, see `regionroute.editing.refine_crop`.
     """
 
     steps: int = 28
     guidance: float = 3.5
     max_text_length: int = 512
     resolution: int = 1024
-    closer: bool = False
+    refine_crop: bool = False
 
 
 def resolve(spec: str) -> Path | str:
@@ -90,7 +91,7 @@ def read_settings(folder: Path) -> BaseSettings:
     defaults = default_settings(read_index(str(folder), folder))
     if not path.is_file():
         return defaults
-    data = _read_object(path)
+    data = {RENAMED.get(key, key): value for key, value in _read_object(path).items()}
     kinds = {
         field.name: type(getattr(BaseSettings(), field.name)) for field in fields(BaseSettings)
     }

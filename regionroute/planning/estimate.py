@@ -10,7 +10,7 @@ import torch
 
 from regionroute.adapters.style_encoder import FOLDER, SETTINGS_FILE, EncoderSettings
 from regionroute.config.run import SIMILARITY_EXPERTS
-from regionroute.data.manifest import has_manifest, manifest_file, read_manifest
+from regionroute.data.manifest import has_manifest, load_manifest, manifest_file
 from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.planning.sizes import BaseSizes, CachingSizes, caching_sizes, read_sizes
@@ -242,7 +242,7 @@ def read_data(config: RunConfig) -> Data:
         note = f"no manifest at {config.data.manifest} yet"
         note += "" if named else f", so {STYLES} styles are assumed (experts.styles)"
         return Data(None, 0, 0, 0, len(named or "") or STYLES, note)
-    manifest = read_manifest(config.data.manifest)
+    manifest = load_manifest(config.data.manifest)
     samples = [sample for sample in manifest.samples if sample.split == config.data.split]
     styles = {region.style for sample in samples for region in sample.regions}
     return Data(

@@ -1,14 +1,14 @@
-"""Region routing: the attention maps of the clauses decide where each style acts.
+"""Region routing: the attention map of each (object, style) pair decides where its style acts.
 
-Every (object, style) pair of a picture has a branch, which restyles the whole picture, and a gate,
-the map of its own clause. The velocities are mixed token by token (`route_velocity`)::
+Every pair of an image has a branch, which restyles the whole image, and a gate, computed from its
+own attention map. The velocities are mixed per token (`route_velocity`)::
 
     v = Σ_s g_s·v_s + (1 − Σ_s g_s)·v_keep,     v_keep = (x_σ − z_context) / σ
 
-`v_keep` is the exact way back to the picture, so that nothing happens where all gates are closed.
-Gates are read once, at σ = 1; no mask is given. Not in the paper: see the project's design notes.
+`v_keep` leads back to the source exactly, so that closed gates change nothing. Gates are computed
+once, at σ = 1; no mask is needed. This is an extension; the paper samples with the prompt alone.
 
-Shape legend: B batch, S (object, style) pairs of a picture, h w image tokens, H W pixels, C latent
+Shape legend: B batch, S (object, style) pairs per image, h w image tokens, H W pixels, C latent
 channels.
 """
 
@@ -21,16 +21,16 @@ from torch import Tensor
 from regionroute.config.run import RoutingConfig
 
 _SMALLEST = 1e-12
-# Where several objects want a token it goes to the one whose attention is higher, by this power of
-# their ratio: mixed styles are no style.
-_RIVALRY = 4.0
-_SOFTNESS = 1.0  # pixels at the model's size
+# Where the gates of several pairs overlap, the weight of each is its attention to this power:
+# a mean of two styles shows neither.
+_COMPETITION = 4.0
+_BLUR_SIGMA = 1.0  # pixels at the model's size
 
 
-def region_level(maps: Tensor) -> Tensor:
-    """The attention typical of each map's own region: its mean, weighted by itself.
+def attention_concentration(maps: Tensor) -> Tensor:
+    """The mean of each map weighted by itself: the attention typical of its own region.
 
-    Unlike the plain mean it does not depend on how large the region is.
+    Unlike the plain mean it does not depend on the size of the region.
 
     Args:
         maps: [B,S,h,w], >= 0.
@@ -43,87 +43,92 @@ def region_level(maps: Tensor) -> Tensor:
 
 
 def boundary_map(maps: Tensor, config: RoutingConfig) -> Tensor:
-    """``m / (m + threshold · level)``: .5 where the gate of `token_gates` is half open.
+    """``m / (m + threshold · c)``: 0.5 where the gate of `token_gates` is 0.5.
 
     Args:
-        maps: attention of each pair's clause, [B,S,h,w], >= 0.
-        config: its threshold is read.
+        maps: attention of each pair, [B,S,h,w], >= 0; c is its `attention_concentration`.
+        config: its threshold is used.
 
     Returns:
         [B,S,h,w] in [0,1]; a map of zeros gives zeros.
     """
-    half_open = config.threshold * region_level(maps)
-    return maps / (maps + half_open).clamp(min=_SMALLEST)
+    midpoint = config.threshold * attention_concentration(maps)
+    return maps / (maps + midpoint).clamp(min=_SMALLEST)
 
 
 def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
-    """Gates on the token grid: ``m^k / (m^k + (threshold · level)^k)``, k the sharpness.
+    """Gates on the token grid: ``m^k / (m^k + (threshold · c)^k)``, k the sharpness.
 
-    Scale-free, as Focus and Cover are; the level is `region_level`.
+    Invariant to the scale of the maps, as the Focus and Cover losses are.
 
     Args:
-        maps: attention of each pair's clause, [B,S,h,w], >= 0.
+        maps: attention of each pair, [B,S,h,w], >= 0; c is its `attention_concentration`.
         config: form of the gates.
 
     Returns:
-        [B,S,h,w] in [0,1], with a sum over the pairs of at most 1: what several want goes to the
-        one that wants it most. A map of zeros gives a closed gate.
+        [B,S,h,w] in [0,1], with a sum over the pairs of at most 1: where several overlap, the
+        strongest dominates. A map of zeros gives a closed gate.
     """
     maps = maps.float()
-    ratio = (maps + _SMALLEST).log() - (region_level(maps) + _SMALLEST).log()
+    ratio = (maps + _SMALLEST).log() - (attention_concentration(maps) + _SMALLEST).log()
     gates = torch.sigmoid(config.sharpness * (ratio - math.log(config.threshold))) * maps.gt(0)
-    return gates * (_RIVALRY * ratio).softmax(1)
+    return gates * (_COMPETITION * ratio).softmax(1)
 
 
-def widened(gates: Tensor, config: RoutingConfig) -> Tensor:
-    """Gates for an edit that `composite` cuts out, so that no pixel is half edited twice.
+def widen_gates(gates: Tensor, config: RoutingConfig) -> Tensor:
+    """Widen gates for an edit that `composite` cuts out, so that soft gates are not applied twice.
 
-    They open a token further where no other is, as far as `pixel_gates` may reach, and wider by
-    the factor of `opening`.
+    They reach one token further where no other gate is open, as far as `pixel_gates` may reach,
+    and are multiplied by `opening`.
 
     Args:
         gates: [B,S,h,w] in [0,1], sum over the pairs at most 1.
-        config: its opening is read.
+        config: its opening is used.
 
     Returns:
         [B,S,h,w] in [0,1], sum over the pairs at most 1; no gate that was open alone is smaller.
     """
     more = (F.max_pool2d(gates, 3, stride=1, padding=1) - gates).clamp(min=0)
-    wide = gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * share(more)
-    return share((config.opening * wide).clamp(max=1))
+    wide = gates + (1 - gates.sum(1, keepdim=True)).clamp(min=0) * normalize_gates(more)
+    return normalize_gates((config.opening * wide).clamp(max=1))
 
 
-def share(gates: Tensor) -> Tensor:
-    """Where the gates [B,S,...] of several pairs add up to more than 1 they share it."""
+def normalize_gates(gates: Tensor) -> Tensor:
+    """Divide gates [B,S,...] by their sum over the pairs where it exceeds 1."""
     return gates / gates.sum(1, keepdim=True).clamp(min=1)
 
 
-def sharpened(pictures: Tensor, gates: Tensor, strength: float) -> Tensor:
-    """An unsharp mask inside the gates: ``x + strength · g · (x − blurred x)``.
+def gates_on_grid(regions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Given regions [B,S,H,W] in [0,1] as gates on the token grid, [B,S,h,w]."""
+    return normalize_gates(F.interpolate(regions, grid, mode="area"))
+
+
+def sharpen(images: Tensor, gates: Tensor, strength: float) -> Tensor:
+    """Apply an unsharp mask inside the gates: ``x + strength · g · (x − blurred x)``.
 
     Args:
-        pictures: x, [B,3,H,W] in [0,1].
+        images: x, [B,3,H,W] in [0,1].
         gates: [B,S,h,w] in [0,1], sum over the pairs at most 1.
         strength: >= 0.
 
     Returns:
-        [B,3,H,W] in [0,1]; the pictures, to the bit, where all gates are 0 or the strength is.
+        [B,3,H,W] in [0,1]; bit for bit x where all gates, or the strength, are 0.
     """
     if strength == 0:
-        return pictures
-    size = pictures.shape[-2], pictures.shape[-1]
-    inside = F.interpolate(gates.to(pictures).sum(1, keepdim=True), size, mode="nearest-exact")
-    return (pictures + strength * inside * (pictures - _blurred(pictures))).clamp(0, 1)
+        return images
+    size = images.shape[-2], images.shape[-1]
+    inside = F.interpolate(gates.to(images).sum(1, keepdim=True), size, mode="nearest-exact")
+    return (images + strength * inside * (images - _blurred(images))).clamp(0, 1)
 
 
-def _blurred(pictures: Tensor) -> Tensor:
-    """By a Gaussian of `_SOFTNESS` pixels."""
-    reach = torch.arange(-2, 3, device=pictures.device, dtype=pictures.dtype)
-    weights = torch.exp(-0.5 * (reach / _SOFTNESS).square())
-    rows = (weights / weights.sum()).view(1, 1, 1, 5).expand(pictures.shape[1], 1, 1, 5)
-    padded = F.pad(pictures, (2, 2, 2, 2), mode="replicate")
-    along = F.conv2d(padded, rows, groups=pictures.shape[1])
-    return F.conv2d(along, rows.transpose(2, 3), groups=pictures.shape[1])
+def _blurred(images: Tensor) -> Tensor:
+    """Blur with a Gaussian of `_BLUR_SIGMA` pixels."""
+    offsets = torch.arange(-2, 3, device=images.device, dtype=images.dtype)
+    weights = torch.exp(-0.5 * (offsets / _BLUR_SIGMA).square())
+    rows = (weights / weights.sum()).view(1, 1, 1, 5).expand(images.shape[1], 1, 1, 5)
+    padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
+    along = F.conv2d(padded, rows, groups=images.shape[1])
+    return F.conv2d(along, rows.transpose(2, 3), groups=images.shape[1])
 
 
 def keep_velocity(noisy: Tensor, context: Tensor, sigma: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ def keep_velocity(noisy: Tensor, context: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         noisy: x_σ, [B,C,h,w].
-        context: z, latents of the picture, [B,C,h,w].
+        context: z, latents of the source image, [B,C,h,w].
         sigma: [B], > 0.
 
     Returns:
@@ -144,7 +149,7 @@ def route_velocity(velocities: Tensor, gates: Tensor, keep: Tensor) -> Tensor:
     """``Σ_s g_s·v_s + (1 − Σ_s g_s)·v_keep``.
 
     Args:
-        velocities: one a branch, [B,S,C,h,w].
+        velocities: one per branch, [B,S,C,h,w].
         gates: [B,S,h',w'] on a grid that divides that of the latents, sum over S at most 1.
         keep: see `keep_velocity`, [B,C,h,w].
 

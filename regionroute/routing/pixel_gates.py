@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.config.run import RoutingConfig
-from regionroute.routing.gates import share
+from regionroute.routing.gates import normalize_gates
 
 _SMALLEST = 1e-12
 _FINE_RADIUS = 16  # pixels of a window that are enough to fit a gate in
@@ -49,7 +49,7 @@ def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tenso
         found = _steepened(_applied(*fit, small), wanted, config.contrast)
         wanted = _by_colour(found, smooth, small, config.colour)
         fit = windows.fit(wanted)
-    return share(_steepened(_applied(*fit, pictures), wanted, config.contrast))
+    return normalize_gates(_steepened(_applied(*fit, pictures), wanted, config.contrast))
 
 
 def _by_colour(found: Tensor, gates: Tensor, pictures: Tensor, weight: float) -> Tensor:

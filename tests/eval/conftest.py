@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 
 
 class StubEncoder:
@@ -41,7 +41,7 @@ def edits(tiny_manifest):
 
     "good" is the exact target with a map on the mask; "half" goes half way everywhere, without map.
     """
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     folders = {name: Path(tiny_manifest.parent / name) for name in ("good", "half")}
     for sample in manifest.samples:
         target, context = manifest.target(sample), manifest.context(sample)

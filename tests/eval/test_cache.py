@@ -7,7 +7,7 @@ from eval import rses, scoring
 from eval.cache import CACHE_FILE, FileHashes, ValueCache, pair_key, value_name
 from eval.metrics.base import SampleMetric
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.errors import UserError
 
 
@@ -99,7 +99,7 @@ def test_another_name_of_the_same_edits_is_no_change(score, measured, edits, tin
 
 
 def test_the_key_is_of_contents_and_words(tiny_manifest, tmp_path, spoil):
-    sample, other = read_manifest(tiny_manifest).samples[:2]
+    sample, other = load_manifest(tiny_manifest).samples[:2]
     file = tiny_manifest / "0.context.png"
     key = pair_key(sample, [file], "", FileHashes())
     assert key == pair_key(sample, [file], "", FileHashes())

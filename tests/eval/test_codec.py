@@ -6,7 +6,7 @@ import torch
 from eval import codec
 from eval.report.html import split_notes
 from eval.sources import load_source
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 
 
 class Blur:
@@ -30,7 +30,7 @@ class Blur:
 
 @pytest.fixture
 def sources(tiny_manifest):
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     return [load_source(manifest, n, sample) for n, sample in enumerate(manifest.samples)]
 
 

@@ -7,13 +7,13 @@ from eval import rses
 from eval.edits import GREY, NO_MAP, RESIZED, EditFinder, load_edit, map_path
 from eval.report import html
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.errors import UserError
 from regionroute.files import read_json, read_jsonl
 
 
 def test_an_edit_goes_by_id_then_by_the_contexts_name(tiny_manifest, tmp_path):
-    samples = read_manifest(tiny_manifest).samples
+    samples = load_manifest(tiny_manifest).samples
     folder = tmp_path / "edits"
     for name in ("pair-0.png", "0.context.png", "1.context.jpg", "pair-2.webp"):
         folder.mkdir(exist_ok=True)
@@ -24,7 +24,7 @@ def test_an_edit_goes_by_id_then_by_the_contexts_name(tiny_manifest, tmp_path):
 
 
 def test_upper_case_endings_are_found(tiny_manifest, tmp_path):
-    samples = read_manifest(tiny_manifest).samples
+    samples = load_manifest(tiny_manifest).samples
     folder = tmp_path / "edits"
     folder.mkdir()
     for name in ("pair-0.PNG", "1.context.Jpg", "pair-2.png", "pair-2.PNG", "pair-0.map.PNG"):
@@ -89,7 +89,7 @@ def test_a_map_with_nan_costs_only_that_map(tiny_manifest, edits, tmp_path, caps
 
 def test_a_shared_context_needs_ids(tiny_manifest, spoil, tmp_path):
     spoil.row(context="0.context.png")
-    samples = read_manifest(tiny_manifest).samples
+    samples = load_manifest(tiny_manifest).samples
     folder = tmp_path / "edits"
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "0.context.png")

@@ -10,7 +10,7 @@ from eval.metrics.attention import attention_share
 from eval.report.images import CONTOUR_COLOUR, overlay
 from regionroute.attention import region_map
 from regionroute.data.images import write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.files import read_json, read_jsonl, write_jsonl
 
 
@@ -33,7 +33,7 @@ def page(tiny_manifest, edits, tmp_path, capsys):
 @pytest.fixture
 def two(edits, tiny_manifest):
     """The half-way edits get maps that are bright on the left half of the picture."""
-    for sample in read_manifest(tiny_manifest).samples:
+    for sample in load_manifest(tiny_manifest).samples:
         bright = torch.zeros(1, 64, 64)
         bright[..., :32] = 0.8
         write_image(edits["half"] / f"{sample.id}.map.png", bright)

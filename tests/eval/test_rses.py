@@ -14,7 +14,7 @@ from eval.encoders.features import LPIPS_VARIABLE
 from eval.metrics import CATALOGUE
 from eval.summary import RELATIVE
 from regionroute.data.images import read_image, read_mask, write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.files import read_json, read_jsonl, write_jsonl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def test_floor_methods_and_ceiling_stand_where_they_must(score, capsys):
 
 def test_numbers_equal_an_independent_computation(score, tiny_manifest, edits):
     _, summary, rows = score()
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     expected = []
     for sample in manifest.samples:
         source, edit = (
@@ -179,7 +179,7 @@ def test_bad_edits_are_one_line_each_and_counted(score, edits, tiny_manifest, ca
 
 
 def test_a_bad_sample_is_counted_for_every_method(score, tiny_manifest):
-    mask = tiny_manifest / read_manifest(tiny_manifest).samples[1].regions[0].mask
+    mask = tiny_manifest / load_manifest(tiny_manifest).samples[1].regions[0].mask
     write_image(mask, torch.zeros(1, 64, 64))
     _, summary, rows = score()
     assert {entry["n_failed"] for entry in summary["methods"].values()} == {1}
@@ -187,7 +187,7 @@ def test_a_bad_sample_is_counted_for_every_method(score, tiny_manifest):
 
 
 def test_a_mask_without_background_is_undefined_not_zero(score, tiny_manifest):
-    sample = read_manifest(tiny_manifest).samples[1]
+    sample = load_manifest(tiny_manifest).samples[1]
     write_image(tiny_manifest / sample.regions[0].mask, torch.ones(1, 64, 64))
     _, summary, rows = score()
     entry = summary["methods"]["half"]["slices"]["all"]["mse_bg"]

@@ -21,7 +21,7 @@ from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import EditSample, read_manifest
+from regionroute.data.manifest import EditSample, load_manifest
 from regionroute.errors import UserError, command
 from regionroute.files import read_jsonl
 
@@ -57,7 +57,7 @@ class TestSamples:
         row = {"image": "p 0.png", "objects": objects, "licence": "CC0"}
         (folder / "in" / "labels.jsonl").write_text(json.dumps(row))
         run(folder / "in", folder / "out")
-        return read_manifest(folder / "out")
+        return load_manifest(folder / "out")
 
     def test_every_object_comes_in_every_style(self, made):
         pairs = {(s.regions[0].object, s.regions[0].style) for s in made.samples}
@@ -121,7 +121,7 @@ def test_a_larger_photo_is_scaled_down_and_a_smaller_one_left(photos, tmp_path):
     sizes = {read_image(path).shape for path in out.glob("*/*.png") if path.parent.name != "masks"}
     assert sizes == {(3, 48, 48)}
     run(photos, out, settings=BuildSettings(size=400, limits=ANY))
-    manifest = read_manifest(out)
+    manifest = load_manifest(out)
     assert manifest.context(manifest.samples[0]).shape == (3, 96, 96)
 
 
@@ -130,7 +130,7 @@ def test_feather_stays_inside_the_mask(photos, tmp_path):
         run(photos, tmp_path / f"out{feather}", settings=BuildSettings(96, feather, ANY))
         for feather in (0, 2)
     )
-    first, second = (read_manifest(report.manifest) for report in (hard, soft))
+    first, second = (load_manifest(report.manifest) for report in (hard, soft))
     for a, b in zip(first.samples, second.samples, strict=True):
         mask = first.masks(a)[0]
         changed = (first.target(a) != second.target(b)).any(0, keepdim=True)
@@ -323,7 +323,7 @@ class TestCommand:
         assert code == 0
         assert str(out / "manifest.jsonl") in said
         assert "1 rejected" in said
-        manifest = read_manifest(out)
+        manifest = load_manifest(out)
         assert {s.regions[0].style for s in manifest.samples} == {"line-art"}
         assert len({s.context for s in manifest.samples}) == 3
 
@@ -370,7 +370,7 @@ def test_real_photos_with_either_form_of_labels(assets, tmp_path, folder, photos
         limit=4,
         workers=1,
     )
-    manifest = read_manifest(report.manifest)
+    manifest = load_manifest(report.manifest)
     assert len({sample.context for sample in manifest.samples}) == photos_made
     for sample in manifest.samples:
         mask = manifest.masks(sample)[0]

@@ -22,7 +22,7 @@ from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import StyleEntry, load_styles
 from regionroute.data.images import write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.editing.batch import manifest_rows
 from regionroute.errors import UserError
 from regionroute.files import read_jsonl
@@ -67,7 +67,7 @@ class TestFolderOfPhotos:
 
     def test_photos_of_all_sub_folders_are_searched(self, folder, arguments):
         assert main(arguments) == 0
-        manifest = read_manifest(folder / "out")
+        manifest = load_manifest(folder / "out")
         assert {s.provenance["photo"] for s in manifest.samples} == {"a.jpg", "sub/b.jpg"}
         assert {s.regions[0].object for s in manifest.samples} == {"pet"}
         assert {s.provenance["mask_source"] for s in manifest.samples} == {"u2netp"}
@@ -85,7 +85,7 @@ class TestFolderOfPhotos:
 
         monkeypatch.setattr(SalientGrounder, "ground", lambda *_: pytest.fail("looked again"))
         assert main(arguments) == 0
-        assert len(read_manifest(folder / "out").samples) == 4
+        assert len(load_manifest(folder / "out").samples) == 4
 
     def test_the_second_run_changes_nothing(self, folder, arguments, snapshot):
         main(arguments)
@@ -103,7 +103,7 @@ class TestFolderOfPhotos:
         yolox = assets / "weights" / "detect" / "yolox_nano_coco.onnx"
         named = ["--grounder", f"yolox:{yolox}", "--segmenter", f"offline:{u2netp}"]
         main([*arguments, "--objects", "dog,cat", *named])
-        manifest = read_manifest(folder / "out")
+        manifest = load_manifest(folder / "out")
         found = {(s.provenance["photo"], s.regions[0].object) for s in manifest.samples}
         assert found == {("a.jpg", "dog"), ("sub/b.jpg", "cat")}
         assert "grabcut" in manifest.samples[0].provenance["mask_source"]
@@ -156,7 +156,7 @@ class TestOtherFormsOfRows:
         report = run(photos, tmp_path / "out", ["pixel-art"], settings)
         (sample,) = report.samples
         assert sample.provenance["mask_source"] == "grabcut"
-        found = read_manifest(tmp_path / "out").masks(sample)[0]
+        found = load_manifest(tmp_path / "out").masks(sample)[0]
         truth = scene.mask(word)
         assert (found * truth).sum() / torch.maximum(found, truth).sum() > 0.7
 
@@ -193,7 +193,7 @@ class TestOtherFormsOfRows:
         arguments += ["--styles", "scenes", "--only", "line-art", "--out", str(tmp_path / "out")]
         arguments += ["--min-structure", "-1"]
         assert main(arguments) == 0
-        (sample,) = read_manifest(tmp_path / "out").samples
+        (sample,) = load_manifest(tmp_path / "out").samples
         assert sample.regions[0].object == "dog"
         assert sample.provenance["licence"] == "CC0"
         assert "several" in sample.flags  # the crowd as well
@@ -241,7 +241,7 @@ class TestSeveralObjectsAtOnce:
     def made(self, photos, tmp_path):
         settings = dataclasses.replace(SETTINGS, multi=2)
         run(photos, tmp_path / "out", settings=settings)
-        manifest = read_manifest(tmp_path / "out")
+        manifest = load_manifest(tmp_path / "out")
         return manifest, [s for s in manifest.samples if len(s.regions) > 1]
 
     def test_each_object_has_a_style_of_its_own(self, made):
@@ -272,7 +272,7 @@ class TestWholePhotos:
 
     def test_every_photo_to_train_on_is_also_restyled_whole_in_every_style(self, photos, tmp_path):
         run(photos, tmp_path / "out", settings=self.SETTINGS)
-        manifest = read_manifest(tmp_path / "out")
+        manifest = load_manifest(tmp_path / "out")
         whole = [s for s in manifest.samples if "whole" in s.flags]
 
         train = {(s.context, s.regions[0].style) for s in manifest.samples if s.split == "train"}
@@ -289,7 +289,7 @@ class TestWholePhotos:
 
     def test_they_are_neither_edited_nor_scored(self, photos, tmp_path):
         run(photos, tmp_path / "out", settings=self.SETTINGS)
-        manifest = read_manifest(tmp_path / "out")
+        manifest = load_manifest(tmp_path / "out")
         asked = manifest_rows(tmp_path / "out", "train", tmp_path / "edits", seed=0)
 
         scored = select_split(manifest, "all")
@@ -380,7 +380,7 @@ class TestReview:
         assert main([*arguments, "--out", str(out), "--preview", "3"]) == 0
         assert "review.html" in capsys.readouterr().out
         assert [path.name for path in out.iterdir()] == ["preview"]
-        manifest = read_manifest(out / "preview")
+        manifest = load_manifest(out / "preview")
         assert len({sample.context for sample in manifest.samples}) == 3
         by_photo = {}
         for sample in manifest.samples:
@@ -405,11 +405,11 @@ class TestCuration:
         out = tmp_path / "out"
         run(photos, out)
         pictures = {n: v for n, v in snapshot(out).items() if n.endswith(".png")}
-        strengths = [s.provenance["checks"]["strength"] for s in read_manifest(out).samples]
+        strengths = [s.provenance["checks"]["strength"] for s in load_manifest(out).samples]
         middle = sorted(strengths)[len(strengths) // 2]
         limits = dataclasses.replace(ANY, min_strength=middle)
         run(photos, out, settings=dataclasses.replace(SETTINGS, limits=limits))
-        kept = [s.provenance["checks"]["strength"] for s in read_manifest(out).samples]
+        kept = [s.provenance["checks"]["strength"] for s in load_manifest(out).samples]
         assert kept == [value for value in strengths if value >= middle]
         assert {n: v for n, v in snapshot(out).items() if n.endswith(".png")} == pictures
 

@@ -12,6 +12,7 @@ from regionroute.adapters import read_registry
 from regionroute.config.run import load_config
 from regionroute.data.images import read_image
 from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditRequest
 from regionroute.models.loading import load_backbone
 from train.monitor.logs import Reporter, rewind
 
@@ -52,7 +53,7 @@ def test_a_run_leaves_experts_losses_previews_and_facts(runs, tiny_base, tiny_ma
     assert [style.name for style in registry.styles] == ["line-art", "pixel-art"]
     editor = Editor(load_backbone(str(tiny_base)), output / "experts")
     picture = read_image(tiny_manifest / "0.context.png")
-    result = editor.edit(picture, "square", "pixel-art", want_map=True)
+    result = editor.edit(picture, EditRequest("square", "pixel-art"), want_map=True)
     assert result.image.shape == picture.shape
     assert result.region_map.shape == (8, 8)
     assert any(weight.abs().max() > 0 for weight in runs.experts("run").values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from regionroute.errors import UserError
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from train.engine import distributed
 from train.data.cache import Cache, CacheEntry
 from train.engine.distributed import Ranks
@@ -39,7 +39,7 @@ def hash_files(config: RunConfig, files: Files, ranks: Ranks) -> None:
 
 def _hash_share(config: RunConfig, files: Files, ranks: Ranks) -> None:
     try:
-        manifest = read_manifest(config.data.manifest)
+        manifest = load_manifest(config.data.manifest)
         names = {
             name
             for sample in manifest.samples

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.data.images import read_image
-from regionroute.data.manifest import manifest_file, read_manifest
+from regionroute.data.manifest import load_manifest, manifest_file
 from regionroute.errors import UserError
 from regionroute.files import atomic_write, file_hash, settings_hash
 from train.pretrain.config import CorpusConfig
@@ -44,7 +44,7 @@ def load_corpus(cfg: CorpusConfig, cache: Path) -> Corpus:
         UserError: the manifest holds no rows or too few scenes, a row has no task, or a picture
             is not of the configured size.
     """
-    manifest = read_manifest(cfg.manifest)
+    manifest = load_manifest(cfg.manifest)
     if not manifest.samples:
         raise UserError(
             f"{cfg.manifest} holds no rows: build it with `regionroute scenes --pretrain`"

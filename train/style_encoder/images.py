@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.data.images import read_image, resize
-from regionroute.data.manifest import EditSample, has_manifest, read_manifest
+from regionroute.data.manifest import EditSample, has_manifest, load_manifest
 from regionroute.errors import UserError, nearest
 from regionroute.files import atomic_write, settings_hash
 
@@ -101,7 +101,7 @@ def read_style_pictures(source: str | Path, split: str | None = "train") -> list
 
 
 def _of_manifest(path: Path, split: str | None) -> list[StylePicture]:
-    manifest = read_manifest(path)
+    manifest = load_manifest(path)
     return [
         StylePicture(manifest.path(sample.target), region.style, content_of(sample), region.box)
         for sample in manifest.samples

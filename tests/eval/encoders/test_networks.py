@@ -15,7 +15,7 @@ from eval.scoring import make_batch
 from eval.sources import load_source
 from eval.style_pictures import StylePictures
 from regionroute.data.images import write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.errors import UserError
 from regionroute.files import read_json
 
@@ -73,7 +73,7 @@ class Embedder:
 @pytest.fixture
 def batch(tiny_manifest):
     """The four pairs with a bright edit of the object's box and nothing else."""
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     sources = [load_source(manifest, n, s) for n, s in enumerate(manifest.samples)]
     rng = torch.Generator().manual_seed(0)
     edits = [Edit(torch.rand(source.content.shape, generator=rng)) for source in sources]

@@ -17,7 +17,7 @@ from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.errors import UserError, command
 from regionroute.files import write_jsonl
 
@@ -57,7 +57,7 @@ class TestSeeds:
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     build_scenes(folder, scene_jobs(8, 12), SceneSettings(64, LOOKS))
-    return read_manifest(folder)
+    return load_manifest(folder)
 
 
 class TestManifest:
@@ -158,13 +158,13 @@ class TestCommand:
         arguments = ["--train", "2", "--test", "1", "--size", "32", "--only", "line-art,cyberpunk"]
         assert main(["--out", str(tmp_path / "s"), *arguments]) == 0
         assert str(tmp_path / "s" / "manifest.jsonl") in capsys.readouterr().out
-        samples = read_manifest(tmp_path / "s").samples
+        samples = load_manifest(tmp_path / "s").samples
         assert [s.regions[0].style for s in samples] == ["line-art", "cyberpunk"] * 3
 
     def test_pretraining_scenes_have_no_regions_and_seeds_of_their_own(self, tmp_path):
         arguments = ["--pretrain", "2", "--size", "32", "--seed", "3", "--workers", "1"]
         assert main(["--out", str(tmp_path), *arguments]) == 0
-        manifest = read_manifest(tmp_path)
+        manifest = load_manifest(tmp_path)
         tasks = {sample.provenance["task"] for sample in manifest.samples}
         assert {"copy", "style", "recolour", "tint"} <= tasks
         for sample in manifest.samples:
@@ -207,7 +207,7 @@ def test_the_corpus_refuses_held_out_seeds(tmp_path):
 class TestSeveralPairs:
     def test_each_word_gets_its_own_style_exactly(self, tmp_path):
         build_scenes(tmp_path, scene_jobs(12, 0), SceneSettings(64, LOOKS, pairs=3))
-        manifest = read_manifest(tmp_path)
+        manifest = load_manifest(tmp_path)
         counts = {len(sample.regions) for sample in manifest.samples}
         assert counts == {1, 2, 3}
         for sample in manifest.samples[::5]:
@@ -224,7 +224,7 @@ class TestSeveralPairs:
         for pairs in (1, 2):
             settings = SceneSettings(64, LOOKS, pairs=pairs)
             build_scenes(tmp_path / str(pairs), scene_jobs(6, 0), settings)
-        one, two = (read_manifest(tmp_path / str(pairs)).samples for pairs in (1, 2))
+        one, two = (load_manifest(tmp_path / str(pairs)).samples for pairs in (1, 2))
         assert [s.regions[0].object for s in one] == [s.regions[0].object for s in two]
 
     def test_more_than_there_are_styles_is_refused(self, tmp_path, capsys):
@@ -234,7 +234,7 @@ class TestSeveralPairs:
 
 def test_whole_pictures_are_for_training_alone(tmp_path):
     build_scenes(tmp_path, scene_jobs(2, 2), SceneSettings(64, LOOKS, whole=True))
-    manifest = read_manifest(tmp_path)
+    manifest = load_manifest(tmp_path)
     whole = [sample for sample in manifest.samples if "whole" in sample.flags]
     assert {sample.split for sample in whole} == {"train"}
     assert len(whole) == 2 * len(LOOKS)

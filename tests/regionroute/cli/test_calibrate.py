@@ -12,7 +12,7 @@ from regionroute.attention import map_scores
 from regionroute.cli.calibrate import draw, every_head, main
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import read_manifest, write_manifest
+from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid
 from regionroute.editing.editor import Editor
 from regionroute.editing.head_scan import HeadScan
@@ -23,7 +23,7 @@ from regionroute.models.loading import load_backbone
 @pytest.fixture
 def pictures(tiny_manifest):
     """Four labelled pictures for the experts of the tests, one of another size."""
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     samples = []
     for sample in manifest.samples:
         word = sample.regions[0].object
@@ -49,7 +49,7 @@ def run(*arguments):
 
 def test_scores_belong_to_the_heads_and_pictures_they_name(tiny_base, experts, pictures):
     editor = Editor(load_backbone(str(tiny_base)), experts)
-    manifest = read_manifest(pictures)
+    manifest = load_manifest(pictures)
     examples = draw(manifest, "train", {"pixel-art"}, 4, seed=0)
     assert sorted(example.sample.id for example in examples) == [f"pair-{i}" for i in range(4)]
     assert {example.size for example in examples} == {(64, 64), (32, 64)}
@@ -119,7 +119,7 @@ def test_a_base_alone_is_calibrated_into_a_file_that_edit_reads(tiny_base, pictu
     out = tmp_path / "choice.json"
     options = ("--zero-shot", "--manifest", pictures, "--base", tiny_base, "--out", out)
     assert run(*options) == 0
-    picture, result = read_manifest(pictures).root / "0.context.png", tmp_path / "edit.png"
+    picture, result = load_manifest(pictures).root / "0.context.png", tmp_path / "edit.png"
     common = [str(picture), "--object", "square", "--style", "gouache", "--zero-shot", "--steps=1"]
     common += ["--base", str(tiny_base), "--out", str(result), "--map", str(tmp_path / "map.png")]
     assert edit([*common, "--map-from", str(out)]) == 0
@@ -137,7 +137,7 @@ def test_wrong_map_places_are_one_sentence(tiny_base, pictures, tmp_path, capsys
     broken.write_text(json.dumps({"map": {"layers": ["x y"]}}))
     empty = tmp_path / "empty.json"
     empty.write_text("{}")
-    picture = read_manifest(pictures).root / "0.context.png"
+    picture = load_manifest(pictures).root / "0.context.png"
     for given, sentence in (
         ("double.0:9", '--map-from: "double.0:9": the heads are 0 to 1'),
         ("triple.0", '--map-from: the model has no block "triple.0", the nearest is "single.0"'),
@@ -187,7 +187,7 @@ def test_mistakes_are_told_in_a_sentence(
 
 
 def test_an_empty_mask_names_its_file(tiny_base, experts, pictures, capsys):
-    mask = read_manifest(pictures).root / "1.mask.png"
+    mask = load_manifest(pictures).root / "1.mask.png"
     write_image(mask, torch.zeros(1, 64, 64))
     assert run("--experts", experts, "--manifest", pictures, "--base", tiny_base) == 2
     assert f"{mask}: the mask of sample 'pair-1' is empty" in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_an_empty_mask_names_its_file(tiny_base, experts, pictures, capsys):
 
 
 def test_pictures_are_drawn_once_each_with_the_styles_taking_turns(tiny_manifest):
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     samples = []
     for number in range(12):
         first = manifest.samples[number % 3]
@@ -208,10 +208,10 @@ def test_pictures_are_drawn_once_each_with_the_styles_taking_turns(tiny_manifest
             )
         shutil.copy(manifest.path(first.context), manifest.root / f"{number}.png")
     write_manifest(tiny_manifest, samples)
-    found = draw(read_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
+    found = draw(load_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
     assert len({example.sample.context for example in found}) == len(found) == 10
     styles = [example.sample.regions[0].style for example in found]
     assert styles.count("a") == styles.count("b") == 5
-    again = draw(read_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
+    again = draw(load_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
     assert [example.sample.id for example in again] == [example.sample.id for example in found]
-    assert draw(read_manifest(tiny_manifest), "train", None, 99, seed=1).__len__() == 12
+    assert draw(load_manifest(tiny_manifest), "train", None, 99, seed=1).__len__() == 12

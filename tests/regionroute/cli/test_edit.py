@@ -17,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
+from regionroute import pipeline
 from regionroute.cli import edit as edit_command
 from regionroute.cli import main as cli
 from regionroute.config.run import QUANTIZE
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import read_image
 from regionroute.editing import batch
-from regionroute.editing import editor as pipeline
+from regionroute.editing.editor import Editor
 from regionroute.editing.outputs import enlarge_map, overlay, side_by_side
 from regionroute.models.loading import load_backbone
 
@@ -114,7 +115,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "lock_background": False,
         "strength": 1.0,
         "instance": "all",
-        "closer": False,
+        "refine_crop": False,
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -222,13 +223,13 @@ def test_rows_of_one_size_share_a_batch(
         *[row(image=("photo.png", "wide.png")[i % 2], out=f"{i}.png") for i in range(6)],
     )
     sizes: list[int] = []
-    original = pipeline.Editor.edit_batch
+    original = Editor.edit_batch
 
-    def spy(self: pipeline.Editor, images: Any, *arguments: Any, **options: Any) -> Any:
+    def spy(self: Editor, images: Any, *arguments: Any, **options: Any) -> Any:
         sizes.append(len(images))
         return original(self, images, *arguments, **options)
 
-    monkeypatch.setattr(pipeline.Editor, "edit_batch", spy)
+    monkeypatch.setattr(Editor, "edit_batch", spy)
     assert run(batch=rows, batch_size=2) == 0
     assert sizes == [2, 1, 2, 1]
     assert all(photo.with_name(f"{i}.png").is_file() for i in range(6))
@@ -379,7 +380,7 @@ def test_running_out_of_memory_says_what_to_lower(
     def fail(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
-    monkeypatch.setattr(pipeline.Editor, "edit_batch", fail)
+    monkeypatch.setattr(Editor, "edit_batch", fail)
     assert run(photo, object="dog", style="lines", out=photo.with_name("o.png")) == 2
     assert "not enough memory: lower --batch-size" in one_error(capsys)
 
@@ -492,7 +493,7 @@ def test_a_manifest_without_the_split_names_those_there_are(
 def test_help_is_quick_and_needs_no_torch() -> None:
     script = (
         "import sys\n"
-        "from regionroute.cli import main\n"
+        "from regionroute.cli.main import main\n"
         "main(['--help'])\n"
         "try:\n"
         "    main(['edit', '--help'])\n"

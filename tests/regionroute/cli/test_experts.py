@@ -16,6 +16,7 @@ from regionroute.adapters import FixedRouter, RouteContext, load_experts, read_r
 from regionroute.cli.experts import scores
 from regionroute.cli.main import main
 from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.models.embedded import nano_folder
 from regionroute.models.loading import fingerprint, load_backbone, load_skeleton
 
@@ -80,12 +81,16 @@ def test_a_merged_base_edits_as_the_expert_does(
     assert main([*arguments, "--style", "pixel-art", "--out", str(out)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
     FluxKontextPipeline.from_pretrained(out)
-    merged = Editor(load_backbone(str(out))).edit(image, "dog", "pixel-art", steps=2, mode="plain")
+    merged = Editor(load_backbone(str(out))).edit(
+        image, EditRequest("dog", "pixel-art"), EditOptions(steps=2, mode="plain")
+    )
     expert = Editor(load_backbone(str(tiny_base)), tiny_experts)
-    expected = expert.edit(image, "dog", "pixel-art", steps=2, mode="plain")
+    expected = expert.edit(
+        image, EditRequest("dog", "pixel-art"), EditOptions(steps=2, mode="plain")
+    )
     torch.testing.assert_close(merged.image, expected.image, rtol=0, atol=1e-5)
     plain = Editor(load_backbone(str(tiny_base))).edit(
-        image, "dog", "pixel-art", steps=2, mode="plain"
+        image, EditRequest("dog", "pixel-art"), EditOptions(steps=2, mode="plain")
     )
     assert (plain.image - expected.image).abs().max() > 1e-3
 

@@ -44,8 +44,8 @@ def test_an_edit_imports_nothing_that_it_does_not_need() -> None:
     code = """if True:
         from regionroute.cli.edit_libraries import import_libraries
         import_libraries()
-        from regionroute.editing.editor import load_editor
-        load_editor("nano")
+        from regionroute.pipeline import RegionRoutePipeline
+        RegionRoutePipeline.from_pretrained("nano")
     """
     assert loaded_after(textwrap.dedent(code), UNUSED) == []
 

@@ -11,7 +11,7 @@ from PIL import Image
 from regionroute.data import check
 from regionroute.data.check import check_manifest, contact_sheet, main
 from regionroute.data.images import read_image
-from regionroute.data.manifest import Manifest, read_manifest
+from regionroute.data.manifest import Manifest, load_manifest
 from regionroute.errors import UserError
 
 
@@ -217,7 +217,7 @@ def test_the_sheet_shows_context_masks_and_target(tiny_manifest, capsys):
 
 def test_the_sheet_is_limited_and_survives_damage(tiny_manifest):
     _missing_context(tiny_manifest)
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     contact_sheet(manifest, tiny_manifest / "sheet.png", limit=2)
     two = read_image(tiny_manifest / "sheet.png")
     assert two.shape[1] == 2 * (check.CELL + 2 * check.LINE + check.GAP) + check.GAP

@@ -15,7 +15,7 @@ from regionroute.data.manifest import (
     StyleSpec,
     manifest_file,
     mask_box,
-    read_manifest,
+    load_manifest,
     write_manifest,
 )
 from regionroute.errors import UserError
@@ -43,7 +43,7 @@ def _region(**changes):
 
 def test_a_row_by_hand(tmp_path):
     _write_rows(tmp_path, ROW)
-    assert read_manifest(tmp_path).samples == [SAMPLE]
+    assert load_manifest(tmp_path).samples == [SAMPLE]
 
 
 def test_every_field_survives_the_disk(tmp_path):
@@ -62,7 +62,7 @@ def test_every_field_survives_the_disk(tmp_path):
     )
     whole = EditSample("whole", "a.png", "b.png", (), "make the image in line-art style")
     write_manifest(tmp_path / "new", [full, whole])
-    manifest = read_manifest(tmp_path / "new" / "manifest.jsonl")
+    manifest = load_manifest(tmp_path / "new" / "manifest.jsonl")
     assert manifest.samples == [full, whole]
     assert manifest.root == tmp_path / "new"
     first = json.loads((tmp_path / "new" / "manifest.jsonl").read_text().split("\n")[0])
@@ -110,13 +110,13 @@ def test_style_words():
 def test_bad_rows_are_refused_by_file_and_line(tmp_path, row, told):
     _write_rows(tmp_path, {**ROW, "id": "first"}, "", row)
     with pytest.raises(UserError, match=rf"manifest\.jsonl:3: .*{told}") as caught:
-        read_manifest(tmp_path)
+        load_manifest(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_no_manifest(tmp_path):
     with pytest.raises(UserError, match="no such manifest"):
-        read_manifest(tmp_path / "nowhere")
+        load_manifest(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
 
 
 def test_pictures_and_masks(tiny_manifest):
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     sample = manifest.samples[0]
     context, target, masks = (
         manifest.context(sample),
@@ -172,7 +172,7 @@ def test_pictures_and_masks(tiny_manifest):
 )
 def test_other_sizes_are_refused(tiny_manifest, kind, told):
     Image.new("RGB", (8, 4)).save(tiny_manifest / f"0.{kind}.png")
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     read = manifest.target if kind == "target" else manifest.masks
     with pytest.raises(UserError, match=told):
         read(manifest.samples[0])

@@ -12,7 +12,7 @@ from regionroute.data.manifest import (
     manifest_file,
     manifest_files,
     parse_row,
-    read_manifest,
+    load_manifest,
     write_manifest,
 )
 from regionroute.data.shards import ShardedRows
@@ -22,7 +22,7 @@ from regionroute.errors import UserError
 @pytest.fixture
 def whole(tiny_manifest):
     """The tiny manifest, read before it is cut up."""
-    return read_manifest(tiny_manifest)
+    return load_manifest(tiny_manifest)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def sharded(whole):
 def test_the_rows_are_those_of_the_single_file(whole, sharded):
     for path in (sharded, str(sharded), sharded / "manifest-*.jsonl"):
         assert has_manifest(path)
-        manifest = read_manifest(path)
+        manifest = load_manifest(path)
         assert manifest.root == sharded
         assert list(manifest.samples) == whole.samples
         assert [manifest.samples[i] for i in (3, 0, 2, 1, -1)] == [
@@ -48,7 +48,7 @@ def test_the_rows_are_those_of_the_single_file(whole, sharded):
         assert manifest.samples[1:3] == whole.samples[1:3]
         with pytest.raises(IndexError):
             manifest.samples[4]
-    some = read_manifest(sharded / "manifest-00[12].jsonl")
+    some = load_manifest(sharded / "manifest-00[12].jsonl")
     assert list(some.samples) == whole.samples[1:]
     assert manifest.target(manifest.samples[2]).shape == (3, 64, 64)
 
@@ -70,22 +70,22 @@ def test_mistakes_name_file_and_line(sharded, tmp_path):
     text = path.read_text()
     path.write_text(text.replace('"prompt"', '"promt"'))
     with pytest.raises(UserError, match=r"manifest-002\.jsonl:1: key 'prompt' is missing"):
-        read_manifest(sharded)
+        load_manifest(sharded)
     path.write_text(text.replace("pair-3", "pair-1"))
     with pytest.raises(UserError, match=r"manifest-002.*'pair-1' was used in .*manifest-001"):
-        read_manifest(sharded)
+        load_manifest(sharded)
     assert (
         "'pair-1' was used on line 2 of manifest-001.jsonl" in check_manifest(sharded).problems[0]
     )
     path.write_bytes(b'{"id": "\xff"}')
     with pytest.raises(UserError, match=r"manifest-002\.jsonl: this is not UTF-8"):
-        read_manifest(sharded)
+        load_manifest(sharded)
     with pytest.raises(UserError, match="no manifest matches this pattern"):
-        read_manifest(sharded / "rows-*.jsonl")
+        load_manifest(sharded / "rows-*.jsonl")
     (sharded / FILE_NAME).write_text(text)
     with pytest.raises(UserError, match=r"holds manifest\.jsonl and manifest-\*"):
-        read_manifest(sharded)
-    assert len(read_manifest(sharded / FILE_NAME).samples) == 1
+        load_manifest(sharded)
+    assert len(load_manifest(sharded / FILE_NAME).samples) == 1
     assert not has_manifest(tmp_path / "nowhere")
     assert manifest_files(sharded / FILE_NAME) == [manifest_file(sharded / FILE_NAME)]
 
@@ -99,11 +99,11 @@ def test_a_row_costs_some_bytes_and_not_an_object(whole, tmp_path):
         ]
         files.append(tmp_path / f"manifest-{shard}.jsonl")
         write_manifest(files[-1], rows)
-    read_manifest(files[0])  # so that what is made once is not counted
+    load_manifest(files[0])  # so that what is made once is not counted
     kept = {}
     for name, read in (
         ("shards", lambda: ShardedRows(files, parse_row)),
-        ("objects", lambda: [s for file in files for s in read_manifest(file).samples]),
+        ("objects", lambda: [s for file in files for s in load_manifest(file).samples]),
     ):
         tracemalloc.start()
         rows = read()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from regionroute.attention import combine_maps, region_map
 from regionroute.config.sites import MapChoice
+from regionroute.data.images import resize
 from regionroute.data.prompts import Prompt, build_prompt
 from regionroute.diffusion.flow import draw_noise
 from regionroute.diffusion.latents import pack
-from regionroute.editing.editor import Editor, edit, load_editor, resize
+from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
 from regionroute.models.bundled import bundled_experts
@@ -45,7 +45,9 @@ def picture(height: int = 24, width: int = 40, seed: int = 0) -> Tensor:
     "size", [(24, 40), (31, 57), (57, 31), (5, 9), (100, 64), (1, 1), (4, 64), (127, 9)]
 )
 def test_the_output_has_the_inputs_size(editor: Editor, size: tuple[int, int], mode: str) -> None:
-    result = editor.edit(picture(*size), "dog", "pixel-art", steps=1, mode=mode)
+    result = editor.edit(
+        picture(*size), EditRequest("dog", "pixel-art"), EditOptions(steps=1, mode=mode)
+    )
     assert result.image.shape == (3, *size)
     assert result.image.dtype == torch.float32
     assert 0 <= result.image.min() <= result.image.max() <= 1
@@ -58,7 +60,9 @@ def test_a_stock_pipeline_with_the_exported_expert_gives_our_picture(
     assert editor.backbone.fit_size(24, 40) == (24, 40)
     pictures = {}
     for name in ("pixel-art", "lines"):
-        ours = editor.edit(image, "dog", name, steps=3, guidance=2.5, seed=4)
+        ours = editor.edit(
+            image, EditRequest("dog", name, seed=4), EditOptions(steps=3, guidance=2.5)
+        )
         stock.load_lora_weights(tiny_experts / name)
         theirs = stock(
             image=image[None],
@@ -77,7 +81,9 @@ def test_a_stock_pipeline_with_the_exported_expert_gives_our_picture(
         torch.testing.assert_close(ours.image, theirs, atol=1e-5, rtol=0)
         pictures[name] = ours.image
     bare = Editor(load_backbone(editor.backbone.name))
-    unedited = bare.edit(image, "dog", "pixel-art", steps=3, guidance=2.5, seed=4).image
+    unedited = bare.edit(
+        image, EditRequest("dog", "pixel-art", seed=4), EditOptions(steps=3, guidance=2.5)
+    ).image
     # Each expert must matter, or the comparison would prove nothing.
     assert (pictures["pixel-art"] - unedited).abs().max() > 1e-2
     assert (pictures["pixel-art"] - pictures["lines"]).abs().max() > 1e-2
@@ -93,31 +99,40 @@ def test_a_batch_of_mixed_styles_is_its_single_edits(editor: Editor) -> None:
     together = editor.edit_batch(images, requests, want_map=True)
     for image, request, result in zip(images, requests, together, strict=True):
         alone = editor.edit(
-            image, request.object, request.style, prompt=request.prompt, seed=request.seed,
+            image,
+            EditRequest(request.object, request.style, prompt=request.prompt, seed=request.seed),
             want_map=True,
-        )  # fmt: skip
+        )
         torch.testing.assert_close(result.image, alone.image, atol=1e-5, rtol=0)
         torch.testing.assert_close(result.region_map, alone.region_map, atol=1e-5, rtol=0)
         assert result.settings == alone.settings
 
 
 def test_the_seed_alone_decides_the_noise(zero_shot: Editor) -> None:
-    runs = [zero_shot.edit(picture(), "dog", "line-art", seed=seed).image for seed in (0, 0, 1)]
+    runs = [
+        zero_shot.edit(picture(), EditRequest("dog", "line-art", seed=seed)).image
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
 
 def test_the_prompt_uses_the_styles_phrase(editor: Editor) -> None:
-    result = editor.edit(picture(), "dog", "lines", steps=1)
+    result = editor.edit(picture(), EditRequest("dog", "lines"), EditOptions(steps=1))
     assert result.prompt == "make the dog in line-art style, keep other area unchanged"
     assert result.settings["style"] == "lines"
-    assert editor.edit(picture(), "dog", "Line-Art", steps=1).settings["style"] == "lines"
+    assert (
+        editor.edit(picture(), EditRequest("dog", "Line-Art"), EditOptions(steps=1)).settings[
+            "style"
+        ]
+        == "lines"
+    )
 
 
 def test_settings_are_complete_and_json(
     editor: Editor, tiny_base: Path, tiny_experts: Path
 ) -> None:
-    settings = editor.edit(picture(30, 50), "dog", "lines", seed=6).settings
+    settings = editor.edit(picture(30, 50), EditRequest("dog", "lines", seed=6)).settings
     assert settings.pop("versions").keys() == {"regionroute", "torch", "diffusers"}
     assert json.loads(json.dumps(settings)) == {
         "prompt": "make the dog in line-art style, keep other area unchanged",
@@ -131,7 +146,7 @@ def test_settings_are_complete_and_json(
         "lock_background": False,
         "strength": 1.0,
         "instance": "all",
-        "closer": False,
+        "refine_crop": False,
         "seed": 6,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -139,14 +154,18 @@ def test_settings_are_complete_and_json(
 
 
 def test_maps_are_the_mean_over_steps_and_change_no_picture(editor: Editor) -> None:
-    with_map = editor.edit(picture(), "dog", "pixel-art", steps=2, want_map=True)
-    without = editor.edit(picture(), "dog", "pixel-art", steps=2)
+    with_map = editor.edit(
+        picture(), EditRequest("dog", "pixel-art"), EditOptions(steps=2), want_map=True
+    )
+    without = editor.edit(picture(), EditRequest("dog", "pixel-art"), EditOptions(steps=2))
     assert without.region_map is None
     torch.testing.assert_close(with_map.image, without.image, atol=1e-6, rtol=0)
     assert with_map.region_map is not None
     assert with_map.region_map.shape == (6, 10)  # 24x40 pixels, 4 to a token
     assert 0 <= with_map.region_map.min() < with_map.region_map.max() <= 1
-    one = editor.edit(picture(), "dog", "pixel-art", steps=1, want_map=True)
+    one = editor.edit(
+        picture(), EditRequest("dog", "pixel-art"), EditOptions(steps=1), want_map=True
+    )
     assert not torch.allclose(with_map.region_map, one.region_map)
 
 
@@ -158,16 +177,16 @@ def test_the_registry_says_which_layers_make_the_map(
     )
     editor = Editor(tiny_backbone, tmp_path)
     assert editor.map_choice == MapChoice(layers=["double.1"], queries="context")
-    own = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    own = editor.edit(picture(), EditRequest("dog", "pixel-art"), want_map=True)
     assert own.settings["map"] == editor.map_choice.settings()
     editor.read_maps(MapChoice(layers=["double.1.context"]))
-    same = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    same = editor.edit(picture(), EditRequest("dog", "pixel-art"), want_map=True)
     assert torch.equal(own.region_map, same.region_map)  # type: ignore[arg-type]
     editor.read_maps(MapChoice())
-    other = editor.edit(picture(), "dog", "pixel-art", want_map=True)
+    other = editor.edit(picture(), EditRequest("dog", "pixel-art"), want_map=True)
     assert not torch.allclose(own.region_map, other.region_map)  # type: ignore[arg-type]
     assert other.settings["map"]["layers"] == ["all"]
-    assert "map" not in editor.edit(picture(), "dog", "pixel-art").settings
+    assert "map" not in editor.edit(picture(), EditRequest("dog", "pixel-art")).settings
 
 
 def test_a_calibrated_choice_goes_before_what_was_supervised(
@@ -182,7 +201,12 @@ def test_a_calibrated_choice_goes_before_what_was_supervised(
     assert [str(site.word) for site in maps] == ["object", "style"]
     expected = region_map(combine_maps(list(maps.values())))[0]
     for steps in (1, 3):  # the first step alone is read
-        found = editor.edit(picture(), "dog", "pixel-art", seed=3, steps=steps, want_map=True)
+        found = editor.edit(
+            picture(),
+            EditRequest("dog", "pixel-art", seed=3),
+            EditOptions(steps=steps),
+            want_map=True,
+        )
         torch.testing.assert_close(found.region_map, expected, atol=1e-5, rtol=0)
     zero_shot = Editor(load_backbone(str(tiny_base)))
     zero_shot.read_maps(editor.map_choice)
@@ -262,10 +286,10 @@ def test_low_precision_edits_too(
     tiny_base: Path, tiny_experts: Path, dtype: torch.dtype, editor: Editor
 ) -> None:
     low = Editor(load_backbone(str(tiny_base), dtype), tiny_experts)
-    result = low.edit(picture(), "dog", "pixel-art", want_map=True)
+    result = low.edit(picture(), EditRequest("dog", "pixel-art"), want_map=True)
     assert result.image.dtype == torch.float32
     assert result.region_map is not None
-    exact = editor.edit(picture(), "dog", "pixel-art").image
+    exact = editor.edit(picture(), EditRequest("dog", "pixel-art")).image
     assert (result.image - exact).abs().mean() < 0.05
 
 
@@ -318,11 +342,11 @@ def test_requests_that_cannot_be_carried_out(
 )
 def test_senseless_settings_are_refused(zero_shot: Editor, settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
-        zero_shot.edit(picture(), "dog", "line-art", **settings)  # type: ignore[arg-type]
+        zero_shot.edit(picture(), EditRequest("dog", "line-art"), EditOptions(**settings))  # type: ignore[arg-type]
 
 
 def test_zero_shot_takes_any_style(zero_shot: Editor) -> None:
-    result = zero_shot.edit(picture(), "dog", "gouache", want_map=True)
+    result = zero_shot.edit(picture(), EditRequest("dog", "gouache"), want_map=True)
     assert result.prompt == "make the dog in gouache style, keep other area unchanged"
     assert result.settings["experts"] is None
     assert result.region_map is not None
@@ -332,7 +356,7 @@ def test_batches_of_several_sizes_are_a_mistake_of_the_caller(zero_shot: Editor)
     request = EditRequest("dog", "line-art")
     with pytest.raises(ValueError, match="one size"):
         zero_shot.edit_batch([picture(8, 8), picture(8, 12)], [request, request])
-    with pytest.raises(ValueError, match="1 pictures and 0 requests"):
+    with pytest.raises(ValueError, match="1 images and 0 requests"):
         zero_shot.edit_batch([picture()], [])
 
 
@@ -341,22 +365,13 @@ def test_experts_of_another_base_are_refused(tiny_plain: Backbone, tiny_experts:
         Editor(tiny_plain, tiny_experts)
 
 
-def test_experts_that_come_with_a_base_are_the_default(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_base_without_experts_is_one_sentence(tiny_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.symlink_to(tiny_base)
     with pytest.raises(UserError, match=r"comes without experts.*--zero-shot"):
-        load_editor(str(base))
+        bundled_experts(str(base))
     with pytest.raises(UserError, match="comes without experts"):
         bundled_experts("someone/on-the-hub")
-    assert load_editor(str(base), experts=None).registry is None
-
-
-def test_module_level_edit(plain_folder: Path, tmp_path: Path, write_experts: Write) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(plain_folder, base)
-    write_experts(base / "experts", load_backbone(str(base)))
-    result = edit(picture(), "dog", "lines", base=str(base), steps=1)
-    assert result.settings["experts"] == str(base / "experts")
 
 
 def test_resizing_is_antialiased_and_free_at_equal_size() -> None:
@@ -369,7 +384,9 @@ def test_resizing_is_antialiased_and_free_at_equal_size() -> None:
 
 def test_maps_read_from_the_mirror_image_too_are_mirrored_with_the_picture(editor: Editor) -> None:
     def maps(image: Tensor) -> Tensor:
-        result = editor.edit(image, "dog", "pixel-art", mode="routed", want_map=True)
+        result = editor.edit(
+            image, EditRequest("dog", "pixel-art"), EditOptions(mode="routed"), want_map=True
+        )
         assert result.region_map is not None
         return result.region_map
 

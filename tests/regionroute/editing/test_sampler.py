@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,24 +30,34 @@ def editor(tiny_backbone: Backbone, tiny_experts: Path) -> Editor:
 def test_closed_gates_return_the_context(editor: Editor) -> None:
     image = picture()
     codec = editor.backbone.decode_latents(editor.backbone.encode_images(image[None]))[0]
-    closed = [torch.zeros(24, 40)]
-    loose = editor.edit(image, "dog", "lines", regions=closed, mode="routed", steps=3,
-                        lock_background=False)  # fmt: skip
+    closed = (torch.zeros(24, 40),)
+    loose = editor.edit(
+        image,
+        EditRequest("dog", "lines", regions=closed),
+        EditOptions(mode="routed", steps=3, lock_background=False),
+    )
     torch.testing.assert_close(loose.image, codec, atol=1e-5, rtol=0)
-    locked = editor.edit(image, "dog", "lines", regions=closed, mode="routed", steps=3)
+    locked = editor.edit(
+        image, EditRequest("dog", "lines", regions=closed), EditOptions(mode="routed", steps=3)
+    )
     assert torch.equal(locked.image, image)
 
 
 def test_open_gates_give_the_plain_global_edit(editor: Editor) -> None:
     image = picture()
     routed = editor.edit(
-        image, "dog", "lines", regions=[torch.ones(24, 40)], mode="routed", steps=3, seed=2,
-        lock_background=False,
-    )  # fmt: skip
+        image,
+        EditRequest("dog", "lines", regions=(torch.ones(24, 40),), seed=2),
+        EditOptions(mode="routed", steps=3, lock_background=False),
+    )
     prompt = (
         restyle_prompt("line-art").replace("image", "[image]").replace("line-art", "{line-art}")
     )
-    plain = editor.edit(image, "image", "lines", prompt=prompt, mode="plain", steps=3, seed=2)
+    plain = editor.edit(
+        image,
+        EditRequest("image", "lines", prompt=prompt, seed=2),
+        EditOptions(mode="plain", steps=3),
+    )
     assert plain.prompt == restyle_prompt("line-art")
     torch.testing.assert_close(routed.image, plain.image, atol=1e-5, rtol=0)
 
@@ -54,7 +65,9 @@ def test_open_gates_give_the_plain_global_edit(editor: Editor) -> None:
 def test_a_region_decides_where(editor: Editor) -> None:
     image, region = picture(), torch.zeros(24, 40)
     region[:, :20] = 1
-    out = editor.edit(image, "dog", "lines", regions=[region], mode="routed").image
+    out = editor.edit(
+        image, EditRequest("dog", "lines", regions=(region,)), EditOptions(mode="routed")
+    ).image
     assert torch.equal(out[:, :, 20:], image[:, :, 20:])
     assert not torch.equal(out[:, :, :20], image[:, :, :20])
 
@@ -63,10 +76,15 @@ def test_two_objects_in_two_styles_are_two_edits_in_one(editor: Editor) -> None:
     image = picture()
     left = torch.zeros(24, 40)
     left[:, :20] = 1
-    both = editor.edit(image, "dog", "lines", also=[("cup", "pixel-art")],
-                       regions=[left, 1 - left], mode="routed", steps=1)  # fmt: skip
+    both = editor.edit(
+        image,
+        EditRequest("dog", "lines", also=(("cup", "pixel-art"),), regions=(left, 1 - left)),
+        EditOptions(mode="routed", steps=1),
+    )
     alone = [
-        editor.edit(image, name, style, regions=[region], mode="routed", steps=1).image
+        editor.edit(
+            image, EditRequest(name, style, regions=(region,)), EditOptions(mode="routed", steps=1)
+        ).image
         for name, style, region in (("dog", "lines", left), ("cup", "pixel-art", 1 - left))
     ]
     # One step: no token of one side has seen what the other became. Away from the seam only, the
@@ -81,7 +99,9 @@ def test_two_objects_in_two_styles_are_two_edits_in_one(editor: Editor) -> None:
 
 def test_one_sentence_with_several_clauses(editor: Editor) -> None:
     text = "make the [dog] in {lines} style and the [cup] in {pixel-art} style"
-    result = editor.edit(picture(), "", "", prompt=text, mode="routed", want_map=True)
+    result = editor.edit(
+        picture(), EditRequest("", "", prompt=text), EditOptions(mode="routed"), want_map=True
+    )
     assert result.settings["style"] == ["lines", "pixel-art"]
     assert result.region_map is not None
     assert result.region_map.shape == (6, 10)
@@ -90,10 +110,13 @@ def test_one_sentence_with_several_clauses(editor: Editor) -> None:
 
 
 def test_strength_zero_changes_nothing_and_half_lies_between(editor: Editor) -> None:
-    image, region = picture(), [torch.ones(24, 40)]
+    image, region = picture(), (torch.ones(24, 40),)
     outs = [
-        editor.edit(image, "dog", "lines", regions=region, mode="routed", steps=1,
-                    strength=strength, lock_background=False).image
+        editor.edit(
+            image,
+            EditRequest("dog", "lines", regions=region),
+            EditOptions(mode="routed", steps=1, strength=strength, lock_background=False),
+        ).image
         for strength in (0.0, 0.5, 1.0)
     ]  # fmt: skip
     codec = editor.backbone.decode_latents(editor.backbone.encode_images(image[None]))[0]
@@ -118,26 +141,35 @@ def test_experts_trained_for_routing_are_routed(
     base = load_backbone(str(tiny_base))
     folder = write_experts(tmp_path, base, routing={"branch": "base", "threshold": 0.4})
     editor = Editor(load_backbone(str(tiny_base)), folder)
-    settings = editor.edit(picture(), "dog", "lines").settings
+    settings = editor.edit(picture(), EditRequest("dog", "lines")).settings
     assert (settings["mode"], settings["lock_background"]) == ("routed", True)
     assert editor.routing.threshold == 0.4
-    assert editor.edit(picture(), "dog", "lines", mode="plain").settings["mode"] == "plain"
+    assert (
+        editor.edit(picture(), EditRequest("dog", "lines"), EditOptions(mode="plain")).settings[
+            "mode"
+        ]
+        == "plain"
+    )
 
 
 def test_the_branch_may_be_the_base_or_the_expert(
     tmp_path: Path, tiny_base: Path, write_experts: Callable[..., Path]
 ) -> None:
-    open_gate = [torch.ones(24, 40)]
+    open_gate = (torch.ones(24, 40),)
     images = {}
     for branch in ("base", "expert"):
         folder = write_experts(
             tmp_path / branch, load_backbone(str(tiny_base)), routing={"branch": branch}
         )
         editor = Editor(load_backbone(str(tiny_base)), folder)
-        images[branch] = editor.edit(picture(), "dog", "lines", regions=open_gate).image
+        images[branch] = editor.edit(
+            picture(), EditRequest("dog", "lines", regions=open_gate)
+        ).image
     bare = Editor(load_backbone(str(tiny_base)))
     # Without experts the style's words are its name.
-    alone = bare.edit(picture(), "dog", "line-art", regions=open_gate, mode="routed").image
+    alone = bare.edit(
+        picture(), EditRequest("dog", "line-art", regions=open_gate), EditOptions(mode="routed")
+    ).image
     torch.testing.assert_close(images["base"], alone, atol=1e-5, rtol=0)
     assert not torch.allclose(images["expert"], alone, atol=1e-2)
 
@@ -156,11 +188,14 @@ def test_a_broken_routing_section_is_one_sentence(
         ({"mode": "magic"}, "plain, routed"),
         ({"mode": "routed", "strength": -0.1}, "between 0 and 1"),
         ({"mode": "plain", "strength": 0.5}, "needs mode routed"),
-        ({"mode": "plain", "also": [("cup", "lines")]}, "one object at a time"),
-        ({"mode": "routed", "regions": [torch.ones(3, 3)]}, "is 3x3, the picture 40x24"),
-        ({"mode": "routed", "regions": [torch.ones(24, 40)] * 2}, "2 region maps for 1 objects"),
+        ({"mode": "plain", "also": (("cup", "lines"),)}, "one object at a time"),
+        ({"mode": "routed", "regions": (torch.ones(3, 3),)}, "is 3x3, but the image is 40x24"),
+        ({"mode": "routed", "regions": (torch.ones(24, 40),) * 2}, "2 region maps for 1 objects"),
     ],
 )
-def test_mistakes(editor: Editor, options: dict[str, object], sentence: str) -> None:
+def test_mistakes(editor: Editor, options: dict[str, Any], sentence: str) -> None:
+    given = {key: options[key] for key in ("also", "regions") if key in options}
+    request = EditRequest("dog", "lines", **given)
+    options = {key: value for key, value in options.items() if key not in given}
     with pytest.raises(UserError, match=sentence):
-        editor.edit(picture(), "dog", "lines", **options)  # type: ignore[arg-type]
+        editor.edit(picture(), request, EditOptions(**options))

@@ -23,6 +23,7 @@ from regionroute.cli import main as cli
 from regionroute.data.images import write_image
 from regionroute.data.prompts import Prompt, build_prompt, with_style
 from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError
 from regionroute.models.bundled import bundled_experts
@@ -76,19 +77,25 @@ def named(tiny_base: Path, tiny_experts: Path) -> Editor:
 @pytest.mark.parametrize("mode", ["plain", "routed"])
 def test_an_example_of_a_style_edits_as_its_name_does(editor: Editor, mode: str) -> None:
     given = torch.ones(24, 40)  # everything restyled, so that the styles can be compared
-    options = {"mode": mode, "steps": 2, "regions": [given]} if mode == "routed" else {"steps": 2}
-    shown = editor.edit(photo(), "dog", style_image=example("ink"), **options)
-    told = editor.edit(photo(), "dog", "ink", **options)
-    other = editor.edit(photo(), "dog", "oil", **options)
-    torch.testing.assert_close(shown.image, told.image)
+    regions = (given,) if mode == "routed" else ()
+    options = EditOptions(mode=mode, steps=2)
+    shown, named, other = (
+        editor.edit(photo(), request, options)
+        for request in (
+            EditRequest("dog", "", regions=regions, style_images=(example("ink"),)),
+            EditRequest("dog", "ink", regions=regions),
+            EditRequest("dog", "oil", regions=regions),
+        )
+    )
+    torch.testing.assert_close(shown.image, named.image)
     assert (shown.image - other.image).abs().max() > 1e-3
     assert shown.settings["nearest_trained_style"] == [["ink", 1.0]]
-    assert "nearest_trained_style" not in told.settings
+    assert "nearest_trained_style" not in named.settings
 
 
 def test_a_blend_lies_between_its_styles(editor: Editor) -> None:
     ink, oil, half = (
-        editor.styles.look(style).embedding for style in ("ink", "oil", "0.5 ink + 0.5 oil")
+        editor.styles.resolve(style).embedding for style in ("ink", "oil", "0.5 ink + 0.5 oil")
     )
     torch.testing.assert_close(half, (ink + oil) / 2)
 
@@ -97,17 +104,17 @@ def test_by_name_a_blend_weighs_experts(named: Editor) -> None:
     registry = named.registry
     assert registry is not None
     styles = Styles(registry)
-    look = styles.look("0.6 pixel-art + 0.4 lines")
-    assert look.blended
-    assert look.words == "pixel-art and line-art"
-    assert look.name == "0.6 pixel-art + 0.4 lines"
-    route = styles.route([look])
+    style = styles.resolve("0.6 pixel-art + 0.4 lines")
+    assert style.blended
+    assert style.words == "pixel-art and line-art"
+    assert style.name == "0.6 pixel-art + 0.4 lines"
+    route = styles.route([style])
     assert route is not None
     assert route.router is not None
     decided = route.router(route)
     weights = dict(zip(decided.index[0].tolist(), decided.weight[0].tolist(), strict=True))
     assert weights == pytest.approx({0: 0.6, 1: 0.4})
-    alone = styles.route([styles.look("lines"), styles.look("lines").bare()])
+    alone = styles.route([styles.resolve("lines"), styles.resolve("lines").without_experts()])
     assert alone is not None
     assert alone.expert_ids is not None
     assert alone.expert_ids.tolist() == [1, -1]
@@ -115,19 +122,25 @@ def test_by_name_a_blend_weighs_experts(named: Editor) -> None:
 
 def test_a_blend_of_one_whole_style_is_that_style(named: Editor) -> None:
     image = photo()
-    one = named.edit(image, "dog", "pixel-art", steps=1).image
-    assert torch.equal(named.edit(image, "dog", "1 pixel-art", steps=1).image, one)
-    half = named.edit(image, "dog", "0.5 pixel-art", steps=1).image
-    none = named.edit(image, "dog", "0.000001 pixel-art", steps=1).image
+    one = named.edit(image, EditRequest("dog", "pixel-art"), EditOptions(steps=1)).image
+    assert torch.equal(
+        named.edit(image, EditRequest("dog", "1 pixel-art"), EditOptions(steps=1)).image, one
+    )
+    half = named.edit(image, EditRequest("dog", "0.5 pixel-art"), EditOptions(steps=1)).image
+    none = named.edit(image, EditRequest("dog", "0.000001 pixel-art"), EditOptions(steps=1)).image
     assert 0 < (half - none).abs().mean() < (one - none).abs().mean()
 
 
 def test_a_blend_restyles_with_experts_even_where_the_base_does_alone(named: Editor) -> None:
     named.routing = named.routing.model_copy(update={"branch": "base"})
-    options = {"mode": "routed", "steps": 1, "regions": [torch.ones(24, 40)]}
-    bare = named.edit(photo(), "dog", "pixel-art", **options).image
-    weak = named.edit(photo(), "dog", "0.5 pixel-art", **options).image
-    strong = named.edit(photo(), "dog", "1.5 pixel-art", **options).image
+    bare, weak, strong = (
+        named.edit(
+            photo(),
+            EditRequest("dog", style, regions=(torch.ones(24, 40),)),
+            EditOptions(mode="routed", steps=1),
+        ).image
+        for style in ("pixel-art", "0.5 pixel-art", "1.5 pixel-art")
+    )
     assert (weak - strong).abs().max() > 1e-3
     assert (weak - bare).abs().max() > 1e-3
 
@@ -138,7 +151,7 @@ def test_what_a_branch_is_told(editor: Editor, prompt: str, spy: Callable) -> No
     said: list[list[str]] = []
     encode = editor.backbone.encode_prompts
     editor.backbone.encode_prompts = lambda texts: said.append(texts) or encode(texts)  # type: ignore[method-assign]
-    editor.edit(photo(), "dog", "ink", steps=1, mode="routed")
+    editor.edit(photo(), EditRequest("dog", "ink"), EditOptions(steps=1, mode="routed"))
     told = {
         "object": "make the dog in reference style, keep other area unchanged",
         "image": "make the image in reference style",
@@ -148,11 +161,17 @@ def test_what_a_branch_is_told(editor: Editor, prompt: str, spy: Callable) -> No
 
 def test_marked_prompts_and_prompts_with_spans_lose_their_style_words(editor: Editor) -> None:
     for prompt in ("paint the [dog] like {ink}", build_prompt([("dog", "ink")])):
-        result = editor.edit(photo(), "dog", "ink", prompt=prompt, steps=1)
+        result = editor.edit(
+            photo(), EditRequest("dog", "ink", prompt=prompt), EditOptions(steps=1)
+        )
         assert "ink" not in result.prompt
         assert "reference" in result.prompt
     shown = editor.edit(
-        photo(), "dog", style_image=example("oil"), prompt="paint the [dog] like {this}", steps=1
+        photo(),
+        EditRequest(
+            "dog", "", style_images=(example("oil"),), prompt="paint the [dog] like {this}"
+        ),
+        EditOptions(steps=1),
     )
     assert shown.prompt == "paint the dog like reference"
 
@@ -170,13 +189,13 @@ def test_words_of_several_pairs_are_replaced_and_found() -> None:
 
 def test_what_cannot_be_is_said(editor: Editor, named: Editor) -> None:
     with pytest.raises(UserError, match='not trained on style "inc", the nearest is "ink"'):
-        editor.edit(photo(), "dog", "inc")
-    with pytest.raises(UserError, match="chosen by a style's name"):
-        named.edit(photo(), "dog", style_image=example("ink"))
-    with pytest.raises(UserError, match="2 example pictures for 1 objects"):
-        editor.edit(photo(), "dog", style_image=[example("ink")] * 2)
+        editor.edit(photo(), EditRequest("dog", "inc"))
+    with pytest.raises(UserError, match="chosen by the name of a style"):
+        named.edit(photo(), EditRequest("dog", "", style_images=(example("ink"),)))
+    with pytest.raises(UserError, match="2 style images for 1 objects"):
+        editor.edit(photo(), EditRequest("dog", "", style_images=(example("ink"),) * 2))
     with pytest.raises(UserError, match="needs a weight and a style"):
-        named.edit(photo(), "dog", "0.6 pixel-art + lines")
+        named.edit(photo(), EditRequest("dog", "0.6 pixel-art + lines"))
 
 
 @pytest.fixture
@@ -248,5 +267,5 @@ def test_rows_take_examples(
 def test_a_base_may_bring_experts_for_examples_and_says_if_not(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="comes without experts that take an example picture"):
+    with pytest.raises(UserError, match="comes without experts for style images"):
         bundled_experts(str(tiny_base), by_example=True)

@@ -160,7 +160,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda base: (base / "regionroute.json").write_text('{"steps": "3"}'), "positive number"),
     (lambda base: (base / "regionroute.json").write_text('{"steps": true}'), "positive number"),
     (lambda base: (base / "regionroute.json").write_text('{"resolution": 0}'), "positive number"),
-    (lambda base: (base / "regionroute.json").write_text('{"closer": 1}'), "true or false"),
+    (lambda base: (base / "regionroute.json").write_text('{"refine_crop": 1}'), "true or false"),
     (
         lambda base: (base / "regionroute.json").write_text('{"max_text_length": 900}'),
         "at most 512",

@@ -5,9 +5,10 @@ import torch
 
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.stylize.filters import FILTERS
-from regionroute.editing.editor import load_editor
+from regionroute.editing.request import EditRequest
 from regionroute.models.embedded import nano_folder
 from regionroute.models.loading import load_backbone
+from regionroute.pipeline import RegionRoutePipeline
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +52,18 @@ def test_the_codec_is_not_the_limit_of_a_style(nano, scenes, pictures, style):
 
 @pytest.mark.parametrize("by_example", [False, True])
 def test_the_bundled_experts_restyle_the_object_and_little_else(scenes, by_example):
-    editor = load_editor("nano", "by_example" if by_example else "auto")
+    experts = "by_example" if by_example else "auto"
+    editor = RegionRoutePipeline.from_pretrained("nano", experts=experts).editor
     inside, unedited, outside = [], [], []
     for number, scene in enumerate(scenes):
         word = scene.words()[0]
         mask = scene.mask(word)
         for style, stylize in FILTERS.items():
-            asked = {"style": style}
+            request = EditRequest(word, style)
             if by_example:
-                asked = {"style_image": stylize(scenes[number - 1].image)}
-            result = editor.edit(scene.image, word, **asked)
+                example = stylize(scenes[number - 1].image)
+                request = EditRequest(word, "", style_images=(example,))
+            result = editor.edit(scene.image, request)
             target = stylize(scene.image)
             inside.append(((result.image - target) * 2).square().mul(mask).sum() / mask.sum() / 3)
             unedited.append(((scene.image - target) * 2).square().mul(mask).sum() / mask.sum() / 3)

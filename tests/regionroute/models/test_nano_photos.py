@@ -9,9 +9,11 @@ from torch.nn import functional as F
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import read_image, read_mask, resize
 from regionroute.diffusion.flow import draw_noise, sample
-from regionroute.editing.editor import Editor, load_editor
+from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditRequest
 from regionroute.models.embedded import NAMES, nano_folder
 from regionroute.models.loading import load_backbone
+from regionroute.pipeline import RegionRoutePipeline
 
 SIDE = 128
 PHOTOS = ("dog_00", "cat_01", "candle_00", "robot_toy_00", "backpack_dog_00", "can_00")
@@ -85,14 +87,14 @@ def test_words_it_was_never_taught_lie_near_those_it_was(nano):
 
 @pytest.fixture(scope="module")
 def editor() -> Editor:
-    return load_editor("nano-photos")
+    return RegionRoutePipeline.from_pretrained("nano-photos").editor
 
 
 def test_the_bundled_experts_restyle_the_object_and_little_else(editor, photos):
     outside, covered = [], []
     for image, mask, word in photos:
         for style in STYLES:
-            edited = editor.edit(image, word, style).image
+            edited = editor.edit(image, EditRequest(word, style)).image
             changed = ((edited - image).abs().amax(0, keepdim=True) > 0.1).float()
             radius = round(0.03 * SIDE)
             wide = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)

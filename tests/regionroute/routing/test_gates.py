@@ -5,14 +5,14 @@ import torch
 
 from regionroute.config.run import RoutingConfig
 from regionroute.routing.gates import (
+    attention_concentration,
     boundary_map,
     composite,
     keep_velocity,
-    region_level,
     route_velocity,
-    sharpened,
+    sharpen,
     token_gates,
-    widened,
+    widen_gates,
 )
 
 CONFIG = RoutingConfig()
@@ -27,7 +27,7 @@ def disc(size=8, radius=2.5, centre=(4.0, 4.0)):
 def test_the_level_is_that_of_the_region_whatever_its_size():
     for radius in (1.5, 3.0):
         maps = (0.02 * disc(radius=radius))[None, None]
-        assert region_level(maps).item() == pytest.approx(0.02)
+        assert attention_concentration(maps).item() == pytest.approx(0.02)
 
 
 def test_gates_open_on_the_object_and_ignore_the_scale_of_attention():
@@ -41,7 +41,7 @@ def test_gates_open_on_the_object_and_ignore_the_scale_of_attention():
 def test_a_gate_is_half_open_at_the_threshold():
     maps = torch.full((1, 1, 4, 4), 1.0)
     maps[..., 0, 0] = CONFIG.threshold
-    level = region_level(maps).item()
+    level = attention_concentration(maps).item()
     maps[..., 0, 0] = CONFIG.threshold * level
     half = token_gates(maps, CONFIG)[0, 0, 0, 0].item()
     assert half == pytest.approx(0.5, abs=0.01)
@@ -67,14 +67,14 @@ def test_gates_of_several_pairs_never_add_up_to_more_than_one():
     assert gates.sum(1).max() <= 1 + 1e-6
     for opening in (1.0, 2.0):
         config = CONFIG.model_copy(update={"opening": opening})
-        assert widened(gates, config).sum(1).max() <= 1 + 1e-6
+        assert widen_gates(gates, config).sum(1).max() <= 1 + 1e-6
 
 
 def test_what_is_cut_out_again_is_open_a_token_further_and_as_wide_as_told():
     gates = torch.zeros(1, 1, 4, 5)
     gates[..., 1] = 0.4
     for opening, wanted in ((1.0, 0.4), (2.0, 0.8), (5.0, 1.0)):
-        wide = widened(gates, CONFIG.model_copy(update={"opening": opening}))[0, 0, 0]
+        wide = widen_gates(gates, CONFIG.model_copy(update={"opening": opening}))[0, 0, 0]
         torch.testing.assert_close(wide, torch.tensor([wanted] * 3 + [0.0] * 2))
 
 
@@ -129,10 +129,10 @@ def test_sharpening_steepens_edges_inside_the_gates_and_leaves_the_rest_to_the_b
     gates = torch.zeros(1, 2, 4, 4)
     gates[0, 1, :2] = 1
 
-    sharp = sharpened(picture, gates, 1.0)
+    sharp = sharpen(picture, gates, 1.0)
 
     assert torch.equal(sharp[..., 16:, :], picture[..., 16:, :])
     steepest = [x[0, 0, 8].diff().max().item() for x in (picture, sharp)]
     assert steepest[1] > 1.2 * steepest[0]
     torch.testing.assert_close(sharp[..., :10], picture[..., :10])  # nothing to sharpen
-    assert sharpened(picture, gates, 9.0).amin() >= 0
+    assert sharpen(picture, gates, 9.0).amin() >= 0

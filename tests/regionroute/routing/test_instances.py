@@ -9,7 +9,7 @@ import torch
 
 from regionroute.cli import edit as edit_command
 from regionroute.editing.editor import Editor
-from regionroute.editing.request import EditOptions
+from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
 from regionroute.models.loading import Backbone
 from regionroute.routing.instances import INSTANCES, choose_instances
@@ -67,7 +67,9 @@ def test_the_edit_touches_the_chosen_part_alone(
     image = torch.rand(3, 24, 40, generator=torch.Generator().manual_seed(0))
     changed = {}
     for which in ("all", "leftmost", "rightmost"):
-        result = editor.edit(image, "dog", "lines", mode="routed", steps=1, instance=which)
+        result = editor.edit(
+            image, EditRequest("dog", "lines"), EditOptions(mode="routed", steps=1, instance=which)
+        )
         assert result.settings["instances_found"] == [2]
         changed[which] = (result.image != image).any(0)
     assert changed["leftmost"][:, :20].any()
@@ -80,12 +82,12 @@ def test_the_edit_touches_the_chosen_part_alone(
 def test_what_has_no_instances_is_refused(tiny_backbone: Backbone) -> None:
     editor, image = Editor(tiny_backbone), torch.rand(3, 24, 40)
     with pytest.raises(UserError, match="instance largest needs mode routed"):
-        editor.edit(image, "dog", "ink", instance="largest", mode="plain")
+        editor.edit(image, EditRequest("dog", "ink"), EditOptions(instance="largest", mode="plain"))
     with pytest.raises(UserError, match="must be one of all, largest"):
         editor.resolved(EditOptions(instance="second"))  # type: ignore[arg-type]
-    given = {"mode": "routed", "regions": [torch.ones(24, 40)]}
-    with pytest.raises(UserError, match="where region maps are given"):
-        editor.edit(image, "dog", "ink", instance="largest", **given)
+    given = EditRequest("dog", "ink", regions=(torch.ones(24, 40),))
+    with pytest.raises(UserError, match="together with region maps"):
+        editor.edit(image, given, EditOptions(instance="largest", mode="routed"))
 
 
 def test_the_command_offers_them_all() -> None:

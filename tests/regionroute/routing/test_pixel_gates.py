@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from regionroute.config.run import RoutingConfig
-from regionroute.routing.gates import pixel_gates as module
+from regionroute.routing import pixel_gates as module
 from regionroute.routing.pixel_gates import pixel_gates
 
 CONFIG = RoutingConfig()

@@ -17,9 +17,10 @@ from regionroute.adapters import inject
 from regionroute.config.run import FlowConfig, RunConfig
 from regionroute.data.buckets import crop_window, fitted
 from regionroute.data.images import read_image
-from regionroute.data.manifest import read_manifest, write_manifest
+from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid, pack
 from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditRequest
 from regionroute.models.loading import Backbone, load_backbone, quiet
 from train.data.cache import Cache
 from train.data.dataset import TrainingData
@@ -34,7 +35,7 @@ SIZES = {"pair-0": (28, 40), "pair-1": (40, 28), "pair-2": (32, 32)}
 @pytest.fixture
 def mixed(tiny_manifest):
     """The tiny manifest with a lying, a standing and a square pair for training."""
-    samples = read_manifest(tiny_manifest).samples
+    samples = load_manifest(tiny_manifest).samples
     for number, box in CROPS.items():
         for kind in ("context", "target", "mask"):
             path = tiny_manifest / f"{number}.{kind}.png"
@@ -44,7 +45,7 @@ def mixed(tiny_manifest):
     moved = dataclasses.replace(region, box=(y0, x0 - 4, y1, x1 - 4))
     samples[1] = dataclasses.replace(samples[1], regions=(moved,))
     write_manifest(tiny_manifest, samples)
-    return read_manifest(tiny_manifest)
+    return load_manifest(tiny_manifest)
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_a_run_says_what_it_sees_and_how_much_is_cut_off(runs, mixed, capsys, ti
         with_kwargs=True,
     )
     photo = mixed.context(mixed.samples[0])
-    assert editor.edit(photo, "square", "pixel-art").image.shape == photo.shape == (3, 44, 64)
+    assert editor.edit(photo, EditRequest("square", "pixel-art")).image.shape == photo.shape == (3, 44, 64)
     assert set(lengths) == {24}
     [text] = (runs.folder / "cache" / "texts").glob("*.safetensors")
     assert Cache(runs.folder / "cache").absent("texts", ["0" * 16]).size == 1

@@ -6,9 +6,9 @@ from PIL import Image
 
 from regionroute.config.run import FlowConfig, load_config
 from regionroute.data.images import read_image
-from regionroute.data.manifest import read_manifest, write_manifest
+from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid
-from regionroute.editing.editor import resize
+from regionroute.data.images import resize
 from regionroute.errors import UserError
 from regionroute.models.loading import load_backbone
 from regionroute.models.tiny import build_tiny
@@ -27,7 +27,7 @@ def backbone(tiny_base):
 
 @pytest.fixture
 def manifest(tiny_manifest):
-    return read_manifest(tiny_manifest)
+    return load_manifest(tiny_manifest)
 
 
 def config_for(manifest, *overrides):
@@ -50,7 +50,7 @@ def prepared(backbone, manifest, folder, samples=None):
 def rewrite(manifest, change):
     """The manifest with some samples changed."""
     write_manifest(manifest.root, [change(sample) for sample in manifest.samples])
-    return read_manifest(manifest.root)
+    return load_manifest(manifest.root)
 
 
 def test_two_shuffled_epochs_give_each_id_its_own_tensors(backbone, manifest, tmp_path):

@@ -9,8 +9,9 @@ import torch
 from regionroute.adapters.style_encoder import EncoderSettings, StyleEncoder, new_tower
 from regionroute.adapters.style_encoder import save_style_encoder as save
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import read_manifest
+from regionroute.data.manifest import load_manifest
 from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
 from regionroute.models.loading import load_backbone
 from train.data.cache import Cache
@@ -75,7 +76,7 @@ def test_a_style_by_name_is_the_mean_of_its_examples(references):
 
 
 def test_prompts_lose_the_words_of_their_styles(tiny_manifest):
-    sample = read_manifest(tiny_manifest).samples[0]
+    sample = load_manifest(tiny_manifest).samples[0]
     [region] = sample.regions
     bare = without_style_words(sample)
     assert bare.prompt == sample.prompt.replace(region.style, "reference")
@@ -100,9 +101,9 @@ def test_what_is_trained_edits_by_name_and_by_example(
     image = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0))
     shown = read_image(pictures / "pixel-art" / "1.png")
     results = {
-        "named": editor.edit(image, "dog", "Pixel-Art", steps=1),
-        "shown": editor.edit(image, "dog", style_image=shown, steps=1),
-        "blend": editor.edit(image, "dog", "0.3 pixel-art + 0.7 line-art", steps=1),
+        "named": editor.edit(image, EditRequest("dog", "Pixel-Art"), EditOptions(steps=1)),
+        "shown": editor.edit(image, EditRequest("dog", "", style_images=(shown,)), EditOptions(steps=1)),
+        "blend": editor.edit(image, EditRequest("dog", "0.3 pixel-art + 0.7 line-art"), EditOptions(steps=1)),
     }
     for result in results.values():
         assert result.prompt == "make the dog in reference style, keep other area unchanged"
@@ -110,9 +111,7 @@ def test_what_is_trained_edits_by_name_and_by_example(
     [[nearest, cosine]] = results["shown"].settings["nearest_trained_style"]
     assert nearest in STYLES
     assert 0 < cosine <= 1
-    pair = editor.edit(
-        image, "dog", style_image=[shown, shown.flip(0)], also=[("cup", "")], steps=1
-    )
+    pair = editor.edit(image, EditRequest("dog", "", style_images=(shown, shown.flip(0)), also=(("cup", ""),)), EditOptions(steps=1))
     assert len(pair.settings["nearest_trained_style"]) == 2
 
 

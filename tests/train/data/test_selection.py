@@ -9,7 +9,7 @@ import torch
 from eval import rses
 from regionroute.cli import main as cli
 from regionroute.config.run import load_config
-from regionroute.data.manifest import mask_box, read_manifest, write_manifest
+from regionroute.data.manifest import mask_box, load_manifest, write_manifest
 from regionroute.data.prompts import build_prompt
 from regionroute.errors import UserError
 from regionroute.files import read_json
@@ -19,7 +19,7 @@ from train.monitor.preview_pairs import write_pairs
 
 @pytest.fixture
 def manifest(tiny_manifest):
-    return read_manifest(tiny_manifest)
+    return load_manifest(tiny_manifest)
 
 
 def config_for(manifest, *overrides):
@@ -29,7 +29,7 @@ def config_for(manifest, *overrides):
 def rewrite(manifest, change):
     """The manifest with some samples changed."""
     write_manifest(manifest.root, [change(sample) for sample in manifest.samples])
-    return read_manifest(manifest.root)
+    return load_manifest(manifest.root)
 
 
 def test_selection_keeps_the_split_and_the_wanted_styles(manifest):
@@ -50,7 +50,7 @@ def two_styles(manifest, **changes):
         first, prompt=prompt.text, regions=(first.regions[0], region), **changes
     )
     write_manifest(manifest.root, [sample, *manifest.samples[1:]])
-    return read_manifest(manifest.root)
+    return load_manifest(manifest.root)
 
 
 def test_a_sample_of_several_styles_becomes_one_of_each(manifest):
@@ -72,7 +72,7 @@ def test_parts_are_written_as_the_model_sees_them(manifest, tmp_path):
     parts = one_style_each(changed.samples[0], changed.root)
     write_pairs(tmp_path, changed, parts, (16, 32))
 
-    written = read_manifest(tmp_path)
+    written = load_manifest(tmp_path)
     assert [sample.id for sample in written.samples] == ["pair-0-pixel-art", "pair-0-line-art"]
     for sample, part in zip(written.samples, parts, strict=True):
         assert (sample.prompt, sample.split) == (part.prompt, part.split)
@@ -119,14 +119,14 @@ def test_a_phrase_that_is_not_there_names_the_sample(manifest):
 def test_samples_without_a_region_are_left_out(manifest):
     bare = dataclasses.replace(manifest.samples[1], regions=())
     write_manifest(manifest.root, [manifest.samples[0], bare, *manifest.samples[2:]])
-    changed = read_manifest(manifest.root)
+    changed = load_manifest(manifest.root)
     assert select(changed, config_for(changed)).skipped == {"no region": 1}
 
 
 def test_both_styles_of_a_sample_are_trained_shown_and_edited(runs, manifest, tiny_base):
     two_styles(manifest, split="train")
     assert runs("run", "train.preview_every=3", "train.previews=4") == 0
-    [shown] = read_manifest(runs.output("run") / "previews").samples
+    [shown] = load_manifest(runs.output("run") / "previews").samples
     assert (runs.output("run") / "previews" / "step-000003" / f"{shown.id}.png").is_file()
     experts = runs.output("run") / "experts"
     out = runs.output("edits")

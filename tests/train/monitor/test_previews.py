@@ -2,20 +2,20 @@ import dataclasses
 
 import torch
 
-from regionroute.data.manifest import StyleSpec, read_manifest
+from regionroute.data.manifest import StyleSpec, load_manifest
 from train.monitor.previews import CELL, choose, draw_sheet
 
 STYLES = [StyleSpec("pixel-art"), StyleSpec("line-art")]
 
 
 def test_held_out_samples_are_preferred(tiny_manifest):
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     assert [sample.id for sample in choose(manifest, STYLES, 4)] == ["pair-3"]
     assert [sample.id for sample in choose(manifest, STYLES[:1], 4)] == ["pair-0", "pair-1"]
 
 
 def test_styles_take_turns_and_pictures_differ(tiny_manifest):
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     both = [
         dataclasses.replace(
             manifest.samples[index // 2],
@@ -31,7 +31,7 @@ def test_styles_take_turns_and_pictures_differ(tiny_manifest):
 
 
 def test_nothing_to_show_is_no_error(tiny_manifest):
-    assert choose(read_manifest(tiny_manifest), [StyleSpec("crayon")], 4) == []
+    assert choose(load_manifest(tiny_manifest), [StyleSpec("crayon")], 4) == []
 
 
 def test_the_sheet_shows_each_picture_at_its_place():

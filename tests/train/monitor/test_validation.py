@@ -7,7 +7,7 @@ import torch
 
 from eval import rses
 from regionroute.config.run import load_config
-from regionroute.data.manifest import StyleSpec, read_manifest, write_manifest
+from regionroute.data.manifest import StyleSpec, load_manifest, write_manifest
 from regionroute.errors import UserError
 from train.engine.distributed import Ranks
 from train.monitor.validation import Validation, choose_held_out
@@ -115,7 +115,7 @@ def test_a_best_step_is_saved_when_it_comes_and_may_be_forgotten(runs, monkeypat
 
 def held_out(folder, *overrides):
     config = load_config(None, [f"data.manifest={folder}", "train.validate_every=1", *overrides])
-    return [sample.id for sample in choose_held_out(read_manifest(folder), config, STYLES)]
+    return [sample.id for sample in choose_held_out(load_manifest(folder), config, STYLES)]
 
 
 def test_samples_are_spread_over_the_split(tiny_manifest):
@@ -168,6 +168,6 @@ def test_a_continued_run_takes_later_scores_back(runs, tiny_manifest):
     assert runs("run", *rest, "train.steps=4") == 0
     assert [row["step"] for row in scores(runs, "run")] == [1, 2, 3, 4]
     assert "val_flow" in scores(runs, "run")[2]
-    manifest = read_manifest(tiny_manifest)
+    manifest = load_manifest(tiny_manifest)
     write_manifest(tiny_manifest, manifest.samples[:3])  # without the held-out one
     assert runs("other", *rest) == 2

@@ -1,0 +1,212 @@
+"""Arguments and results of the Python API: PIL images, arrays or tensors in and out.
+
+Shape legend: B images, H W pixels, h w the grid of a region map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regionroute.data.images import from_pil, to_pil
+from regionroute.editing.outputs import enlarge_map
+from regionroute.errors import UserError
+
+ImageInput: TypeAlias = Image.Image | np.ndarray | Tensor
+ImageOutput: TypeAlias = Image.Image | np.ndarray | Tensor
+OutputType = Literal["pil", "np", "pt"]
+OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
+_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode "L"
+
+
+def to_tensors(image: ImageInput | Sequence[ImageInput], name: str = "image") -> list[Tensor]:
+    """Convert images to tensors.
+
+    Args:
+        image: one of, or a list of: a PIL image of any mode; an array [H,W,3] or [B,H,W,3], uint8
+            or float in [0,1]; a tensor [3,H,W] or [B,3,H,W], uint8 or float in [0,1].
+        name: names the argument in errors.
+
+    Returns:
+        A list of [3,H,W] float32 tensors in [0,1] on the CPU.
+
+    Raises:
+        UserError: another type, shape or range, or no image at all.
+    """
+    if isinstance(image, list | tuple):
+        if not image:
+            raise UserError(f"{name}: the list is empty, give at least one image")
+        return [tensor for one in image for tensor in to_tensors(one, name)]
+    if isinstance(image, Image.Image):
+        return [from_pil(image)]
+    if isinstance(image, np.ndarray):
+        if image.ndim not in (3, 4) or image.shape[-1] != 3:
+            raise UserError(
+                f"{name}: an array must have the shape [H,W,3] or [B,H,W,3], got "
+                f"{list(image.shape)}"
+            )
+        return list(
+            _in_range(torch.tensor(image), name).movedim(-1, -3).reshape(-1, 3, *_hw(image))
+        )
+    if isinstance(image, Tensor):
+        if image.ndim not in (3, 4) or image.shape[-3] != 3:
+            raise UserError(
+                f"{name}: a tensor must have the shape [3,H,W] or [B,3,H,W], got "
+                f"{list(image.shape)}"
+            )
+        return list(_in_range(image, name).reshape(-1, *image.shape[-3:]))
+    raise UserError(
+        f"{name}: must be a PIL image, an array, a tensor or a list of these, got a "
+        f"{type(image).__name__}; open a file with PIL.Image.open"
+    )
+
+
+def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple[Tensor, ...]:
+    """Convert masks to tensors.
+
+    Args:
+        mask: one of, or a list of: a PIL image, white inside; an array or a tensor [H,W], boolean,
+            uint8 or float in [0,1]; None: no mask.
+        name: names the argument in errors.
+
+    Returns:
+        [H,W] float32 tensors in [0,1] on the CPU.
+
+    Raises:
+        UserError: another type, shape or range.
+    """
+    if mask is None:
+        return ()
+    if isinstance(mask, list | tuple):
+        return tuple(tensor for one in mask for tensor in to_masks(one, name))
+    if isinstance(mask, Image.Image):
+        return ((from_pil(mask) * _LUMA[:, None, None]).sum(0),)
+    if not isinstance(mask, np.ndarray | Tensor):
+        raise UserError(
+            f"{name}: must be a PIL image, an array, a tensor or a list of these, got a "
+            f"{type(mask).__name__}; open a file with PIL.Image.open"
+        )
+    if mask.ndim != 2:
+        raise UserError(
+            f"{name}: a mask must have the shape [H,W], got {list(mask.shape)}; give a list for "
+            "several objects"
+        )
+    tensor = torch.as_tensor(mask)
+    if tensor.dtype in (torch.bool, torch.uint8) and tensor.max() <= 1:
+        return (tensor.float().cpu(),)
+    return (_in_range(tensor, name),)
+
+
+def to_output(image: Tensor, output_type: OutputType) -> ImageOutput:
+    """An image [3,H,W] in [0,1] as a PIL image, an array [H,W,3] or a tensor."""
+    if output_type == "pil":
+        return to_pil(image)
+    return image if output_type == "pt" else image.permute(1, 2, 0).numpy()
+
+
+def map_to_output(
+    region_map: Tensor, size: tuple[int, int], output_type: OutputType
+) -> ImageOutput:
+    """A region map [h,w] in [0,1]: a grey PIL image of `size`, or an array or tensor [h,w]."""
+    if output_type == "pil":
+        return to_pil(enlarge_map(region_map, *size))
+    return region_map if output_type == "pt" else region_map.numpy()
+
+
+def to_pairs(
+    objects: str | Sequence[str], styles: str | Sequence[str], images: int
+) -> list[tuple[str, str]]:
+    """(object, style) pairs; one style serves all objects."""
+    words = [objects] if isinstance(objects, str) else list(objects)
+    if images and styles:
+        raise UserError("give style or style_image, not both")
+    styles = "" if images else styles
+    names = [styles] * len(words) if isinstance(styles, str) else list(styles)
+    if not words or len(words) != len(names):
+        raise UserError(
+            f"{len(words)} objects and {len(names)} styles: give one style for each object, or one "
+            "for all"
+        )
+    return list(zip(words, names, strict=True))
+
+
+def to_seeds(
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    seed: int | Sequence[int] | None,
+    count: int,
+) -> list[int]:
+    """The seed of each image's noise.
+
+    Args:
+        generator: one for all images, or one per image; advanced.
+        seed: in its place, one for all images or one per image; None: 0.
+        count: number of images.
+
+    Raises:
+        UserError: both are given, or another number of them.
+    """
+    if generator is not None and seed is not None:
+        raise UserError("give generator or seed, not both")
+    if isinstance(generator, torch.Generator):
+        return [_draw_seed(generator) for _ in range(count)]
+    if generator is not None:
+        _check_count("generator", len(generator), count)
+        return [_draw_seed(one) for one in generator]
+    if seed is None or isinstance(seed, int):
+        return [seed or 0] * count
+    _check_count("seed", len(seed), count)
+    return list(seed)
+
+
+def size_batches(images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
+    """Indices of images of one size, at most `batch_size` at a time."""
+    by_size: dict[torch.Size, list[int]] = {}
+    for row, image in enumerate(images):
+        by_size.setdefault(image.shape, []).append(row)
+    return [
+        rows[start : start + batch_size]
+        for rows in by_size.values()
+        for start in range(0, len(rows), batch_size)
+    ]
+
+
+def _check_count(name: str, found: int, count: int) -> None:
+    if found != count:
+        raise UserError(f"{name}: got {found} for {count} images, give one, or one for each image")
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    """The seed of a fresh generator itself, else a number that the generator draws.
+
+    So a seeded generator means the same as its seed, successive calls differ as in diffusers, and
+    every edit can be repeated by the seed in its metadata.
+    """
+    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    unused = torch.equal(generator.get_state(), fresh.get_state())
+    drawn = torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device)
+    return generator.initial_seed() if unused else int(drawn)
+
+
+def _hw(image: np.ndarray) -> tuple[int, int]:
+    return image.shape[-3], image.shape[-2]
+
+
+def _in_range(values: Tensor, name: str) -> Tensor:
+    """Float32 values in [0,1] on the CPU, of uint8 or float ones."""
+    values = values.detach().cpu()
+    if values.dtype == torch.uint8:
+        return values.float() / 255
+    if not values.is_floating_point():
+        raise UserError(f"{name}: values must be uint8 or float in [0,1], got {values.dtype}")
+    values = values.float()
+    if not torch.isfinite(values).all():
+        raise UserError(f"{name}: it holds values that are not finite")
+    if values.numel() == 0 or values.min() < 0 or values.max() > 1:
+        found = f"[{values.min():.3g}, {values.max():.3g}]" if values.numel() else "no values"
+        raise UserError(f"{name}: float values must be in [0,1], got {found}")
+    return values
