@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,13 +25,20 @@ LOSSES = (*StepLosses.NAMES, *ROUTER)  # numbers of the log that the card tells
 
 
 def experts_writer(
-    config: RunConfig, inputs: Inputs, num_experts: int, engine: DeepSpeedEngine, reporter: Reporter
+    config: RunConfig,
+    inputs: Inputs,
+    num_experts: int,
+    engine: DeepSpeedEngine,
+    reporter: Reporter,
+    changes: list[dict[str, Any]],
 ) -> Callable[[Path], object]:
-    """Writes experts with what `edit` has to know, and with what their model card tells.
+    """A function that writes experts with all that `edit` and their model card need.
 
-    `edit` needs the sizes, and where and how the maps are read.
+    `edit` needs the sizes, and where and how the maps are read; the card states the settings. If
+    they changed during the run, "config" holds the last ones and "changed_settings" the earlier
+    values.
     """
-    extra = {
+    extra: dict[str, Any] = {
         "max_text_length": inputs.backbone.settings.max_text_length,
         "resolution": inputs.backbone.settings.resolution,
         "map_layers": config.supervision.layers,
@@ -44,6 +51,8 @@ def experts_writer(
         "averaged": config.optim.ema or None,
         "config": config.model_dump(mode="json"),
     }
+    if changes:
+        extra["changed_settings"] = changes
 
     references = inputs.references
     styles = inputs.selection.styles

@@ -77,7 +77,9 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     held_out = Validation(config, inputs.held_out, cache, inputs.references)
     return Trainer(
         config, ranks, engine, data, state, reporter,
-        write_experts=experts_writer(config, inputs, num_experts(config, inputs), engine, reporter),
+        write_experts=experts_writer(
+            config, inputs, num_experts(config, inputs), engine, reporter, state.changes
+        ),
         previews=_previews(config, inputs, cache),
         average=average,
         validation=held_out if inputs.held_out else None,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,26 +82,33 @@ def train(config: RunConfig, ranks: Ranks) -> int:
     from train.prepare import build_trainer  # heavy, and DeepSpeed reads the environment first
 
     output = Path(config.output)
-    distributed.agree(lambda: _make_folders(config))
-    distributed.log_library_to(output / "deepspeed.log", ranks)
-    trainer = build_trainer(config, ranks)
-    try:
-        _write_facts(trainer, finished=False)
-        code = trainer.run()
-        if code == 0:
-            folder = trainer.export()
-            trainer.reporter.note(f"experts: {folder}")
-            if trainer.state.best_step is not None:
-                best = output / FOLDER / f"step-{trainer.state.best_step:06d}"
-                loss = f"{trainer.state.best_loss:.4f}"
-                trainer.reporter.note(f"lowest validation loss, {loss}: {best / 'experts'}")
-        _write_facts(trainer, finished=code == 0)
-    finally:
-        trainer.reporter.close()
+    with ExitStack() as held:
+        distributed.agree(lambda: _make_folders(config, ranks, held))
+        distributed.log_library_to(output / "deepspeed.log", ranks)
+        trainer = build_trainer(config, ranks)
+        try:
+            _write_facts(trainer, finished=False)
+            code = trainer.run()
+            if code == 0:
+                _export(trainer, output / FOLDER)
+            distributed.agree(trainer.reporter.check)
+            _write_facts(trainer, finished=code == 0)
+        finally:
+            trainer.reporter.close()
     return code
 
 
-def _make_folders(config: RunConfig) -> None:
+def _export(trainer: Trainer, checkpoints: Path) -> None:
+    folder = trainer.export()
+    trainer.reporter.note(f"experts: {folder}")
+    if trainer.state.best_step is not None:
+        best = checkpoints / f"step-{trainer.state.best_step:06d}"
+        loss = f"{trainer.state.best_loss:.4f}"
+        trainer.reporter.note(f"lowest validation loss, {loss}: {best / 'experts'}")
+
+
+def _make_folders(config: RunConfig, ranks: Ranks, held: ExitStack) -> None:
+    """Checks the folders to write to; process 0 locks the output until `held` is closed."""
     for key, folder in (("output", config.output), ("data.cache", config.data.cache)):
         if folder is None:
             continue
@@ -108,7 +116,10 @@ def _make_folders(config: RunConfig) -> None:
             check_output_folder(folder)
         except UserError as error:
             raise UserError(f"{key}={error}") from error
-    Path(config.output).mkdir(parents=True, exist_ok=True)
+    from train.engine.output_lock import locked_output
+
+    if ranks.main:
+        held.enter_context(locked_output(Path(config.output)))
 
 
 def _write_facts(trainer: Trainer, *, finished: bool) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from regionroute.errors import UserError
 from regionroute.files import write_json
 from train.data.dataset import TrainingData, members_of, stream
 from train.engine import checkpoint, distributed
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from train.perceptual import PerceptualLoss
 
 BAD_BATCH_FILE = "bad_batch.json"
+LOST = 255  # the code of a run whose output was deleted, above those of signals
 
 
 class StopRequest:
@@ -108,7 +110,8 @@ class Trainer:
             0, or 130 / 143 after Ctrl-C / SIGTERM, when a checkpoint was written first.
 
         Raises:
-            SharedMistake: a loss spike, or a loss or gradient that is not finite.
+            SharedMistake: a loss spike, a loss or gradient that is not finite, or an output folder
+                that was deleted.
         """
         batches = stream(self.data, self._schedule(), self.config.data.workers)
         earlier, started = self.state.seconds, time.perf_counter()
@@ -116,6 +119,8 @@ class Trainer:
         with closing(batches), StopRequest() as request:
             for step in range(self.state.step, self.config.train.steps):
                 row, code = self._step(step, batches, request)
+                if code == LOST:
+                    distributed.agree(self.reporter.check)
                 seconds = earlier + time.perf_counter() - started
                 self.state = replace(self.state, step=step + 1, seconds=seconds)
                 self.reporter.step(step + 1, row)
@@ -141,7 +146,7 @@ class Trainer:
         """One optimizer step (counted from 0): its row of numbers, and the agreed exit code."""
         micros = [next(batches) for _ in range(self.config.train.accumulation)]
         norms = self._gradient_norms(step, micros)
-        scores, code = self._gather(self._backward(step, micros), request.code)
+        scores, code = self._gather(self._backward(step, micros), self._wish(request))
         self._check_losses(step, scores)
         lr, norm = self.engine.get_lr()[0], gradient_norm(self.engine)
         self.engine.step()
@@ -154,6 +159,14 @@ class Trainer:
         row = {name: value for name, value in means.items() if not math.isnan(value)}
         row |= self.router.report(step + 1, self.ranks, self.reporter)
         return row | {"lr": lr, "grad_norm": norm} | norms, code
+
+    def _wish(self, request: StopRequest) -> int:
+        """The code that this process would end with: 0, a signal's, or `LOST`."""
+        try:
+            self.reporter.check()
+        except UserError:
+            return LOST
+        return request.code
 
     def _backward(self, step: int, micros: list[Batch]) -> Tensor:
         """Accumulates the gradients of a step; the losses of this process's part [n,8]."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pseudo_labels.stylize.base import Stylizer
-from regionroute.config.io import parse_yaml
+from regionroute.config.yaml_text import parse_yaml
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, nearest
 

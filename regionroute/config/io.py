@@ -19,33 +19,13 @@ from pydantic_core import ErrorDetails
 
 from regionroute.config.aliases import current_key, group_of, with_current_names
 from regionroute.config.shipped import find_config
+from regionroute.config.yaml_text import parse_yaml, read_yaml
 from regionroute.errors import Parser, UserError, nearest
 from regionroute.files import AnyPath, atomic_write
 
 Model = TypeVar("Model", bound=BaseModel)
 FILE_NAME = "config.yaml"
 LONGEST_SHOWN = 120  # characters of an override in an error's sentence
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number, as in YAML 1.2, and a key may stand only once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key_node.value!r} stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(str(key_node.value))
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
 
 
 def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Model]) -> Model:
@@ -67,7 +47,7 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
     given: dict[str, str] = {}
     if path is not None:
         path = find_config(path)
-        settings = _checked(_read_yaml(path), model, str(path))
+        settings = _checked(_file_settings(path), model, str(path))
     for override in overrides:
         shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
         source = f"override {shown!r}"
@@ -170,43 +150,13 @@ def _as_json(settings: dict[str, Any], where: str) -> str:
         raise UserError(f"{where}: these settings cannot be used ({error})") from error
 
 
-def _read_yaml(path: AnyPath) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such configuration, check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: this is a folder, give a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: this is not UTF-8 text, save it as UTF-8") from error
-    settings = parse_yaml(text, str(path))
+def _file_settings(path: AnyPath) -> dict[str, Any]:
+    settings = read_yaml(path)
     if settings is None:
         return {}
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a configuration is a list of 'key: value' lines, this is not")
     return settings
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Reads YAML in which 1e-4 is a number and a key may stand only once.
-
-    Args:
-        text: the YAML.
-        where: what holds it, for the error's sentence.
-
-    Raises:
-        UserError: it is not YAML.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise UserError(f"{where}{line}: this is not right YAML ({problem})") from error
-    # Dates that do not exist, numbers too long, brackets too deep.
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: this is not right YAML ({error})") from error
 
 
 def _parse_override(override: str, source: str) -> tuple[str, dict[str, Any]]:

@@ -3,8 +3,8 @@
 ``<output>/checkpoints/step-000400/`` holds ``experts/`` (loadable by `edit` and by diffusers),
 ``engine/`` (optimizer and schedule), ``adapters.safetensors`` (the trained weights, for another
 number of processes), ``average.safetensors`` if there is a moving average, whose the experts are
-then, and ``trainer.json``. The folder is written under a hidden name and renamed when all of it is
-on disk, so an interrupted save leaves the one before.
+then, ``trainer.json``, and ``checksums.json`` of all these files. The folder is written under a
+hidden name and renamed when all of it is on disk, so an interrupted save leaves the one before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from regionroute.adapters.files.router_file import router_state_dict
 from regionroute.errors import UserError
 from regionroute.files import read_json, write_json
 from train.engine import distributed
+from train.engine.checksums import write_checksums
 from train.engine.distributed import Ranks
 from train.engine.ema import FILE as AVERAGE_FILE
 from train.engine.folders import remove_folder, replace_folder
@@ -84,6 +85,8 @@ class TrainerState:
         supervision_scale: of the weights of Focus and Cover, see `train.monitor.gradient_norms`.
         best_step: of the lowest validation loss, whose checkpoint is kept; None before the first.
         best_loss: that loss.
+        settings: the run's, as JSON values; None in checkpoints of earlier versions.
+        changes: settings that held before, see `train.engine.settings_changes.History`.
     """
 
     step: int
@@ -92,6 +95,8 @@ class TrainerState:
     supervision_scale: float = 1.0
     best_step: int | None = None
     best_loss: float | None = None
+    settings: dict[str, Any] | None = None
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def find(output: Path) -> list[tuple[int, Path]]:
@@ -145,6 +150,7 @@ def save(
     export(engine, partial / "experts", write_experts, ranks, average)
     if ranks.main:
         write_json(partial / STATE_FILE, asdict(state))
+        write_checksums(partial)
         replace_folder(partial, final)
         for step, folder in find(output)[:-keep]:
             if step != state.best_step:
@@ -186,6 +192,8 @@ def read_state(folder: Path) -> TrainerState:
             float(values.get("supervision_scale", 1.0)),
             values.get("best_step"),
             values.get("best_loss"),
+            values.get("settings"),
+            list(values.get("changes", [])),
         )
         lacking = {*EXACT, *ORDER, "world"} - set(EARLIER | state.facts)
     except (KeyError, TypeError, ValueError):

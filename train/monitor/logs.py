@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.files import write_json, write_jsonl
+from train.engine.output_lock import check_log_is_there
 from train.monitor.speed import Speed
 from train.monitor.trackers import Tracker
 
@@ -77,6 +78,15 @@ class Reporter:
                 if (output / name).exists():
                     rewind(output / name, start)
             self._rows = (output / LOSSES_FILE).open("a", encoding="utf-8")
+
+    def check(self) -> None:
+        """Refuses to go on without the log file that this process writes.
+
+        Raises:
+            UserError: it or the output folder was deleted.
+        """
+        if self._rows is not None:
+            check_log_is_there(self.output / LOSSES_FILE)
 
     def begin(self) -> None:
         """Starts the clock and the bar."""
@@ -202,7 +212,12 @@ def _tag(name: str) -> str:
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
-    """Adds a row to a file of losses."""
+    """Adds a row to a file of losses that `rewind` has made.
+
+    Raises:
+        UserError: the file was deleted since.
+    """
+    check_log_is_there(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 

@@ -50,7 +50,7 @@ def test_a_reference_picture_lies_beside_the_styles_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("styles: [", r"styles.yaml:\d+: this is not right YAML"),
+        ("styles: [", r"styles.yaml:\d+: this is not valid YAML"),
         ("", "holds 'styles:'"),
         ("- a", "holds 'styles:'"),
         ("styles: {}", "holds 'styles:'"),
@@ -61,7 +61,7 @@ def test_a_reference_picture_lies_beside_the_styles_file(tmp_path, monkeypatch):
         ("styles: {a: {stylizer: filter, settings: 3}}", "'settings' must be a mapping"),
         ("styles: {a: {stylizer: painting, settings: {stile: 3}}}", "nearest known one is 'style'"),
         ("styles: {a/b: {stylizer: filter}}", "letters, digits"),
-        (f"styles:\n{GOOD}    phrase: x\n", "'phrase' stands twice"),
+        (f"styles:\n{GOOD}    phrase: x\n", "'phrase' is given twice"),
         ("styles: {a: {stylizer: filter, phrase: ''}}", "'phrase' must be"),
         (f"styles:\n{GOOD}{GOOD.replace('neon:', 'two:')}", "share the phrase"),
     ],
