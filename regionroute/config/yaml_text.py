@@ -10,7 +10,7 @@ from regionroute.files import AnyPath
 
 MOST_BYTES = 256 * 1024  # of a document; the largest of ours has 10 kB
 MOST_DEPTH = 32  # lists and mappings inside each other
-MOST_VALUES = 20_000  # keys and values, those behind aliases counted at every use
+MOST_VALUES = 8_000  # keys and values, those behind aliases counted at every use
 LONGEST_VALUE = 10_000  # characters
 
 
