@@ -1,10 +1,10 @@
-"""The model card beside the weights: what they are, what they were made from, how to load them.
+"""The model card next to the weights: what they are, how they were trained, how to load them.
 
-It is written from the registry alone, so that it can be written again at any time. Of the
-registry's ``extra`` it tells: ``license`` (a name as on the hub), ``data`` (facts of the training
-pairs by name), ``steps``, ``averaged`` (decay, where the weights are a moving average), ``losses``
+It is written from the registry alone, so it can be written again at any time. It reads these keys
+of the registry's ``extra``: ``license`` (a name as on the hub), ``data`` (facts about the training
+pairs by name), ``steps``, ``averaged`` (decay, if the weights are a moving average), ``losses``
 (means at the end of training), ``metrics`` (numbers by name, each a number or
-``{"mean", "low", "high"}``), ``resolution``, ``max_text_length`` and ``config``.
+``{"mean", "low", "high"}``), ``resolution``, ``max_text_length``, ``routing`` and ``config``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ CARD_FILE = "README.md"
 
 
 def write_card(folder: Path, registry: ExpertRegistry) -> Path:
-    """Writes ``README.md`` into a folder of experts, complete or not at all.
+    """Write ``README.md`` into a folder of experts, atomically.
 
     Returns:
-        The file.
+        Path of the file.
     """
     path = folder / CARD_FILE
     with atomic_write(path) as temporary:
@@ -32,7 +32,7 @@ def write_card(folder: Path, registry: ExpertRegistry) -> Path:
 
 
 def card(registry: ExpertRegistry) -> str:
-    """The model card as Markdown with a hub's YAML header."""
+    """Return the model card: Markdown with the hub's YAML header."""
     header = yaml.safe_dump(_header(registry), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{header}---",
@@ -54,7 +54,7 @@ def _header(registry: ExpertRegistry) -> dict[str, Any]:
     if not licence:
         header["license_name"] = "not-stated"
     if registry.base.count("/") == 1 and not PurePath(registry.base).is_absolute():
-        header["base_model"] = registry.base  # the form of a hub id
+        header["base_model"] = registry.base  # looks like a hub id
     return header | {
         "library_name": "diffusers",
         "pipeline_tag": "image-to-image",
@@ -64,7 +64,9 @@ def _header(registry: ExpertRegistry) -> dict[str, Any]:
 
 def _base(registry: ExpertRegistry) -> str:
     path = PurePath(registry.base)
-    return path.name if path.is_absolute() else registry.base  # nobody else has that folder
+    return (
+        path.name if path.is_absolute() else registry.base
+    )  # a local path means nothing elsewhere
 
 
 def _introduction(registry: ExpertRegistry) -> str:
@@ -74,16 +76,22 @@ def _introduction(registry: ExpertRegistry) -> str:
         assert router is not None
         text = (
             f"{count} LoRA experts of rank {registry.rank}; in each layer the style embedding of "
-            f"an example picture chooses {router.top_k} of them."
+            f"an example image selects {router.top_k} of them."
         )
         if styles := registry.extra.get("styles"):
             text += f" Trained on: {', '.join(styles)}."
     else:
-        text = f"{count} LoRA experts of rank {registry.rank}, one a style, chosen by its name."
+        text = f"{count} LoRA experts of rank {registry.rank}, one per style, selected by name."
     if registry.shared_rank:
         text += (
-            f" An expert of rank {registry.shared_rank} for all samples is part of each of the "
-            "LoRA files."
+            f" A shared expert of rank {registry.shared_rank}, used by all samples, is part of "
+            "each LoRA file."
+        )
+    routing: Mapping[str, Any] = registry.extra.get("routing") or {}
+    if routing.get("branch") == "base":
+        text += (
+            "\n\nIn routed edits the base paints inside the gates and these experts provide the "
+            "attention map only (`routing.branch: base`); in plain edits and blends they paint."
         )
     return text
 
@@ -96,7 +104,7 @@ def _styles(registry: ExpertRegistry) -> str:
         (style.name, style.words, f"`{entry.file}`")
         for style, entry in zip(registry.styles, registry.experts, strict=True)
     ]
-    return _table(("style", "words in the prompt", "file"), rows)
+    return _table(("style", "phrase in the prompt", "file"), rows)
 
 
 def _loading(registry: ExpertRegistry) -> str:
@@ -118,9 +126,10 @@ def _loading(registry: ExpertRegistry) -> str:
         ]
     folder = PurePath(first.file).parent
     lines += [
-        f"Each file by itself is an ordinary LoRA: `pipeline.load_lora_weights({str(folder)!r})` "
-        "with diffusers; `regionroute experts export THIS_FOLDER --format comfyui --out LORAS` "
-        "writes it for ComfyUI, `--format peft` for PEFT.",
+        "Each file is an ordinary LoRA: load it with "
+        f"`pipeline.load_lora_weights({str(folder)!r})` in "
+        "diffusers; `regionroute experts export THIS_FOLDER --format comfyui --out LORAS` "
+        "converts it for ComfyUI, `--format peft` for PEFT.",
     ]
     return "\n".join(lines)
 
@@ -133,7 +142,7 @@ def _settings(registry: ExpertRegistry) -> str:
         ("rank, alpha", f"{registry.rank}, {registry.alpha:g}"),
         ("layers", targets if isinstance(targets, str) else ", ".join(targets)),
         ("steps", extra.get("steps")),
-        ("weights", averaged and f"moving average of the trained ones, decay {averaged:g}"),
+        ("weights", averaged and f"moving average, decay {averaged:g}"),
         ("resolution", extra.get("resolution")),
         ("text tokens", extra.get("max_text_length")),
         ("style embedding", router.style_dim if router else None),
@@ -155,8 +164,8 @@ def _measured(registry: ExpertRegistry) -> str:
         lines.append(_table(("score", "mean (95% interval)"), list(_numbers(metrics))))
     else:
         lines.append(
-            "The edits of these files have not been scored. `python eval/rses.py` scores edits, "
-            "`regionroute experts card THIS_FOLDER --scores summary.json` puts the scores here."
+            "Edits with these experts have not been scored. `regionroute score` scores edits; "
+            "`regionroute experts card THIS_FOLDER --scores summary.json` adds the scores here."
         )
     return "\n".join(lines)
 
@@ -172,12 +181,10 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _licence(registry: ExpertRegistry) -> str:
     licence = registry.extra.get("license")
     if licence:
-        return (
-            f"## Licence\n\n{licence}. The base's own licence also holds for what is made from it."
-        )
+        return f"## Licence\n\n{licence}. The base's own licence also applies to derivatives."
     return (
-        "## Licence\n\nNot stated. The base's licence holds for what is made from it, and the "
-        "pictures' owners may have a say; `regionroute experts card THIS_FOLDER --license NAME` "
+        "## Licence\n\nNot stated. The base's licence applies to derivatives, and the owners of "
+        "the training images may have rights; `regionroute experts card THIS_FOLDER --license NAME` "
         "states one."
     )
 

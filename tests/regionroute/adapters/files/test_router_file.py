@@ -171,6 +171,7 @@ def test_card(make_flux, tmp_path):
         "data": {"manifest": "scenes", "samples": 64},
         "steps": 400,
         "losses": {"flow": 0.12345},
+        "routing": {"branch": "base"},
         "metrics": {"Success": {"mean": 0.5, "low": 0.4, "high": 0.6}, "Object error": 0.01},
         "config": {"optim": {"lr": 0.001}},
     }
@@ -184,7 +185,8 @@ def test_card(make_flux, tmp_path):
     for told in (
         "| ink | black ink | `ink/pytorch_lora_weights.safetensors` |",
         "| oil \\| wax |",
-        "expert of rank 2 for all samples",
+        "shared expert of rank 2",
+        "the base paints inside the gates",
         "| steps | 400 |",
         "| data: samples | 64 |",
         "| flow | 0.1235 |",
