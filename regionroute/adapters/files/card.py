@@ -184,8 +184,8 @@ def _licence(registry: ExpertRegistry) -> str:
         return f"## Licence\n\n{licence}. The base's own licence also applies to derivatives."
     return (
         "## Licence\n\nNot stated. The base's licence applies to derivatives, and the owners of "
-        "the training images may have rights; `regionroute experts card THIS_FOLDER --license NAME` "
-        "states one."
+        "the training images may have rights; "
+        "`regionroute experts card THIS_FOLDER --license NAME` states one."
     )
 
 

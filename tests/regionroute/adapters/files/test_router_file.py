@@ -202,7 +202,7 @@ def test_a_card_says_what_is_not_known_and_names_no_folder_of_this_machine(make_
     registry = save(adapted(make_flux(), learned=True), tmp_path, learned=True)
     text = (tmp_path / "README.md").read_text()
     assert "3 LoRA experts of rank 4; in each layer" in text
-    assert "chooses 2 of them" in text
+    assert "selects 2 of them" in text
     assert "have not been scored" in text
     assert "Not stated" in text
     assert yaml.safe_load(text.split("---")[1])["license_name"] == "not-stated"
