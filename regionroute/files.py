@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from regionroute.errors import UserError, printable, remedy
 
 AnyPath = str | PathLike[str]
+DEEPEST_JSON = 100  # brackets in brackets
 
 
 def shown_path(path: AnyPath) -> str:
@@ -131,15 +132,46 @@ def read_json(path: AnyPath) -> Any:
     Raises:
         UserError: the file is missing or not JSON.
     """
-    text = _read_text(path)
+    return parse_json(_read_text(path), shown_path(path))
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Parses JSON of any origin; nesting and numbers are bounded.
+
+    Args:
+        text: the JSON.
+        source: names it in errors, such as its file.
+
+    Raises:
+        UserError: it is not JSON, or nested deeper than `DEEPEST_JSON`.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        _check_depth([value])
+        return value
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}:{error.lineno}: this is not JSON ({error.msg}), mend or rebuild the file"
+            f"{source}:{error.lineno}: this is not JSON ({error.msg}), fix or rebuild the file"
         ) from error
     except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
-        raise UserError(f"{path}: this JSON cannot be read ({error}), rebuild the file") from error
+        raise UserError(
+            f"{source}: this JSON cannot be read ({error}), rebuild the file"
+        ) from error
+
+
+def _check_depth(value: Any) -> None:
+    """Refuses what code that walks the value could not."""
+    level = [value]
+    for _ in range(DEEPEST_JSON + 1):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEEPEST_JSON} deep")
 
 
 def write_jsonl(path: AnyPath, rows: Iterable[Any]) -> None:
@@ -175,16 +207,17 @@ def parse_json_line(path: AnyPath, number: int, line: str) -> dict[str, Any]:
     """
     try:
         row = json.loads(line, parse_constant=_no_constant)
+        _check_depth([row])
         if "\\u" in line:
             json.dumps(row, ensure_ascii=False).encode()  # refuses halves of characters
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{number}: this line is not JSON ({error.msg} at column {error.colno}), "
-            "mend or remove it"
+            "fix or remove it"
         ) from error
     except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         raise UserError(
-            f"{path}:{number}: this line cannot be read ({error}), mend or remove it"
+            f"{path}:{number}: this line cannot be read ({error}), fix or remove it"
         ) from error
     if not isinstance(row, dict):
         raise UserError(f"{path}:{number}: this line must be a JSON object {{...}}")

@@ -20,8 +20,8 @@ from regionroute.adapters.files.lora_file import (
     write_lora_file,
     write_tensors,
 )
-from regionroute.adapters.files.lora_import import PEFT_WEIGHT_NAME
 from regionroute.adapters.files.lora_names import modules_of, naming_family, original_name, rows
+from regionroute.adapters.files.lora_settings import PEFT_WEIGHT_NAME
 from regionroute.adapters.files.registry import ExpertRegistry, read_registry
 from regionroute.errors import UserError
 

@@ -1,33 +1,40 @@
 """Takes an ordinary LoRA file, trained elsewhere, as an expert."""
 
-import math
+import logging
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
-from regionroute.adapters.files.lora_file import PREFIX, read_lora_file
+from regionroute.adapters.files.lora_file import read_lora_file
 from regionroute.adapters.files.lora_names import modules_of, rows
+from regionroute.adapters.files.lora_settings import PEFT_WEIGHT_NAME, LoraSettings, read_settings
 from regionroute.adapters.inject import PRESETS, inject, target_names
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
 from regionroute.diffusion.families import Family, family_of
 from regionroute.errors import UserError
-from regionroute.files import read_json
-
-PEFT_WEIGHT_NAME = "adapter_model.safetensors"
-PEFT_CONFIG_NAME = "adapter_config.json"
 
 _WEIGHT = re.compile(
     r"^(?P<module>.+)\.lora(_(?P<side>[AB])(\.default)?|[._](?P<way>down|up))\.weight$"
 )
 _ALPHA = re.compile(r"^(?P<module>.+)\.alpha$")
+_TEXT_ENCODER = re.compile(r"^(base_model\.model\.)?(lora_te\d?_|text_encoder(_\d)?\.|te\d?\.)")
+_OTHER_KINDS = (  # what its keys say of a file that is no plain LoRA
+    (re.compile(r"\.processor\..*lora\d?\.(down|up)\.weight$"), "an XLabs LoRA"),
+    (re.compile(r"hada_w"), "a LoHa"),
+    (re.compile(r"lokr_w"), "a LoKr"),
+    (re.compile(r"dora_scale|lora_magnitude_vector"), "a DoRA"),
+    (re.compile(r"oft_|\.boft_"), "an OFT"),
+    (re.compile(r"lora_mid"), "a LoCon with a middle layer"),
+    (re.compile(r"\.diff(_b)?$|\.set_weight$"), "a file of weight differences"),
+    (re.compile(r"ip_adapter"), "an IP-Adapter"),
+)
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,6 +67,12 @@ def import_lora(path: str | PathLike[str], model: nn.Module, expert_index: int) 
         ValueError: no adapted layers, or no such expert.
     """
     file, adapters = read_lora(path, family_of(model))
+    return _load(file, adapters, model, expert_index)
+
+
+def _load(
+    file: Path, adapters: Mapping[str, Adapter], model: nn.Module, expert_index: int
+) -> list[str]:
     layers = adapter_layers(model)
     for name, adapter in adapters.items():
         _check_fit(name, adapter, layers, file)
@@ -113,8 +126,8 @@ def experts_from_loras(transformer: nn.Module, files: Sequence[str | PathLike[st
         for name in ("lora_A", "lora_B"):
             if getattr(layer, name).is_meta:
                 setattr(layer, name, nn.Parameter(torch.zeros(getattr(layer, name).shape)))
-    for index, path in enumerate(files):
-        import_lora(path, transformer, index)
+    for index, (file, adapters) in enumerate(read):
+        _load(file, adapters, transformer, index)
     return adapted
 
 
@@ -145,7 +158,18 @@ def read_lora(path: str | PathLike[str], family: Family) -> tuple[Path, dict[str
     """
     file = _weights_file(Path(path))
     tensors, metadata = read_lora_file(file)
-    return file, _parse(tensors, _settings(file, metadata), file, family)
+    own = {key: tensor for key, tensor in tensors.items() if not _TEXT_ENCODER.match(key)}
+    if skipped := len(tensors) - len(own):
+        if not own:
+            raise UserError(
+                f"{file}: all its weights are of the text encoder, style experts adapt the "
+                "transformer: choose another file"
+            )
+        _log.warning(
+            "%s: %d weights of the text encoder are skipped, experts adapt the transformer only",
+            file, skipped,
+        )  # fmt: skip
+    return file, _parse(own, read_settings(file, metadata), file, family)
 
 
 def _weights_file(path: Path) -> Path:
@@ -159,26 +183,45 @@ def _weights_file(path: Path) -> Path:
     )
 
 
-def _settings(file: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """PEFT's LoraConfig values, from the file's header or the JSON file beside it; may be empty."""
-    if metadata:
-        return {key.removeprefix(PREFIX): value for key, value in metadata.items()}
-    beside = file.with_name(PEFT_CONFIG_NAME)
-    if file.name == PEFT_WEIGHT_NAME and beside.is_file():
-        return dict(read_json(beside))
-    return {}
-
-
 def _parse(
-    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], file: Path, family: Family
+    tensors: Mapping[str, Tensor], settings: LoraSettings, file: Path, family: Family
 ) -> dict[str, Adapter]:
+    sides, alphas = _sorted_weights(tensors, file)
+    adapters: dict[str, Adapter] = {}
+    for layer, pair in sides.items():
+        a, b = pair["A"], pair["B"]
+        _check_pair(layer, a, b, file)
+        modules = modules_of(layer, family)
+        try:
+            scale = settings.scale(modules[0], a.shape[0], alphas.get(layer))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        for name, adapter in _cut(modules, Adapter(a, b, scale)).items():
+            if name in adapters:
+                raise UserError(f'{file}: "{name}" is in it twice, by two names: choose one file')
+            adapters[name] = adapter
+    return adapters
+
+
+def _sorted_weights(
+    tensors: Mapping[str, Tensor], file: Path
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """The two sides of each layer, and the alphas of those that have one."""
     sides: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
+    for kind, name in _OTHER_KINDS:
+        if key := next((key for key in tensors if kind.search(key)), None):
+            raise UserError(
+                f'{file}: this is {name} ("{key}") and not a plain LoRA: convert it to the form '
+                "of diffusers or PEFT, or choose another file"
+            )
     for key, tensor in tensors.items():
         if match := _WEIGHT.match(key):
             side = match["side"] or {"down": "A", "up": "B"}[match["way"]]
             sides.setdefault(match["module"], {})[side] = tensor
         elif match := _ALPHA.match(key):
+            if tensor.numel() != 1:
+                raise UserError(f'{file}: "{key}" must be one number, it has {tensor.numel()}')
             alphas[match["module"]] = float(tensor)
         else:
             raise UserError(
@@ -190,15 +233,17 @@ def _parse(
         raise UserError(f'{file}: "{module}" lacks its lora_A or lora_B weight')
     if not sides:
         raise UserError(f"{file}: there are no LoRA weights in this file")
-    adapters: dict[str, Adapter] = {}
-    for layer, pair in sides.items():
-        modules = modules_of(layer, family)
-        scale = _scale(modules[0], pair["A"].shape[0], settings, alphas.get(layer))
-        for name, adapter in _cut(modules, Adapter(pair["A"], pair["B"], scale)).items():
-            if name in adapters:
-                raise UserError(f'{file}: "{name}" is in it twice, by two names: choose one file')
-            adapters[name] = adapter
-    return adapters
+    return sides, alphas
+
+
+def _check_pair(layer: str, a: Tensor, b: Tensor, file: Path) -> None:
+    shown = f"{[*a.shape]} and {[*b.shape]}"
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise UserError(
+            f'{file}: "{layer}" has weights of {shown}, expected [rank, in] and [out, rank]'
+        )
+    if 0 in (*a.shape, *b.shape):
+        raise UserError(f'{file}: "{layer}" has rank 0 or no size ({shown}), choose another file')
 
 
 def _cut(modules: list[str], adapter: Adapter) -> dict[str, Adapter]:
@@ -214,15 +259,6 @@ def _cut(modules: list[str], adapter: Adapter) -> dict[str, Adapter]:
         if used.any():
             parts[name] = Adapter(adapter.a[used], b[:, used], adapter.scale)
     return parts
-
-
-def _scale(module: str, rank: int, settings: Mapping[str, Any], alpha: float | None) -> float:
-    """alpha/r as PEFT takes it; a file that names no alpha means 1, as in diffusers."""
-    if alpha is None:
-        patterns: dict[str, float] = settings.get("alpha_pattern") or {}
-        default: float = settings.get("lora_alpha", rank)
-        alpha = patterns.get(get_pattern_key(list(patterns), module), default)
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _check_fit(

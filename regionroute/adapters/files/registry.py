@@ -72,7 +72,7 @@ class ExpertRegistry(BaseModel):
     base: str
     fingerprint: str
     rank: int = Field(ge=1)
-    alpha: float
+    alpha: float = Field(allow_inf_nan=False)
     targets: str | list[str]
     experts: list[ExpertEntry] = Field(min_length=1)
     router: RouterEntry | None = None

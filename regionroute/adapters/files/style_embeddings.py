@@ -82,9 +82,10 @@ def load_style_embeddings(folder: str | PathLike[str], style_dim: int) -> StyleE
         raise UserError(f"{path}: this file is missing, copy the whole folder of the experts")
     try:
         by_name = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: this file is damaged, copy it again ({error})") from error
     wrong = [name for name, x in by_name.items() if x.shape != (style_dim,)]
+    wrong += [name for name, x in by_name.items() if not torch.isfinite(x.float()).all()]
     if wrong or not by_name:
         raise UserError(f"{path}: its embeddings do not fit these experts, copy it again")
     return StyleEmbeddings({name: x.float() for name, x in sorted(by_name.items())})

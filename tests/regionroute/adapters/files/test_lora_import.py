@@ -96,14 +96,10 @@ def change(path, edit):
 
 Q = "transformer_blocks.0.attn.to_q.lora_A.weight"
 DAMAGES = {
-    "text encoder": (
-        lambda s: s.update({"text_encoder.layers.0.q_proj.lora_A.weight": torch.ones(2, 4)}),
-        'text_encoder.layers.0.q_proj" lacks its',
-    ),
     "one side": (lambda s: s.pop(Q), 'to_q" lacks its lora_A or lora_B'),
     "other format": (
         lambda s: s.update({"lora_unet_x.hada_w1_a": torch.ones(1)}),
-        "is not a",
+        "this is a LoHa",
     ),
     "bias": (lambda s: s.update({Q.replace("A.weight", "B.bias"): torch.ones(32)}), "is not a"),
     "stray alpha": (lambda s: s.update({"x.alpha": torch.ones(())}), '"x" lacks'),
