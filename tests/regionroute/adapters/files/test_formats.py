@@ -225,7 +225,7 @@ def test_what_would_be_ignored_is_refused(make_flux, tmp_path):
         with pytest.raises(UserError, match=message):
             import_lora(path, flux, 0)
     save_file({"lora_unet_double_blocks_0_img_attn_proj.hada_w1_a": a}, path)
-    with pytest.raises(UserError, match=r"hada_w1_a.* is not a weight of a plain LoRA"):
+    with pytest.raises(UserError, match=r"this is a LoHa .*hada_w1_a.* and not a plain LoRA"):
         import_lora(path, flux, 0)
 
 
