@@ -4,7 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from regionroute.cli.main import main
 
@@ -73,3 +75,13 @@ def test_commands_and_flags_exist(capsys):
             wrong.append(f"{' '.join(command)}: no such command")
         wrong += [f"{' '.join(command)} {flag}" for flag in flags - known - {"--help"}]
     assert wrong == []
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    [block] = re.findall(r"^```python\n(.*?)^```", text_of(REPOSITORY / "README.md"), re.S | re.M)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((144, 96)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert Image.open("out.png").size == (144, 96)
+    assert Image.open("map.png").size == (144, 96)
