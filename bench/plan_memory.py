@@ -4,7 +4,7 @@
 
 Training steps of small random transformers on the CPU: predicted activation memory against the peak
 that PyTorch's allocator reports (memory events of its profiler), with and without gradient
-checkpointing and supervision, in float32 and bfloat16. Also recorded: the growth of the process,
+checkpointing, supervision and a perceptual loss, in float32 and bfloat16. Also recorded: the growth of the process,
 which includes what other libraries' kernels and Python allocate. The result
 goes to bench/results/plan_memory.json.
 """
@@ -22,16 +22,20 @@ from typing import Any
 
 import torch
 from _shared import add_result_argument, peak_bytes, provenance
-from diffusers import FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch.profiler import ProfilerActivity, profile
 from train_kontext import made_up_batch
 
 from regionroute.adapters import adapter_parameters, inject
 from regionroute.config.io import load_config
 from regionroute.config.run import RunConfig
+from regionroute.diffusion.latents import decode_latents
 from regionroute.files import write_json
+from regionroute.models.vgg import VggFeatures, empty_weights
 from regionroute.planning.sizes import KONTEXT_PARTS
 from regionroute.planning.trace import StepShape, trace_step
+from train.perceptual import PerceptualLoss
+from train.planned import planned_step
 from train.step import Batch, training_step
 
 STYLES = 4
@@ -44,6 +48,13 @@ CASES = {
     "supervised": [],
     "supervised, checkpointing": ["train.gradient_checkpointing=true"],
     "supervised, bfloat16": ["base.dtype=bfloat16"],
+    "supervised, perceptual": ["flow.perceptual.vgg=random"],
+}
+AUTOENCODER = {  # four pixels to a latent cell
+    "block_out_channels": [32, 64, 64],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "latent_channels": 16,
 }
 
 
@@ -53,14 +64,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     add_result_argument(parser, "plan_memory")
     args = parser.parse_args()
     # Return freed memory to the system at once, so that the process holds live memory only.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     table: dict[str, Any] = {}
     for name in args.shapes:
-        for case, overrides in CASES.items():
-            row = table[f"{name}, {case}"] = compared(*SHAPES[name], overrides)
+        for case in args.cases:
+            row = table[f"{name}, {case}"] = compared(*SHAPES[name], CASES[case])
             print(
                 f"{name + ', ' + case:<36} predicted {row['predicted'] / 2**20:7.1f} MiB, measured "
                 f"{row['measured'] / 2**20:7.1f} MiB, ratio {row['ratio']:.3f}"
@@ -90,7 +102,7 @@ def compared(
         "axes_dims_rope": [16, 24, 24],
     }
     shape = StepShape(batch, (16, side, side), (64, 256), 768, STYLES)
-    predicted = trace_step(settings, config, shape).activations
+    predicted = trace_step(settings, config, shape, planned_step, autoencoder).activations
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -103,7 +115,7 @@ def compared(
     for parameter in adapter_parameters(model):
         parameter.grad = torch.zeros_like(parameter) + 1  # write to it, so that it is allocated
     given = made_up_batch(shape)
-    run = partial(step, model.train(), given, config)
+    run = partial(step, model.train(), given, config, perceptual_loss(config))
     grown, measured = peak_bytes(run), allocated(run)
     return {
         "predicted": predicted,
@@ -111,6 +123,21 @@ def compared(
         "ratio": predicted / measured,
         "process": grown,
     }
+
+
+def autoencoder() -> AutoencoderKL:
+    """A small decoder of random weights."""
+    return AutoencoderKL.from_config(AUTOENCODER)
+
+
+def perceptual_loss(config: RunConfig) -> PerceptualLoss | None:
+    """The loss with a random autoencoder and a random VGG16; None where it is off."""
+    if config.flow.perceptual.vgg is None:
+        return None
+    vae = autoencoder().requires_grad_(False).eval()
+    vgg = VggFeatures({name: 0.05 * torch.randn_like(w) for name, w in empty_weights().items()})
+    decode = partial(decode_latents, vae)
+    return PerceptualLoss(config.flow.perceptual, decode, network=vgg)
 
 
 def allocated(run: Callable[[], object]) -> int:
@@ -122,11 +149,16 @@ def allocated(run: Callable[[], object]) -> int:
     return max(accumulate(event.nbytes() for event in events))
 
 
-def step(model: FluxTransformer2DModel, batch: Batch, config: RunConfig) -> None:
+def step(
+    model: FluxTransformer2DModel,
+    batch: Batch,
+    config: RunConfig,
+    perceptual: PerceptualLoss | None,
+) -> None:
     """Forward and backward pass."""
     dtype = getattr(torch, config.base.dtype)
     batch = replace(batch, prompt_embeds=batch.prompt_embeds.to(dtype))
-    with training_step(model, batch, config) as losses:
+    with training_step(model, batch, config, perceptual=perceptual) as losses:
         losses.total.mean().backward()
 
 

@@ -47,6 +47,7 @@ from regionroute.planning.chips import chip_of
 from regionroute.planning.remedies import without_supervision
 from regionroute.planning.sizes import KONTEXT_PARTS
 from regionroute.planning.trace import StepShape, trace_step
+from train.planned import planned_step
 from train.step import Batch, training_step
 
 STOCK = "diffusers + PEFT LoRA"
@@ -191,7 +192,7 @@ def measured(
     }
     seconds = paired_seconds(steps, args.rounds)
     settings = settings_of(args)
-    flops = trace_step(settings, without_supervision(config), shape).flops
+    flops = trace_step(settings, without_supervision(config), shape, planned_step).flops
     peak = args.peak or known_peak()
     table: dict[str, Any] = {"tokens": shape.tokens, "teraflop a step": flops / 1e12}
     for name, call in steps.items():

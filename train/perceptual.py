@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.models.vgg import load_vgg
+from regionroute.models.vgg import VggFeatures, load_vgg
 
 if TYPE_CHECKING:
     from regionroute.config.run import PerceptualConfig
@@ -31,16 +31,21 @@ class PerceptualLoss:
         cfg: where the network's weights are.
         decode: latents [B,C,h,w] to pictures [B,3,H,W] in [0,1], differentiable.
         setting: what named the weights, for errors.
+        network: a VGG that is loaded already, in place of the file's.
 
     Raises:
         UserError: the weights cannot be read.
     """
 
     def __init__(
-        self, cfg: PerceptualConfig, decode: Callable[[Tensor], Tensor], setting: str
+        self,
+        cfg: PerceptualConfig,
+        decode: Callable[[Tensor], Tensor],
+        setting: str = "flow.perceptual.vgg=",
+        network: VggFeatures | None = None,
     ) -> None:
         self.decode, self.bfloat16 = decode, cfg.bfloat16
-        self.network = load_vgg(str(cfg.vgg), setting)
+        self.network = load_vgg(str(cfg.vgg), setting) if network is None else network
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Squared distance of normalised features, mean over places, summed over layers.
@@ -62,7 +67,9 @@ class PerceptualLoss:
 
     def _features(self, latents: Tensor) -> list[Tensor]:
         """Maps [B,c,h,w] with channels of length 1 at every place."""
-        pictures, network = self.decode(latents), self.network.to(latents.device)
+        pictures, network = self.decode(latents), self.network
+        if next(network.parameters()).device != latents.device:
+            network.to(latents.device)
         with (
             torch.autocast(pictures.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
         ):

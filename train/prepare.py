@@ -71,7 +71,8 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     data = _data(inputs, cache, config)
     if ranks.main:
         save_config(config, output)
-    reporter = _reporter(config, state.step, data, engine, ranks)
+    vae = inputs.backbone.vae if perceptual else None
+    reporter = _reporter(config, state.step, data, engine, ranks, vae)
     for remark in [*inputs.remarks, *remarks]:
         reporter.note(remark)
     held_out = Validation(config, inputs.held_out, cache, inputs.references)
@@ -88,7 +89,12 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
 
 
 def _reporter(
-    config: RunConfig, start: int, data: TrainingData, engine: DeepSpeedEngine, ranks: Ranks
+    config: RunConfig,
+    start: int,
+    data: TrainingData,
+    engine: DeepSpeedEngine,
+    ranks: Ranks,
+    vae: Any | None,
 ) -> Reporter:
     """Bar, files and trackers, which on the first process alone there are any of."""
     output, train = Path(config.output), config.train
@@ -97,7 +103,7 @@ def _reporter(
         if not ranks.main:
             return [], None
         batch = data.batch(start, range(engine.train_micro_batch_size_per_gpu()))
-        speed = speed_of(config, engine.module, batch, ranks.device)
+        speed = speed_of(config, engine.module, batch, ranks.device, vae)
         settings = config.model_dump(mode="json")
         return open_trackers(train.trackers, output, start, train.project, settings), speed
 

@@ -53,11 +53,11 @@ def style_features(pictures: Tensor, network: VggEncoder) -> StyleFeatures:
         grams = [gram_matrices(found[layer]) for layer in GRAM_LAYERS]
         content = [found[layer].clone() for layer in CONTENT_LAYERS]
         parts.append((grams, style_blocks(found[MATCH_LAYER]), content))
-    grams, blocks, content = zip(*parts, strict=True)
+    grams_of, blocks_of, content_of = zip(*parts, strict=True)
     return StyleFeatures(
-        [torch.cat(layer) for layer in zip(*grams, strict=True)],
-        torch.cat(blocks),
-        [torch.cat(layer) for layer in zip(*content, strict=True)],
+        [torch.cat(layer) for layer in zip(*grams_of, strict=True)],
+        torch.cat(blocks_of),
+        [torch.cat(layer) for layer in zip(*content_of, strict=True)],
     )
 
 

@@ -47,7 +47,9 @@ def load_balance(routings: Mapping[str, Routing]) -> Tensor:
         if routing.logits is None:
             raise ValueError("load balance is for routers with logits")
         experts = routing.logits.shape[1]
-        share = F.one_hot(routing.index, experts).float().mean((0, 1))
+        # Not F.one_hot: it reads the values, and planning traces this on tensors without any.
+        every = torch.arange(experts, device=routing.index.device)
+        share = (routing.index[..., None] == every).float().mean((0, 1))
         terms.append(experts * (share * routing.logits.softmax(-1).mean(0)).sum())
     if not terms:
         raise ValueError("load balance needs a learned router")

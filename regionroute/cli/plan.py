@@ -131,6 +131,7 @@ def _planned(config: RunConfig, machine: Machine, args: argparse.Namespace) -> P
     from dataclasses import replace
 
     from regionroute.planning.estimate import make_plan, read_data
+    from train.planned import planned_step
 
     data = read_data(config)
     if args.samples:
@@ -142,7 +143,7 @@ def _planned(config: RunConfig, machine: Machine, args: argparse.Namespace) -> P
             pictures=2 * args.samples,
             note="--samples",
         )
-    return make_plan(config, machine, data)
+    return make_plan(config, machine, planned_step, data)
 
 
 def numbers(plan: Plan) -> dict[str, Any]:

@@ -16,6 +16,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 CONTENT_LAYERS = ("conv4_2", "conv5_2")
 # Convolutions of each of the five stages, by their number in all.
 STAGES = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
+WIDTHS = (64, 128, 256, 512, 512)  # channels of each stage
 _KEY = re.compile(r"(?:features\.)?(\d+)\.(weight|bias)")
 
 
@@ -109,6 +110,24 @@ def load_vgg(path: str | Path, setting: str = "--vgg ") -> VggFeatures:
             f"{setting}{path}: not torchvision's VGG16 or VGG19 as safetensors ({reason}), give "
             "another file"
         ) from error
+
+
+def empty_weights(convolutions: int = 13) -> dict[str, Tensor]:
+    """Weights of the right names and sizes without contents, for planning a run.
+
+    Args:
+        convolutions: 13 of VGG16, 16 of VGG19.
+    """
+    widths = [
+        width
+        for width, count in zip(WIDTHS, STAGES[convolutions], strict=True)
+        for _ in range(count)
+    ]
+    found = {}
+    for number, (before, width) in enumerate(zip([3, *widths], widths, strict=False)):
+        found[f"features.{number}.weight"] = torch.empty(width, before, 3, 3)
+        found[f"features.{number}.bias"] = torch.empty(width)
+    return found
 
 
 def _convolution(weights: dict[str, Tensor]) -> nn.Conv2d:

@@ -14,7 +14,7 @@ from regionroute.data.manifest import has_manifest, load_manifest, manifest_file
 from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.planning.sizes import BaseSizes, CachingSizes, caching_sizes, read_sizes
-from regionroute.planning.trace import StepShape, Trace, trace_step
+from regionroute.planning.trace import Step, StepShape, Trace, trace_step
 
 if TYPE_CHECKING:
     from regionroute.config.run import OptimConfig, RunConfig
@@ -102,6 +102,7 @@ class Plan:
         trace: of one backward pass.
         caching: of the encoders.
         memory: what -> bytes on each GPU in a step.
+        step: the training step that was traced.
     """
 
     config: RunConfig
@@ -113,6 +114,7 @@ class Plan:
     trace: Trace
     caching: CachingSizes
     memory: dict[str, int]
+    step: Step
 
     @property
     def bytes_in_step(self) -> int:
@@ -167,12 +169,13 @@ class Plan:
         return self.shape.batch
 
 
-def make_plan(config: RunConfig, machine: Machine, data: Data | None = None) -> Plan:
+def make_plan(config: RunConfig, machine: Machine, step: Step, data: Data | None = None) -> Plan:
     """What a run takes on a machine.
 
     Args:
         config: the run's.
         machine: what it is planned for.
+        step: the training step, `train.planned.planned_step`.
         data: None: read from the manifest if it is there.
 
     Raises:
@@ -185,12 +188,12 @@ def make_plan(config: RunConfig, machine: Machine, data: Data | None = None) -> 
     data = data or read_data(config)
     shape = step_shape(config, base, data, machine.gpus)
     zero = read_zero(config)
-    trace = trace_step(base.parts["transformer"], config, shape)
+    trace = trace_step(base.parts["transformer"], config, shape, step, base.autoencoder)
     resolution = config.data.resolution or base.settings.resolution
     dtype = getattr(torch, config.base.dtype)
     caching = caching_sizes(base, dtype, resolution, shape.text[0])
     memory = step_memory(trace, zero, machine.gpus, config.optim)
-    return Plan(config, machine, base, data, zero, shape, trace, caching, memory)
+    return Plan(config, machine, base, data, zero, shape, trace, caching, memory, step)
 
 
 def step_shape(config: RunConfig, base: BaseSizes, data: Data, gpus: int) -> StepShape:
@@ -308,12 +311,14 @@ def step_memory(trace: Trace, zero: Zero, gpus: int, optim: OptimConfig) -> dict
     gradients = trained if zero.stage < 2 else trained // gpus
     states = round(STATE_BYTES[optim.name] * trace.trainable)
     states = states if zero.stage == 0 else (states + trained) // gpus
+    loss_networks = {"decoder and VGG of the perceptual loss": trace.loss_bytes}
     average = {"moving average": trained if zero.stage < 3 else trained // gpus}
     return {
         **weights,
         "gradients": gradients + bucket,
         "optimizer state": 0 if zero.offload_optimizer else states,
         **(average if optim.ema else {}),
+        **(loss_networks if trace.loss_bytes else {}),
         "activations": trace.activations,
     }
 

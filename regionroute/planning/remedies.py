@@ -38,7 +38,8 @@ def remedies(plan: Plan) -> list[Remedy]:
     for setting, why, change in _changes(plan):
         config = change(plan)
         if config is not None:
-            found.append(Remedy(setting, why, make_plan(config, plan.machine, plan.data)))
+            changed = make_plan(config, plan.machine, plan.step, plan.data)
+            found.append(Remedy(setting, why, changed))
     better = [remedy for remedy in found if remedy.plan.bytes_in_step < plan.bytes_in_step]
     return sorted(better, key=lambda remedy: remedy.plan.bytes_in_step)
 
@@ -82,6 +83,7 @@ def checkpointing(config: RunConfig, on: bool) -> RunConfig:
 
 def retraced(plan: Plan, config: RunConfig) -> Plan:
     """The plan of a configuration that differs in nothing but how a step is computed."""
-    trace = trace_step(plan.base.parts["transformer"], config, plan.shape)
+    transformer = plan.base.parts["transformer"]
+    trace = trace_step(transformer, config, plan.shape, plan.step, plan.base.autoencoder)
     memory = step_memory(trace, plan.zero, plan.machine.gpus, config.optim)
     return dataclasses.replace(plan, config=config, trace=trace, memory=memory)

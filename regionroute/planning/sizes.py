@@ -17,7 +17,7 @@ from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.models.loading import AUTOENCODERS
 from regionroute.models.source import BaseSettings, family_in, read_index, read_settings, resolve
-from regionroute.planning.trace import without_numbers
+from regionroute.planning.counter import counted
 
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
 # The public sizes of FLUX.1-Kontext-dev, whose own files need a licence accepted and the network.
@@ -122,6 +122,11 @@ class BaseSizes:
         """C: a token is 2x2 cells of them."""
         return int(self.parts["transformer"]["in_channels"]) // 4
 
+    def autoencoder(self) -> nn.Module:
+        """A new autoencoder; without data where tensors are made fake."""
+        made: nn.Module = self.vae_class.from_config(self.parts["vae"])
+        return made
+
     def latent_size(self, resolution: int) -> int:
         """Latent rows of a square picture; other aspects have the same area."""
         return 2 * max(1, round(resolution / (2 * self.vae_scale)))
@@ -188,13 +193,11 @@ def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: in
     def picture(vae: Any) -> None:
         vae.encode(torch.empty(1, 3, side, side))
 
-    runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
-        (lambda: base.vae_class.from_config(base.parts["vae"]), picture)
-    ]
+    runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [(base.autoencoder, picture)]
     runs += [_text_run(base, part, text) for part in base.family.text_networks()]
     values = weights = peak = 0
     for make, run in runs:
-        with without_numbers(dtype) as counter, torch.no_grad():
+        with counted(dtype) as counter, torch.no_grad():
             model: nn.Module = make()
             for parameter in model.parameters():
                 counter.add(parameter)

@@ -215,7 +215,7 @@ def test_label(tmp_path, assets):
 @pytest.mark.slow
 def test_plan_memory(tmp_path):
     found = run(tmp_path, "plan_memory", "--shapes", "small")
-    assert len(found["cases"]) == 4
+    assert len(found["cases"]) == 5
     assert 0.9 < found["lowest ratio"] <= found["highest ratio"] < 1.1
 
 

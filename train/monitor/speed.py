@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,7 +66,9 @@ def most_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def speed_of(config: RunConfig, transformer: Any, batch: Batch, device: torch.device) -> Speed:
+def speed_of(
+    config: RunConfig, transformer: Any, batch: Batch, device: torch.device, vae: Any = None
+) -> Speed:
     """Counts the operations of a step where the chip's peak is known, which takes seconds.
 
     Counted as by `regionroute plan`, recomputation included: the share is the plan's ``--share``.
@@ -75,20 +78,22 @@ def speed_of(config: RunConfig, transformer: Any, batch: Batch, device: torch.de
         transformer: the adapted one.
         batch: one micro-batch of this process.
         device: where it computes.
+        vae: the base's, which a perceptual loss decodes with.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     chip = chip_of(name)
     if chip is None:
         return Speed(device)
-    operations = count_operations(config, transformer, batch) * config.train.accumulation
+    operations = count_operations(config, transformer, batch, vae) * config.train.accumulation
     return Speed(device, operations, chip.teraflops * 1e12)
 
 
-def count_operations(config: RunConfig, transformer: Any, batch: Batch) -> int:
+def count_operations(config: RunConfig, transformer: Any, batch: Batch, vae: Any = None) -> int:
     """Floating-point operations of one forward and backward pass, by `planning.trace`."""
     from regionroute.adapters import adapter_layers
     from regionroute.diffusion.families import find_transformer
     from regionroute.planning.trace import StepShape, trace_step
+    from train.planned import planned_step
 
     model, _ = find_transformer(transformer)
     settings: Any = model.config
@@ -104,4 +109,5 @@ def count_operations(config: RunConfig, transformer: Any, batch: Batch) -> int:
         style_dim=None if batch.style_emb is None else int(batch.style_emb.shape[1]),
     )
     named = dict(settings) | {"_class_name": type(model).__name__}
-    return trace_step(named, config, shape).flops
+    autoencoder = None if vae is None else partial(type(vae).from_config, vae.config)
+    return trace_step(named, config, shape, planned_step, autoencoder).flops

@@ -1,8 +1,11 @@
 """The arithmetic of a plan, on the public sizes of FLUX.1-Kontext and on small transformers."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+from diffusers import AutoencoderKL, Flux2Transformer2DModel, FluxTransformer2DModel
 
 from regionroute.config.run import OptimConfig, load_config
 from regionroute.diffusion import families
@@ -14,11 +17,11 @@ from regionroute.planning.estimate import (
     Zero,
     cache_bytes,
     disk_bytes,
-    make_plan,
     read_data,
     read_zero,
     step_memory,
 )
+from regionroute.planning.estimate import make_plan as make_any_plan
 from regionroute.planning.remedies import checkpointing, remedies, retraced, without_supervision
 from regionroute.planning.sizes import (
     KLEIN,
@@ -29,7 +32,9 @@ from regionroute.planning.sizes import (
     caching_sizes,
     read_sizes,
 )
-from regionroute.planning.trace import StepShape, Trace, trace_step
+from regionroute.planning.trace import StepShape, Trace
+from regionroute.planning.trace import trace_step as trace_any_step
+from train.planned import planned_step
 
 TINY = KONTEXT_PARTS["transformer"] | {
     "num_layers": 2,
@@ -42,6 +47,13 @@ TINY = KONTEXT_PARTS["transformer"] | {
 }
 SHAPE = StepShape(batch=2, latent=(16, 16, 16), text=(32, 32), pooled=24, experts=3)
 DATA = Data(100, 10, 50, 150, 4, "made up")
+
+
+trace_step = partial(trace_any_step, step=planned_step)
+
+
+def make_plan(config, machine, data):
+    return make_any_plan(config, machine, planned_step, data)
 
 
 def machine(gpus=1, memory=80.0):
@@ -135,6 +147,59 @@ def test_supervision_costs_memory():
     assert without.trainable == with_it.trainable
 
 
+def perceptual(config):
+    """The configuration with a perceptual loss; planning needs no file of weights."""
+    section = config.flow.perceptual.model_copy(update={"vgg": "vgg16.safetensors"})
+    return config.model_copy(
+        update={"flow": config.flow.model_copy(update={"perceptual": section})}
+    )
+
+
+def tiny_autoencoder():
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=16, norm_num_groups=4,
+    )  # fmt: skip
+
+
+def test_a_perceptual_loss_is_traced_with_its_decoder_and_its_vgg():
+    config = load_config(None, [])
+    plain = trace_step(TINY, config, SHAPE)
+    found = trace_step(TINY, perceptual(config), SHAPE, autoencoder=tiny_autoencoder)
+    assert found.operations > plain.operations + 50
+    decoder = sum(p.numel() for p in tiny_autoencoder().parameters())
+    assert found.loss_bytes == 4 * (14_714_688 + decoder)  # VGG16's convolutions
+    assert plain.loss_bytes == 0
+    # Images of 32 x 32 pixels through VGG16 up to conv4_3: 30.7 GFLOP at 224 x 224 for all of it.
+    vgg = 2 * 12.1e9 * (32 / 224) ** 2
+    # Of each of the two images forward for prediction and target, and back for the prediction.
+    assert found.flops - plain.flops > 2 * 3 * vgg
+    assert found.activations > plain.activations
+    assert (found.trainable, found.frozen) == (plain.trainable, plain.frozen)
+    with pytest.raises(ValueError, match="give the autoencoder"):
+        trace_step(TINY, perceptual(config), SHAPE)
+
+
+def test_a_plan_holds_the_networks_of_the_perceptual_loss():
+    config = nano("train.global_batch=4")
+    plain = make_plan(config, machine(), DATA)
+    plan = make_plan(perceptual(config), machine(), DATA)
+    held = "decoder and VGG of the perceptual loss"
+    assert held not in plain.memory
+    assert plan.memory[held] > 14_714_688 * 4
+    assert plan.bytes_in_step > plain.bytes_in_step + plan.memory[held]
+    assert plan.seconds_computing > plain.seconds_computing
+
+
+def test_load_balance_and_the_weight_of_the_mask_are_traced():
+    settings = ["experts.router=similarity"]
+    wide = replace(SHAPE, style_dim=48)
+    plain = trace_step(TINY, load_config(None, settings), wide)
+    balanced = trace_step(TINY, load_config(None, [*settings, "experts.load_balance=0.01"]), wide)
+    assert balanced.operations > plain.operations
+    assert balanced.trainable == plain.trainable
+
+
 def test_experts_chosen_by_pictures_have_gates():
     config = load_config(None, ["experts.router=similarity"])
     wide = StepShape(2, (16, 16, 16), (32, 32), 24, experts=3, style_dim=48)
@@ -150,7 +215,9 @@ def test_same_trace_twice():
 
 
 def trace(frozen=1000, trainable=100):
-    return Trace(frozen, 2 * frozen, trainable, kept=10, activations=50, flops=1)
+    return Trace(
+        frozen, 2 * frozen, trainable, loss_bytes=0, kept=10, activations=50, flops=1, operations=1
+    )
 
 
 @pytest.mark.parametrize(

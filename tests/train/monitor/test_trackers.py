@@ -16,6 +16,7 @@ from regionroute.planning.trace import StepShape, trace_step
 from train.monitor.logs import Reporter
 from train.monitor.speed import Speed, count_operations, speed_of
 from train.monitor.trackers import TensorBoard, check_trackers, open_trackers
+from train.planned import planned_step
 
 
 class Run:
@@ -173,9 +174,9 @@ def test_operations_of_a_run_are_those_of_its_plan(runs, monkeypatch, tiny_base)
     """The transformer that trains, and the batch that it gets."""
     seen = {}
 
-    def remember(config, transformer, batch, device):
-        seen.update(config=config, transformer=transformer, batch=batch)
-        return speed_of(config, transformer, batch, device)
+    def remember(config, transformer, batch, device, vae):
+        seen.update(config=config, transformer=transformer, batch=batch, vae=vae)
+        return speed_of(config, transformer, batch, device, vae)
 
     monkeypatch.setattr("train.prepare.speed_of", remember)
     assert runs("run", "train.steps=1", "train.accumulation=2") == 0
@@ -183,7 +184,7 @@ def test_operations_of_a_run_are_those_of_its_plan(runs, monkeypatch, tiny_base)
     batch, config = seen["batch"], seen["config"]
     text = tuple(batch.prompt_embeds.shape[1:])
     shape = StepShape(2, (4, 16, 16), text, batch.pooled.shape[1], experts=2)
-    expected = trace_step(settings, config, shape).flops
+    expected = trace_step(settings, config, shape, planned_step).flops
     assert count_operations(config, seen["transformer"], batch) == expected > 0
     device = torch.device("cuda")
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
@@ -208,5 +209,5 @@ def test_operations_of_the_other_family_are_counted_on_its_own_transformer(tiny_
     assert settings["_class_name"] == "Flux2Transformer2DModel"
     config = load_config(None, [])
     shape = StepShape(2, (4, 16, 16), (12, width), 0, experts=2)
-    expected = trace_step(settings, config, shape).flops
+    expected = trace_step(settings, config, shape, planned_step).flops
     assert count_operations(config, transformer, batch) == expected > 0
