@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionroute.cli.edit_libraries import import_libraries
+from regionroute.cli.start import import_pipeline
 from regionroute.errors import Parser, UserError, command
 from regionroute.models.devices import pick_device
 
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         note_old_name("regionroute edit", "--closer", "--refine-crop")
         args.refine_crop = args.closer if args.refine_crop is None else args.refine_crop
     check_arguments(args)
-    import_libraries()
+    import_pipeline()
     try:
         return _edit_one(args) if args.image else _edit_many(args)
     except RuntimeError as error:

@@ -7,7 +7,6 @@ import sys
 from importlib.metadata import version
 from typing import NamedTuple
 
-from regionroute.cli import start
 from regionroute.errors import UserError, command, nearest
 
 
@@ -17,19 +16,14 @@ class Command(NamedTuple):
     Attributes:
         module: its ``main(argv)`` runs it.
         summary: what it is for.
-        short: over in seconds, and leaves nothing behind that is not written down; its process
-            ends as `start.end_quickly` says.
     """
 
     module: str
     summary: str
-    short: bool = False
 
 
 COMMANDS = {
-    "edit": Command(
-        "regionroute.cli.edit", "restyle the named object of an image, or of many", short=True
-    ),
+    "edit": Command("regionroute.cli.edit", "restyle the named object of an image, or of many"),
     "demo": Command("regionroute.cli.tour.demo", "label, train, edit and score photos, in minutes"),
     "study": Command(
         "regionroute.cli.tour.study", "measure what attention supervision does, on drawn scenes"
@@ -72,29 +66,17 @@ examples:
 `regionroute COMMAND --help` explains one command."""
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Runs ``regionroute COMMAND …``.
 
     Args:
-        argv: arguments, None for the process's own, which then may end quickly.
+        argv: arguments, None for the process's own.
 
     Returns:
         The sub-command's exit code; 0 for help; 2 for an unknown command.
     """
-    if argv is not None:
-        return _run(argv)
-    argv = sys.argv[1:]
-    known = COMMANDS.get(argv[0]) if argv else None
-    if known is None or not known.short:
-        return _run(argv)
-    done = start.end_quickly()
-    code = _run(argv)
-    done(code)
-    return code
-
-
-@command
-def _run(argv: list[str] | None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -106,13 +88,7 @@ def _run(argv: list[str] | None) -> int:
         raise UserError(
             f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
         )
-    entry = COMMANDS[argv[0]]
-    if entry.short:
-        start.collect_rarely()
-    try:
-        return int(importlib.import_module(entry.module).main(argv[1:]))
-    finally:
-        start.collect_as_usual()
+    return int(importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:]))
 
 
 def usage() -> str:

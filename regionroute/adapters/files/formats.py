@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from peft import LoraConfig
 from torch import Tensor
 
 from regionroute.adapters.files.export import file_scale, file_stem
@@ -100,6 +99,8 @@ def write_lora(
         path = folder / stem / LORA_WEIGHT_NAME_SAFE
         write_lora_file(path, _named(lora, PREFIX), lora.rank, lora.alpha, list(lora.pairs))
     elif form == "peft":
+        from peft import LoraConfig  # imported here: slow, and edits do without
+
         path = folder / stem / PEFT_WEIGHT_NAME
         write_tensors(path, _named(lora, "base_model.model."), {})
         LoraConfig(
