@@ -1,21 +1,22 @@
 """From photos to training pairs: the resumable pipeline that writes a manifest.
 
     OUT/images/    photos at the working size          (contexts)
-    OUT/masks/     one mask a photo and object
+    OUT/masks/     one mask per photo and object
     OUT/targets/   the photo with that object restyled
     OUT/manifest.jsonl, OUT/rejected.jsonl, OUT/review.html
-    OUT/metadata.jsonl   the same pairs for the image-folder loader of Hugging Face's datasets
-    OUT/struck.txt       ids of samples that somebody struck out on the review page
-    OUT/.cache/    what was decided for each photo
+    OUT/metadata.jsonl   the same pairs for the image-folder loader of Hugging Face datasets
+    OUT/exclude.txt      ids of samples that were excluded on the review page
+    OUT/.cache/    one record per photo
 
-Every product is named by a hash of all it depends on and written under a temporary name, so a
-product that is there is finished and current: an interrupted or repeated run makes only what is
-missing, and a changed setting redoes only what it touches. Products of other settings stay.
+Every product is named by a hash of everything it depends on and written under a temporary name, so
+an existing product is complete and current. An interrupted or repeated run makes only what is
+missing, and a changed setting redoes only what it affects. Products of other settings are kept.
 """
 
 import dataclasses
 import functools
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,19 @@ from tqdm import tqdm
 
 from pseudo_labels.curate.filters import first_alike
 from pseudo_labels.curate.references import add_references
-from pseudo_labels.job import BuildSettings, BuiltStyle, PhotoJob, PhotoResult, rejection
+from pseudo_labels.job import (
+    BuildSettings,
+    BuiltStyle,
+    PhotoJob,
+    PhotoResult,
+    rejection,
+    write_keeping_mtime,
+)
 from pseudo_labels.parallel import default_workers, map_in_order, one_thread
 from pseudo_labels.photo import make_samples
 from pseudo_labels.records import load_record, record_file
+from pseudo_labels.review.exclusions import EXCLUDED_FILE, OLD_FILE, read_excluded
 from pseudo_labels.review.page import write_review
-from pseudo_labels.review.tidy import read_struck, write_keeping_time
 from pseudo_labels.segment.given import LabelledPhoto, Rejection, content_hash
 from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.data.manifest import EditSample, write_manifest
@@ -43,7 +51,13 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build came to."""
+    """Result of a build.
+
+    Attributes:
+        manifest: the manifest.
+        samples: its samples.
+        rejected: photos, objects and samples that were not used, with reasons.
+    """
 
     manifest: Path
     samples: list[EditSample]
@@ -52,7 +66,13 @@ class BuildReport:
 
 @dataclass(frozen=True)
 class PhotoSource:
-    """Photos to work on, what was wrong with others, and what to call it all in messages."""
+    """Photos to label.
+
+    Attributes:
+        name: its name in messages.
+        photos: the photos.
+        rejected: what was wrong with others.
+    """
 
     name: str
     photos: list[LabelledPhoto]
@@ -74,21 +94,21 @@ def build(
     """Make every (photo, object, style) pair of a source.
 
     Args:
-        source: photos and what is known of them (`pseudo_labels.segment.given`).
-        styles: the styles; each photo is restyled once in each, whatever the number of objects.
-        out: folder of the data set; made if missing.
+        source: photos with words, masks or boxes (`pseudo_labels.segment.given`).
+        styles: the styles; each photo is restyled once per style, whatever the number of objects.
+        out: folder of the data set, made if missing.
         settings: sizes, limits, and how objects are found.
         test_share: share of the photos whose samples go to the split "test".
-        limit: only the first so many photos.
+        limit: use only this many photos, the first ones.
         workers: processes, None to choose.
-        encoder: an image encoder that picks an example picture for each sample, None for none.
-        styles_per_photo: each photo in so many of the styles only, which take turns; None: in all.
+        encoder: image encoder that picks a style reference for each sample, None for none.
+        styles_per_photo: restyle each photo in this many styles, which take turns; None: in all.
 
     Returns:
         The samples, and what was rejected and why.
 
     Raises:
-        UserError: not one sample could be made, or a network cannot be had.
+        UserError: no sample could be made, or a network cannot be loaded.
     """
     jobs, doubles = _jobs(source.photos[:limit])
     rejected = [*source.rejected, *doubles]
@@ -99,40 +119,42 @@ def build(
     samples, alike = _distinct(jobs, results, settings.limits.max_alike)
     found = [item for result in results for item in result.rejected] + alike
     rejected += found
-    samples, struck = _without_struck(samples, read_struck(out))
-    rejected += struck
-    write_keeping_time(
+    if (out / OLD_FILE).exists():
+        print(f"{out / OLD_FILE}: read as {EXCLUDED_FILE}, its name now", file=sys.stderr)
+    samples, excluded = _without_excluded(samples, read_excluded(out))
+    rejected += excluded
+    write_keeping_mtime(
         out / "rejected.jsonl", write_jsonl, [_rejection_row(item) for item in rejected]
     )
     if not samples:
-        reasons = [*found, *rejected]  # of photos that were looked at, sooner than of other files
+        reasons = [*found, *rejected]  # those of photos before those of other files
         reason = f"; the first reason: {reasons[0].reason}" if reasons else ""
-        raise UserError(f"{source.name}: not one sample could be made{reason}")
+        raise UserError(f"{source.name}: no sample could be made{reason}")
     samples = split_by_photo(samples, test_share)
     samples = [sample for sample in samples if sample.split == "train" or not sample.whole]
     if encoder is not None:
         samples = add_references(samples, out, encoder, settings.find.device)
-    write_keeping_time(
+    write_keeping_mtime(
         out / "metadata.jsonl", write_jsonl, [_metadata(sample) for sample in samples]
     )
     write_review(out, samples, rejected)
-    write_keeping_time(out / "manifest.jsonl", write_manifest, samples)
+    write_keeping_mtime(out / "manifest.jsonl", write_manifest, samples)
     return BuildReport(out / "manifest.jsonl", samples, rejected)
 
 
 def _distinct(
     jobs: Sequence[PhotoJob], results: Sequence[PhotoResult], most: int
 ) -> tuple[list[EditSample], list[Rejection]]:
-    """Samples of photos that are not nearly an earlier one."""
+    """Samples without those of near-duplicate photos."""
     kept: list[tuple[str, str]] = []
     samples: list[EditSample] = []
     rejected = []
     for job, result in zip(jobs, results, strict=True):
-        looks = [look for look, _ in kept]
-        double = first_alike(result.look, looks, most) if result.look else None
+        hashes = [found for found, _ in kept]
+        double = first_alike(result.look, hashes, most) if result.look else None
         if double is not None:
             first = kept[double][1]
-            rejected.append(rejection(job, f"nearly the same picture as {first}, which is used"))
+            rejected.append(rejection(job, f"near-duplicate of {first}, which is used"))
             continue
         if result.look and result.samples:
             kept.append((result.look, job.photo.name))
@@ -140,18 +162,18 @@ def _distinct(
     return samples, rejected
 
 
-def _without_struck(
-    samples: Sequence[EditSample], struck: frozenset[str]
+def _without_excluded(
+    samples: Sequence[EditSample], excluded: frozenset[str]
 ) -> tuple[list[EditSample], list[Rejection]]:
-    """Samples nobody struck out; one with several objects falls with any of its parts."""
+    """Samples that are not excluded; one of several objects is excluded with any of its parts."""
     kept, rejected = [], []
     for sample in samples:
         parts = {sample.id, *sample.provenance.get("parts", ())}
-        if parts & struck:
+        if parts & excluded:
             facts = sample.provenance
             word = ", ".join(region.object for region in sample.regions)
             style = ", ".join(region.style for region in sample.regions)
-            reason = "struck out on the review page"
+            reason = "excluded on the review page"
             rejected.append(Rejection(reason, facts["photo"], word, style, sample=sample.id))
         else:
             kept.append(sample)
@@ -159,7 +181,7 @@ def _without_struck(
 
 
 def _metadata(sample: EditSample) -> dict[str, Any]:
-    """A sample as a row of an image folder: every key that ends in file_name is a picture."""
+    """A sample as a row of an image folder: every key that ends in file_name is an image."""
     return {
         "file_name": sample.context,
         "target_file_name": sample.target,
@@ -175,12 +197,12 @@ def _metadata(sample: EditSample) -> dict[str, Any]:
 def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[EditSample]:
     """Give whole photos to the split "test", chosen by their content.
 
-    A photo keeps its side when others come or go. Only when that leaves a side empty, one photo
-    is moved there.
+    A photo keeps its split when others are added or removed. Only if a split would be empty, one
+    photo is moved there.
 
     Args:
         samples: samples whose provenance has "photo_hash".
-        test_share: wished share of test photos, 0 to 1.
+        test_share: intended share of test photos, 0 to 1.
 
     Returns:
         The samples with `split` set to "train" or "test", in the same order.
@@ -201,7 +223,7 @@ def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[Edi
 
 
 def _jobs(photos: Sequence[LabelledPhoto]) -> tuple[list[PhotoJob], list[Rejection]]:
-    """Photos with their content's hash; unreadable ones and copies are turned away."""
+    """Photos with the hashes of their content; unreadable ones and copies are rejected."""
     jobs: dict[str, PhotoJob] = {}
     rejected = []
     for photo in photos:
@@ -209,7 +231,7 @@ def _jobs(photos: Sequence[LabelledPhoto]) -> tuple[list[PhotoJob], list[Rejecti
             key = content_hash(photo)
             if key in jobs:
                 first = jobs[key].photo.name
-                raise UserError(f"{photo.path}: the same picture as {first}, which is used already")
+                raise UserError(f"{photo.path}: the same image as {first}, which is used")
             jobs[key] = PhotoJob(photo, key)
         except UserError as error:
             rejected.append(_refused(error, photo))
@@ -217,10 +239,10 @@ def _jobs(photos: Sequence[LabelledPhoto]) -> tuple[list[PhotoJob], list[Rejecti
 
 
 def _prepare(out: Path) -> None:
-    """Make the folder and remove temporary files that a killed run has left there."""
+    """Make the folder and remove temporary files of a killed run."""
     records = [path.name for path in (out / ".cache").glob("*.json")]
     if (out / "manifest.jsonl").exists() and (not records or "scenes.json" in records):
-        raise UserError(f"{out}: another data set lies here, give a new folder")
+        raise UserError(f"{out}: this folder holds another data set, give a new one")
     out.mkdir(parents=True, exist_ok=True)
     folders = [out / name for name in ("images", "masks", "targets", ".cache")]
     folders += [path for path in (out / ".cache").glob("*") if path.is_dir()]
@@ -230,12 +252,12 @@ def _prepare(out: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _turn(looks: Sequence[BuiltStyle], number: int, count: int | None) -> list[BuiltStyle]:
-    """The styles whose turn it is at a photo, in their own order; all without a count."""
-    if count is None or count >= len(looks):
-        return list(looks)
-    chosen = {(number * count + turn) % len(looks) for turn in range(count)}
-    return [looks[i] for i in sorted(chosen)]
+def _turn(styles: Sequence[BuiltStyle], number: int, count: int | None) -> list[BuiltStyle]:
+    """The `count` styles of photo `number`, in the order of the file; all if `count` is None."""
+    if count is None or count >= len(styles):
+        return list(styles)
+    chosen = {(number * count + turn) % len(styles) for turn in range(count)}
+    return [styles[i] for i in sorted(chosen)]
 
 
 def _run(
@@ -245,7 +267,7 @@ def _run(
     settings: BuildSettings,
     workers: int | None,
 ) -> list[PhotoResult]:
-    """Each photo's result: from the record of an earlier run, or made now; in the jobs' order."""
+    """Result of each photo, from the record of an earlier run or made now, in the order of jobs."""
     results = {
         job.hash: load_record(record_file(job, out, plan[job.hash], settings), out) for job in jobs
     }
@@ -270,10 +292,10 @@ def _run(
 def _load_networks(
     jobs: Sequence[PhotoJob], plan: Mapping[str, Sequence[BuiltStyle]], settings: BuildSettings
 ) -> bool:
-    """What cannot be had is one error before the work, not one rejection a photo.
+    """Load all networks first: a missing one is one error, not one rejection per photo.
 
     Returns:
-        Whether a network is at work that should not be loaded once a process.
+        Whether a network is used that should not be loaded by several processes.
     """
     objects = [item for job in jobs for item in job.photo.objects if not item.masked]
     words = settings.find.grounder is not None and any(item.box is None for item in objects)

@@ -1,4 +1,4 @@
-"""Pasting a styled object back into its photo: the identity outside the mask, bit for bit."""
+"""Pastes a restyled object back into its photo; outside the mask nothing changes, bit for bit."""
 
 import torch
 import torch.nn.functional as F
@@ -6,21 +6,21 @@ from torch import Tensor
 
 
 def composite(content: Tensor, styled: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
-    """Y = M·S(x) + (1 − M)·x, exactly (spec regionroute.md §2).
+    """Composite Y = M·S(x) + (1 − M)·x, exactly (RegionRoute, training pairs).
 
     Args:
-        content: picture [3, H, W] or pictures [B, 3, H, W].
-        styled: the restyled picture, of the same shape.
-        mask: [1, H, W] or [B, 1, H, W] in {0, 1}, one where the styled picture shows.
-        feather: width in pixels of a ramp *inside* the mask over which the styled picture fades
-            in; the border of the picture itself is no edge. 0 is a hard edge.
+        content: [3, H, W] or [B, 3, H, W].
+        styled: the restyled image, of the same shape.
+        mask: [1, H, W] or [B, 1, H, W] in {0, 1}, one where the styled image is used.
+        feather: width in pixels of a ramp inside the mask over which the styled image fades in;
+            the image border does not count as an edge. 0 is a hard edge.
 
     Returns:
         A tensor of content's shape: equal to `content` wherever the mask is 0, and to `styled`
         deeper than `feather` pixels inside the mask.
 
     Raises:
-        ValueError: shapes that do not fit, a mask that is not binary, a negative feather.
+        ValueError: shapes differ, the mask is not binary, or feather is negative.
     """
     if styled.shape != content.shape:
         raise ValueError(f"styled is {list(styled.shape)}, content is {list(content.shape)}")
@@ -34,7 +34,7 @@ def composite(content: Tensor, styled: Tensor, mask: Tensor, feather: int = 0) -
 
 
 def feather_inward(mask: Tensor, width: int) -> Tensor:
-    """Ramp from the mask's edge inwards: the d-th pixel from the edge gets d / (width + 1).
+    """Ramp from the edge of a mask inwards: the d-th pixel from the edge gets d / (width + 1).
 
     Args:
         mask: [1, H, W] or [B, 1, H, W] in {0, 1}.
@@ -50,7 +50,7 @@ def feather_inward(mask: Tensor, width: int) -> Tensor:
         raise ValueError(f"feather is {width}, it must be 0 or more pixels")
     eroded, total = mask, mask.clone()
     for _ in range(width):
-        # Padding is ignored by max-pooling, so an object cut by the picture's border stays solid.
+        # Max-pooling ignores padding, so the ramp does not follow the image border.
         eroded = -F.max_pool2d(-eroded, 3, stride=1, padding=1)
         total = total + eroded
     return total / (width + 1)

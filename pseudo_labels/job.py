@@ -1,6 +1,8 @@
-"""A photo's way through a build: what is asked of it, by which settings, and what came of it."""
+"""What is asked of each photo of a build, with which settings, and the result."""
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,24 +21,24 @@ from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
 from regionroute.files import text_hash
 
-SMALLEST_SIDE = 32  # pixels; smaller photos hold nothing to learn
+SMALLEST_SIDE = 32  # pixels; smaller photos are rejected
 
-# Part of every name of a product: raise it when equal settings would give another product.
+# Part of the name of every product; raise it when equal settings would give another product.
 REVISION = 1
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What decides the pictures and the choice of samples.
+    """Settings that decide images and choice of samples.
 
     Attributes:
-        size: longest side of the pictures; smaller photos keep their size.
-        feather: ramp inside the mask's edge in pixels, 0 for a hard edge.
-        limits: what is left out.
+        size: longest side of the images in pixels; smaller photos keep their size.
+        feather: soft edge inside the mask in pixels, 0 for a hard edge.
+        limits: which objects and samples are rejected.
         find: how objects without masks are found.
-        judge: a vision-language model that is asked about every sample, None for none.
-        multi: samples a photo with two or three objects at once, each in its own style.
-        whole: also a sample of each photo in each style that restyles everything, for training.
+        judge: vision-language model that judges every sample, None for none.
+        multi: samples per photo with two or three objects, each in its own style.
+        whole: add training samples of whole restyled photos.
     """
 
     size: int = 512
@@ -51,9 +53,9 @@ class BuildSettings:
         if self.size < SMALLEST_SIDE:
             raise UserError(f"size is {self.size}: use {SMALLEST_SIDE} pixels or more")
         if not 0 <= self.feather <= self.size:
-            raise UserError(f"feather is {self.feather}: use 0 to {self.size} pixels, the size")
+            raise UserError(f"feather is {self.feather}: use 0 to {self.size} pixels")
         if self.multi < 0:
-            raise UserError(f"multi is {self.multi}: use 0 or more samples a photo")
+            raise UserError(f"multi is {self.multi}: use 0 or more samples per photo")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class BuiltStyle:
 
 @dataclass(frozen=True)
 class PhotoJob:
-    """A photo to work on and the hash of its bytes."""
+    """A photo to label and the hash of its bytes."""
 
     photo: LabelledPhoto
     hash: str
@@ -79,12 +81,12 @@ class PhotoJob:
 
 @dataclass
 class PhotoResult:
-    """What came of a photo; splits are given later, when all photos are known.
+    """Result of one photo; splits are assigned later, when all photos are known.
 
     Attributes:
-        samples: one an object and style, then those with several objects.
-        rejected: what was left out.
-        look: the photo in a few bits (`curate.photo_look`), "" if it could not be used.
+        samples: one per object and style, then those with several objects.
+        rejected: what was not used, and why.
+        look: perceptual hash (`curate.filters.photo_look`), "" if the photo was not used.
     """
 
     samples: list[EditSample]
@@ -109,7 +111,7 @@ def rejection(
     style: str | None = None,
     checks: dict[str, Any] | None = None,
 ) -> Rejection:
-    """A rejection whose reason begins with the photo's path."""
+    """A rejection; its reason begins with the photo's path."""
     line = job.photo.line or None
     return Rejection(
         f"{job.photo.path}: {reason}", job.photo.name, word, style, line, checks=checks
@@ -117,13 +119,27 @@ def rejection(
 
 
 def write_once(path: Path, image: Tensor) -> None:
-    """Write a product that is not there yet; one that is there is finished and current."""
+    """Write a product unless it exists: an existing one is complete and current."""
     if not path.exists():
         write_image(path, image)
 
 
+def write_keeping_mtime(path: Path, write: Callable[[Path, Any], None], content: Any) -> None:
+    """Write a file; if its bytes do not change, neither does its modification time.
+
+    Args:
+        path: the file.
+        write: writes `content` to a path.
+        content: what to write.
+    """
+    before = (path.read_bytes(), path.stat()) if path.is_file() else None
+    write(path, content)
+    if before is not None and path.read_bytes() == before[0]:
+        os.utime(path, ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
+
+
 def slug(text: str) -> str:
-    """A readable part of a file name; texts that differ give slugs that differ."""
+    """A readable part of a file name; different texts give different slugs."""
     plain = _readable(text)
     return plain if plain == text else f"{plain}-{text_hash(text)[:6]}".lstrip("-")
 

@@ -12,9 +12,9 @@ from pseudo_labels.curate.filters import Limits
 from pseudo_labels.curate.judge import JudgeSettings
 from pseudo_labels.job import BuildSettings
 from pseudo_labels.parallel import MOST_WORKERS
+from pseudo_labels.review.exclusions import add_excluded
 from pseudo_labels.review.page import FILE_NAME
 from pseudo_labels.review.preview import preview
-from pseudo_labels.review.tidy import add_struck
 from pseudo_labels.segment.folder import list_photos
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import DEFAULT_GROUNDER, DEFAULT_SEGMENTER, FinderSettings
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = _settings(args, len(styles))
     source = _source(args, out)
     if args.strike:
-        add_struck(out, Path(args.strike))
+        add_excluded(out, Path(args.strike))
     if args.preview:
         print(preview(source, styles, out, settings, args.preview))
         return 0

@@ -28,13 +28,21 @@ from regionroute.data.manifest import WHOLE, EditSample, Region, mask_box
 from regionroute.data.prompts import build_prompt, find_spans, restyle_prompt
 from regionroute.files import settings_hash, text_hash
 
-MOST_REGIONS = 3  # objects of a sample with several
-_OF_AN_OBJECT = {"mask_source", "area", "checks"}  # facts of a sample of one
+MOST_REGIONS = 3  # objects in one sample
+_OF_AN_OBJECT = {"mask_source", "area", "checks"}  # provenance of samples with one object
 
 
 @dataclass(frozen=True)
 class PairMaker:
-    """Makes the samples of one photo."""
+    """Makes the samples of one photo.
+
+    Attributes:
+        job: the photo.
+        out: folder of the data set.
+        settings: settings of the build.
+        content: the photo at the working size, [3, H, W] in [0, 1].
+        context: its file.
+    """
 
     job: PhotoJob
     out: Path
@@ -45,7 +53,7 @@ class PairMaker:
     def samples(
         self, style: BuiltStyle, objects: Sequence[PhotoObject], rejected: list[Rejection]
     ) -> list[EditSample]:
-        """One sample an object in a style; what keeps not the limits goes to `rejected`."""
+        """One sample per object in a style; samples that fail the filters go to `rejected`."""
         kept = []
         for item, file in zip(objects, self._targets(style, objects), strict=True):
             target = read_image(self.out / file)
@@ -67,7 +75,7 @@ class PairMaker:
         return kept
 
     def _targets(self, style: BuiltStyle, objects: Sequence[PhotoObject]) -> list[str]:
-        """One target an object; the photo is restyled once, and only if a target is missing."""
+        """One target per object; the photo is restyled once, and only if a target is missing."""
         key = [self.context, style.stylizer.fingerprint, self.settings.feather]
         files = []
         for item in objects:
@@ -87,7 +95,7 @@ class PairMaker:
         return files
 
     def _styled(self, style: BuiltStyle, mask: Tensor | None) -> Tensor:
-        """The whole photo in a style; chance is the photo's and the style's own."""
+        """The whole photo in a style; its random seed depends on photo and style alone."""
         seed = int(text_hash(f"{self.job.hash} {style.entry.spec.name}")[:15], 16)
         generator = torch.Generator().manual_seed(seed)
         return style.stylizer.stylize(
@@ -95,9 +103,9 @@ class PairMaker:
         )
 
     def whole(self, style: BuiltStyle, single: EditSample) -> EditSample:
-        """The whole photo restyled: one region that is the picture, named "image".
+        """The whole photo restyled: one region, named "image", that covers everything.
 
-        An expert that saw restyled objects alone paints objects that it has not seen poorly.
+        Experts trained on restyled objects only paint unseen objects poorly.
 
         Args:
             style: the style.
@@ -130,9 +138,9 @@ class PairMaker:
     def several(
         self, samples: Sequence[EditSample], objects: Sequence[PhotoObject]
     ) -> list[EditSample]:
-        """Samples with two or three objects at once, each in another style.
+        """Samples with two or three objects, each in another style.
 
-        Their pixels are those of the single samples; where masks overlap the later object wins.
+        Their pixels are those of the single samples; where masks overlap, the later object wins.
         """
         by_object = [
             [s for s in samples if s.regions[0].mask == item.mask_file] for item in objects
@@ -141,7 +149,7 @@ class PairMaker:
         if len(by_object) < 2:
             return []
         made: dict[str, EditSample] = {}
-        start = int(self.job.hash[:8], 16)  # photos begin with different styles
+        start = int(self.job.hash[:8], 16)  # photos start with different styles
         for turn in range(self.settings.multi):
             parts: list[EditSample] = []
             for place, choices in enumerate(by_object):
@@ -155,7 +163,7 @@ class PairMaker:
         return list(made.values())
 
     def _joined(self, parts: Sequence[EditSample]) -> EditSample:
-        """One sample of several single ones of this photo."""
+        """One sample joined from several single samples of this photo."""
         key = settings_hash([REVISION, [part.target for part in parts]])[:8]
         file = f"targets/{self.job.slug}-multi-{key}.png"
         if not (self.out / file).exists():

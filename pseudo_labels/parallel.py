@@ -1,4 +1,4 @@
-"""Work spread over processes, in order, with the same bytes at any number of workers."""
+"""Work in several processes: results in order, the same bytes with any number of workers."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ import torch
 
 from regionroute.errors import UserError
 
-MOST_WORKERS = 256  # all are started at once; more than this is a slip of the finger
+MOST_WORKERS = 256  # all are started at once; more is a typing mistake
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread inside the block: sums then do not depend on the machine's cores."""
+    """Run torch on one thread inside the block, so that sums do not depend on the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -33,13 +33,13 @@ def one_thread() -> Iterator[None]:
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, chunk: int = 1
 ) -> Iterator[Result]:
-    """Like `map`, over processes.
+    """Like `map`, in several processes.
 
     Args:
-        function: picklable: a module's function or a partial of one.
+        function: picklable, such as a function of a module or a partial of one.
         items: picklable arguments.
-        workers: processes; with 1 everything runs here.
-        chunk: items sent to a process at a time.
+        workers: number of processes; 1 runs everything in this one.
+        chunk: items sent to a process at once.
 
     Yields:
         Results in the order of items.
@@ -50,25 +50,25 @@ def map_in_order(
     if workers <= 1:
         yield from map(function, items)
         return
-    # Not fork: this process may hold threads of torch and onnxruntime, whose locks a fork copies.
+    # Not fork: it would copy the locks of torch's and onnxruntime's threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_quiet_worker)
     try:
         yield from pool.map(function, items, chunksize=chunk)
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process died, perhaps for want of memory: run the command again with "
-            "--workers 1, what is made already is kept"
+            "a worker process died, probably out of memory: run the command again with "
+            "--workers 1; finished work is kept"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def default_workers(jobs: int, jobs_per_worker: int) -> int:
-    """One process for every `jobs_per_worker` jobs, as starting one takes seconds; one a core."""
+    """One process per `jobs_per_worker` jobs (each takes seconds to start), one per core at most."""
     return max(1, min(os.cpu_count() or 1, jobs // jobs_per_worker))
 
 
 def _quiet_worker() -> None:
-    """Ctrl-C is the parent's to answer; it then cancels what is left."""
+    """Ignore Ctrl-C: the parent process handles it and cancels the rest."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The objects of one photo, and from them its training pairs."""
+"""Finds the objects of one photo and makes its training pairs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,30 +29,30 @@ from regionroute.data.images import from_pil, to_pil
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
 
-SMALL_AREA = 0.05  # share of the picture below which an object is flagged "small"
-FINDING_SIDE = 1024  # pixels of the longer side at which objects are looked for
+SMALL_AREA = 0.05  # fraction of the image below which an object is flagged "small"
+FINDING_SIDE = 1024  # longer side in pixels at which objects are detected
 
 
 def make_samples(
     job: PhotoJob, out: Path, styles: Sequence[BuiltStyle], settings: BuildSettings
 ) -> PhotoResult:
-    """Make all pairs of one photo; products that are there already are not made again.
+    """Make all pairs of one photo; existing products are not made again.
 
     Args:
         job: the photo.
-        out: the data set's folder.
+        out: folder of the data set.
         styles: the styles; the photo is restyled at most once in each.
         settings: sizes, limits, and how objects are found.
 
     Returns:
-        One sample an object and style, and what was left out.
+        One sample per object and style, and what was rejected.
 
     Raises:
         UserError: the photo itself cannot be used.
     """
-    picture, segments, rejected = open_photo(job.photo)
-    content = _fit(picture, settings.size, job.photo)
-    found, missing = _found(job, picture, out, settings.find)
+    image, segments, rejected = open_photo(job.photo)
+    content = _fit(image, settings.size, job.photo)
+    found, missing = _found(job, image, out, settings.find)
     rejected += missing
     chosen = choose_instances([*segments, *found], settings.find.instances)
     rejected += _unchosen(job, [*segments, *found], chosen, settings.find.instances)
@@ -73,35 +73,35 @@ def make_samples(
 
 
 def _found(
-    job: PhotoJob, picture: Tensor, out: Path, settings: FinderSettings
+    job: PhotoJob, image: Tensor, out: Path, settings: FinderSettings
 ) -> tuple[list[Segment], list[Rejection]]:
-    """Objects without masks, looked for once and remembered."""
+    """Objects without masks, detected once and recorded."""
     wanted = [item for item in job.photo.objects if not item.masked]
     if not wanted:
         return [], []
-    picture, wanted = _smaller(picture, wanted)
-    size = (picture.shape[-2], picture.shape[-1])
+    image, wanted = _smaller(image, wanted)
+    size = (image.shape[-2], image.shape[-1])
     asked = [(item.word, item.box) for item in wanted]
     key = settings_hash([REVISION, settings.fingerprint(), size, job.photo.name, asked])[:10]
     record = out / ".cache" / "found" / f"{job.slug}-{key}.json"
     known = restore(record, size)
     if known is None:
         photo = dataclasses.replace(job.photo, objects=tuple(wanted))
-        known = find_objects(picture, photo, settings)
+        known = find_objects(image, photo, settings)
         store(record, *known)
     return known
 
 
 def _smaller(
-    picture: Tensor, objects: Sequence[LabelledObject]
+    image: Tensor, objects: Sequence[LabelledObject]
 ) -> tuple[Tensor, list[LabelledObject]]:
-    """Picture and boxes at the size at which objects are looked for."""
-    height, width = picture.shape[-2:]
+    """Image and boxes at the size at which objects are detected."""
+    height, width = image.shape[-2:]
     scale = min(1.0, FINDING_SIDE / max(height, width))
     if scale == 1:
-        return picture, list(objects)
+        return image, list(objects)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = from_pil(to_pil(picture).resize(size, Image.Resampling.LANCZOS))
+    small = from_pil(to_pil(image).resize(size, Image.Resampling.LANCZOS))
     scaled = [
         item if item.box is None else dataclasses.replace(item, box=_scaled(item.box, scale))
         for item in objects
@@ -117,11 +117,11 @@ def _scaled(box: Box, scale: float) -> Box:
 def _unchosen(
     job: PhotoJob, found: Sequence[Segment], chosen: Sequence[Segment], policy: str
 ) -> list[Rejection]:
-    """Words of which there are fewer objects than the number asked for."""
+    """Words with fewer objects than the requested instance number."""
     kept = {segment.word.casefold() for segment in chosen}
     lost = {segment.word.casefold(): segment.word for segment in found}
     return [
-        rejection(job, f"there is no {word} number {policy} in it", word)
+        rejection(job, f"it has no {word} number {policy}", word)
         for key, word in lost.items()
         if key not in kept
     ]
@@ -130,7 +130,7 @@ def _unchosen(
 def _usable(
     job: PhotoJob, content: Tensor, segments: Sequence[Segment], settings: BuildSettings
 ) -> tuple[list[PhotoObject], list[Rejection]]:
-    """The objects that keep the limits, at the working size."""
+    """The objects within the limits, at the working size."""
     size = (content.shape[-2], content.shape[-1])
     kept: list[tuple[Segment, dict[str, float]]] = []
     rejected = []
@@ -155,17 +155,17 @@ def _usable(
     return objects, rejected
 
 
-def _fit(picture: Tensor, size: int, photo: LabelledPhoto) -> Tensor:
-    """The picture as it will be stored: 8-bit values, longest side at most `size`."""
-    height, width = picture.shape[-2:]
+def _fit(image: Tensor, size: int, photo: LabelledPhoto) -> Tensor:
+    """The photo as it is stored: 8-bit values, longest side at most `size`."""
+    height, width = image.shape[-2:]
     scale = min(1.0, size / max(height, width))
     height, width = round(height * scale), round(width * scale)
     if min(height, width) < SMALLEST_SIDE:
         raise UserError(
             f"{photo.path}: {width}x{height} pixels at the working size are too few, "
-            f"{SMALLEST_SIDE} a side is the least"
+            f"the minimum is {SMALLEST_SIDE} per side"
         )
-    stored = to_pil(picture)
+    stored = to_pil(image)
     if scale < 1:
         stored = stored.resize((width, height), Image.Resampling.LANCZOS)
     return from_pil(stored)
@@ -176,7 +176,7 @@ def _bits(mask: Tensor) -> str:
 
 
 def _flags(segment: Segment, others: Sequence[Segment]) -> tuple[str, ...]:
-    """The same words as for synthetic scenes; what lies behind something cannot be seen here."""
+    """Flags as for synthetic scenes; occlusion is unknown for photos."""
     flags = ["multi" if others or segment.count > 1 else "single"]
     if segment.count > 1:
         flags.append("several")

@@ -1,4 +1,4 @@
-"""What was decided for each photo, kept under a name that hashes all it depends on."""
+"""Records of finished photos, named by a hash of everything they depend on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from regionroute.errors import UserError
 from regionroute.files import file_hash, read_json, settings_hash
 
 _RECORD = TypeAdapter(PhotoResult)
-_RECORD_REVISION = 2  # raise when records hold other facts than before
+_RECORD_REVISION = 2  # raise when the content of records changes
 
 
 def record_file(
     job: PhotoJob, out: Path, styles: Sequence[BuiltStyle], settings: BuildSettings
 ) -> Path:
-    """Where the result is recorded, under a name that hashes all it depends on."""
+    """File of the result; its name hashes everything the result depends on."""
     return out / ".cache" / f"{job.slug}-{_key(job, styles, settings)}.json"
 
 
@@ -28,10 +28,10 @@ def _key(job: PhotoJob, styles: Sequence[BuiltStyle], settings: BuildSettings) -
     ]
     finder = settings.find.fingerprint() if not all(i.masked for i in job.photo.objects) else None
     judge = fingerprint(settings.judge.model) if settings.judge else None
-    looks = [(style.entry.spec, style.stylizer.fingerprint) for style in styles]
+    named = [(style.entry.spec, style.stylizer.fingerprint) for style in styles]
     photo = (job.hash, job.photo.name, str(job.photo.path), job.photo.line, dict(job.photo.facts))
     revisions = [REVISION, _RECORD_REVISION]
-    return settings_hash([revisions, photo, objects, finder, judge, looks, settings])[:10]
+    return settings_hash([revisions, photo, objects, finder, judge, named, settings])[:10]
 
 
 def _hash_or_none(path: Path | None) -> str | None:
@@ -44,13 +44,13 @@ def _hash_or_none(path: Path | None) -> str | None:
 
 
 def load_record(record: Path, out: Path) -> PhotoResult | None:
-    """The record's result if it is there with all products it names."""
+    """The recorded result, if the record and all products it names exist."""
     if not record.exists():
         return None
     try:
         result = _RECORD.validate_python(read_json(record))
     except (UserError, ValidationError):
-        return None  # damaged from outside: make it again
+        return None  # damaged: make it again
     for sample in result.samples:
         files = (sample.context, sample.target, *(region.mask for region in sample.regions))
         if not all((out / file).exists() for file in files):

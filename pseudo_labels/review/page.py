@@ -1,4 +1,4 @@
-"""A page to skim a data set: every sample, every reason, and a click to strike a sample out."""
+"""The review page: all samples of a data set and all rejections; a click excludes a sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 
-from pseudo_labels.review.tidy import read_struck, write_keeping_time
+from pseudo_labels.job import write_keeping_mtime
+from pseudo_labels.review.exclusions import read_excluded
 from pseudo_labels.segment.given import Rejection
 from regionroute.data.manifest import EditSample
 from regionroute.files import atomic_write
@@ -21,16 +22,16 @@ def write_review(
     rejected: Sequence[Rejection],
     title: str = "Training pairs",
 ) -> Path:
-    """Write the page; it shows the pictures of the data set's folder and needs nothing else.
+    """Write the page; it needs nothing but the images in the folder of the data set.
 
     Args:
-        out: the data set's folder.
-        samples: what is in it.
-        rejected: what was left out, and why.
-        title: heading.
+        out: folder of the data set.
+        samples: its samples.
+        rejected: what is not in it, and why.
+        title: heading of the page.
 
     Returns:
-        The page.
+        Path of the page.
     """
     cards = [_card(sample) for sample in samples]
     page = (
@@ -48,10 +49,10 @@ def write_review(
             styles=_each(region.style for sample in samples for region in sample.regions),
             words=_each(region.object for sample in samples for region in sample.regions),
             rejected=rejected,
-            struck=sorted(read_struck(out)),
+            excluded=sorted(read_excluded(out)),
         )
     )
-    write_keeping_time(out / FILE_NAME, _write_text, page)
+    write_keeping_mtime(out / FILE_NAME, _write_text, page)
     return out / FILE_NAME
 
 
@@ -71,7 +72,7 @@ def _card(sample: EditSample) -> dict[str, Any]:
 
 
 def _facts(sample: EditSample) -> str:
-    """What was measured, in one line."""
+    """Provenance and measurements, in one line."""
     facts = sample.provenance
     parts = [str(facts.get("photo", "")), str(facts.get("mask_source", ""))]
     for name, value in facts.get("checks", {}).items():

@@ -1,4 +1,4 @@
-"""A few samples spread over photos and styles, to look at before the long run."""
+"""A few samples spread over photos and styles, to check before the full run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pseudo_labels.job import BuildSettings
 from pseudo_labels.review.page import FILE_NAME
 from pseudo_labels.stylize.registry import StyleEntry
 
-SIDE = 320  # pixels; a preview is for the eye
+SIDE = 320  # pixels; enough to judge a preview by eye
 
 
 def preview(

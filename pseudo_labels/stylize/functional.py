@@ -1,18 +1,13 @@
 """Exact filters as a stylizer: no weights, nothing random, targets known to the last bit."""
 
-from collections.abc import Mapping
-
 from pydantic import Field
 from torch import Generator, Tensor
 
 from pseudo_labels.stylize import filters, photo_filters
 from pseudo_labels.stylize.base import Stylizer
-from pseudo_labels.stylize.filters import Filter
 from regionroute.config.base import Section
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, nearest
-
-ALL_FILTERS: Mapping[str, Filter] = filters.FILTERS | photo_filters.PHOTO_FILTERS
 
 
 class FilterSettings(Section):
@@ -35,11 +30,11 @@ class FunctionalStylizer(Stylizer[FilterSettings]):
     settings_class = FilterSettings
 
     def __init__(self, settings: FilterSettings) -> None:
-        name = settings.filter
-        if name not in ALL_FILTERS:
-            close = nearest(name, list(ALL_FILTERS))
+        name, known = settings.filter, filters.FILTERS | photo_filters.PHOTO_FILTERS
+        if name not in known:
+            close = nearest(name, list(known))
             raise UserError(f"unknown filter '{name}', the nearest known one is '{close}'")
-        self._filter = ALL_FILTERS[name]
+        self._filter = known[name]
         revisions = [filters.REVISION]
         if name not in filters.FILTERS:
             revisions.append(photo_filters.REVISION)

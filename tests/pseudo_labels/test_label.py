@@ -289,7 +289,7 @@ def test_bad_photos_are_one_line_each_and_the_rest_goes_on(photos, tmp_path):
     expected = {
         "cut.jpg": "cannot be read",
         "text.png": "cannot be read",
-        "copy.png": "the same picture as p3.png",
+        "copy.png": "the same image as p3.png",
         "none.png": "no such photo",
         "tiny.png": "8x8 pixels",
         ".": "no such photo",
@@ -354,7 +354,7 @@ class TestCommand:
 
     def test_no_sample_at_all_names_the_first_reason(self, tmp_path):
         (tmp_path / "labels.jsonl").write_text('{"file": "a.png", "word": "dog", "mask": "m.png"}')
-        with pytest.raises(UserError, match=r"not one sample could be made.*a\.png"):
+        with pytest.raises(UserError, match=r"no sample could be made.*a\.png"):
             run(tmp_path, tmp_path / "out")
         assert len(read_jsonl(tmp_path / "out" / "rejected.jsonl")) == 1
 

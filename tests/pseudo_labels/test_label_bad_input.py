@@ -38,14 +38,17 @@ ARGUMENTS = [
     ([*GOOD, "--out", "file"], "file: this is a file, give a folder"),
     ([*GOOD, "--out", "file/out"], "file is a file, not a folder"),
     ([*GOOD, "--out", ""], "the folder's name is empty"),
-    ([*GOOD, "--out", "theirs"], "theirs: another data set lies here"),
-    ([*GOOD, "--out", "scenes"], "scenes: another data set lies here"),
+    ([*GOOD, "--out", "theirs"], "theirs: this folder holds another data set"),
+    ([*GOOD, "--out", "scenes"], "scenes: this folder holds another data set"),
     ([*GOOD, "--styles", "nowhere.yaml"], "nowhere.yaml: no such styles file"),
     ([*GOOD, "--styles", "theirs"], "theirs: no such styles file"),
-    ([*GOOD, "--styles", "binary.jsonl"], "binary.jsonl: this is not UTF-8"),
-    ([*GOOD, "--styles", "painting.yaml", "--only", "a"], "style 'a': a painting style needs"),
+    ([*GOOD, "--styles", "binary.jsonl"], "binary.jsonl: this file is not UTF-8"),
+    (
+        [*GOOD, "--styles", "painting.yaml", "--only", "a"],
+        "style 'a': a painting style: give either 'style'",
+    ),
     ([*GOOD, "--only", "neon"], "unknown style 'neon', the nearest known one is"),
-    ([*GOOD, "--only", "line-art,line-art"], "style 'line-art' is asked for twice"),
+    ([*GOOD, "--only", "line-art,line-art"], "style 'line-art' is named twice"),
     ([*GOOD, "--size", "31"], "size is 31"),
     ([*GOOD, "--size", "-64"], "size is -64"),
     ([*GOOD, "--size", "inf"], "invalid int value: 'inf'"),
@@ -63,16 +66,16 @@ ARGUMENTS = [
     (["label", "--out", "out", "--images", "photos", "--objects", " , "], "needs --objects"),
     (["label", "--out", "out", "--images", "none", "--objects", "dog"], "none: no such folder of"),
     (["label", "--out", "out", "--images", "theirs", "--objects", "dog"], "there is no photo in"),
-    ([*GOOD, "--images", "none"], "not one sample could be made"),
+    ([*GOOD, "--images", "none"], "no sample could be made"),
     ([*GOOD, "--multi", "1"], "--multi needs two styles"),
     ([*GOOD, "--caption"], "--caption needs --judge"),
     ([*GOOD, "--judge", "/no/model"], "/no/model: no such folder"),
     ([*GOOD, "--references", "/no/model"], "/no/model: no such folder"),
     ([*GOOD, "--instances", "some"], "instances is 'some'"),
     ([*GOOD, "--threshold", "2"], "threshold of the grounder is 2.0"),
-    ([*GOOD, "--min-area", "0.9"], "min_area and max_area must be shares"),
+    ([*GOOD, "--min-area", "0.9"], "min_area and max_area must satisfy"),
     ([*GOOD, "--max-alike", "999"], "max_alike is 999"),
-    ([*GOOD, "--strike", "none.txt"], "none.txt: no such list of struck samples"),
+    ([*GOOD, "--strike", "none.txt"], "none.txt: no such list of excluded samples"),
     ([*GOOD, "--preview", "0"], "--preview is 0"),
     ([*GOOD, "--device", "cuda:99"], "--device cuda:99: not usable here"),
     ([*GOOD, "--lables", "x"], "unrecognized arguments: --lables"),
@@ -94,15 +97,15 @@ PAINTINGS = [
     (painting(style=26), "no painting style 26"),
     (painting(style="x"), "no painting style x"),
     (painting(style={"1": "x"}), "no painting style"),
-    (painting(style=1, reference="file"), "needs either 'style'"),
+    (painting(style=1, reference="file"), "give either 'style'"),
     (painting(reference=5), "setting 'reference' must be a file name, not 5"),
     (painting(reference="nowhere.png"), "nowhere.png: no such image"),
     (painting(reference="file"), "file: this image cannot be read"),
     (painting(style=1, strength=2), "the strength of a painting style is 2"),
     (painting(style=1, strength="x"), "style 'a': "),
     (painting(style=1, size=5), "the size of a painting style is 5"),
-    (painting(style=1, threads=0), "a painting style has 0 threads"),
-    (painting(style=1, threads="x"), "a painting style has 'x' threads"),
+    (painting(style=1, threads=0), "the threads of a painting style is 0"),
+    (painting(style=1, threads="x"), "the threads of a painting style is 'x'"),
     (painting(style=1, stile=2), "unknown setting 'stile', the nearest known one is 'style'"),
 ]
 
@@ -181,7 +184,7 @@ def test_a_row_that_cannot_be_used_is_the_reason(folder, capsys, row):
     (folder / "photos" / "labels.jsonl").write_text(text + "\n")
     assert regionroute(GOOD) == 2
     *_, sentence = capsys.readouterr().err.splitlines()
-    assert sentence.startswith("error: photos/labels.jsonl: not one sample could be made; ")
+    assert sentence.startswith("error: photos/labels.jsonl: no sample could be made; ")
     assert not (folder / "out" / "manifest.jsonl").exists()
     (rejected,) = read_jsonl(folder / "out" / "rejected.jsonl")
     assert rejected["line"] == 1
@@ -190,7 +193,7 @@ def test_a_row_that_cannot_be_used_is_the_reason(folder, capsys, row):
 
 def test_no_rows_at_all(folder, refused):
     sentence = refused(regionroute, [*GOOD, "--labels", "empty.jsonl"])
-    assert "empty.jsonl: not one sample could be made" in sentence
+    assert "empty.jsonl: no sample could be made" in sentence
 
 
 def test_bad_rows_do_not_stop_the_good_ones(folder, capsys):

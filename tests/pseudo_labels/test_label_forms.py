@@ -18,6 +18,7 @@ from pseudo_labels.label import main
 from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import FinderSettings
+from pseudo_labels.stylize.base import Stylizer
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import StyleEntry, load_styles
@@ -232,7 +233,7 @@ class TestInstances:
 
     def test_a_number_that_is_not_there(self, twins, tmp_path):
         settings = dataclasses.replace(SETTINGS, find=FinderSettings(instances="3"))
-        with pytest.raises(UserError, match="there is no dog number 3"):
+        with pytest.raises(UserError, match="it has no dog number 3"):
             run(twins, tmp_path / "out", settings=settings)
 
 
@@ -315,11 +316,14 @@ class TestWholePhotos:
 
 
 class TestReview:
-    def test_struck_samples_leave_the_manifest_and_come_back(self, photos, tmp_path):
+    @pytest.mark.parametrize("name", ["exclude.txt", "struck.txt"])  # the latter: its old name
+    def test_excluded_samples_leave_the_manifest_and_come_back(
+        self, photos, tmp_path, capsys, name
+    ):
         out = tmp_path / "out"
         first = run(photos, out, settings=dataclasses.replace(SETTINGS, multi=1))
         gone = first.samples[0].id
-        (out / "struck.txt").write_text(f"# ugly\n{gone}  # a remark\n\n")
+        (out / name).write_text(f"# ugly\n{gone}  # a remark\n\n")
         second = run(photos, out, settings=dataclasses.replace(SETTINGS, multi=1))
         lost = {s.id for s in first.samples} - {s.id for s in second.samples}
         assert gone in lost
@@ -327,8 +331,9 @@ class TestReview:
         assert lost == {gone} | {s.id for s in parts}
         rows = [r for r in read_jsonl(out / "rejected.jsonl") if r.get("sample")]
         assert {row["sample"] for row in rows} == lost
-        assert all(row["reason"] == "struck out on the review page" for row in rows)
-        (out / "struck.txt").unlink()
+        assert all(row["reason"] == "excluded on the review page" for row in rows)
+        assert ("exclude.txt, its name now" in capsys.readouterr().err) == (name == "struck.txt")
+        (out / name).unlink()
         third = run(photos, out, settings=dataclasses.replace(SETTINGS, multi=1))
         assert third.samples == first.samples
 
@@ -349,8 +354,8 @@ class TestReview:
         for index in (0, 1):
             (tmp_path / "list.txt").write_text(ids[index] + "\n")
             main([*shared, *limits, "--strike", str(tmp_path / "list.txt")])
-        assert (out / "struck.txt").read_text().split() == sorted(ids[:2])
-        with pytest.raises(UserError, match="no such list of struck samples"):
+        assert (out / "exclude.txt").read_text().split() == sorted(ids[:2])
+        with pytest.raises(UserError, match="no such list of excluded samples"):
             main([*shared, "--strike", str(tmp_path / "none.txt")])
 
     def test_the_page_shows_every_sample_and_reason(self, photos, tmp_path):
@@ -419,7 +424,7 @@ class TestCuration:
         append(photos, {"file": "again.webp", "word": "dog", "mask": mask})
         report = run(photos, tmp_path / "out")
         (double,) = report.rejected
-        assert "nearly the same picture as p3.png" in double.reason
+        assert "near-duplicate of p3.png" in double.reason
         limits = dataclasses.replace(ANY, max_alike=-1)
         both = run(photos, tmp_path / "out", settings=dataclasses.replace(SETTINGS, limits=limits))
         assert len(both.samples) == len(report.samples) + 2
@@ -454,16 +459,16 @@ def test_the_folder_is_an_image_folder_of_hugging_face(photos, tmp_path):
 
 
 def test_a_stylizer_that_needs_the_mask_is_asked_once_an_object(photos, tmp_path, monkeypatch):
-    class Masked:
+    class Masked(Stylizer):
+        kind = "masked"
         needs = frozenset({"mask"})
-        fingerprint = "masked 1"
         seen: ClassVar[list] = []
 
-        def stylize(self, content, style, *, mask=None, generator=None):
+        def restyle(self, image, style, mask, generator):
             self.seen.append((mask, generator.initial_seed()))
-            return torch.where(mask > 0, 1 - content, torch.zeros_like(content))
+            return torch.where(mask > 0, 1 - image, torch.zeros_like(image))
 
-    monkeypatch.setattr(StyleEntry, "build", lambda self: Masked())
+    monkeypatch.setattr(StyleEntry, "build", lambda self: Masked(self.settings, "1"))
     report = run(photos, tmp_path / "out", ["pixel-art"])
     assert len(Masked.seen) == len(report.samples)
     assert len({seed for _, seed in Masked.seen}) == 4  # one a photo
@@ -474,7 +479,7 @@ def test_a_stylizers_network_is_loaded_before_the_work(photos, tmp_path, monkeyp
         def load(self):
             raise UserError("no such pipeline")
 
-    monkeypatch.setattr(StyleEntry, "build", lambda self: Broken("neon"))
+    monkeypatch.setattr(StyleEntry, "build", lambda self: Broken.build(filter="neon"))
     with pytest.raises(UserError, match="no such pipeline"):
         run(photos, tmp_path / "out", ["pixel-art"])
     assert not list((tmp_path / "out").rglob("*.json"))

@@ -33,9 +33,9 @@ class TestObjects:
     @pytest.mark.parametrize(
         ("checks", "told"),
         [
-            ({"area": 0.005}, "the dog covers 0.5% of the picture, usable is 1% to 70%"),
+            ({"area": 0.005}, "the dog covers 0.5% of the image, the limits are 1% to 70%"),
             ({"area": 0.8}, "the dog covers 80.0%"),
-            ({"border": 0.9}, "the dog covers 90% of the picture's frame, usable is up to 60%"),
+            ({"border": 0.9}, "the dog covers 90% of the image border, the limit is 60%"),
             ({"score": 0.1}, "the mask of the dog has a score of 0.10"),
             ({}, None),
         ],
@@ -77,7 +77,7 @@ class TestSamples:
         assert sample_checks(scene.image, target, mask) == sample_checks(scene.image, other, mask)
 
     def test_faults(self):
-        assert "neon changes the dog by 0.010 only" in sample_fault(
+        assert "neon changes the dog by only 0.010" in sample_fault(
             {"strength": 0.01, "structure": 1.0}, "dog", "neon", LIMITS
         )
         assert "keeps too little of the dog's shape" in sample_fault(
