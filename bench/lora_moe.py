@@ -34,7 +34,7 @@ from regionroute.adapters import (
 )
 from regionroute.diffusion.latents import image_ids
 from regionroute.files import write_json
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 
 EXPERTS, TOP_K, RANK, STYLE_DIM = 16, 2, 8, 3072
 PEFT, BASE = "PEFT LoRA, rank 8", "base"
@@ -77,7 +77,7 @@ def main() -> int:
 
 def nano(batch: int, device: str) -> tuple[nn.Module, dict[str, Tensor], int]:
     """The embedded base's transformer, an input of its own size, and the batch."""
-    backbone = load_backbone("nano", device=device)
+    backbone = load_base("nano", device=device)
     config, side = backbone.transformer.config, backbone.settings.resolution // 8
     text = backbone.settings.max_text_length
     ids = torch.cat([image_ids(side, side, frame) for frame in (0, 1)])

@@ -33,7 +33,7 @@ from regionroute.attention.columns import attend
 from regionroute.config.io import add_config_arguments, load_config
 from regionroute.config.run import RunConfig
 from regionroute.files import write_json
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 from train.step import Batch, training_step
 
 STYLES = 4
@@ -57,7 +57,7 @@ def main() -> int:
         args.config, [*args.overrides, "supervision.focus=0", "supervision.cover=0"], RunConfig
     )
     every = load_config(args.config, [*args.overrides, "supervision.layers=all"], RunConfig)
-    backbone = load_backbone(config.base.name, getattr(torch, config.base.dtype), device)
+    backbone = load_base(config.base.name, getattr(torch, config.base.dtype), device)
     inject(
         backbone.transformer, config.experts.targets, STYLES, config.experts.rank,
         config.experts.alpha,

@@ -29,7 +29,7 @@ from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
 from regionroute.data.stats import describe, ratio_of_means
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_file, write_json
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 
 SCHEMA_VERSION = 1
 MAX_PSNR = 100.0  # dB, for a picture that comes back exactly
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--out {args.out}: give a name that ends in .json")
     manifest = load_manifest(args.manifest)
     select_split(manifest, args.split)
-    backbone = load_backbone(args.base, device=usable_device(args.device))
+    backbone = load_base(args.base, device=usable_device(args.device))
     rows = measure(backbone, readable(manifest, args.split), args.batch_size)
     if not rows:
         raise UserError(f"{args.manifest}: no sample of split {args.split} could be read")

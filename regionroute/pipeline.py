@@ -38,7 +38,7 @@ from regionroute.editing.sampler import Interrupted
 from regionroute.errors import UserError
 from regionroute.models.bundled import bundled_experts, default_base, find_bundled_experts
 from regionroute.models.devices import pick_device
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 from regionroute.routing.instances import Instance
 
 StepEndCallback: TypeAlias = Callable[
@@ -111,7 +111,7 @@ class RegionRoutePipeline:
             experts = bundled_experts(base, by_example=True)
         if experts is not None and experts != "auto":
             read_registry(experts)  # a wrong folder is reported before a large base is loaded
-        pipe = cls(load_backbone(base, torch_dtype, device, quantize))
+        pipe = cls(load_base(base, torch_dtype, device, quantize))
         pipe._quantized = quantize is not None
         if experts == "auto":
             pipe._follow_bundled = True

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from regionroute.attention import AttentionPlan
 from regionroute.data.manifest import Manifest, load_manifest, manifest_file
 from regionroute.errors import UserError
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 from train.data.cache import Cache, CacheEntry
 from train.data.caching import bucket_remark, of_one_size, seen_of
 from train.data.dataset import TrainingExample, TrainingExamples
@@ -92,7 +92,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
     quantize = config.base.quantize
     # Layers are quantised as they reach the device; all else waits for `place`.
     where = ranks.device if quantize else "cpu"
-    backbone = load_backbone(config.base.name, dtype, where, quantize)
+    backbone = load_base(config.base.name, dtype, where, quantize)
     backbone.settings = _settings(backbone, config)
     _check_layers(backbone, config)
     references = _references(config, selection, cache, ranks)

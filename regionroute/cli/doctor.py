@@ -113,10 +113,10 @@ def check_bases() -> Iterator[Finding]:
 
 def check_base(name: str = "nano") -> Iterator[Finding]:
     """Does this base load?"""
-    from regionroute.models.loading import load_backbone
+    from regionroute.models.loading import load_base
 
     try:
-        base = load_backbone(name)
+        base = load_base(name)
     except UserError as error:
         yield Finding("bad", f"base {name}", str(error))
         return

@@ -171,14 +171,14 @@ def _merge(args: argparse.Namespace) -> None:
 
     from regionroute.adapters import blend_weights, load_experts, merge, parse_blend, read_registry
     from regionroute.files import check_output_folder
-    from regionroute.models.loading import load_backbone
+    from regionroute.models.loading import load_base
 
     registry = read_registry(args.experts)
     blend = parse_blend(args.style, registry.name)
     check_output_folder(args.out)
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out}: the folder is not empty, name a new one for the merged base")
-    backbone = load_backbone(args.base, getattr(torch, args.dtype))
+    backbone = load_base(args.base, getattr(torch, args.dtype))
     registry = load_experts(args.experts, backbone)
     merge(backbone.transformer, blend_weights(blend, registry), keep=False)
     write_base(backbone, args.out)

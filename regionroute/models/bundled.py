@@ -32,7 +32,7 @@ def find_bundled_experts(base: str, *, by_example: bool = False) -> Path | None:
     """The experts in a base's folder ``experts`` or ``experts_by_example``; None without any.
 
     Args:
-        base: see `load_backbone`.
+        base: see `load_base`.
         by_example: those that take the style from a reference image.
     """
     source = resolve(base)

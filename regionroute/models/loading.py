@@ -196,7 +196,7 @@ class Backbone:
         return fitted[0], fitted[1]
 
 
-def load_backbone(
+def load_base(
     spec: str,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -239,17 +239,20 @@ def load_backbone(
     return backbone.to(device)
 
 
+load_backbone = load_base  # its earlier name, for one release
+
+
 def load_skeleton(spec: str) -> Any:
     """A base's transformer without its weights: names, sizes and fingerprint, at no cost.
 
     Args:
-        spec: see `load_backbone`.
+        spec: see `load_base`.
 
     Returns:
         The transformer on the meta device.
 
     Raises:
-        UserError: see `load_backbone`.
+        UserError: see `load_base`.
     """
     source = resolve(spec)
     where = {"local_files_only": isinstance(source, Path)}

@@ -36,7 +36,7 @@ def build_tiny(folder: str | Path, seed: int = 0, guidance_embeds: bool = True) 
         guidance_embeds: whether the transformer is guidance-distilled, as FLUX.1-Kontext-dev is.
 
     Returns:
-        The folder: what ``load_backbone`` and the stock ``FluxKontextPipeline`` both load.
+        The folder: what ``load_base`` and the stock ``FluxKontextPipeline`` both load.
     """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):

@@ -35,7 +35,7 @@ def build_tiny_klein(folder: str | Path, seed: int = 0, distilled: bool = False)
         distilled: says that it needs no guidance, as FLUX.2-klein-4B does.
 
     Returns:
-        The folder: what ``load_backbone`` and the stock ``Flux2KleinPipeline`` both load.
+        The folder: what ``load_base`` and the stock ``Flux2KleinPipeline`` both load.
     """
     folder = Path(folder)
     tokenizer = build_qwen_tokenizer(WORDS, TEXT_LENGTH)

@@ -12,7 +12,7 @@ from diffusers import FluxKontextPipeline
 
 from regionroute.adapters import adapter_layers, inject, save_experts
 from regionroute.data.manifest import StyleSpec
-from regionroute.models.loading import Backbone, load_backbone, quiet
+from regionroute.models.loading import Backbone, load_base, quiet
 from regionroute.models.tiny import build_tiny
 
 
@@ -26,7 +26,7 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_experts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two random experts for `tiny_base` whose effect can be seen; read only."""
     folder = tmp_path_factory.mktemp("experts")
-    return _write_experts(folder, load_backbone(str(tiny_base)))
+    return _write_experts(folder, load_base(str(tiny_base)))
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +55,12 @@ def _write_experts(folder: Path, base: Backbone, **extra: Any) -> Path:
 @pytest.fixture
 def tiny_backbone(tiny_base: Path) -> Backbone:
     """Freshly loaded, so that a test may change it."""
-    return load_backbone(str(tiny_base))
+    return load_base(str(tiny_base))
 
 
 @pytest.fixture
 def tiny_plain(plain_folder: Path) -> Backbone:
-    return load_backbone(str(plain_folder))
+    return load_base(str(plain_folder))
 
 
 @pytest.fixture

@@ -297,7 +297,7 @@ def test_experts_come_and_go(
     assert not torch.equal(edit(tiny), with_experts)
     tiny.load_experts(tiny_experts)
     assert torch.equal(edit(tiny), with_experts)
-    other = write_experts(tmp_path, loading.load_backbone(str(tiny_base)), resolution=16)
+    other = write_experts(tmp_path, loading.load_base(str(tiny_base)), resolution=16)
     tiny.load_experts(other)
     assert tiny.backbone.settings.resolution == 16
     broken = tmp_path / "broken"

@@ -11,7 +11,7 @@ from regionroute.adapters import RouteContext, load_experts, routed
 from regionroute.cli import main as cli
 from regionroute.data.images import from_pil, read_image
 from regionroute.diffusion.flow import sample
-from regionroute.models.loading import load_backbone, quiet
+from regionroute.models.loading import load_base, quiet
 
 PROMPT = "make the square in pixel-art style, keep other area unchanged"
 STEPS = 6
@@ -53,7 +53,7 @@ def test_the_stock_pipeline_paints_our_picture_with_a_trained_expert(
     trained, tiny_klein, tiny_manifest
 ):
     photo = Image.open(tiny_manifest / "0.context.png").convert("RGB")
-    base = load_backbone(str(tiny_klein))
+    base = load_base(str(tiny_klein))
     registry = load_experts(trained / "experts", base)
     noise = base.draw_noise((1, 4, 32, 32), seed=4)
     embeds, pooled = base.encode_prompts([PROMPT])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.data.encode import identity
 
 PACKAGES = {"nf4": "bitsandbytes", "fp8": "torchao"}
@@ -27,9 +27,9 @@ def test_a_quantised_base_trains_and_continues(klein_runs, kind):
 
 
 def test_its_identity_follows_the_weights(tiny_base, kind):
-    one, again = (load_backbone(str(tiny_base), quantize=kind) for _ in range(2))
+    one, again = (load_base(str(tiny_base), quantize=kind) for _ in range(2))
     assert identity(one.transformer) == identity(again.transformer)
-    assert identity(one.transformer) != identity(load_backbone(str(tiny_base)).transformer)
+    assert identity(one.transformer) != identity(load_base(str(tiny_base)).transformer)
 
 
 def test_zero_3_is_refused(runs, capsys):

@@ -7,14 +7,14 @@ from regionroute.adapters import adapter_layers, adapter_parameters, inject
 from regionroute.attention import AttentionPlan
 from regionroute.config.run import load_config
 from regionroute.diffusion.flow import add_noise
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train import step as step_module
 from train.step import Batch, measured, pixel_weights, training_step
 
 
 @pytest.fixture
 def backbone(tiny_base):
-    backbone = load_backbone(str(tiny_base))
+    backbone = load_base(str(tiny_base))
     generator = torch.Generator().manual_seed(0)
     inject(backbone.transformer, "regionroute", 3, 2, 2.0, generator=generator)
     for layer in adapter_layers(backbone.transformer).values():  # zero B would hide A's gradient

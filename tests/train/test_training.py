@@ -13,7 +13,7 @@ from regionroute.config.run import load_config
 from regionroute.data.images import read_image
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditRequest
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.monitor.logs import Reporter, rewind
 
 STEPS = 6
@@ -51,7 +51,7 @@ def test_a_run_leaves_experts_losses_previews_and_facts(runs, tiny_base, tiny_ma
 
     registry = read_registry(output / "experts")
     assert [style.name for style in registry.styles] == ["line-art", "pixel-art"]
-    editor = Editor(load_backbone(str(tiny_base)), output / "experts")
+    editor = Editor(load_base(str(tiny_base)), output / "experts")
     picture = read_image(tiny_manifest / "0.context.png")
     result = editor.edit(picture, EditRequest("square", "pixel-art"), want_map=True)
     assert result.image.shape == picture.shape

@@ -22,7 +22,7 @@ from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
 from regionroute.files import check_output_folder
 from regionroute.models.codec import PatchCodec
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 from train.pretrain.base import PairSource, start_or_resume, train_base
 from train.pretrain.config import PretrainConfig
 from train.pretrain.corpus import load_corpus, to_model_range
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     if cfg.corpus.bank is not None:
         return _pretrain_on_photos(cfg, output)
-    base = None if cfg.init_from is None else load_backbone(cfg.init_from)
+    base = None if cfg.init_from is None else load_base(cfg.init_from)
     corpus = load_corpus(cfg.corpus, output / "pictures.pt")
     stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
     codec = fit_codec(cfg, corpus.pictures[::stride], base)
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
-    base = None if cfg.init_from is None else load_backbone(cfg.init_from)
+    base = None if cfg.init_from is None else load_base(cfg.init_from)
     bank = ObjectBank(str(cfg.corpus.bank))
     codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures), base)
     model = _model(cfg, prompts_of(bank), output, codec, base)

@@ -17,7 +17,7 @@ from regionroute.diffusion.latents import mask_to_grid
 from regionroute.editing.editor import Editor
 from regionroute.editing.head_scan import HeadScan
 from regionroute.files import read_json
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def run(*arguments):
 
 
 def test_scores_belong_to_the_heads_and_pictures_they_name(tiny_base, experts, pictures):
-    editor = Editor(load_backbone(str(tiny_base)), experts)
+    editor = Editor(load_base(str(tiny_base)), experts)
     manifest = load_manifest(pictures)
     examples = draw(manifest, "train", {"pixel-art"}, 4, seed=0)
     assert sorted(example.sample.id for example in examples) == [f"pair-{i}" for i in range(4)]
@@ -108,7 +108,7 @@ def test_the_choice_is_kept_with_the_experts_and_used(tiny_base, experts, pictur
     assert len(report["heads"]["with experts"]) == 24
     assert set(report["samples"]["choosing"]).isdisjoint(report["samples"]["reporting"])
     assert report["comparison"][0]["iou"] == choice.provenance["iou"]
-    editor = Editor(load_backbone(str(tiny_base)), experts)
+    editor = Editor(load_base(str(tiny_base)), experts)
     assert editor.map_choice == choice
     assert read_registry(experts).extra["map"]["layers"] == choice.layers
 

@@ -26,7 +26,7 @@ from regionroute.data.images import read_image
 from regionroute.editing import batch
 from regionroute.editing.editor import Editor
 from regionroute.editing.outputs import enlarge_map, overlay, side_by_side
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 
 Run = Callable[..., int]
 
@@ -80,9 +80,9 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def load(spec: str, *arguments: Any) -> Any:
         loads.append(spec)
-        return load_backbone(spec, *arguments)
+        return load_base(spec, *arguments)
 
-    monkeypatch.setattr(pipeline, "load_backbone", load)
+    monkeypatch.setattr(pipeline, "load_base", load)
     return loads
 
 

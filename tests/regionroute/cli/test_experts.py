@@ -18,7 +18,7 @@ from regionroute.cli.main import main
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.models.embedded import nano_folder
-from regionroute.models.loading import fingerprint, load_backbone, load_skeleton
+from regionroute.models.loading import fingerprint, load_base, load_skeleton
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -69,7 +69,7 @@ def test_files_of_other_programs_come_back_as_the_same_experts(
         assert ours.keys() == again.keys()
         for name, x in ours.items():
             torch.testing.assert_close(again[name], x, rtol=1e-5, atol=1e-6)
-    load_experts(back, load_backbone(str(tiny_base)))  # the skeleton had the base's fingerprint
+    load_experts(back, load_base(str(tiny_base)))  # the skeleton had the base's fingerprint
 
 
 def test_a_merged_base_edits_as_the_expert_does(
@@ -81,15 +81,15 @@ def test_a_merged_base_edits_as_the_expert_does(
     assert main([*arguments, "--style", "pixel-art", "--out", str(out)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
     FluxKontextPipeline.from_pretrained(out)
-    merged = Editor(load_backbone(str(out))).edit(
+    merged = Editor(load_base(str(out))).edit(
         image, EditRequest("dog", "pixel-art"), EditOptions(steps=2, mode="plain")
     )
-    expert = Editor(load_backbone(str(tiny_base)), tiny_experts)
+    expert = Editor(load_base(str(tiny_base)), tiny_experts)
     expected = expert.edit(
         image, EditRequest("dog", "pixel-art"), EditOptions(steps=2, mode="plain")
     )
     torch.testing.assert_close(merged.image, expected.image, rtol=0, atol=1e-5)
-    plain = Editor(load_backbone(str(tiny_base))).edit(
+    plain = Editor(load_base(str(tiny_base))).edit(
         image, EditRequest("dog", "pixel-art"), EditOptions(steps=2, mode="plain")
     )
     assert (plain.image - expected.image).abs().max() > 1e-3
@@ -100,7 +100,7 @@ def test_a_merged_blend(tiny_base: Path, tiny_experts: Path, tmp_path: Path) -> 
     out.mkdir()
     arguments = ["experts", "merge", str(tiny_experts), "--base", str(tiny_base)]
     assert main([*arguments, "--style", "0.5 pixel-art + 0.25 lines", "--out", str(out)]) == 0
-    base, merged = load_backbone(str(tiny_base)), load_backbone(str(out))
+    base, merged = load_base(str(tiny_base)), load_base(str(out))
     load_experts(tiny_experts, base)
     linear = merged.transformer.transformer_blocks[0].attn.to_q
     layer = base.transformer.transformer_blocks[0].attn.to_q

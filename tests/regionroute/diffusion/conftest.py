@@ -3,14 +3,14 @@
 import pytest
 from diffusers import Flux2KleinPipeline
 
-from regionroute.models.loading import load_backbone, quiet
+from regionroute.models.loading import load_base, quiet
 from regionroute.models.tiny_klein import build_tiny_klein
 
 
 @pytest.fixture
 def klein(tiny_klein):
     """Freshly loaded, so that a test may change it."""
-    return load_backbone(str(tiny_klein))
+    return load_base(str(tiny_klein))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from regionroute.diffusion.flow import predict_velocity, sample
 from regionroute.diffusion.flux2_klein import patchify, unpatchify
 from regionroute.diffusion.latents import pack
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone, load_skeleton
+from regionroute.models.loading import load_base, load_skeleton
 
 PROMPT = "make the dog in pixel-art style, keep other area unchanged"
 PROMPTS = [PROMPT, "zebra"]
@@ -148,7 +148,7 @@ def test_pictures_equal_the_stock_pipelines(klein, stock_klein, photo, image, no
 
 
 def test_a_distilled_base_is_not_guided(distilled_folder, load_stock, photo, image, noise):
-    base, stock = load_backbone(str(distilled_folder)), load_stock(distilled_folder)
+    base, stock = load_base(str(distilled_folder)), load_stock(distilled_folder)
     theirs = run_stock(stock, photo, noise, guidance_scale=2.5)
     torch.testing.assert_close(run_ours(base, image, noise), theirs, atol=2e-5, rtol=0)
     assert base.negative(2.5) is None
@@ -337,26 +337,26 @@ def test_experts_load_again_and_fit_the_distilled_base(
     experts, distilled_folder, tiny_klein, klein, noise, image
 ):
     for folder in (tiny_klein, distilled_folder):
-        base = load_backbone(str(folder))
+        base = load_base(str(folder))
         load_experts(experts, base)
         assert base.fingerprint == klein.fingerprint
 
 
 def test_experts_of_the_other_family_are_refused(experts, tiny_base):
     with pytest.raises(UserError, match="these experts were trained on base"):
-        load_experts(experts, load_backbone(str(tiny_base)))
+        load_experts(experts, load_base(str(tiny_base)))
 
 
 def test_each_transformer_knows_its_family(klein, tiny_base):
     assert family_of(klein.transformer) is KLEIN
-    assert family_of(load_backbone(str(tiny_base)).transformer) is KONTEXT
+    assert family_of(load_base(str(tiny_base)).transformer) is KONTEXT
     with pytest.raises(ValueError, match="no FluxTransformer2DModel or Flux2Transformer2DModel"):
         family_of(torch.nn.Linear(2, 2))
 
 
 def test_settings_are_the_families_unless_a_base_says_its_own(tiny_klein, distilled_folder):
     for folder, steps, guidance in ((tiny_klein, 50, 4.0), (distilled_folder, 4, 1.0)):
-        base = load_backbone(str(folder))
+        base = load_base(str(folder))
         assert (base.settings.steps, base.settings.guidance) == (2, 4.0)
         assert base.family.defaults(base.distilled)["steps"] == steps
         assert base.family.defaults(base.distilled)["guidance"] == guidance

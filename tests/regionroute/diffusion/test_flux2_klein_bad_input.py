@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from regionroute.cli import main as cli
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ DAMAGES = [
 def test_a_damaged_folder_is_named_in_one_sentence(broken, damage, sentence):
     damage(broken)
     with pytest.raises(UserError, match=sentence) as error:
-        load_backbone(str(broken))
+        load_base(str(broken))
     assert str(broken) in str(error.value)
     assert "\n" not in str(error.value)
 

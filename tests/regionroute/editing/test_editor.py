@@ -21,7 +21,7 @@ from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
 from regionroute.models.bundled import bundled_experts
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 
 Write = Callable[..., Path]
 
@@ -80,7 +80,7 @@ def test_a_stock_pipeline_with_the_exported_expert_gives_our_picture(
         stock.unload_lora_weights()
         torch.testing.assert_close(ours.image, theirs, atol=1e-5, rtol=0)
         pictures[name] = ours.image
-    bare = Editor(load_backbone(editor.backbone.name))
+    bare = Editor(load_base(editor.backbone.name))
     unedited = bare.edit(
         image, EditRequest("dog", "pixel-art", seed=4), EditOptions(steps=3, guidance=2.5)
     ).image
@@ -173,7 +173,7 @@ def test_the_registry_says_which_layers_make_the_map(
     tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write
 ) -> None:
     write_experts(
-        tmp_path, load_backbone(str(tiny_base)), map_layers=["double.1"], map_queries="context"
+        tmp_path, load_base(str(tiny_base)), map_layers=["double.1"], map_queries="context"
     )
     editor = Editor(tiny_backbone, tmp_path)
     assert editor.map_choice == MapChoice(layers=["double.1"], queries="context")
@@ -194,7 +194,7 @@ def test_a_calibrated_choice_goes_before_what_was_supervised(
 ) -> None:
     layers = ["double.0.context:1@object", "single.0.target:0"]
     choice = {"layers": layers, "combine": "normalised", "steps": "first"}
-    write_experts(tmp_path, load_backbone(str(tiny_base)), map_layers=["double.0"], map=choice)
+    write_experts(tmp_path, load_base(str(tiny_base)), map_layers=["double.0"], map=choice)
     editor = Editor(tiny_backbone, tmp_path)
     request = EditRequest("dog", "pixel-art", seed=3)
     maps = editor.site_maps([picture()], [request])
@@ -208,7 +208,7 @@ def test_a_calibrated_choice_goes_before_what_was_supervised(
             want_map=True,
         )
         torch.testing.assert_close(found.region_map, expected, atol=1e-5, rtol=0)
-    zero_shot = Editor(load_backbone(str(tiny_base)))
+    zero_shot = Editor(load_base(str(tiny_base)))
     zero_shot.read_maps(editor.map_choice)
     theirs = zero_shot.site_maps([picture()], [request])
     for site, bare in editor.site_maps([picture()], [request], bare=True).items():
@@ -249,7 +249,7 @@ def test_a_broken_choice_is_one_sentence(
     extra: dict[str, object],
     sentence: str,
 ) -> None:
-    write_experts(tmp_path, load_backbone(str(tiny_base)), **extra)
+    write_experts(tmp_path, load_base(str(tiny_base)), **extra)
     with pytest.raises(UserError, match=sentence) as caught:
         Editor(tiny_backbone, tmp_path)
     assert "\n" not in str(caught.value)
@@ -258,7 +258,7 @@ def test_a_broken_choice_is_one_sentence(
 def test_experts_bring_the_sizes_they_were_trained_at(
     tiny_backbone: Backbone, tiny_base: Path, tmp_path: Path, write_experts: Write
 ) -> None:
-    write_experts(tmp_path, load_backbone(str(tiny_base)), max_text_length=20, resolution=64)
+    write_experts(tmp_path, load_base(str(tiny_base)), max_text_length=20, resolution=64)
     editor = Editor(tiny_backbone, tmp_path)
     assert editor.backbone.encode_prompts(["dog"])[0].shape[1] == 20
     assert editor.backbone.fit_size(100, 100) == (64, 64)
@@ -276,7 +276,7 @@ def test_senseless_sizes_are_refused(
     key: str,
     value: object,
 ) -> None:
-    write_experts(tmp_path, load_backbone(str(tiny_base)), **{key: value})
+    write_experts(tmp_path, load_base(str(tiny_base)), **{key: value})
     with pytest.raises(UserError, match=rf"experts\.json: {key} must be"):
         Editor(tiny_backbone, tmp_path)
 
@@ -285,7 +285,7 @@ def test_senseless_sizes_are_refused(
 def test_low_precision_edits_too(
     tiny_base: Path, tiny_experts: Path, dtype: torch.dtype, editor: Editor
 ) -> None:
-    low = Editor(load_backbone(str(tiny_base), dtype), tiny_experts)
+    low = Editor(load_base(str(tiny_base), dtype), tiny_experts)
     result = low.edit(picture(), EditRequest("dog", "pixel-art"), want_map=True)
     assert result.image.dtype == torch.float32
     assert result.region_map is not None

@@ -15,7 +15,7 @@ from regionroute.data.prompts import restyle_prompt
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 
 
 def picture(height: int = 24, width: int = 40, seed: int = 0) -> Tensor:
@@ -138,9 +138,9 @@ def test_a_picture_does_not_depend_on_its_neighbours(editor: Editor) -> None:
 def test_experts_trained_for_routing_are_routed(
     tmp_path: Path, tiny_base: Path, write_experts: Callable[..., Path]
 ) -> None:
-    base = load_backbone(str(tiny_base))
+    base = load_base(str(tiny_base))
     folder = write_experts(tmp_path, base, routing={"branch": "base", "threshold": 0.4})
-    editor = Editor(load_backbone(str(tiny_base)), folder)
+    editor = Editor(load_base(str(tiny_base)), folder)
     settings = editor.edit(picture(), EditRequest("dog", "lines")).settings
     assert (settings["mode"], settings["lock_background"]) == ("routed", True)
     assert editor.routing.threshold == 0.4
@@ -159,13 +159,13 @@ def test_the_branch_may_be_the_base_or_the_expert(
     images = {}
     for branch in ("base", "expert"):
         folder = write_experts(
-            tmp_path / branch, load_backbone(str(tiny_base)), routing={"branch": branch}
+            tmp_path / branch, load_base(str(tiny_base)), routing={"branch": branch}
         )
-        editor = Editor(load_backbone(str(tiny_base)), folder)
+        editor = Editor(load_base(str(tiny_base)), folder)
         images[branch] = editor.edit(
             picture(), EditRequest("dog", "lines", regions=open_gate)
         ).image
-    bare = Editor(load_backbone(str(tiny_base)))
+    bare = Editor(load_base(str(tiny_base)))
     # Without experts the style's words are its name.
     alone = bare.edit(
         picture(), EditRequest("dog", "line-art", regions=open_gate), EditOptions(mode="routed")
@@ -177,9 +177,9 @@ def test_the_branch_may_be_the_base_or_the_expert(
 def test_a_broken_routing_section_is_one_sentence(
     tmp_path: Path, tiny_base: Path, write_experts: Callable[..., Path]
 ) -> None:
-    folder = write_experts(tmp_path, load_backbone(str(tiny_base)), routing={"threshold": 7})
+    folder = write_experts(tmp_path, load_base(str(tiny_base)), routing={"threshold": 7})
     with pytest.raises(UserError, match=r"experts\.json: routing\.threshold"):
-        Editor(load_backbone(str(tiny_base)), folder)
+        Editor(load_base(str(tiny_base)), folder)
 
 
 @pytest.mark.parametrize(

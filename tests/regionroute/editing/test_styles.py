@@ -27,14 +27,14 @@ from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError
 from regionroute.models.bundled import bundled_experts
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 
 
 @pytest.fixture(scope="module")
 def by_example(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three random experts for `tiny_base`, chosen by a style's embedding; read only."""
     folder = tmp_path_factory.mktemp("by-example")
-    base, generator = load_backbone(str(tiny_base)), torch.Generator().manual_seed(3)
+    base, generator = load_base(str(tiny_base)), torch.Generator().manual_seed(3)
     torch.manual_seed(0)
     settings = EncoderSettings(levels=(-1, -2), tokens=2, width=4)
     encoder = StyleEncoder(new_tower(16, 8, 16, 2, 2), settings).eval()
@@ -71,7 +71,7 @@ def editor(tiny_backbone: Backbone, by_example: Path) -> Editor:
 
 @pytest.fixture
 def named(tiny_base: Path, tiny_experts: Path) -> Editor:
-    return Editor(load_backbone(str(tiny_base)), tiny_experts)
+    return Editor(load_base(str(tiny_base)), tiny_experts)
 
 
 @pytest.mark.parametrize("mode", ["plain", "routed"])

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from regionroute.errors import UserError
 from regionroute.models import embedded as nano
 from regionroute.models import source
-from regionroute.models.loading import Backbone, load_backbone
+from regionroute.models.loading import Backbone, load_base
 from regionroute.models.source import BaseSettings
 from regionroute.models.tiny import build_tiny
 
@@ -52,23 +52,23 @@ def test_text_states_equal_the_stock_pipelines(
 
 
 def test_dtype_reaches_every_network(tiny_base: Path) -> None:
-    base = load_backbone(str(tiny_base), dtype=torch.bfloat16)
+    base = load_base(str(tiny_base), dtype=torch.bfloat16)
     assert {network.dtype for network in base.networks()} == {torch.bfloat16}
     assert base.encode_images(torch.rand(1, 3, 8, 8)).dtype == torch.bfloat16
     assert base.decode_latents(torch.zeros(1, 4, 4, 4)).dtype == torch.float32
 
 
 def test_settings_come_from_the_folder_or_are_kontexts(broken: Path) -> None:
-    assert load_backbone(str(broken)).settings == BaseSettings(2, 3.5, 32, 32)
+    assert load_base(str(broken)).settings == BaseSettings(2, 3.5, 32, 32)
     (broken / "regionroute.json").unlink()
-    assert load_backbone(str(broken)).settings == BaseSettings(28, 3.5, 512, 1024)
+    assert load_base(str(broken)).settings == BaseSettings(28, 3.5, 512, 1024)
 
 
 def test_fingerprint_tells_architectures_apart(
     tiny_backbone: Backbone, tiny_plain: Backbone, tmp_path: Path
 ) -> None:
     assert tiny_backbone.fingerprint != tiny_plain.fingerprint
-    other_weights = load_backbone(str(build_tiny(tmp_path / "other", seed=9)))
+    other_weights = load_base(str(build_tiny(tmp_path / "other", seed=9)))
     assert other_weights.fingerprint == tiny_backbone.fingerprint
 
 
@@ -106,7 +106,7 @@ def test_embedded_name_is_the_packaged_folder(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nano, "nano_folder", lambda name: tiny_base)
-    assert load_backbone("nano").settings.resolution == 32
+    assert load_base("nano").settings.resolution == 32
 
 
 def test_a_package_without_nano_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_folder_wins_over_a_hub_id(
 ) -> None:
     shutil.copytree(tiny_base, tmp_path / "someone" / "kontext")
     monkeypatch.chdir(tmp_path)
-    assert load_backbone("someone/kontext").settings.resolution == 32
+    assert load_base("someone/kontext").settings.resolution == 32
 
 
 def drop_a_weight(base: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_damaged_folder_is_named_in_one_sentence(
 ) -> None:
     damage(broken)
     with pytest.raises(UserError, match=sentence) as error:
-        load_backbone(str(broken))
+        load_base(str(broken))
     assert str(broken) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -182,13 +182,13 @@ def test_a_damaged_folder_is_named_in_one_sentence(
 @pytest.mark.parametrize("spec", ["nanu", "./nowhere", "/no/such/base", "a/b/c", "nowhere/"])
 def test_what_is_neither_folder_nor_hub_id_never_reaches_the_hub(spec: str) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        load_backbone(spec)
+        load_base(spec)
 
 
 def test_a_file_is_not_a_base(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").touch()
     with pytest.raises(UserError, match="this is a file"):
-        load_backbone(str(tmp_path / "x.safetensors"))
+        load_base(str(tmp_path / "x.safetensors"))
 
 
 def hub_error(kind: type[Exception]) -> Exception:
@@ -217,7 +217,7 @@ def test_hub_failures_are_explained(
 
     monkeypatch.setattr(source, "hf_hub_download", fail)
     with pytest.raises(UserError, match=sentence) as error:
-        load_backbone("someone/kontext")
+        load_base("someone/kontext")
     assert "someone/kontext" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -225,7 +225,7 @@ def test_hub_failures_are_explained(
 def test_offline_means_one_sentence_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the hub cannot be reached"):
-        load_backbone("someone/kontext")
+        load_base("someone/kontext")
 
 
 def test_a_hub_base_of_another_class_is_refused(
@@ -234,11 +234,11 @@ def test_a_hub_base_of_another_class_is_refused(
     write_index(tmp_path, '{"_class_name": "FluxPipeline"}')
     monkeypatch.setattr(source, "hf_hub_download", lambda repository, file: str(tmp_path / file))
     with pytest.raises(UserError, match="FluxPipeline"):
-        load_backbone("someone/flux")
+        load_base("someone/flux")
 
 
 def test_loading_prints_no_bars(tiny_base: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_backbone(str(tiny_base))
+    load_base(str(tiny_base))
     assert "it/s" not in capfd.readouterr().err
 
 

@@ -7,13 +7,13 @@ from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.stylize.filters import FILTERS
 from regionroute.editing.request import EditRequest
 from regionroute.models.embedded import nano_folder
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from regionroute.pipeline import RegionRoutePipeline
 
 
 @pytest.fixture(scope="module")
 def nano():
-    return load_backbone("nano")
+    return load_base("nano")
 
 
 @pytest.fixture(scope="module")

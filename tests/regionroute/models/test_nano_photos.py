@@ -12,7 +12,7 @@ from regionroute.diffusion.flow import draw_noise, sample
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditRequest
 from regionroute.models.embedded import NAMES, nano_folder
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from regionroute.pipeline import RegionRoutePipeline
 
 SIDE = 128
@@ -22,7 +22,7 @@ STYLES = ("starry-night", "woodcut", "neon", "cyberpunk")
 
 @pytest.fixture(scope="module")
 def nano():
-    return load_backbone("nano-photos")
+    return load_base("nano-photos")
 
 
 @pytest.fixture(scope="module")

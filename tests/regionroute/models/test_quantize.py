@@ -9,7 +9,7 @@ from torch import nn
 from regionroute.adapters import RouteContext, adapter_layers, inject, load_experts, merge, routed
 from regionroute.diffusion.flow import predict_velocity
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 
 PACKAGES = {"nf4": "bitsandbytes", "fp8": "torchao"}
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ def velocity(base, transformer=None):
 
 
 def test_the_blocks_are_stored_in_fewer_bits_and_compute_nearly_the_same(folder, kind):
-    plain, small = load_backbone(folder), load_backbone(folder, quantize=kind)
+    plain, small = load_base(folder), load_base(folder, quantize=kind)
     assert small.fingerprint == plain.fingerprint
     for name, layer in plain.transformer.named_modules():
         if type(layer) is nn.Linear:
@@ -58,7 +58,7 @@ def stored(layer):
 def test_experts_learn_on_it_as_on_the_plain_base_and_move_with_it(folder, kind):
     gradients = {}
     for quantize in (None, kind):
-        base = load_backbone(folder, quantize=quantize)
+        base = load_base(folder, quantize=quantize)
         generator = torch.Generator().manual_seed(1)
         inject(base.transformer, "regionroute", 2, 2, 2.0, generator=generator)
         base.transformer.enable_gradient_checkpointing()
@@ -72,21 +72,21 @@ def test_experts_learn_on_it_as_on_the_plain_base_and_move_with_it(folder, kind)
 
 def test_the_same_experts_load_on_both(tiny_base, tiny_experts, kind):
     for quantize in (None, kind):
-        base = load_backbone(str(tiny_base), quantize=quantize)
+        base = load_base(str(tiny_base), quantize=quantize)
         load_experts(tiny_experts, base)
         with torch.no_grad(), routed(base.transformer, RouteContext(torch.tensor([0, 1]))):
             assert velocity(base).isfinite().all()
 
 
 def test_experts_are_not_merged_into_it(tiny_base, tiny_experts, kind):
-    base = load_backbone(str(tiny_base), quantize=kind)
+    base = load_base(str(tiny_base), quantize=kind)
     load_experts(tiny_experts, base)
     with pytest.raises(UserError, match="weights are quantised"):
         merge(base.transformer, [1.0, 0.0])
 
 
 def test_bfloat16_stays_what_it_computes_in(tiny_klein, kind):
-    base = load_backbone(str(tiny_klein), torch.bfloat16, quantize=kind)
+    base = load_base(str(tiny_klein), torch.bfloat16, quantize=kind)
     with torch.no_grad():
         assert velocity(base).dtype == torch.bfloat16
 
@@ -97,4 +97,4 @@ def test_a_missing_package_is_named_with_its_extra(tiny_base, monkeypatch, kind)
         if name.split(".")[0] == PACKAGES[kind]:
             monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"{PACKAGES[kind]}: pip install 'regionroute\[{kind}\]"):
-        load_backbone(str(tiny_base), quantize=kind)
+        load_base(str(tiny_base), quantize=kind)

@@ -21,7 +21,7 @@ from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid, pack
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditRequest
-from regionroute.models.loading import Backbone, load_backbone, quiet
+from regionroute.models.loading import Backbone, load_base, quiet
 from train.data.cache import Cache
 from train.data.dataset import TrainingData
 from train.data.encode import Encoder
@@ -72,7 +72,7 @@ def data_of(backbone, manifest, folder, global_batch=3):
 
 
 def test_epochs_give_each_id_its_own_tensors_unstretched(tiny_base, mixed, tmp_path):
-    backbone = load_backbone(str(tiny_base))
+    backbone = load_base(str(tiny_base))
     data, seen = data_of(backbone, mixed, tmp_path), Counter()
     by_id = {sample.id: sample for sample in mixed.samples}
     for step in range(12):
@@ -98,7 +98,7 @@ def test_epochs_give_each_id_its_own_tensors_unstretched(tiny_base, mixed, tmp_p
 
 def test_training_feeds_the_transformer_what_the_stock_pipeline_does(tiny_base, mixed, tmp_path):
     """In a bucket that is no square, for the same picture, prompt and noisy latents."""
-    backbone = load_backbone(str(tiny_base))
+    backbone = load_base(str(tiny_base))
     inject(backbone.transformer, "regionroute", num_experts=2, rank=2, alpha=2.0)  # they add 0 yet
     with quiet():
         stock = FluxKontextPipeline.from_pretrained(tiny_base)
@@ -141,7 +141,7 @@ def test_a_run_says_what_it_sees_and_how_much_is_cut_off(runs, mixed, capsys, ti
     assert "pictures at 28x40 (1), 32x32 (1), 40x28 (1); edges cut off: " in said
     assert (runs.output("run") / "previews" / "step-000006.png").is_file()
     # One text length in training and at inference.
-    editor = Editor(load_backbone(str(tiny_base)), runs.output("run") / "experts")
+    editor = Editor(load_base(str(tiny_base)), runs.output("run") / "experts")
     lengths = []
     editor.backbone.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["encoder_hidden_states"].shape[1]),
@@ -272,7 +272,7 @@ def test_the_cache_changes_no_loss(runs, mixed, encodings, monkeypatch):
 
 def test_encoders_are_gone_while_it_trains(runs, mixed, monkeypatch):
     references, alive = [], []
-    load, run = train.inputs.load_backbone, Trainer.run
+    load, run = train.inputs.load_base, Trainer.run
 
     def watched(*arguments):
         backbone = load(*arguments)
@@ -285,7 +285,7 @@ def test_encoders_are_gone_while_it_trains(runs, mixed, monkeypatch):
         alive.extend(reference() for reference in references)
         return run(self)
 
-    monkeypatch.setattr(train.inputs, "load_backbone", watched)
+    monkeypatch.setattr(train.inputs, "load_base", watched)
     monkeypatch.setattr(Trainer, "run", count)
     assert runs("run", "train.steps=1") == 0
     assert alive == [None] * 3

@@ -10,7 +10,7 @@ from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid
 from regionroute.data.images import resize
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from regionroute.models.tiny import build_tiny
 from train.data.cache import Cache
 from train.data.dataset import TrainingData, members_of, pad_token_index, stream
@@ -22,7 +22,7 @@ SIZE = (32, 32)
 
 @pytest.fixture(scope="module")
 def backbone(tiny_base):
-    return load_backbone(str(tiny_base))
+    return load_base(str(tiny_base))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_file_renamed_keeps_its_key_and_a_file_changed_does_not(backbone, mani
 
 
 def test_bases_of_one_shape_and_other_weights_do_not_share_entries(backbone, manifest, tmp_path):
-    other = load_backbone(str(build_tiny(tmp_path / "other", seed=1)))
+    other = load_base(str(build_tiny(tmp_path / "other", seed=1)))
     assert other.fingerprint == backbone.fingerprint
     assert identity(other.vae) != identity(backbone.vae)
     ours = Encoder(backbone, manifest, SIZE).example(manifest.samples[0], 0)
@@ -139,7 +139,7 @@ def test_without_buckets_one_aspect_is_kept_and_several_become_a_square(backbone
 
 
 def test_a_phrase_that_is_cut_off_or_missing_names_its_sample(tiny_base, manifest):
-    short = load_backbone(str(tiny_base))
+    short = load_base(str(tiny_base))
     short.settings = dataclasses.replace(short.settings, max_text_length=5)
     with pytest.raises(UserError, match=r"manifest\.jsonl: sample 'pair-0': .*beyond the 5 tokens"):
         Encoder(short, manifest, SIZE).example(manifest.samples[0], 0)

@@ -13,7 +13,7 @@ from regionroute.data.manifest import load_manifest
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.data.cache import Cache
 from train.data.references import References, without_style_words
 from train.style_encoder.images import read_style_pictures
@@ -97,7 +97,7 @@ def test_what_is_trained_edits_by_name_and_by_example(
     assert registry["extra"]["styles"] == list(STYLES)
     assert list((runs.output("run") / "previews").iterdir())
 
-    editor = Editor(load_backbone(str(tiny_base)), experts)
+    editor = Editor(load_base(str(tiny_base)), experts)
     image = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0))
     shown = read_image(pictures / "pixel-art" / "1.png")
     results = {

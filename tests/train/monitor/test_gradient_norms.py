@@ -6,7 +6,7 @@ import torch
 from regionroute.adapters import adapter_parameters, inject
 from regionroute.attention import AttentionPlan
 from regionroute.config.run import load_config
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.engine.distributed import start, stop
 from train.monitor.gradient_norms import measure_gradient_norms, supervision_scale
 from train.step import Batch, training_step
@@ -48,7 +48,7 @@ def make_batch(transformer, seed):
 
 @pytest.fixture
 def adapted(tiny_base):
-    transformer = load_backbone(str(tiny_base)).transformer
+    transformer = load_base(str(tiny_base)).transformer
     inject(transformer, "regionroute", 2, 4, 4.0, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in adapter_parameters(transformer):

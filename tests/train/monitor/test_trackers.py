@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from regionroute.adapters import inject
 from regionroute.config.run import load_config
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from regionroute.planning.trace import StepShape, trace_step
 from train.monitor.logs import Reporter
 from train.monitor.speed import Speed, count_operations, speed_of
@@ -195,7 +195,7 @@ def test_operations_of_a_run_are_those_of_its_plan(runs, monkeypatch, tiny_base)
 
 
 def test_operations_of_the_other_family_are_counted_on_its_own_transformer(tiny_klein):
-    transformer = load_backbone(str(tiny_klein)).transformer
+    transformer = load_base(str(tiny_klein)).transformer
     inject(transformer, "regionroute", 2, 4, 4.0)
     width = transformer.config["joint_attention_dim"]
     batch = SimpleNamespace(

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from regionroute.diffusion.flow import predict_velocity
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.pretrain.alignment import LAYER, Alignment
 from train.pretrain.config import AlignmentConfig
 
@@ -20,7 +20,7 @@ def vgg(tmp_path_factory, vgg_weights):
 
 @pytest.fixture
 def transformer(tiny_base):
-    return load_backbone(str(tiny_base)).transformer
+    return load_base(str(tiny_base)).transformer
 
 
 def called(transformer, context):

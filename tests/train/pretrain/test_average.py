@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.pretrain.average import main
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -35,7 +35,7 @@ def test_the_mean_lies_between_and_loads(bases, tmp_path):
     card = (tmp_path / "mean" / "README.md").read_text()
     assert "mean of those of 2 runs" in card
     assert "# second" in card
-    load_backbone(str(tmp_path / "mean"))
+    load_base(str(tmp_path / "mean"))
 
 
 def test_bases_of_different_kinds_are_refused(bases, tmp_path, capsys):

@@ -3,7 +3,7 @@ import torch
 from diffusers import FluxKontextPipeline
 
 from pseudo_labels.bank.corpus import build_corpus
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.pretrain import base as nano_base
 from train.pretrain.base import learning_rate
 from train.pretrain.config import BaseTrainingConfig
@@ -51,7 +51,7 @@ def finished(corpus, tmp_path_factory):
 
 
 def test_the_base_loads_by_our_loader_and_by_stock_diffusers(finished):
-    backbone = load_backbone(str(finished / "base"))
+    backbone = load_base(str(finished / "base"))
     stock = FluxKontextPipeline.from_pretrained(finished / "base")
 
     assert backbone.settings.resolution == 32

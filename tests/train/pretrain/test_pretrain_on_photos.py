@@ -12,7 +12,7 @@ from regionroute.data.object_bank import ObjectBank
 from regionroute.diffusion.flow import add_noise
 from regionroute.errors import UserError
 from regionroute.models.image_encoder import EightBitConv, VisionNet
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from train.pretrain.config import PretrainConfig
 from train.pretrain.image_encoder.file import load_image_encoder, save_image_encoder
 from train.pretrain.model import vocabulary
@@ -72,7 +72,7 @@ def test_the_base_knows_the_sentence_encoders_words(finished, arguments):
     cfg = load_config(None, arguments, PretrainConfig)
     words = vocabulary(prompts_of(ObjectBank(cfg.corpus.bank)), None)
     table = word_table(cfg.model.sentence_encoder, words, 32, finished)
-    backbone = load_backbone(str(finished / "base"))
+    backbone = load_base(str(finished / "base"))
     tokens = backbone.tokenizer_2.tokenize("the sofa dogfish cup")
     embedding = backbone.text_encoder_2.get_input_embeddings().weight
     kept = embedding[backbone.tokenizer_2.convert_tokens_to_ids("▁sofa")]
@@ -121,7 +121,7 @@ def test_alignment_is_trained_and_left_out_of_the_base(arguments, tmp_path, vgg_
     assert not torch.equal(early, late)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all(0 < row["alignment"] < 1 for row in rows if "alignment" in row)
-    saved = load_backbone(str(tmp_path / "run" / "base")).transformer.state_dict()
+    saved = load_base(str(tmp_path / "run" / "base")).transformer.state_dict()
     assert not any("alignment" in name for name in saved)
 
 
@@ -186,7 +186,7 @@ def image_encoder(tmp_path_factory):
 def test_the_semantic_channels_get_no_velocity(arguments, tmp_path, image_encoder):
     more = [f"codec.image_encoder={image_encoder}", "base.steps=2"]
     assert main([f"output={tmp_path / 'run'}", *arguments, *more]) == 0
-    transformer = load_backbone(str(tmp_path / "run" / "base")).transformer
+    transformer = load_base(str(tmp_path / "run" / "base")).transformer
 
     assert transformer.config.in_channels == 4 * (4 + 2)
     assert transformer.proj_out.weight[-8:].abs().max() == 0
@@ -196,7 +196,7 @@ def test_the_semantic_channels_get_no_velocity(arguments, tmp_path, image_encode
 
 def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path, image_encoder):
     """Its words and pixels stay; features become further channels, of which it knows little."""
-    before = load_backbone(str(finished / "base"))
+    before = load_base(str(finished / "base"))
     seeing = [
         *arguments,
         f"init_from={finished / 'base'}",
@@ -205,7 +205,7 @@ def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path
         "base.steps=2",
     ]
     assert main([f"output={tmp_path / 'sees'}", *seeing]) == 0
-    after = load_backbone(str(tmp_path / "sees" / "base"))
+    after = load_base(str(tmp_path / "sees" / "base"))
 
     assert after.semantic_channels == 2
     assert after.transformer.config.in_channels == before.transformer.config.in_channels + 8
@@ -224,7 +224,7 @@ def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path
     # Once more from there: the codec that sees is taken over whole.
     again = [*arguments, f"init_from={tmp_path / 'sees' / 'base'}", "base.steps=1"]
     assert main([f"output={tmp_path / 'again'}", *again]) == 0
-    assert load_backbone(str(tmp_path / "again" / "base")).semantic_channels == 2
+    assert load_base(str(tmp_path / "again" / "base")).semantic_channels == 2
 
 
 def test_coarse_steps_come_first(arguments, tmp_path):
