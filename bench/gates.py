@@ -1,7 +1,7 @@
 r"""From map to pixels: what do an image's edges and colours add to a token map?
 
     regionroute label --labels PHOTOS/labels.jsonl --styles small_photos --styles-per-photo 3 \
-        --size 160 --split-val 0.1 --out data/photo_pairs
+        --size 160 --test-share 0.1 --out data/photo_pairs
     python bench/gates.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
         --experts out/photos/seed-0/with/experts out/photos/seed-1/with/experts
 

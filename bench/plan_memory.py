@@ -4,9 +4,9 @@
 
 Training steps of small random transformers on the CPU: predicted activation memory against the peak
 that PyTorch's allocator reports (memory events of its profiler), with and without gradient
-checkpointing, supervision and a perceptual loss, in float32 and bfloat16. Also recorded: the growth of the process,
-which includes what other libraries' kernels and Python allocate. The result
-goes to bench/results/plan_memory.json.
+checkpointing, supervision and a perceptual loss, in float32 and bfloat16. Also recorded: the growth
+of the process, which includes what other libraries' kernels and Python allocate. The result goes to
+bench/results/plan_memory.json.
 """
 
 from __future__ import annotations

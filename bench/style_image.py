@@ -67,7 +67,7 @@ def build(folder: Path, seed: int, steps: int) -> None:
     scenes, encoder, run = folder / "scenes", folder / "encoder", folder / "run"
     configs, styles = ROOT / "configs", scenes / "styles"
     run_python("-m", "regionroute.cli", "scenes", "--out", scenes, "--train", 500, "--test", 64,
-            "--seed", seed, "--style-pictures")  # fmt: skip
+            "--seed", seed, "--style-images")  # fmt: skip
     run_python(ROOT / "train/style_encoder/run.py", "--config", configs / "nano_style_encoder.yaml",
             f"pictures.source={styles / 'train'}", f"output={encoder}", f"seed={seed}")  # fmt: skip
     run_python(ROOT / "train/run.py", "--config", configs / "nano_by_example.yaml",

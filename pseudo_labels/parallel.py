@@ -13,8 +13,6 @@ import torch
 
 from regionroute.errors import UserError
 
-MOST_WORKERS = 256  # all are started at once; more is a typing mistake
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -65,7 +63,7 @@ def map_in_order(
 
 
 def default_workers(jobs: int, jobs_per_worker: int) -> int:
-    """One process per `jobs_per_worker` jobs (each takes seconds to start), one per core at most."""
+    """One process per `jobs_per_worker` jobs (starting one takes seconds), at most one per core."""
     return max(1, min(os.cpu_count() or 1, jobs // jobs_per_worker))
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from pseudo_labels.bank.command import main
+from regionroute.cli.bank import main
 
 WORDS = ("dog", "cup")
 

@@ -106,7 +106,8 @@ def violations(root: Path) -> list[str]:
 def _why(found: Import) -> str | None:
     room, other = found.importer.partition(".")[0], found.imported.partition(".")[0]
     if room != other:
-        from_command = f"{found.importer}.".startswith(f"{COMMAND}.") and found.lazy
+        later = found.lazy or found.type_checking
+        from_command = f"{found.importer}.".startswith(f"{COMMAND}.") and later
         if other in ROOMS[room] or from_command:
             return None
         return f"{room} must not know {other}"

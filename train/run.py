@@ -1,15 +1,4 @@
-"""Train style experts on a base.
-
-Examples:
-  regionroute train --config nano train.steps=400
-  regionroute train --config nano_photos --print-config
-  python train/run.py --config configs/nano.yaml train.steps=400            # the same, in a clone
-  deepspeed --num_gpus 2 train/run.py --config configs/nano.yaml
-  torchrun --nproc-per-node 2 train/run.py --config configs/nano.yaml
-  torchrun --nproc-per-node 2 -m train.run --config nano             # of an installed package
-
-A stopped run resumes from its newest checkpoint when the command is given again.
-"""
+"""``regionroute train``: train style experts on a base, alone or under deepspeed or torchrun."""
 
 from __future__ import annotations
 
@@ -23,6 +12,7 @@ from typing import TYPE_CHECKING
 # twenty times slower. Read once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from regionroute.cli.options import command_parser
 from regionroute.config.run import RunConfig, add_config_arguments, dump_config, load_config
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_folder
@@ -32,13 +22,21 @@ if TYPE_CHECKING:
     from train.trainer import Trainer
 
 
+EPILOG = """\
+examples:
+  regionroute train --config nano train.steps=400
+  regionroute train --config nano_photos --print-config
+  python train/run.py --config configs/nano.yaml train.steps=400            # the same, in a clone
+  deepspeed --num_gpus 2 train/run.py --config configs/nano.yaml
+  torchrun --nproc-per-node 2 train/run.py --config configs/nano.yaml
+  torchrun --nproc-per-node 2 -m train.run --config nano             # of an installed package
+
+A stopped run resumes from its newest checkpoint when the command is given again."""
+
+
 def parser() -> Parser:
     """The command line; the launchers add their own --local_rank."""
-    parser = Parser(
-        prog="regionroute train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("train", "Train style experts on a base.", EPILOG)
     add_config_arguments(parser)
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS

@@ -20,7 +20,8 @@ from pseudo_labels.bank.tasks import COLOURS, recolour
 from pseudo_labels.job import BuiltStyle
 from pseudo_labels.parallel import default_workers, map_in_order
 from pseudo_labels.segment import resize_mask
-from pseudo_labels.segment.given import LabelledPhoto, content_hash, open_photo
+from pseudo_labels.segment.given import LabelledPhoto, content_hash, open_photo, read_labels
+from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import from_pil, to_pil
 from regionroute.data.object_bank import (
     IMAGES,
@@ -36,7 +37,7 @@ from regionroute.data.object_bank import (
     write_rendering,
 )
 from regionroute.errors import UserError
-from regionroute.files import settings_hash, text_hash
+from regionroute.files import check_output_folder, settings_hash, text_hash
 
 _MIN_AREA = 0.005  # share of the square below which an object is skipped
 _REVISION = 1
@@ -63,6 +64,47 @@ class _Job:
 
     row: Rendering
     paint: Callable[[Tensor], Tensor]
+
+
+def make_bank(
+    labels: Sequence[str | Path],
+    out: Path,
+    *,
+    styles: str | Path = "photos",
+    only: Sequence[str] | None = None,
+    side: int = 160,
+    test_share: float = 0.1,
+    workers: int | None = None,
+) -> tuple[int, list[str]]:
+    """Write a bank from labels files, see `build_bank`.
+
+    Args:
+        labels: labels files with masks.
+        out: folder of the bank.
+        styles: styles file, or the name of a packaged one.
+        only: these styles of the file, None for all.
+        side: of the square images, pixels.
+        test_share: fraction of the photos that is kept for validation.
+        workers: processes, None to choose.
+
+    Returns:
+        The number of photos, and a sentence for each photo that was skipped.
+
+    Raises:
+        UserError: files that cannot be used, or not one photo in them.
+    """
+    check_output_folder(out)
+    built = [BuiltStyle(entry, entry.build()) for entry in load_styles(styles, only)]
+    photos: list[LabelledPhoto] = []
+    skipped: list[str] = []
+    for path in labels:
+        found, rejected = read_labels(path)
+        photos += found
+        skipped += [item.reason for item in rejected]
+    if not photos:
+        raise UserError(f"{labels[0]}: this labels file names no photo")
+    count, unusable = build_bank(photos, built, out, side, test_share, workers)
+    return count, [*skipped, *unusable]
 
 
 def build_bank(

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pseudo_labels.build import PhotoSource, build
+from pseudo_labels.build import BuildReport, PhotoSource, build
 from pseudo_labels.job import BuildSettings
-from pseudo_labels.review.page import FILE_NAME
 from pseudo_labels.stylize.registry import StyleEntry
 
 SIDE = 320  # pixels; enough to judge a preview by eye
@@ -18,7 +17,7 @@ def preview(
     out: Path,
     settings: BuildSettings,
     count: int,
-) -> str:
+) -> BuildReport:
     """Make a small data set of its own in OUT/preview.
 
     Args:
@@ -29,25 +28,20 @@ def preview(
         count: photos to show, each in one style (every object of it).
 
     Returns:
-        What was made, in a line or two.
+        What was made.
 
     Raises:
         UserError: not one sample could be made.
     """
     spread = _spread(len(source.photos), count)
     small = dataclasses.replace(settings, size=min(SIDE, settings.size))
-    report = build(
+    return build(
         PhotoSource(source.name, [source.photos[i] for i in spread], []),
         styles,
         out / "preview",
         small,
         workers=1,
         styles_per_photo=1,
-    )
-    page = report.manifest.with_name(FILE_NAME)
-    return (
-        f"{len(report.samples)} samples of {len(spread)} photos at {small.size} px, "
-        f"{len(report.rejected)} rejected: {page}"
     )
 
 

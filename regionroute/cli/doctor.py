@@ -1,4 +1,4 @@
-"""`regionroute doctor`: is this machine able to edit, train and score, and if not, why."""
+"""``regionroute doctor``: list whether this machine can edit, train and score, and why not."""
 
 import importlib
 import os
@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
+from regionroute.cli.options import command_parser
 from regionroute.errors import Parser, UserError, command
 
 PACKAGE = "regionroute"
@@ -30,7 +31,7 @@ class Finding(NamedTuple):
 
 
 def check_packages(requirements: list[str] | None = None) -> Iterator[Finding]:
-    """Are the needed packages there, in the versions `pyproject.toml` asks for?
+    """Are the required packages installed, in the versions that `pyproject.toml` asks for?
 
     Args:
         requirements: lines such as ``"torch>=2.10,<2.16"``, None for the package's own.
@@ -56,7 +57,7 @@ def check_imports(names: tuple[str, ...] = IMPORTED) -> Iterator[Finding]:
     for name in names:
         try:
             importlib.import_module(name)
-        # A broken binary may raise anything while it loads; the report has to go on.
+        # A broken binary may raise anything while it loads; the report has to continue.
         except Exception as error:
             yield Finding("bad", f"import {name}", f"{type(error).__name__}: {error}")
         else:
@@ -75,7 +76,7 @@ def check_devices() -> Iterator[Finding]:
         f"(OMP_NUM_THREADS {asked})",
     )
     if not torch.cuda.is_available():
-        yield Finding("note", "gpu", "none; everything runs on the processor, at nano's size")
+        yield Finding("note", "gpu", "none; everything runs on the CPU, at nano's size")
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -94,7 +95,7 @@ def check_training() -> Iterator[Finding]:
         from deepspeed.accelerator import get_accelerator
 
         yield Finding("ok", "deepspeed runs on", get_accelerator()._name)
-    # Choosing an accelerator runs foreign probes; whatever they raise is what has to be told.
+    # Choosing an accelerator runs foreign probes, which may raise anything; it is reported.
     except Exception as error:
         yield Finding("bad", "deepspeed runs on", f"nothing ({type(error).__name__}: {error})")
     for tool in ("deepspeed", "ninja"):
@@ -129,7 +130,7 @@ def check_base(name: str = "nano") -> Iterator[Finding]:
 
 
 def check_weights() -> Iterator[Finding]:
-    """Where scoring would look for the networks that are not ours to ship."""
+    """Where scoring looks for the networks that the package does not ship."""
     import torch
     from huggingface_hub import try_to_load_from_cache
 
@@ -138,16 +139,16 @@ def check_weights() -> Iterator[Finding]:
     if place.exists():
         yield Finding("ok", "LPIPS weights", str(place))
     else:
-        detail = f"not at {place}: scores go without LPIPS, or set {LPIPS_VARIABLE}"
+        detail = f"not at {place}: LPIPS is skipped, or set {LPIPS_VARIABLE}"
         yield Finding("note", "LPIPS weights", detail)
     cached = try_to_load_from_cache(CLIP_NAME, "config.json")
     detail = f"cached, {Path(cached).parent}" if isinstance(cached, str) else "not in the hub cache"
-    remedy = "" if isinstance(cached, str) else ": scores go without RSM, or give --clip"
+    remedy = "" if isinstance(cached, str) else ": RSM is skipped, or give --clip"
     yield Finding("ok" if cached else "note", f"CLIP {CLIP_NAME}", detail + remedy)
 
 
 def check_disk(folder: Path = Path()) -> Iterator[Finding]:
-    """Is there room for runs and caches where the command stands?"""
+    """Is there room for runs and caches in the current folder?"""
     free = shutil.disk_usage(folder).free / 1e9
     low = free < LOW_DISK_GB
     detail = f"{free:.0f} GB free" + (", caches and checkpoints may not fit" if low else "")
@@ -165,15 +166,20 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
+def parser() -> Parser:
+    """The arguments; building it imports nothing heavy."""
+    return command_parser(
+        "doctor",
+        "List whether this machine can edit, train and score, and what is missing.",
+        "example:\n  regionroute doctor\n\n"
+        "Exit code: 0 all necessary parts work, 1 at least one is broken.",
+    )
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
-    """``regionroute doctor``: prints one line a finding; 1 if something necessary is broken."""
-    parser = Parser(
-        prog="regionroute doctor",
-        description="Tell whether this machine can edit, train and score, and what is missing.",
-        epilog="example: regionroute doctor",
-    )
-    parser.parse_args(argv)
+    """``regionroute doctor``: prints one line per finding; 1 if something necessary is broken."""
+    parser().parse_args(argv)
     print(f"ok    {'python':28} {platform.python_version()} on {platform.platform()}")
     bad = 0
     for check in CHECKS:
@@ -185,10 +191,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check that cannot go on is itself a finding, whatever stopped it."""
+    """A check that fails is itself a finding, whatever stopped it."""
     try:
         yield from check()
-    # Probing a broken machine raises anything; the report has to go on.
+    # Probing a broken machine may raise anything; the report has to continue.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         name = check.__name__.replace("_", " ")

@@ -1,17 +1,16 @@
-"""``regionroute experts``: shows experts, takes them to and from other programs, merges them."""
+"""``regionroute experts``: show, export, import and merge style experts."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from regionroute.cli.options import add_base, add_dtype, command_parser
 from regionroute.errors import Parser, UserError, command
 
 if TYPE_CHECKING:
     from regionroute.adapters import ExpertRegistry
-    from regionroute.models.loading import Backbone
 
 EPILOG = """\
 examples:
@@ -27,49 +26,52 @@ examples:
 
 def parser() -> Parser:
     """The arguments; building it imports nothing heavy."""
-    parser = Parser(
-        prog="regionroute experts",
-        description="Shows style experts, writes them for diffusers, PEFT or ComfyUI, takes "
-        "ordinary LoRA files as experts, and merges them into a base.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "experts",
+        "Show style experts, write them for diffusers, PEFT or ComfyUI, import "
+        "ordinary LoRA files as experts, and merge experts into a base.",
+        EPILOG,
     )
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    def add(name: str, summary: str, *, folder: bool = True) -> argparse.ArgumentParser:
+    def action(name: str, summary: str, *, folder: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if folder:
             sub.add_argument("experts", type=Path, help="folder with experts.json")
         return sub
 
-    add("show", "What a folder of experts holds.")
-    export = add("export", "Write experts as LoRA files of another program; needs no base.")
+    action("show", "Print what a folder of experts holds.")
+    export = action("export", "Write experts as LoRA files of another program; needs no base.")
     export.add_argument(
-        "--format", choices=("diffusers", "peft", "comfyui"), required=True,
-        help="comfyui: the original Flux model's layers, which sd-scripts uses as well",
-    )  # fmt: skip
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where they go")
-    export.add_argument("--style", help='a style, or a blend: "0.6 a + 0.4 b" (all, one by one)')
-    export.add_argument("--name", help="of a blend's file (its text)")
-    take = add("import", "Take ordinary LoRA files, trained elsewhere, as experts.", folder=False)
+        "--format",
+        choices=("diffusers", "peft", "comfyui"),
+        required=True,
+        help="comfyui: the layers of the original Flux model, which sd-scripts uses as well",
+    )
+    _add_out(export, "folder of the files")
+    export.add_argument("--style", help='style, or a blend: "0.6 a + 0.4 b" (all, one by one)')
+    export.add_argument("--name", help="name of a blend's file (its text)")
+    take = action("import", "Import LoRA files, trained elsewhere, as experts.", folder=False)
     take.add_argument("files", nargs="+", metavar="STYLE=FILE", help="one expert each")
-    take.add_argument("--base", required=True, help="what they were trained on; only its sizes")
-    take.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of experts")
-    take.add_argument("--license", help="of the files, for the model card")
-    merge = add("merge", "Write a base with one expert, or a blend, in its weights.")
-    merge.add_argument("--style", required=True, help='a style, or a blend: "0.6 a + 0.4 b"')
-    merge.add_argument("--base", default="nano", help="nano, a Kontext folder or a hub id (nano)")
-    merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the base")
-    merge.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="of the networks (float32)",
-    )  # fmt: skip
-    card = add("card", "Write the model card again, with scores or a licence.")
-    card.add_argument("--scores", type=Path, metavar="JSON", help="summary.json of eval/rses.py")
-    card.add_argument("--method", help="whose scores, if the summary has several")
+    take.add_argument(
+        "--base", required=True, metavar="NAME", help="base they were trained on; only sizes matter"
+    )
+    _add_out(take, "folder of experts")
+    take.add_argument("--license", help="licence of the files, for the model card")
+    merge = action("merge", "Write a base with one expert, or a blend, merged into its weights.")
+    merge.add_argument("--style", required=True, help='style, or a blend: "0.6 a + 0.4 b"')
+    add_base(merge, "nano")
+    add_dtype(merge)
+    _add_out(merge, "folder of the base")
+    card = action("card", "Write the model card again, with scores or a licence.")
+    card.add_argument("--scores", type=Path, metavar="JSON", help="summary.json of the scores")
+    card.add_argument("--method", help="method whose scores to use (the only one)")
     card.add_argument("--license", help="licence of the experts, as the hub names it")
     return parser
+
+
+def _add_out(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=what)
 
 
 @command
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         0.
 
     Raises:
-        UserError: anything the user has to mend.
+        UserError: anything the user has to fix.
     """
     args = parser().parse_args(argv)
     from regionroute.models.devices import quiet_libraries
@@ -172,6 +174,7 @@ def _merge(args: argparse.Namespace) -> None:
     from regionroute.adapters import blend_weights, load_experts, merge, parse_blend, read_registry
     from regionroute.files import check_output_folder
     from regionroute.models.loading import load_base
+    from regionroute.models.saving import save_base
 
     registry = read_registry(args.experts)
     blend = parse_blend(args.style, registry.name)
@@ -181,93 +184,11 @@ def _merge(args: argparse.Namespace) -> None:
     backbone = load_base(args.base, getattr(torch, args.dtype))
     registry = load_experts(args.experts, backbone)
     merge(backbone.transformer, blend_weights(blend, registry), keep=False)
-    write_base(backbone, args.out)
+    save_base(backbone, args.out)
     print(f"{args.base} with {args.style}: {args.out}")
 
 
-def write_base(backbone: Backbone, out: Path) -> None:
-    """Writes a base's folder anew with the transformer as it is now, complete or not at all.
-
-    Args:
-        backbone: loaded from files, which the other parts are copied from.
-        out: new or empty.
-    """
-    from huggingface_hub import hf_hub_download
-
-    from regionroute.models.source import INDEX_FILE, SETTINGS_FILE, read_index, resolve
-
-    source = resolve(backbone.name)
-    index = read_index(backbone.name, source)
-    if not isinstance(source, Path):
-        source = Path(hf_hub_download(source, INDEX_FILE)).parent
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        for name in (INDEX_FILE, SETTINGS_FILE):
-            if (source / name).is_file():
-                shutil.copy(source / name, partial / name)
-        for part in index:
-            if part != "transformer" and (source / part).is_dir():
-                shutil.copytree(source / part, partial / part)
-        backbone.transformer.save_pretrained(partial / "transformer")
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _card(args: argparse.Namespace) -> None:
-    from regionroute.adapters import read_registry
-    from regionroute.adapters.files.card import write_card
-    from regionroute.adapters.files.registry import REGISTRY_FILE
-    from regionroute.files import read_json, write_json
+    from regionroute.adapters.files.card import update_card
 
-    registry = read_registry(args.experts)
-    extra = dict(registry.extra)
-    if args.scores:
-        extra["metrics"] = scores(read_json(args.scores), args.scores, args.method)
-    elif args.method:
-        raise UserError("--method: it says whose scores, give the summary with --scores")
-    if args.license:
-        extra["license"] = args.license
-    registry = registry.model_copy(update={"extra": extra})
-    path = write_card(args.experts, registry)
-    write_json(args.experts / REGISTRY_FILE, registry.model_dump(by_alias=True))
-    print(path)
-
-
-def scores(summary: Any, path: Path, method: str | None) -> dict[str, dict[str, float]]:
-    """The mean scores of one method over all samples, by the metrics' labels.
-
-    Args:
-        summary: what eval/rses.py wrote into summary.json.
-        path: of the summary, for errors.
-        method: whose; None: the only one that is an edit.
-
-    Returns:
-        "mean", "low" and "high" of every score that could be computed.
-
-    Raises:
-        UserError: not such a summary, or the method is not in it or not clear.
-    """
-    try:
-        methods, metrics = summary["methods"], summary["metrics"]
-        named = [name for name in methods if name not in ("floor", "ceiling")]
-        if method is None and len(named) == 1:
-            method = named[0]
-        if method not in methods:
-            raise UserError(f"{path}: name one of its methods with --method: {', '.join(methods)}")
-        rows = methods[method]["slices"]["all"]
-        return {
-            metrics[name]["label"]: {key: float(row[key]) for key in ("mean", "low", "high")}
-            for name, row in rows.items()
-            if name in metrics and None not in (row["mean"], row["low"], row["high"])
-        }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: this is not a summary.json of eval/rses.py ({error})") from error
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    print(update_card(args.experts, args.scores, args.method, args.license))

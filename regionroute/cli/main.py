@@ -1,25 +1,31 @@
+# PYTHON_ARGCOMPLETE_OK
 """The ``regionroute`` command: names its sub-commands and starts one; imports nothing heavy."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import os
 import sys
 from importlib.metadata import version
 from typing import NamedTuple
 
-from regionroute.errors import UserError, command, nearest
+from regionroute.errors import Parser, UserError, command, nearest
 
 
 class Command(NamedTuple):
     """A sub-command.
 
     Attributes:
-        module: its ``main(argv)`` runs it.
-        summary: what it is for.
+        module: its ``main(argv)`` runs it, its ``parser()`` builds the arguments without
+            importing anything heavy if the command is `light`.
+        summary: what it does.
+        light: its options can be completed.
     """
 
     module: str
     summary: str
+    light: bool = True
 
 
 COMMANDS = {
@@ -28,25 +34,27 @@ COMMANDS = {
     "study": Command(
         "regionroute.cli.tour.study", "measure what attention supervision does, on drawn scenes"
     ),
-    "label": Command("pseudo_labels.label", "turn photos, words and masks into training pairs"),
-    "scenes": Command("pseudo_labels.scenes.command", "draw training scenes with exact targets"),
-    "check": Command("regionroute.data.check", "open every image of a manifest, list problems"),
+    "label": Command("regionroute.cli.label", "turn photos, words and masks into training pairs"),
+    "scenes": Command("regionroute.cli.scenes", "draw training scenes with exact targets"),
+    "check": Command("regionroute.cli.check", "open every image of a manifest, list problems"),
     "plan": Command("regionroute.cli.plan", "predict memory, time and disk of a training run"),
     "train": Command("train.run", "train style experts on a base"),
     "calibrate": Command(
         "regionroute.cli.calibrate", "choose the attention heads that region maps are read from"
     ),
     "score": Command("eval.rses", "score edits of a manifest"),
-    "report": Command("eval.report.html", "write the report of scores that are there"),
-    "maps": Command("eval.maps", "compare region maps with the masks, on one page"),
-    "codec": Command("eval.codec", "measure what a base's codec alone changes in the images"),
+    "report": Command("eval.report.html", "write the report of finished scores", light=False),
+    "maps": Command("eval.maps", "compare region maps with the masks, on one page", light=False),
+    "codec": Command(
+        "eval.codec", "measure what a base's codec alone changes in the images", light=False
+    ),
     "experts": Command(
         "regionroute.cli.experts", "convert experts to and from diffusers, PEFT, ComfyUI; merge"
     ),
-    "bank": Command("pseudo_labels.bank.command", "make pairs that a base is pre-trained on"),
-    "mamba": Command("pseudo_labels.stylemamba.command", "restyle photos by words or an image"),
+    "bank": Command("regionroute.cli.bank", "make pairs that a base is pre-trained on"),
+    "mamba": Command("regionroute.cli.mamba.main", "restyle photos by words or an image"),
     "gallery": Command(
-        "pseudo_labels.stylegallery.command", "restyle a photo by reference images, per region"
+        "regionroute.cli.gallery", "restyle a photo by reference images, per region"
     ),
     "doctor": Command("regionroute.cli.doctor", "list what this machine can do and what it lacks"),
 }
@@ -63,7 +71,8 @@ examples:
   regionroute train --config nano data.manifest=data/scenes
   regionroute score --manifest data/scenes --edits ours=out/edits --out out/scores
 
-`regionroute COMMAND --help` explains one command."""
+`regionroute COMMAND --help` explains one command. To complete commands and options with TAB:
+  eval "$(register-python-argcomplete regionroute)"        # in ~/.bashrc or ~/.zshrc"""
 
 
 @command
@@ -76,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The sub-command's exit code; 0 for help; 2 for an unknown command.
     """
+    if argv is None and "_ARGCOMPLETE" in os.environ:
+        complete(os.environ.get("COMP_LINE", ""))
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -89,6 +100,35 @@ def main(argv: list[str] | None = None) -> int:
             f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
         )
     return int(importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:]))
+
+
+def complete(line: str) -> None:
+    """Answers the shell's question for completions, and ends the process.
+
+    Args:
+        line: what is typed; only the named command's module is imported.
+    """
+    import argcomplete
+
+    words = line.split()
+    argcomplete.autocomplete(completion_parser(words[1] if len(words) > 1 else ""))
+
+
+def completion_parser(name: str) -> argparse.ArgumentParser:
+    """All commands, and the arguments of one of them.
+
+    Args:
+        name: that command; any other word, for the commands alone.
+    """
+    parser = Parser(prog="regionroute")
+    parser.add_argument("--version", action="store_true")
+    commands = parser.add_subparsers()
+    for known, entry in COMMANDS.items():
+        own = []
+        if known == name and entry.light:
+            own = [importlib.import_module(entry.module).parser()]
+        commands.add_parser(known, help=entry.summary, parents=own, add_help=not own)
+    return parser
 
 
 def usage() -> str:

@@ -1,6 +1,5 @@
-"""`regionroute check`: opens everything a manifest names and tells what is wrong with it."""
+"""Opens everything a manifest names and lists what is wrong with it."""
 
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from regionroute.errors import Parser, UserError, command
-from regionroute.files import AnyPath, check_output_file
+from regionroute.errors import UserError
+from regionroute.files import AnyPath
 from regionroute.data.images import from_pil, read_image, read_mask, to_pil, write_image
 from regionroute.data.manifest import EditSample, Manifest, Region, manifest_file, parse_rows
 from regionroute.data.prompts import find_spans
 
-MAX_PRINTED = 100
 CELL, LINE, GAP = 160, 16, 6  # contact sheet: cell side, line of text, space between, in pixels
 TINTS = ((1.0, 0.35, 0.1), (0.1, 0.65, 1.0), (0.3, 0.9, 0.3), (0.9, 0.3, 0.9))
 
@@ -29,7 +27,7 @@ class CheckReport:
 
     Attributes:
         counts: "samples", "regions", and by name "splits", "objects", "styles", "flags".
-        problems: one sentence each; empty for a manifest that is right.
+        problems: one sentence each; empty for a valid manifest.
     """
 
     counts: dict[str, int | dict[str, int]]
@@ -37,20 +35,20 @@ class CheckReport:
 
 
 def check_manifest(path: AnyPath) -> CheckReport:
-    """Opens every picture of every row; a problem is noted and the rest still looked at.
+    """Open every image of every row; a problem is noted and the rest is still checked.
 
     Args:
         path: ``manifest.jsonl`` or its folder.
 
     Returns:
-        Counts over the readable rows, and the problems: rows that are not right, pictures missing
-        or damaged, sizes that differ, empty masks, boxes off the picture or the mask, targets that
-        differ from the context outside the masks, phrases that are not in the prompt.
+        Counts over the readable rows, and the problems: invalid rows, missing or damaged images,
+        sizes that differ, empty masks, boxes outside the image or the mask, targets that differ
+        from the context outside the masks, phrases that are not in the prompt.
 
     Raises:
         UserError: there is no manifest.
     """
-    manifest, problems = _read_leniently(path)
+    manifest, problems = read_leniently(path)
     if not manifest.samples and not problems:
         problems.append(f"{manifest_file(path)}: the manifest holds no samples")
     for sample in tqdm(manifest.samples, desc="check", unit="pair", disable=None):
@@ -58,8 +56,15 @@ def check_manifest(path: AnyPath) -> CheckReport:
     return CheckReport(_counts(manifest.samples), problems)
 
 
-def _read_leniently(path: AnyPath) -> tuple[Manifest, list[str]]:
-    """The rows that are right, and what is wrong with the others."""
+def read_leniently(path: AnyPath) -> tuple[Manifest, list[str]]:
+    """The valid rows of a manifest, and what is wrong with the others.
+
+    Args:
+        path: ``manifest.jsonl``, its folder, or shards.
+
+    Raises:
+        UserError: there is no manifest.
+    """
     file = manifest_file(path)
     rows = list(parse_rows(path if isinstance(path, Path) else Path(path)))
     samples = [row for row in rows if isinstance(row, EditSample)]
@@ -141,10 +146,10 @@ def _prompt_problems(sample: EditSample) -> Iterator[str]:
 
 
 def contact_sheet(manifest: Manifest, out_png: AnyPath, limit: int = 24) -> None:
-    """Draws context | masks | target of samples drawn by lot, the same lot each time.
+    """Draw context | masks | target of a random choice of samples, the same one each time.
 
-    Above each row stand the sample's id, object words and styles. Pictures that cannot be read
-    are left grey.
+    The line above each row names the sample's id, object words and styles. Images that cannot be
+    read stay grey.
 
     Args:
         manifest: the samples.
@@ -218,66 +223,3 @@ def _overlay(context: Tensor, masks: Tensor) -> Tensor:
         tint = torch.tensor(TINTS[index % len(TINTS)])[:, None, None]
         overlay = torch.where(mask > 0, 0.65 * context + 0.35 * tint, overlay)
     return overlay
-
-
-def _print_report(report: CheckReport, everything: bool) -> None:
-    for name, count in report.counts.items():
-        if isinstance(count, dict):
-            rows = ", ".join(f"{key} {number}" for key, number in count.items())
-            print(f"{name + ':':10} {rows or '-'}")
-        else:
-            print(f"{name + ':':10} {count}")
-    print(f"{'problems:':10} {len(report.problems)}")
-    shown = report.problems if everything else report.problems[:MAX_PRINTED]
-    for problem in shown:
-        print(f"  {problem}")
-    if len(shown) < len(report.problems):
-        print(f"  ... and {len(report.problems) - len(shown)} more, --all prints every one")
-
-
-def _check_sheet(sheet: str, manifest: Manifest) -> None:
-    """Refuses, before the work, a sheet that could not be written or would destroy a picture."""
-    try:
-        check_output_file(sheet)
-    except UserError as error:
-        raise UserError(f"--sheet: {error}") from error
-    if Path(sheet).suffix.lower() != ".png":
-        raise UserError(f"--sheet {sheet}: the sheet is a PNG, give a name that ends in .png")
-    for sample in manifest.samples:
-        masks = [region.mask for region in sample.regions]
-        for name in (sample.context, sample.target, *masks):
-            if os.path.realpath(sheet) == os.path.realpath(manifest.root / name):
-                raise UserError(
-                    f"--sheet {sheet}: this is a picture of sample {sample.id}, choose another name"
-                )
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """``regionroute check PATH [--sheet out.png]``: 0 all right, 1 problems, 2 cannot start."""
-    parser = Parser(
-        prog="regionroute check",
-        description="Open every picture a manifest names, count what it holds, list what is wrong.",
-        epilog="example: regionroute check data/scenes --sheet sheet.png",
-    )
-    parser.add_argument("path", type=Path, help="manifest.jsonl, its folder, or 'manifest-*.jsonl'")
-    parser.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet")
-    parser.add_argument("--limit", type=int, default=24, help="samples on the sheet (24)")
-    parser.add_argument(
-        "--all", action="store_true", help=f"print more than {MAX_PRINTED} problems"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.limit < 1:
-        raise UserError(f"--limit {arguments.limit}: give a number of samples, at least 1")
-    if arguments.sheet is not None:
-        _check_sheet(arguments.sheet, _read_leniently(arguments.path)[0])
-    report = check_manifest(arguments.path)
-    _print_report(report, arguments.all)
-    if arguments.sheet is not None:
-        contact_sheet(_read_leniently(arguments.path)[0], arguments.sheet, arguments.limit)
-        print(f"{'sheet:':10} {arguments.sheet}")
-    return 1 if report.problems else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

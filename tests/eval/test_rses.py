@@ -63,7 +63,7 @@ def test_floor_methods_and_ceiling_stand_where_they_must(score, capsys):
     assert mean(summary, "half", "attention_iou") is None
     out = capsys.readouterr()
     assert "| good | 4/4 |" in out.out
-    assert out.err.count("is left out") == 2  # lpips_bg and rsm, each with its remedy
+    assert out.err.count("is skipped") == 2  # lpips_bg and rsm, each with its remedy
     assert "--lpips-weights" in summary["skipped"]["lpips_bg"]
     assert "--clip" in summary["skipped"]["rsm"]
     assert "lpips_bg" not in rows[0]["metrics"]

@@ -52,7 +52,7 @@ ARGUMENTS = [
     ([*GOOD, "--report", "pairs/manifest.jsonl"], "ends in .html"),
     ([*GOOD, "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     ([*GOOD, "--batch-size", "many"], "invalid int value: 'many'"),
-    ([*GOOD, "--seed", "-1"], "--seed -1: must not be negative"),
+    ([*GOOD, "--seed", "-1"], "--seed -1: must be at least 0"),
     ([*GOOD, "--seed", "nan"], "invalid int value: 'nan'"),
     ([*GOOD, "--device", "warp"], "--device warp: not usable"),
     ([*GOOD, "--device", "cuda:99"], "--device cuda:99: not usable"),

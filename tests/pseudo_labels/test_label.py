@@ -14,12 +14,12 @@ from pseudo_labels import photo as photo_module
 from pseudo_labels.build import PhotoSource, build, split_by_photo
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.job import BuildSettings, slug
-from pseudo_labels.label import main
 from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import load_styles
+from regionroute.cli.label import main
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import EditSample, load_manifest
 from regionroute.errors import UserError, command
@@ -336,9 +336,9 @@ class TestCommand:
             (["--only", "noir"], "nearest known one"),
             (["--size", "8"], "size is 8"),
             (["--feather", "-1"], "feather is -1"),
-            (["--split-val", "2"], "--split-val"),
-            (["--limit", "0"], "--limit is 0"),
-            (["--workers", "0"], "--workers is 0"),
+            (["--test-share", "2"], "--test-share"),
+            (["--limit", "0"], "--limit 0"),
+            (["--workers", "0"], "--workers 0"),
             (["--out", "taken"], "this is a file"),
         ],
     )

@@ -14,7 +14,6 @@ from pseudo_labels.curate import judge as judge_module
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.curate.judge import JudgeSettings
 from pseudo_labels.job import BuildSettings
-from pseudo_labels.label import main
 from pseudo_labels.scenes.draw import render_scene
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import FinderSettings
@@ -22,6 +21,7 @@ from pseudo_labels.stylize.base import Stylizer
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import StyleEntry, load_styles
+from regionroute.cli.label import main
 from regionroute.data.images import write_image
 from regionroute.data.manifest import load_manifest
 from regionroute.editing.batch import manifest_rows

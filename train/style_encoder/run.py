@@ -1,6 +1,6 @@
 """Train the style encoder: which pictures are alike in style, whatever they show.
 
-    regionroute scenes --out data/scenes --train 64 --test 32 --style-pictures
+    regionroute scenes --out data/scenes --train 64 --test 32 --style-images
     python train/style_encoder/run.py --config configs/nano_style_encoder.yaml
     python train/style_encoder/run.py --config configs/style_encoder.yaml pictures.source=styles/
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from regionroute.adapters.files.registry import ExpertRegistry
-from regionroute.files import atomic_write
+from regionroute.adapters.files.registry import REGISTRY_FILE, ExpertRegistry, read_registry
+from regionroute.errors import UserError
+from regionroute.files import atomic_write, read_json, write_json
 
 CARD_FILE = "README.md"
 
@@ -206,3 +207,67 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _quoted(text: str) -> str:
     return f'"{text}"' if " " in text else text
+
+
+def update_card(
+    folder: Path, scores: Path | None = None, method: str | None = None, license: str | None = None
+) -> Path:
+    """Write a folder's model card again, with scores or a licence that it lacked.
+
+    Args:
+        folder: holds experts.json, which keeps what is added.
+        scores: summary.json of `regionroute score`.
+        method: whose scores, if the summary has several methods.
+        license: of the experts, as the hub names it.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: no experts, no such summary or method.
+    """
+    registry = read_registry(folder)
+    extra = dict(registry.extra)
+    if scores is not None:
+        extra["metrics"] = card_scores(read_json(scores), scores, method)
+    elif method:
+        raise UserError("--method: it says whose scores, give the summary with --scores")
+    if license:
+        extra["license"] = license
+    registry = registry.model_copy(update={"extra": extra})
+    path = write_card(folder, registry)
+    write_json(folder / REGISTRY_FILE, registry.model_dump(by_alias=True))
+    return path
+
+
+def card_scores(summary: Any, path: Path, method: str | None) -> dict[str, dict[str, float]]:
+    """The mean scores of one method over all samples, by the metrics' labels.
+
+    Args:
+        summary: content of the summary.json of `regionroute score`.
+        path: of the summary, for errors.
+        method: whose; None: the only one that is an edit.
+
+    Returns:
+        "mean", "low" and "high" of every score that could be computed.
+
+    Raises:
+        UserError: not such a summary, or the method is not in it or not clear.
+    """
+    try:
+        methods, metrics = summary["methods"], summary["metrics"]
+        named = [name for name in methods if name not in ("floor", "ceiling")]
+        if method is None and len(named) == 1:
+            method = named[0]
+        if method not in methods:
+            raise UserError(f"{path}: name one of its methods with --method: {', '.join(methods)}")
+        rows = methods[method]["slices"]["all"]
+        return {
+            metrics[name]["label"]: {key: float(row[key]) for key in ("mean", "low", "high")}
+            for name, row in rows.items()
+            if name in metrics and None not in (row["mean"], row["low"], row["high"])
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: this is not a summary.json of `regionroute score` ({error})"
+        ) from error

@@ -6,6 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from regionroute.cli.options import command_parser
 from regionroute.cli.tour.stages import Stopwatch, run_tour
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import read_json, write_jsonl
@@ -36,14 +37,12 @@ attention supervision does, on scenes with exact targets."""
 
 def parser() -> Parser:
     """The arguments; building it imports nothing heavy."""
-    parser = Parser(
-        prog="regionroute demo",
-        description="Cut objects out of five photos, paint them in a style that the embedded base "
+    parser = command_parser(
+        "demo",
+        "Cut objects out of five photos, paint them in a style that the embedded base "
         "has never seen, train an expert on the pairs, edit the photos in that style and in one "
         "that comes with the base, and score the edits. Takes minutes on two CPU cores.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        EXAMPLES,
     )
     add = parser.add_argument
     add("--out", default="out/demo", metavar="DIR", help="folder for everything (out/demo)")
@@ -97,7 +96,7 @@ def _label(watch: Stopwatch, labels: Path, out: Path) -> None:
     # These few photos are known to be fit: no large object and no bold style is rejected.
     how += ["--size", "256", "--max-area", "0.9", "--max-border", "1", "--min-structure", "-1"]
     # The expert learns the style from whole photos too: it has to paint objects it has not seen.
-    how += ["--whole", "--split-val", "0.3", "--out", str(out / "pairs")]
+    how += ["--whole", "--test-share", "0.3", "--out", str(out / "pairs")]
     watch.run("labels", ["label", "--labels", str(labels), *how])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from regionroute.cli.options import command_parser
 from regionroute.cli.tour.stages import Stopwatch, run_tour
 from regionroute.errors import Parser, command
 from regionroute.files import read_json
@@ -42,13 +43,10 @@ A second run in the same folder resumes where the first stopped."""
 
 def parser() -> Parser:
     """The arguments; building it imports nothing heavy."""
-    parser = Parser(
-        prog="regionroute study",
-        description="Measure what attention supervision does, on drawn scenes with the embedded "
-        "base nano.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "study",
+        "Measure what attention supervision does, on drawn scenes with the embedded base nano.",
+        EXAMPLES,
     )
     add = parser.add_argument
     add("--out", default="out/study", metavar="DIR", help="folder for everything (out/study)")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pseudo_labels.bank.command import main
 from pseudo_labels.bank.tasks import COLOURS, recolour
 from pseudo_labels.stylize.filters import FILTERS
+from regionroute.cli.bank import main
 from regionroute.errors import command
 
 
@@ -68,7 +68,7 @@ def test_photos_keep_their_split_when_others_come(bank_case, bank, tmp_path):
 
 
 def test_the_split_is_that_of_the_training_pairs(bank, tmp_path):
-    from pseudo_labels.label import main as label
+    from regionroute.cli.label import main as label
 
     labels = bank.parent / "photos" / "labels.jsonl"
     arguments = {"--labels": labels, "--out": tmp_path / "pairs", "--styles": "scenes"}

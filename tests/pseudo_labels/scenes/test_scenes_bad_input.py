@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from pseudo_labels.scenes import command as scenes_cli
+from pseudo_labels.scenes import build as scenes
 from pseudo_labels.scenes import samples as scene_samples
-from pseudo_labels.scenes.command import build_scenes, scene_jobs
+from pseudo_labels.scenes.build import build_scenes, scene_jobs
 from regionroute.cli.main import main as regionroute
 from regionroute.files import write_json, write_jsonl
 
@@ -33,21 +33,21 @@ ARGUMENTS = [
     ([*GOOD, "--out", "file"], "file: this is a file, give a folder"),
     ([*GOOD, "--out", "file/out"], "file is a file, not a folder"),
     ([*GOOD, "--out", ""], "the folder's name is empty"),
-    ([*GOOD, "--out", "theirs"], "theirs: another data set lies here"),
-    ([*GOOD, "--out", "labelled"], "labelled: another data set lies here"),
+    ([*GOOD, "--out", "theirs"], "theirs: another data set is here"),
+    ([*GOOD, "--out", "labelled"], "labelled: another data set is here"),
     ([*GOOD, "--out", "broken"], "broken/.cache/scenes.json:1: this is not JSON"),
-    ([*GOOD, "--train", "-1"], "--train is -1"),
+    ([*GOOD, "--train", "-1"], "--train -1"),
     ([*GOOD, "--train", "some"], "invalid int value: 'some'"),
     ([*GOOD, "--train", "1" + "0" * 30], "are too many"),
-    ([*GOOD, "--test", "1" + "0" * 30], "--test is 1"),
+    ([*GOOD, "--test", "1" + "0" * 30], "--test 1"),
     ([*GOOD, "--train", "0"], "--train and --test are both 0"),
-    ([*GOOD, "--seed", "500"], "--seed is 500"),
-    ([*GOOD, "--seed", "-1"], "--seed is -1"),
+    ([*GOOD, "--seed", "500"], "--seed 500"),
+    ([*GOOD, "--seed", "-1"], "--seed -1"),
     ([*GOOD, "--seed", "nan"], "invalid int value: 'nan'"),
-    ([*GOOD, "--size", "31"], "--size is 31"),
-    ([*GOOD, "--size", "1000000"], "--size is 1000000: scenes need 32 to 1024 pixels"),
-    ([*GOOD, "--workers", "0"], "--workers is 0"),
-    ([*GOOD, "--workers", "100000"], "--workers is 100000: the most are 256"),
+    ([*GOOD, "--size", "31"], "--size 31"),
+    ([*GOOD, "--size", "1000000"], "--size 1000000: scenes need 32 to 1024 pixels"),
+    ([*GOOD, "--workers", "0"], "--workers 0"),
+    ([*GOOD, "--workers", "100000"], "--workers 100000: must be at most 256"),
     ([*GOOD, "--styles", "nowhere.yaml"], "nowhere.yaml: no such styles file"),
     ([*GOOD, "--styles", "folder.yaml"], "folder.yaml: no such styles file"),
     ([*GOOD, "--styles", "binary.yaml"], "binary.yaml: this is not UTF-8"),
@@ -58,8 +58,8 @@ ARGUMENTS = [
     ([*GOOD, "--only", "line-art,"], "unknown style ''"),
     ([*GOOD, "--only", "line-art,line-art"], "style 'line-art' is asked for twice"),
     ([*GOOD, "--all-styles", "--one-style"], "not allowed with"),
-    ([*GOOD, "--pretrain", "0"], "--pretrain is 0"),
-    ([*GOOD, "--pretrain", "5", "--seed", "-1"], "--seed is -1"),
+    ([*GOOD, "--pretrain", "0"], "--pretrain 0"),
+    ([*GOOD, "--pretrain", "5", "--seed", "-1"], "--seed -1"),
     ([*GOOD, "--pretrain", "5", "--out", "corpus"], "corpus: this folder holds another data set"),
     ([*GOOD, "--pretrain", "2000000"], "are too many"),
     ([*GOOD, "--trian", "4"], "unrecognized arguments: --trian"),
@@ -109,10 +109,9 @@ def test_wrong_styles_files(folder, refused, text, told):
 def test_an_interrupting_full_disk_keeps_what_is_made(folder, refused, monkeypatch):
     jobs = scene_jobs(3, 0)
     looks = tuple(
-        scenes_cli.BuiltStyle(entry, entry.build())
-        for entry in scenes_cli.load_styles("scenes")[:1]
+        scenes.BuiltStyle(entry, entry.build()) for entry in scenes.load_styles("scenes")[:1]
     )
-    build_scenes(folder / "out", jobs[:1], scenes_cli.SceneSettings(32, looks))
+    build_scenes(folder / "out", jobs[:1], scenes.SceneSettings(32, looks))
 
     def full(path, image):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pseudo_labels.stylemamba import stylizer as stylizer_module
-from pseudo_labels.stylemamba.command import main as mamba
 from pseudo_labels.stylemamba.saved import load_style
 from pseudo_labels.stylemamba.stylizer import MambaStylizer
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.cli.main import main as regionroute
+from regionroute.cli.mamba.main import main as mamba
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError

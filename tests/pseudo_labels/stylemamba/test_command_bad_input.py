@@ -9,7 +9,7 @@ from regionroute.data.images import write_image
 FIT = ["mamba", "fit", "--prompt", "neon", "--images", "photos", "--out", "out", "--encoder",
        "random", "--vae", "random", "--device", "cpu", "fit.size=32", "fit.steps=1",
        "fusion.width=16", "fusion.blocks=1"]  # fmt: skip
-PICTURE = ["mamba", "fit", "--picture", "photos/a.png", "--images", "photos", "--out", "out"]
+PICTURE = ["mamba", "fit", "--style-image", "photos/a.png", "--images", "photos", "--out", "out"]
 TRAIN = ["mamba", "train", "--images", "photos", "--out", "out", "--encoder", "random", "--vae",
          "random", "train.size=32", "--bank"]  # fmt: skip
 APPLY = ["mamba", "apply", "photos/a.png", "--style", "style", "--out", "out.png"]
@@ -36,8 +36,8 @@ def folder(tmp_path, pictures, monkeypatch):
 
 FITS = [
     (["mamba", "fitt"], "did you mean fit"),
-    (["mamba", "fit"], "give the style either by --prompt WORDS or by --picture"),
-    ([*FIT, "--picture", "photos/a.png"], "either by --prompt WORDS or by --picture"),
+    (["mamba", "fit"], "give the style either by --prompt WORDS or by --style-image"),
+    ([*FIT, "--style-image", "photos/a.png"], "either by --prompt WORDS or by --style-image"),
     (["mamba", "fit", "--prompt", "x"], "--images is missing"),
     (["mamba", "fit", "--prompt", "x", "--images", "photos"], "--out is missing"),
     ([*FIT, "--out", "file"], "file: this is a file, give a folder"),
@@ -98,7 +98,7 @@ APPLIES = [
     ([*APPLY, "--style", "damaged"], "damaged/style.json: 'styles' is wrong or missing"),
     ([*APPLY, "--strength", "3"], "--strength 3.0: must be between 0 and 2"),
     ([*APPLY, "--strength", "nan"], "--strength nan: must be between 0 and 2"),
-    ([*APPLY, "--feather", "-1"], "--feather -1: use 0 to 256"),
+    ([*APPLY, "--feather", "-1"], "--feather -1: must be between 0 and 256"),
     ([*APPLY, "--out", "out.jpg"], "give a name that ends in .png"),
     ([*APPLY, "--out", "photos/a.png"], "this is the photo, choose another name"),
     ([*APPLY, "--out", "file/out.png"], "file is a file, not a folder"),
@@ -109,7 +109,7 @@ APPLIES = [
     ([*APPLY, "--name", "woodcut"], "no style 'woodcut' in this folder, the nearest is 'neon'"),
     ([*APPLY, "--name", "neon:-1"], "the weight must be 0 or more"),
     ([*APPLY, "--name", "neon:0"], "at least one weight must be above 0"),
-    ([*APPLY, "--prompt", "x"], "--prompt takes the place of --name and needs --encoder"),
+    ([*APPLY, "--prompt", "x"], "--prompt replaces --name and needs --encoder"),
     ([*APPLY, "--vae", "patch_vae"], "with other weights than those found here"),
 ]
 

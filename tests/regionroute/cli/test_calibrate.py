@@ -9,11 +9,12 @@ import torch
 
 from regionroute.adapters import read_registry
 from regionroute.attention import map_scores
-from regionroute.cli.calibrate import draw, every_head, main
+from regionroute.cli.calibrate import main
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid
+from regionroute.editing.calibrate import draw_examples, every_head
 from regionroute.editing.editor import Editor
 from regionroute.editing.head_scan import HeadScan
 from regionroute.files import read_json
@@ -50,7 +51,7 @@ def run(*arguments):
 def test_scores_belong_to_the_heads_and_pictures_they_name(tiny_base, experts, pictures):
     editor = Editor(load_base(str(tiny_base)), experts)
     manifest = load_manifest(pictures)
-    examples = draw(manifest, "train", {"pixel-art"}, 4, seed=0)
+    examples = draw_examples(manifest, "train", {"pixel-art"}, 4, seed=0)
     assert sorted(example.sample.id for example in examples) == [f"pair-{i}" for i in range(4)]
     assert {example.size for example in examples} == {(64, 64), (32, 64)}
     assert every_head(editor)[:3] == [
@@ -159,7 +160,7 @@ def test_wrong_map_places_are_one_sentence(tiny_base, pictures, tmp_path, capsys
     ("options", "sentence"),
     [
         (["--split", "test"], "nothing may be chosen on them"),
-        (["--split", "val"], "has 0 pictures with masks"),
+        (["--split", "val"], "has 0 images with masks"),
         (["--count", "3"], "--count 3: must be at least 4"),
         (["--top", "0"], "--top 0"),
         (["--batch-size", "0"], "--batch-size 0"),
@@ -208,10 +209,10 @@ def test_pictures_are_drawn_once_each_with_the_styles_taking_turns(tiny_manifest
             )
         shutil.copy(manifest.path(first.context), manifest.root / f"{number}.png")
     write_manifest(tiny_manifest, samples)
-    found = draw(load_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
+    found = draw_examples(load_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
     assert len({example.sample.context for example in found}) == len(found) == 10
     styles = [example.sample.regions[0].style for example in found]
     assert styles.count("a") == styles.count("b") == 5
-    again = draw(load_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
+    again = draw_examples(load_manifest(tiny_manifest), "train", {"a", "b"}, 10, seed=1)
     assert [example.sample.id for example in again] == [example.sample.id for example in found]
-    assert draw(load_manifest(tiny_manifest), "train", None, 99, seed=1).__len__() == 12
+    assert draw_examples(load_manifest(tiny_manifest), "train", None, 99, seed=1).__len__() == 12

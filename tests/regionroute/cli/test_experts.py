@@ -13,7 +13,7 @@ from diffusers import FluxKontextPipeline
 from safetensors.torch import load_file
 
 from regionroute.adapters import FixedRouter, RouteContext, load_experts, read_registry, routed
-from regionroute.cli.experts import scores
+from regionroute.adapters.files.card import card_scores
 from regionroute.cli.main import main
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
@@ -147,7 +147,7 @@ def test_card_with_scores_and_licence(tiny_experts: Path, tmp_path: Path) -> Non
     registry, before = read_registry(folder), read_registry(tiny_experts)
     assert registry.extra["metrics"]["Leak"]["mean"] == 0.125
     assert registry.model_copy(update={"extra": before.extra}) == before
-    assert scores(summary(a=0.1, b=0.2), path, "b")["Leak"]["mean"] == 0.2
+    assert card_scores(summary(a=0.1, b=0.2), path, "b")["Leak"]["mean"] == 0.2
 
 
 def test_the_skeleton_of_the_embedded_base_is_the_base() -> None:

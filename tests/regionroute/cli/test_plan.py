@@ -36,8 +36,8 @@ def test_what_does_not_fit_names_keys(capsys):
     ("arguments", "said"),
     [
         (["--gpus", "0"], "--gpus 0: must be at least 1"),
-        (["--share", "1.5"], "--share 1.5: is a part of the peak"),
-        (["--share", "nan"], "--share nan: is a part of the peak"),
+        (["--share", "1.5"], "--share 1.5: must be a fraction of the peak"),
+        (["--share", "nan"], "--share nan: must be a fraction of the peak"),
         (["--gpu-memory", "-1"], "--gpu-memory -1.0: must be above 0"),
         (["--reserve", "-1"], "--reserve -1.0: must not be negative"),
         (["--link", "inf"], "--link inf: must be above 0"),

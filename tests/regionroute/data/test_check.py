@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from regionroute.cli import check as check_command
 from regionroute.data import check
-from regionroute.data.check import check_manifest, contact_sheet, main
+from regionroute.cli.check import main
+from regionroute.data.check import check_manifest, contact_sheet
 from regionroute.data.images import read_image
 from regionroute.data.manifest import Manifest, load_manifest
 from regionroute.errors import UserError
@@ -160,7 +162,7 @@ def test_the_command_tells_counts_and_problems(tiny_manifest, capsys):
 
 
 def test_a_long_list_is_cut(tiny_manifest, capsys, monkeypatch):
-    monkeypatch.setattr(check, "MAX_PRINTED", 1)
+    monkeypatch.setattr(check_command, "MAX_PRINTED", 1)
     _missing_context(tiny_manifest)
     _change(tiny_manifest, 0, prompt="nothing")
     assert main([str(tiny_manifest)]) == 1

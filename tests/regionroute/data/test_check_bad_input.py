@@ -9,7 +9,7 @@ import errno
 import pytest
 from PIL import Image
 
-from regionroute.data.check import main
+from regionroute.cli.check import main
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ ARGUMENTS = [
     (["pairs", "--sheet", "folder.png"], "--sheet: folder.png: this is a folder"),
     (["pairs", "--sheet", "file/sheet.png"], "file is a file, not a folder"),
     (["pairs", "--sheet", ""], "--sheet: the file name is empty"),
-    (["pairs", "--sheet", "pairs/1.mask.png"], "this is a picture of sample pair-1"),
-    (["pairs", "--sheet", "empty/../pairs/0.context.png"], "this is a picture of sample pair-0"),
+    (["pairs", "--sheet", "pairs/1.mask.png"], "this is an image of sample pair-1"),
+    (["pairs", "--sheet", "empty/../pairs/0.context.png"], "this is an image of sample pair-0"),
 ]
 
 

@@ -5,7 +5,8 @@ import tracemalloc
 
 import pytest
 
-from regionroute.data.check import check_manifest, main
+from regionroute.cli.check import main
+from regionroute.data.check import check_manifest
 from regionroute.data.manifest import (
     FILE_NAME,
     has_manifest,

@@ -4,18 +4,18 @@ import torch
 from pseudo_labels.bank import corpus
 from pseudo_labels.job import BuiltStyle
 from pseudo_labels.scenes import samples as scene_samples
-from pseudo_labels.scenes.command import (
+from pseudo_labels.scenes.build import (
     BLOCK,
     PRETRAIN_SEEDS,
     TRAIN_SEEDS,
     SceneSettings,
     build_scenes,
-    main,
     scene_jobs,
 )
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.stylize.filters import FILTERS
 from pseudo_labels.stylize.registry import load_styles
+from regionroute.cli.scenes import main
 from regionroute.data.images import write_image
 from regionroute.data.manifest import load_manifest
 from regionroute.errors import UserError, command
@@ -177,13 +177,13 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (["--size", "16"], "--size is 16"),
-            (["--train", "-1"], "--train is -1"),
+            (["--size", "16"], "--size 16"),
+            (["--train", "-1"], "--train -1"),
             (["--train", "0", "--test", "0"], "at least one scene"),
-            (["--pretrain", "0"], "--pretrain is 0"),
-            (["--seed", "500"], "--seed is 500"),
-            (["--pretrain", "5", "--seed", "-1"], "--seed is -1"),
-            (["--workers", "0"], "--workers is 0"),
+            (["--pretrain", "0"], "--pretrain 0"),
+            (["--seed", "500"], "--seed 500"),
+            (["--pretrain", "5", "--seed", "-1"], "--seed -1"),
+            (["--workers", "0"], "--workers 0"),
             (["--styles", "pixel-art"], "--only"),
             (["--only", "pixelart"], "'pixel-art'"),
             (["--out", "taken"], "this is a file"),
@@ -229,7 +229,7 @@ class TestSeveralPairs:
 
     def test_more_than_there_are_styles_is_refused(self, tmp_path, capsys):
         assert command(main)(["--out", str(tmp_path / "x"), "--pairs", "5"]) == 2
-        assert "--pairs is 5: the styles file has 4 styles" in capsys.readouterr().err
+        assert "--pairs 5: the styles file has 4 styles" in capsys.readouterr().err
 
 
 def test_whole_pictures_are_for_training_alone(tmp_path):

@@ -1,0 +1,119 @@
+"""``regionroute mamba apply``: restyle one photo, or one object of it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from regionroute.cli.options import add_device, add_region, command_parser
+from regionroute.errors import Parser, UserError
+from regionroute.files import check_output_file
+
+EPILOG = """\
+examples:
+  regionroute mamba apply photo.jpg --style styles/starry --strength 0.8 --out out.png
+  regionroute mamba apply dog.jpg --style styles/starry --region dog_mask.png --out out.png
+  regionroute mamba apply dog.jpg --style styles/starry --region dog --labels labels.jsonl \\
+      --out out.png
+  regionroute mamba apply photo.jpg --style styles/bank --name woodcut:0.7 --name neon:0.3 \\
+      --out out.png
+
+out.json, next to out.png, holds every setting; the PNG carries the same text."""
+
+
+def parser() -> Parser:
+    """The arguments; building it imports nothing heavy."""
+    parser = command_parser(
+        "mamba apply",
+        "Restyle a photo, or one object of it, with a fitted style. The output has "
+        "the size of the input.",
+        EPILOG,
+    )
+    add = parser.add_argument
+    add("photo", type=Path, help="photo to restyle")
+    add("--style", required=True, metavar="DIR", help="folder of a fitted style")
+    add("--out", required=True, type=Path, metavar="PNG", help="restyled photo")
+    strength = "0: the photo, 1: the style, up to 2: bolder (1)"
+    add("--strength", type=float, default=1.0, metavar="X", help=strength)
+    add_region(parser, "restyle only this object")
+    feather = "width of a soft edge inside the region (0)"
+    add("--feather", type=int, default=0, metavar="PX", help=feather)
+    several = parser.add_argument_group("folders that hold several styles")
+    add = several.add_argument
+    add("--name", action="append", metavar="STYLE[:WEIGHT]", help="style to use; repeat to blend")
+    add("--prompt", metavar="WORDS", help="new style in words; needs --encoder")
+    add("--encoder", metavar="NAME", help="encoder that the styles were trained with")
+    add("--vae", default=None, metavar="NAME", help="where the codec is on this machine (as saved)")
+    add_device(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``regionroute mamba apply``.
+
+    Raises:
+        UserError: anything the user has to fix.
+    """
+    args = parser().parse_args(argv)
+    _check(args)
+    names, weights = _names(args.name or ())
+    from pseudo_labels.stylemamba.apply import apply_style
+    from regionroute.models.devices import pick_device, quiet_libraries
+
+    quiet_libraries()
+    facts = apply_style(
+        args.photo,
+        args.style,
+        args.out,
+        device=pick_device(args.device),
+        strength=args.strength,
+        names=names,
+        weights=weights,
+        prompt=args.prompt,
+        encoder=args.encoder,
+        region=args.region,
+        labels=args.labels,
+        feather=args.feather,
+        vae=args.vae,
+    )
+    for warning in facts.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{args.out}: {', '.join(facts['styles'])}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not (math.isfinite(args.strength) and 0 <= args.strength <= 2):
+        raise UserError(f"--strength {args.strength}: must be between 0 and 2")
+    if not 0 <= args.feather <= 256:
+        raise UserError(f"--feather {args.feather}: must be between 0 and 256 pixels")
+    if args.labels and not args.region:
+        raise UserError("--labels goes with --region WORD")
+    if args.prompt and (args.name or not args.encoder):
+        raise UserError("--prompt replaces --name and needs --encoder NAME")
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"{args.out}: images are written as PNG, give a name that ends in .png")
+    if args.out.resolve() == args.photo.resolve():
+        raise UserError(f"{args.out}: this is the photo, choose another name")
+    check_output_file(args.out)
+
+
+def _names(given: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """Names and weights of ``STYLE[:WEIGHT]``."""
+    names, weights = [], []
+    for item in given:
+        name, colon, weight = item.rpartition(":")
+        try:
+            value = float(weight) if colon else 1.0
+        except ValueError:
+            name, value = item, 1.0  # a style whose words hold a colon
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"--name {item}: the weight must be 0 or more")
+        names.append(name if colon and name else item)
+        weights.append(value)
+    if names and not sum(weights):
+        raise UserError("--name: at least one weight must be above 0")
+    return names, weights if names else None

@@ -1,0 +1,215 @@
+"""Options that several commands share, each written once. Importing this imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from regionroute.errors import Parser, UserError
+
+# A parser or one of its groups; argparse has no public name for what they share.
+Group = argparse.ArgumentParser | argparse._ArgumentGroup
+
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZE = ("nf4", "fp8")
+MOST_WORKERS = 256  # processes; more than this is a slip of the finger
+
+
+def command_parser(name: str, description: str, epilog: str, **how: Any) -> Parser:
+    """The parser of ``regionroute NAME``; the epilog keeps its lines."""
+    return Parser(
+        prog=f"regionroute {name}",
+        description=textwrap.fill(description, 90),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **how,
+    )
+
+
+def add_device(group: Group, default: str | None = None) -> None:
+    """``--device``; without a default: a GPU if there is one."""
+    usual = default or "a GPU if there is one"
+    group.add_argument(
+        "--device", default=default, metavar="NAME", help=f"cpu, cuda, cuda:1, … ({usual})"
+    )
+
+
+def add_dtype(group: Group, default: str | None = "float32", usual: str = "") -> None:
+    """``--dtype`` of the networks."""
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=default,
+        help=f"number type of the networks; bfloat16 for FLUX on a GPU ({usual or default})",
+    )
+
+
+def add_quantize(group: Group) -> None:
+    """``--quantize`` of the base."""
+    group.add_argument(
+        "--quantize", choices=QUANTIZE, help="store the base in 4 (nf4) or 8 bits (fp8) (in full)"
+    )
+
+
+def add_base(group: Group, default: str | None, usual: str = "") -> None:
+    """``--base``; `usual` says what is meant without it, if that is not `default`."""
+    group.add_argument(
+        "--base",
+        default=default,
+        metavar="NAME",
+        help=f"nano-photos, nano (scenes), a pipeline's folder or hub id ({usual or default})",
+    )
+
+
+def add_seed(group: Group, of: str, default: int = 0) -> None:
+    """``--seed``; `of` says what it decides."""
+    group.add_argument(
+        "--seed", type=int, default=default, metavar="N", help=f"seed of {of} ({default})"
+    )
+
+
+def add_batch_size(group: Group, default: int | None = 8, usual: int = 8) -> None:
+    """``--batch-size`` in images of one size."""
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=default,
+        metavar="N",
+        help=f"images of one size that are processed together ({usual})",
+    )
+
+
+def add_workers(group: Group) -> None:
+    """``--workers``, checked by `check_workers`."""
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="processes (chosen by the amount of work)"
+    )
+
+
+def add_manifest(group: Group, default_split: str = "test", what: str = "score") -> None:
+    """``--manifest`` (required) and ``--split``."""
+    group.add_argument(
+        "--manifest",
+        required=True,
+        metavar="PATH",
+        help="manifest.jsonl, its folder, or 'manifest-*.jsonl'",
+    )
+    group.add_argument(
+        "--split",
+        default=default_split,
+        metavar="NAME",
+        help=f'split to {what}, "all" for every sample ({default_split})',
+    )
+
+
+def add_styles(group: Group, default: str) -> None:
+    """``--styles`` and ``--only``: which styles pairs are made in."""
+    group.add_argument(
+        "--styles",
+        default=default,
+        metavar="FILE",
+        help=f"styles file, or a packaged one: {', '.join(packaged_styles())} ({default})",
+    )
+    group.add_argument("--only", metavar="A,B", help="use only these styles of the file (all)")
+
+
+def add_region(group: Group, verb: str) -> None:
+    """``--region`` and ``--labels``: an object of a photo, by mask or by word."""
+    group.add_argument(
+        "--region", metavar="MASK", help=f"{verb}: a mask image, or a word with --labels"
+    )
+    group.add_argument(
+        "--labels", metavar="FILE", help="labels file that holds the masks of --region WORD"
+    )
+
+
+class _Renamed(argparse.Action):
+    """Stores what an option's old name was given, and prints one line that names the new one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        print(f"note: {option_string} is now called {self.metavar}", file=sys.stderr)
+        value = self.const if self.nargs == 0 else values
+        if self.const is list:
+            value = [*(getattr(namespace, self.dest, None) or ()), values]
+        setattr(namespace, self.dest, value)
+
+
+def add_renamed(group: Group, old: str, new: str, **how: Any) -> None:
+    """An option's old name: still read, absent from ``--help``, and it prints one line.
+
+    Args:
+        group: where the new option is.
+        old: ``--old``.
+        new: ``--new``.
+        how: `type`; ``nargs=0, const=value`` of a flag; ``const=list`` if it may be repeated.
+    """
+    dest = new.removeprefix("--").replace("-", "_")
+    group.add_argument(
+        old,
+        dest=dest,
+        metavar=new,
+        action=_Renamed,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+        **how,
+    )
+
+
+def packaged_styles() -> list[str]:
+    """Names of the styles files that come with the package."""
+    folder = resources.files("pseudo_labels") / "styles"
+    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def comma_list(text: str | None) -> list[str] | None:
+    """The words of ``A,B``, each once; None for None."""
+    if text is None:
+        return None
+    words = (" ".join(word.split()) for word in text.split(","))
+    return list(dict.fromkeys(word for word in words if word))
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given, as keyword arguments: a function's own defaults hold else."""
+    values = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Refuses numbers that are too small; options without a value are left alone.
+
+    Args:
+        args: of the command.
+        least: smallest value by option name, with underscores.
+
+    Raises:
+        UserError: names the option.
+    """
+    for name, number in least.items():
+        value = getattr(args, name)
+        if value is not None and value < number:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: must be at least {number}")
+
+
+def check_workers(args: argparse.Namespace) -> None:
+    """Refuses a senseless number of ``--workers``.
+
+    Raises:
+        UserError: fewer than 1, or more than `MOST_WORKERS`.
+    """
+    check_least(args, {"workers": 1})
+    if args.workers is not None and args.workers > MOST_WORKERS:
+        raise UserError(f"--workers {args.workers}: must be at most {MOST_WORKERS}")

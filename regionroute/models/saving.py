@@ -1,0 +1,43 @@
+"""Writes a base as a diffusers folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regionroute.models.source import INDEX_FILE, SETTINGS_FILE, read_index, resolve
+
+if TYPE_CHECKING:
+    from regionroute.models.loading import Backbone
+
+
+def save_base(backbone: Backbone, out: Path) -> None:
+    """Write a base's folder again with the transformer as it is now, complete or not at all.
+
+    Args:
+        backbone: loaded from files; the other parts are copied from them.
+        out: new or empty folder.
+    """
+    from huggingface_hub import hf_hub_download
+
+    source = resolve(backbone.name)
+    index = read_index(backbone.name, source)
+    if not isinstance(source, Path):
+        source = Path(hf_hub_download(source, INDEX_FILE)).parent
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name in (INDEX_FILE, SETTINGS_FILE):
+            if (source / name).is_file():
+                shutil.copy(source / name, partial / name)
+        for part in index:
+            if part != "transformer" and (source / part).is_dir():
+                shutil.copytree(source / part, partial / part)
+        backbone.transformer.save_pretrained(partial / "transformer")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

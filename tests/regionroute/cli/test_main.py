@@ -1,0 +1,187 @@
+"""What all commands share: help that teaches, quick completion, options with one meaning."""
+
+import argparse
+import importlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from regionroute.cli import options
+from regionroute.cli.main import COMMANDS, completion_parser, main
+from regionroute.errors import UserError
+
+LIGHT = [name for name, entry in COMMANDS.items() if entry.light]
+
+
+def parsers(name):
+    """The parser of a command and those of its actions."""
+    parser = importlib.import_module(COMMANDS[name].module).parser()
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
+def complete(line):
+    """What the shell would be offered after this line, and whether torch was imported."""
+    code = (
+        "import sys, os\n"
+        "from regionroute.cli.main import main\n"
+        "leave = os._exit\n"
+        "os._exit = lambda code: leave(77 if 'torch' in sys.modules else code)\n"
+        "main()"
+    )
+    read, write = os.pipe()
+    environment = os.environ | {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
+    with subprocess.Popen(
+        ["bash", "-c", f'"$0" -c "$1" 8>&{write}', sys.executable, code],
+        env=environment,
+        pass_fds=[write],
+    ) as process:
+        os.close(write)
+        with os.fdopen(read) as answers:
+            found = [line.strip() for line in answers.read().split("\n")]
+    assert process.returncode != 77, "torch was imported"
+    return found
+
+
+def test_the_shell_completes_commands_options_and_choices():
+    assert complete("regionroute dem") == ["demo"]
+    assert set(complete("regionroute label --st")) == {"--styles", "--styles-per-photo"}
+    assert complete("regionroute score --met") == ["--metrics"]
+    assert complete("regionroute train --print") == ["--print-config"]
+    assert complete("regionroute experts exp") == ["export"]
+    formats = {"diffusers", "peft", "comfyui"}
+    assert set(complete("regionroute experts export --format ")) == formats
+    assert "--strike" not in complete("regionroute label --s")  # an old name, still read
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_help_has_a_verb_and_an_example_and_needs_no_torch(name):
+    code = (
+        "import importlib, sys\n"
+        f"importlib.import_module({COMMANDS[name].module!r}).parser().print_help()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"regionroute {name} " in done.stdout
+    assert re.search(rf"^  regionroute {name}\b", done.stdout, re.MULTILINE), "no example"
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_every_option_is_explained_with_its_default(name):
+    unexplained = []
+    for parser in parsers(name):
+        for action in parser._actions:
+            hidden = action.help is argparse.SUPPRESS
+            if hidden or isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+                continue
+            default = action.default
+            stated = re.findall(r"\(([^()]*)\)", action.help or "")
+            plain = isinstance(default, str | int | float) and not isinstance(default, bool)
+            value = f"{default:g}" if isinstance(default, float) else str(default)
+            if not action.help or (plain and action.option_strings and value not in stated):
+                unexplained.append((parser.prog, action.option_strings or action.dest))
+    assert unexplained == []
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_every_example_is_accepted_by_its_parser(name):
+    """Each line of an epilog that starts with this command parses; files are not opened."""
+    module = importlib.import_module(COMMANDS[name].module)
+    parser = module.parser()
+    text = (parser.epilog or "").replace("\\\n", " ")
+    lines = re.findall(rf"^  regionroute {name}\b *(.*)$", text, re.MULTILINE)
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if "..." in words:
+            continue
+        actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if actions:
+            parser_of = actions[0].choices[words[0]]
+            parser_of.parse_intermixed_args(words[1:])
+        else:
+            parser.parse_intermixed_args(words)
+
+
+def test_defaults_that_help_states_are_those_of_the_library():
+    """`label` passes on only what was given, so its help must not promise other defaults."""
+    from pseudo_labels.curate.filters import Limits
+    from pseudo_labels.job import BuildSettings
+    from pseudo_labels.label import label
+    from pseudo_labels.segment.loading import DEFAULT_GROUNDER, FinderSettings
+    from pseudo_labels.stylegallery.config import PRESETS
+    from pseudo_labels.stylegallery.model import DTYPES
+    from pseudo_labels.stylegallery.stylizer import GallerySettings
+    from pseudo_labels.stylemamba.networks import Names
+    from regionroute.cli import gallery
+    from regionroute.cli import label as command
+    from regionroute.cli.mamba import fit
+
+    def stated(parser, option):
+        [action] = [a for a in parser._actions if f"--{option}" in a.option_strings]
+        return re.search(r"\(([^()]*)\)$", action.help)[1]
+
+    parser = command.parser()
+    for name, value in vars(Limits()).items():
+        assert stated(parser, name.replace("_", "-")) == f"{value:g}"
+    settings, find = BuildSettings(), FinderSettings()
+    for name in ("size", "feather", "multi"):
+        assert stated(parser, name) == str(getattr(settings, name))
+    for name in ("segmenter", "threshold", "instances"):
+        assert stated(parser, name) == str(getattr(find, name))
+    assert stated(parser, "grounder").endswith(f": {DEFAULT_GROUNDER}")
+    share = inspect.signature(label).parameters["test_share"].default
+    assert stated(parser, "test-share") == f"{share:g}"
+    assert Names() == Names(fit.ENCODER, fit.VAE)
+    for name in ("model", "dino", "cache"):
+        assert stated(gallery.parser(), name) == GallerySettings.model_fields[name].default
+    assert tuple(PRESETS) == gallery.PRESETS
+    assert set(options.DTYPES) == set(DTYPES)
+
+
+def test_old_names_are_read_and_name_the_new_one(capsys):
+    parser = importlib.import_module("regionroute.cli.label").parser()
+    args = parser.parse_args(["--out", "o", "--strike", "list.txt", "--split-val=0.5"])
+    assert (args.exclude, args.test_share) == ("list.txt", 0.5)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "note: --strike is now called --exclude",
+        "note: --split-val is now called --test-share",
+    ]
+    assert parser.parse_args(["--out", "o"]).exclude is None
+    assert capsys.readouterr().err == ""
+
+
+def test_shared_checks_name_the_option():
+    args = argparse.Namespace(batch_size=0, workers=10_000, seed=None)
+    with pytest.raises(UserError, match="--batch-size 0: must be at least 1"):
+        options.check_least(args, {"batch_size": 1})
+    options.check_least(args, {"seed": 0})  # not given
+    with pytest.raises(UserError, match="--workers 10000: must be at most 256"):
+        options.check_workers(args)
+    assert options.given(args, "batch_size", "seed") == {"batch_size": 0}
+    assert options.comma_list(" dog, red  cat ,dog,") == ["dog", "red cat"]
+
+
+def test_commands_and_their_parsers_go_together(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+    assert "register-python-argcomplete" in text
+    for entry in COMMANDS.values():
+        assert entry.summary[0].islower()
+    known = completion_parser("")._subparsers._group_actions[0].choices
+    assert list(known) == list(COMMANDS)
