@@ -103,7 +103,7 @@ class AttentionRecorder:
         # Places that differ in their words alone have one name and are read once.
         for site in {site.name: site for site in self.sites(transformer)}.values():
             chosen.setdefault(site.block, []).append(site)
-        stock = {name: _stock_processor(name, blocks[name], family) for name in chosen}
+        stock = {name: stock_processor(name, blocks[name], family) for name in chosen}
         self._plan, self._maps = plan, {}
         try:
             for name, sites in chosen.items():
@@ -233,10 +233,14 @@ class _JoinedRecordingProcessor(_RecordingProcessor):
         return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
 
 
+def text_comes_apart(stock: Any) -> bool:
+    """Whether a block hands its stock processor the text as an argument of its own."""
+    return "encoder_hidden_states" in inspect.signature(type(stock).__call__).parameters
+
+
 def _recording_kind(stock: Any) -> type[_RecordingProcessor]:
     """The one that is called as the stock processor is: its arguments come by their places."""
-    apart = "encoder_hidden_states" in inspect.signature(type(stock).__call__).parameters
-    return _RecordingProcessor if apart else _JoinedRecordingProcessor
+    return _RecordingProcessor if text_comes_apart(stock) else _JoinedRecordingProcessor
 
 
 def _first_row(tokens: Tokens, plan: AttentionPlan) -> int:
@@ -263,8 +267,12 @@ def layer_names(transformer: nn.Module) -> list[str]:
     return list(family.blocks(module))
 
 
-def _stock_processor(name: str, attn: Any, family: Family) -> Any:
-    """The block's processor, refused when ours would not compute the same."""
+def stock_processor(name: str, attn: Any, family: Family) -> Any:
+    """The block's processor.
+
+    Raises:
+        ValueError: processors that replace it would not compute the same.
+    """
     processor = attn.get_processor()
     if type(processor) not in family.processors:
         raise ValueError(f"{name}: cannot record beside a {type(processor).__name__}")

@@ -122,6 +122,53 @@ def predict_velocity(
     return unpack(velocity[:, : target_tokens.shape[1]], height, width)
 
 
+def predict_rows(
+    transformer: Any,
+    noisy: Tensor,
+    context: Tensor,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
+    sigma: Tensor,
+    guidance: float,
+    rows: Tensor,
+) -> Tensor:
+    """As `predict_velocity`, but the transformer is given some of the image tokens only.
+
+    Call it inside `RowCache.partial`, which knows the positions of these tokens; those that the
+    transformer is told here mean nothing.
+
+    Args:
+        transformer: see :func:`predict_velocity`, as all that follow.
+        noisy: [B,C,h,w].
+        context: [B,C,h',w'].
+        prompt_embeds: [B,T,D].
+        pooled: [B,P].
+        sigma: [B].
+        guidance: see :func:`predict_velocity`.
+        rows: positions among the image tokens [noisy target, context], long [B,R].
+
+    Returns:
+        Predicted velocity of target tokens among `rows`, 0 elsewhere, [B,C,h,w].
+    """
+    height, width = noisy.shape[2:]
+    dtype, device = prompt_embeds.dtype, prompt_embeds.device
+    target = pack(noisy.to(device, dtype))
+    tokens = torch.cat([target, pack(context.to(device, dtype))], dim=1)
+    timestep = (sigma.to(device) * TIMESTEPS).to(dtype) / TIMESTEPS
+    index = rows[..., None].expand(-1, -1, tokens.shape[2])
+    velocity = transformer(
+        hidden_states=tokens.gather(1, index),
+        timestep=timestep,
+        encoder_hidden_states=prompt_embeds,
+        return_dict=False,
+        **family_of(transformer).arguments(
+            transformer, prompt_embeds, pooled, guidance, (1, rows.shape[1]), (0, 0)
+        ),
+    )[0]
+    every = velocity.new_zeros(tokens.shape).scatter_(1, index, velocity)
+    return unpack(every[:, : target.shape[1]], height, width)
+
+
 def guided(
     velocity: Tensor,
     negative: Text | None,

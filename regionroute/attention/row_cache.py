@@ -1,0 +1,221 @@
+"""Keys and values of all tokens, kept between calls, so that a call computes some of them anew.
+
+A *full* call stores, in every block, the keys (after the rotary embedding) and values of all N
+tokens. A *partial* call gives the transformer a few tokens only. Norms, projections and
+feed-forward layers work token by token, so nothing changes there; attention takes its queries from
+the given tokens and its keys and values from all N: fresh rows where there are any, stored ones
+elsewhere. With every token given, a partial call equals a full one.
+
+Shape legend: B batch, H heads, N all tokens [text, noisy target, context], R tokens of a partial
+call, D head width, T text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regionroute.attention.recorder import stock_processor, text_comes_apart
+from regionroute.diffusion.families import find_transformer
+from regionroute.diffusion.family import Family
+
+# From query, key and value [B,N,H,D] to the attention output [B,N,H,D].
+Core = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class _Stored:
+    """What a block keeps: keys and values [B,H,N,D]."""
+
+    key: Tensor
+    value: Tensor
+
+
+class RowCache:
+    """Stored keys and values of one sequence of calls with the same tokens.
+
+    Classifier-free guidance makes two such sequences, each with a cache of its own.
+
+    Attributes:
+        drift: relative change of the text tokens' keys and values in the latest partial call
+            against the latest full one, mean over the blocks: ``|fresh − stored| / |stored|``.
+            Text tokens are fresh in every call, so this costs next to nothing; it predicts the
+            error of the stored rows. NaN before the first partial call.
+    """
+
+    def __init__(self) -> None:
+        self._stored: dict[str, _Stored] = {}
+        self._text: dict[str, _Stored] = {}
+        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._changes: list[Tensor] = []
+        self._rows: Tensor | None = None
+        self._kept: Tensor | None = None
+
+    @property
+    def drift(self) -> float:
+        """See the class."""
+        return float(torch.stack(self._changes).mean()) if self._changes else float("nan")
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the stored keys and values."""
+        return sum(x.key.nbytes + x.value.nbytes for x in self._stored.values())
+
+    @contextmanager
+    def full(
+        self, transformer: nn.Module, cores: Mapping[str, Core] | None = None
+    ) -> Iterator[None]:
+        """Stores the keys and values of the call inside; it must be given all tokens.
+
+        Args:
+            transformer: of any family, bare, compiled or wrapped.
+            cores: attention of single blocks by their names, see
+                `AttentionRecorder.cores`: a call can be recorded and stored at once.
+
+        Raises:
+            ValueError: a model that computes attention in another way, see
+                `AttentionRecorder.recording`.
+        """
+        self._rows = None
+        with self._processors(transformer, cores or {}):
+            yield
+
+    @contextmanager
+    def partial(
+        self, transformer: nn.Module, rows: Tensor, text: int, keys: Tensor | None = None
+    ) -> Iterator[None]:
+        """The call inside is given the tokens `rows`, the text's first.
+
+        Args:
+            transformer: as in `full`.
+            rows: positions of the given tokens among all N, long [B,R]; equal positions are
+                padding and must belong to equal tokens.
+            text: T, how many of them are text tokens.
+            keys: positions of the tokens that are attended to, long [M], the given ones among
+                them; None: all N.
+
+        Raises:
+            RuntimeError: nothing was stored before.
+        """
+        if not self._stored:
+            raise RuntimeError("a partial call needs a full one before it")
+        assert self._rotary is not None
+        self._rows, self._kept, self._changes, self._length = rows, keys, [], text
+        cos, sin = self._rotary
+        # [B,R,1,D]: each sample has its own tokens, where the model knows one list for all.
+        self._angles = cos[rows][:, :, None], sin[rows][:, :, None]
+        with self._processors(transformer, {}):
+            yield
+
+    @contextmanager
+    def _processors(self, transformer: nn.Module, cores: Mapping[str, Core]) -> Iterator[None]:
+        module, family = find_transformer(transformer)
+        blocks = family.blocks(module)
+        stock = {name: stock_processor(name, attn, family) for name, attn in blocks.items()}
+        try:
+            for name, attn in blocks.items():
+                kind = _Processor if text_comes_apart(stock[name]) else _JoinedProcessor
+                attn.set_processor(kind(self, family, name, cores.get(name, _plain)))
+            yield
+        finally:
+            for name, processor in stock.items():
+                blocks[name].set_processor(processor)
+
+    def attend(
+        self, name: str, core: Core, query: Tensor, key: Tensor, value: Tensor, rotary: Any
+    ) -> Tensor:
+        """Attention [B,·,H,D] of a block's tokens before the rotary embedding, [B,·,H,D] each."""
+        if self._rows is None:
+            self._rotary = rotary
+            angles = tuple(x[None, :, None] for x in rotary)
+            query, key = rotate(query, *angles), rotate(key, *angles)
+            # Contiguous per head: the layout in which attention reads and partial calls write.
+            keep = (key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous())
+            self._stored[name] = _Stored(*keep)
+            self._text.pop(name, None)
+            return core(query, key, value)
+        query, key = rotate(query, *self._angles), rotate(key, *self._angles)
+        stored = self._stored[name]
+        self._measure(name, stored, key, value)
+        for sample, rows in enumerate(self._rows):
+            stored.key[sample].index_copy_(1, rows, key[sample].transpose(0, 1))
+            stored.value[sample].index_copy_(1, rows, value[sample].transpose(0, 1))
+        keys, values = stored.key, stored.value
+        if self._kept is not None:
+            keys, values = keys[:, :, self._kept], values[:, :, self._kept]
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values)
+        return out.transpose(1, 2)
+
+    def _measure(self, name: str, stored: _Stored, key: Tensor, value: Tensor) -> None:
+        """Notes how far the text's keys and values are from the latest full call's."""
+        size = self._length
+        if name not in self._text:
+            copies = (stored.key[:, :, :size].clone(), stored.value[:, :, :size].clone())
+            self._text[name] = _Stored(*copies)
+        before = self._text[name]
+        for fresh, old in ((key, before.key), (value, before.value)):
+            change = (fresh[:, :size].transpose(1, 2) - old).float().norm()
+            self._changes.append(change / old.float().norm().clamp(min=1e-12))
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of interleaved pairs, as diffusers' `apply_rotary_emb` computes it.
+
+    Args:
+        states: [B,·,H,D].
+        cos: broadcastable to it.
+        sin: broadcastable to it.
+    """
+    real, imaginary = states.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
+    return (states.float() * cos + turned.float() * sin).to(states.dtype)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+class _Processor:
+    """The family's attention with its core handed to the cache."""
+
+    def __init__(self, cache: RowCache, family: Family, name: str, core: Core) -> None:
+        self.cache, self.family, self.name, self.core = cache, family, name, core
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if attention_mask is not None:
+            raise ValueError("attention masks do not go with stored keys")
+        query, key, value, rest = self.family.project(attn, hidden_states, encoder_hidden_states)
+        out = self._attend(query, key, value, image_rotary_emb)
+        return self.family.finish(attn, out.flatten(2, 3).to(query.dtype), rest)
+
+    # As in the recorder: the compiler sees nothing of what differs between blocks and calls.
+    @torch.compiler.disable(reason="keys are stored aside: compile without fullgraph=True")
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, rotary: Any) -> Tensor:
+        return self.cache.attend(self.name, self.core, query, key, value, rotary)
+
+
+class _JoinedProcessor(_Processor):
+    """Of blocks that get text and image tokens as one sequence."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
