@@ -245,6 +245,7 @@ class RegionRoutePipeline:
         instance: Instance = "all",
         lock_background: bool | None = None,
         refine_crop: bool | None = None,
+        sparse: bool | None = None,
         batch_size: int = 8,
         callback_on_step_end: StepEndCallback | None = None,
         output_region_maps: bool = True,
@@ -278,6 +279,7 @@ class RegionRoutePipeline:
                 "rightmost", "topmost" or "bottommost"; routed.
             lock_background: keep every pixel outside the region bit for bit.
             refine_crop: restyle small objects of large images once more in a crop around them.
+            sparse: after the first call compute only the region in most steps; routed.
             batch_size: images of one size to edit at a time.
             callback_on_step_end: called after each step as ``callback(pipe, step, timestep,
                 {"latents": latents})`` with latents [B,C,h,w]; may return ``{"latents": ...}`` to
@@ -310,7 +312,7 @@ class RegionRoutePipeline:
         ]
         options = EditOptions(
             num_inference_steps, guidance_scale, mode, lock_background, strength, instance,
-            refine_crop,
+            refine_crop, sparse,
         )  # fmt: skip
         results = self._edit(
             images, requests, options, batch_size, callback_on_step_end, output_region_maps

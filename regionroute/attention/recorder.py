@@ -4,8 +4,9 @@ Both block types put the tokens in one row: [text, noisy target image, context i
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,9 @@ from regionroute.attention.columns import NORMS, Norm, attend, attend_among
 from regionroute.attention.plan import AttentionPlan
 from regionroute.config.sites import AttentionSite, Queries, Tokens, parse_sites, resolve_sites
 from regionroute.diffusion.families import Family, find_transformer
+
+# From query, key and value [B,N,H,D] to the attention output [B,N,H,D].
+Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class AttentionRecorder:
@@ -95,25 +99,66 @@ class AttentionRecorder:
             ValueError: no transformer of a known family inside, or one that computes attention in
                 another way (fused projections, another processor or attention backend).
         """
-        if self._plan is not None:
-            raise RuntimeError("this recorder is already recording")
         module, family = find_transformer(transformer)
         blocks = family.blocks(module)
+        with self._reading(transformer, plan) as chosen:
+            stock = {name: stock_processor(name, blocks[name], family) for name in chosen}
+            try:
+                for name, sites in chosen.items():
+                    kind = _recording_kind(stock[name])
+                    blocks[name].set_processor(kind(self, family, sites))
+                yield
+            finally:
+                for name, processor in stock.items():
+                    blocks[name].set_processor(processor)
+
+    @contextmanager
+    def cores(self, transformer: nn.Module, plan: AttentionPlan) -> Iterator[dict[str, Core]]:
+        """Attention that records, for other processors to call, see `RowCache.full`.
+
+        Args:
+            transformer: as of `recording`.
+            plan: as of `recording`.
+
+        Yields:
+            Block name -> attention [B,N,H,D] of query, key and value [B,N,H,D] after the rotary
+            embedding.
+
+        Raises:
+            RuntimeError: this recorder is already recording.
+            UserError: a block or a head that the model does not have.
+        """
+        with self._reading(transformer, plan) as chosen:
+            yield {name: partial(self._core, sites) for name, sites in chosen.items()}
+
+    @contextmanager
+    def _reading(
+        self, transformer: nn.Module, plan: AttentionPlan
+    ) -> Iterator[dict[str, list[AttentionSite]]]:
+        """Blocks and their sites, while the plan is in force."""
+        if self._plan is not None:
+            raise RuntimeError("this recorder is already recording")
         chosen: dict[str, list[AttentionSite]] = {}
-        # Places that differ in their words alone have one name and are read once.
+        # Sites that differ in their words alone have one name and are read once.
         for site in {site.name: site for site in self.sites(transformer)}.values():
             chosen.setdefault(site.block, []).append(site)
-        stock = {name: stock_processor(name, blocks[name], family) for name in chosen}
         self._plan, self._maps = plan, {}
         try:
-            for name, sites in chosen.items():
-                kind = _recording_kind(stock[name])
-                blocks[name].set_processor(kind(self, family, sites))
-            yield
+            yield chosen
         finally:
-            for name, processor in stock.items():
-                blocks[name].set_processor(processor)
             self._plan = None
+
+    def _core(
+        self,
+        sites: Sequence[AttentionSite],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """`attend` from [B,N,H,D] to [B,N,H,D]."""
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        return self.attend(sites, query, key, value, mask).transpose(1, 2)
 
     def maps(self) -> dict[str, Tensor]:
         """The maps of the latest recorded forward, attached to its graph.
@@ -216,8 +261,7 @@ class _RecordingProcessor:
     @torch.compiler.disable(reason="maps are kept aside: to record, compile without fullgraph=True")
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """From [B,N,H,D] to [B,N,H,D]."""
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        return self.recorder.attend(self.sites, query, key, value, mask).transpose(1, 2)
+        return self.recorder._core(self.sites, query, key, value, mask)
 
 
 class _JoinedRecordingProcessor(_RecordingProcessor):

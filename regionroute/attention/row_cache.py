@@ -12,7 +12,7 @@ call, D head width, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regionroute.attention.recorder import stock_processor, text_comes_apart
+from regionroute.attention.recorder import Core, stock_processor, text_comes_apart
 from regionroute.diffusion.families import find_transformer
 from regionroute.diffusion.family import Family
-
-# From query, key and value [B,N,H,D] to the attention output [B,N,H,D].
-Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(eq=False)

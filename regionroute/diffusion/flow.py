@@ -196,6 +196,11 @@ def guided(
         return velocity
     embeds, pooled = (states.expand(len(noisy), *states.shape[1:]) for states in negative)
     without = predict_velocity(transformer, noisy, context, embeds, pooled, sigma, guidance)
+    return guide(velocity, without, guidance)
+
+
+def guide(velocity: Tensor, without: Tensor, guidance: float) -> Tensor:
+    """``without + guidance · (velocity − without)``, the rule of classifier-free guidance."""
     return without + guidance * (velocity - without)
 
 

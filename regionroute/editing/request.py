@@ -101,6 +101,8 @@ class EditOptions:
         instance: which of several objects of a word, see `regionroute.routing.instances`; routed.
         refine_crop: restyle small objects of large images once more in a crop around them, see
             `regionroute.editing.refine_crop`; needs a locked background.
+        sparse: compute only the region in most steps, see `regionroute.editing.sparse`; routed.
+            None: where that is faster.
     """
 
     steps: int | None = None
@@ -110,6 +112,7 @@ class EditOptions:
     strength: float = 1.0
     instance: Instance = "all"
     refine_crop: bool | None = None
+    sparse: bool | None = None
 
     def resolved(
         self, *, steps: int, guidance: float, mode: Mode, refine_crop: bool = False
@@ -141,7 +144,11 @@ class EditOptions:
         if self.refine_crop and not can_refine:
             raise UserError("refine_crop needs mode routed and a locked background")
         refine = can_refine and (refine_crop if self.refine_crop is None else self.refine_crop)
-        return EditOptions(steps, guidance, chosen, lock, self.strength, self.instance, refine)
+        if self.sparse and chosen == "plain":
+            raise UserError("sparse needs mode routed: only there the region is known")
+        return EditOptions(
+            steps, guidance, chosen, lock, self.strength, self.instance, refine, self.sparse
+        )
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regionroute.adapters import routed
 from regionroute.attention import AttentionPlan, region_map
+from regionroute.attention.row_cache import RowCache
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite
 from regionroute.data.prompts import restyle_prompt
-from regionroute.diffusion.flow import StepCallback, denoise, guided, predict_velocity, sample
+from regionroute.diffusion.flow import StepCallback, denoise, guide, predict_velocity, sample
 from regionroute.editing.request import EditPlan, Mode
+from regionroute.editing.sparse import SparseCalls
 from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.models.loading import Backbone
 from regionroute.routing.gates import (
@@ -57,6 +60,7 @@ class SamplingJob:
         strength: factor on the gates, in [0,1].
         lock_background: gates are needed for a composite over the source.
         want_map: record region maps.
+        sparse: compute only the region in most steps, see `regionroute.editing.sparse`.
         gates: given gates [B,S,h,w] in place of the predicted maps, or None.
         instance: which of several objects of a word.
         mirrored: latents of the mirrored images, [B,C,H,W], to read maps from them too; or None.
@@ -72,6 +76,7 @@ class SamplingJob:
     strength: float = 1.0
     lock_background: bool = False
     want_map: bool = False
+    sparse: bool = False
     gates: Tensor | None = None
     instance: Instance = "all"
     mirrored: Tensor | None = None
@@ -112,6 +117,21 @@ class SamplingResult:
     concentration: Tensor | None = None
     instances: Tensor | None = None
     interrupted: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class FirstCall:
+    """The model call at σ = 1 that reads the maps.
+
+    Attributes:
+        plan: what was recorded.
+        velocity: predicted for every pair, [B·S,C,H,W].
+        cache: keys and values of its tokens, where they were stored.
+    """
+
+    plan: AttentionPlan
+    velocity: Tensor
+    cache: RowCache | None = None
 
 
 @dataclass(frozen=True)
@@ -182,20 +202,22 @@ class Sampler:
 
         Each model call is for B·S images.
         """
-        concentration = instances = None
+        concentration = instances = first = None
         if job.gates is not None:
             gates = shown = job.gates
         else:
-            maps, concentration = self._pair_maps(job)
+            first = self._first_call(job)
+            maps, concentration = self._pair_maps(job, first)
             gates, shown = token_gates(maps, self.routing), boundary_map(maps, self.routing)
             keep, instances = choose_instances(gates, job.instance)
             gates, shown = gates * keep, shown * keep
         acting = widen_gates(gates, self.routing) if job.lock_background else gates
-        latents, interrupted = self._branches(job, job.strength * acting)
+        shared = first if self._first_step_is_shared(job) else None
+        latents, interrupted = self._branches(job, job.strength * acting, shared)
         return SamplingResult(latents, gates, shown.amax(1), concentration, instances, interrupted)
 
-    def _pair_maps(self, job: SamplingJob) -> tuple[Tensor, Tensor]:
-        """The attention of each pair's words, from one model call at σ = 1, or two if mirrored.
+    def _pair_maps(self, job: SamplingJob, first: FirstCall) -> tuple[Tensor, Tensor]:
+        """The attention of each pair's words, from the first call, or from two if mirrored.
 
         Each pair is read from its own prompt: the maps of a joint prompt run into each other.
 
@@ -203,37 +225,56 @@ class Sampler:
             Attention [B,S,h,w], and its concentration on each map's region in multiples of the
             average over all tokens, [B,S].
         """
-        plan = self._first_call(job)
         maps, attention = self.reader.combined(), self.reader.attention()
         if job.mirrored is not None:
-            self._first_call(replace(job, context=job.mirrored))
+            self._first_call(replace(job, context=job.mirrored, sparse=False))
             maps = (maps + self.reader.combined().flip(-1)) / 2
             attention = (attention + self.reader.attention().flip(-1)) / 2
         maps, attention = (x.unflatten(0, (-1, job.pairs)) for x in (maps, attention))
-        tokens = plan.text_len + 2 * plan.image_len
+        tokens = first.plan.text_len + 2 * first.plan.image_len
         return maps, attention_concentration(attention)[..., 0, 0] * tokens
 
-    def _first_call(self, job: SamplingJob) -> AttentionPlan:
-        """Record one model call at σ = 1; returns what was recorded."""
+    def _first_step_is_shared(self, job: SamplingJob) -> bool:
+        """Whether the call that reads the maps is the branches' first step as well."""
+        return self.routing.prompt == "object" and all(
+            self._branch_style(row.style) is row.style for row in job.rows
+        )
+
+    def _first_call(self, job: SamplingJob) -> FirstCall:
+        """Record one model call at σ = 1."""
         rows = job.rows
         embeds, pooled = self.backbone.encode_prompts([row.prompt.text for row in rows])
         plan = self.reader.plan(rows, job.grid, embeds.shape[1])
         self.backbone.on_device(self.backbone.transformer)
         context, noise = (x.repeat_interleave(job.pairs, 0) for x in (job.context, job.noise))
-        with self._route([row.style for row in rows]), self.reader.recording(plan):
-            predict_velocity(
-                self.backbone.transformer, noise.to(embeds), context, embeds, pooled,
-                torch.ones(len(rows)), job.guidance,
-            )  # fmt: skip
-        return plan
+        given = (
+            self.backbone.transformer, noise.to(embeds), context, embeds, pooled,
+            torch.ones(len(rows)), job.guidance,
+        )  # fmt: skip
+        with self._route([row.style for row in rows]):
+            if not (job.sparse and self._first_step_is_shared(job)):
+                with self.reader.recording(plan):
+                    return FirstCall(plan, predict_velocity(*given))
+            cache = RowCache()
+            with self.reader.cores(plan) as cores, cache.full(self.backbone.transformer, cores):
+                return FirstCall(plan, predict_velocity(*given), cache)
 
-    def _branches(self, job: SamplingJob, gates: Tensor) -> tuple[Tensor, bool]:
+    def _branches(
+        self, job: SamplingJob, gates: Tensor, first: FirstCall | None
+    ) -> tuple[Tensor, bool]:
         """Denoise with a branch per pair.
+
+        Args:
+            job: what to sample.
+            gates: [B,S,h,w].
+            first: the first step's call where it is made already, else None.
 
         Returns:
             Latents [B,C,H,W], up to rounding those of the context where all gates are 0, and
             whether sampling was interrupted.
         """
+        if not gates.any():
+            return job.context, False
         rows, pairs = job.rows, job.pairs
         own = self.routing.prompt == "object"
         embeds, pooled = self.backbone.encode_prompts(
@@ -243,12 +284,26 @@ class Sampler:
         transformer, guidance = self.backbone.transformer, job.guidance
         negative = self.backbone.negative(guidance)
         self.backbone.on_device(transformer)
+        calls = SparseCalls(transformer, gates.flatten(0, 1), job.steps) if job.sparse else None
+        if calls is not None:
+            gates = gates * calls.region.open.unflatten(0, (-1, pairs))
+            calls.reuse(first and first.cache)
+
+        def predict(step: int, *given: Any, negative: bool = False) -> Tensor:
+            if step == 0 and first is not None and not negative:
+                return first.velocity
+            if calls is not None:
+                return calls.predict(step, *given, negative=negative)
+            return predict_velocity(transformer, *given)
 
         def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
             noisy = latents.repeat_interleave(pairs, 0).to(embeds)
             times = sigma.repeat_interleave(pairs)
-            speeds = predict_velocity(transformer, noisy, context, embeds, pooled, times, guidance)
-            speeds = guided(speeds, negative, transformer, noisy, context, times, guidance)
+            speeds = predict(step, noisy, context, embeds, pooled, times, guidance)
+            if negative is not None:
+                empty = (x.expand(len(noisy), *x.shape[1:]) for x in negative)
+                without = predict(step, noisy, context, *empty, times, guidance, negative=True)
+                speeds = guide(speeds, without, guidance)
             keep = keep_velocity(latents, job.context, sigma)
             return route_velocity(speeds.unflatten(0, (-1, pairs)), gates, keep)
 

@@ -11,22 +11,36 @@ partial call, C H W latent channels, rows and columns, T text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.attention.row_cache import Core, RowCache
+from regionroute.attention.row_cache import RowCache
 from regionroute.diffusion.flow import predict_rows, predict_velocity
 
 THRESHOLD = 0.05  # gates below it count as closed: with a locked background the loss is not visible
 RING = 1  # tokens around the region that are computed too: what gates and codec look at
 # Where full calls refresh the stored rows, as shares of the steps: late ones matter most.
 _REFRESH = (0.64, 0.89)
+FEWEST_TOKENS, FEWEST_STEPS = 1024, 4  # with fewer, storing costs about what partial calls save
 _BUCKETS = 32  # sizes of partial calls that a compiled model meets, at most
+
+
+def use_sparse(wanted: bool | None, steps: int, latents: Tensor) -> bool:
+    """Whether to sample sparsely: as wanted, else where it is faster.
+
+    Args:
+        wanted: None to decide here.
+        steps: number of sampling steps.
+        latents: of the images, [B,C,H,W].
+    """
+    if wanted is not None:
+        return wanted
+    tokens = (latents.shape[2] // 2) * (latents.shape[3] // 2)
+    return tokens >= FEWEST_TOKENS and steps >= FEWEST_STEPS
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,27 +96,33 @@ def full_steps(steps: int) -> frozenset[int]:
     return frozenset({0, *(round(share * steps) for share in _REFRESH)})
 
 
-@dataclass(eq=False)
 class SparseCalls:
-    """The calls of one sampling: full ones and partial ones, each with the velocity it predicts.
+    """The calls of one sampling, full or partial, each giving the velocity of a step.
+
+    Args:
+        transformer: of any family.
+        gates: [B,h,w] in [0,1]; partial calls compute where they act.
+        steps: number of sampling steps.
 
     Attributes:
-        transformer: of any family.
-        region: what partial calls compute.
-        full: steps that are full calls.
-        cache: of the prompt's calls.
-        negative: of the calls without a prompt, where guidance needs them.
+        region: the tokens that partial calls compute.
+        full: steps that are full calls; all of them where the region is the whole image.
     """
 
-    transformer: Any
-    region: Region
-    full: frozenset[int]
-    cache: RowCache = field(default_factory=RowCache)
-    negative: RowCache = field(default_factory=RowCache)
-    step: int = 0
+    def __init__(self, transformer: Any, gates: Tensor, steps: int) -> None:
+        self.transformer = transformer
+        self.region = region_of(gates)
+        self.full = frozenset(range(steps)) if self.region.whole else full_steps(steps)
+        self._caches = {False: RowCache(), True: RowCache()}  # with the prompt, without
+
+    def reuse(self, cache: RowCache | None) -> None:
+        """Takes what an earlier full call with the prompt stored."""
+        if cache is not None:
+            self._caches[False] = cache
 
     def predict(
         self,
+        step: int,
         noisy: Tensor,
         context: Tensor,
         prompt_embeds: Tensor,
@@ -110,19 +130,20 @@ class SparseCalls:
         sigma: Tensor,
         guidance: float,
         *,
-        cache: RowCache | None = None,
-        cores: Mapping[str, Core] | None = None,
+        negative: bool = False,
     ) -> Tensor:
-        """The velocity [B,C,H,W] of step `step`; 0 outside the region where the call is partial.
+        """The velocity [B,C,H,W] of a step; 0 outside the region where the call is partial.
 
-        Args: as of `predict_velocity`.
-            cache: None: that of the prompt.
-            cores: attention that is recorded, see `RowCache.full`.
+        Args: as of `predict_velocity`, and
+            step: from 0.
+            negative: the call without a prompt, of classifier-free guidance.
         """
-        cache = self.cache if cache is None else cache
+        cache = self._caches[negative]
         given = (noisy, context, prompt_embeds, pooled, sigma, guidance)
-        if self.step in self.full:
-            with cache.full(self.transformer, cores):
+        if step in self.full:
+            if self.region.whole:
+                return predict_velocity(self.transformer, *given)
+            with cache.full(self.transformer):
                 return predict_velocity(self.transformer, *given)
         image, text = self.region.rows, prompt_embeds.shape[1]
         every = torch.arange(text, device=image.device).expand(len(image), -1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regionroute.attention import AttentionPlan, AttentionRecorder, combine_maps
+from regionroute.attention.recorder import Core
 from regionroute.config.sites import WORDS, AttentionSite, MapChoice, Word
 
 
@@ -71,6 +72,10 @@ class MapReader:
     def recording(self, plan: AttentionPlan) -> AbstractContextManager[None]:
         """Surrounds a call of the transformer."""
         return self.recorder.recording(self.transformer, plan.to(self.transformer.device))
+
+    def cores(self, plan: AttentionPlan) -> AbstractContextManager[dict[str, Core]]:
+        """As `recording`, for a call with other attention processors, see `RowCache.full`."""
+        return self.recorder.cores(self.transformer, plan.to(self.transformer.device))
 
     def maps(self) -> dict[AttentionSite, Tensor]:
         """What each site gave in the latest recorded call, [R,h,w] each, fp32."""
