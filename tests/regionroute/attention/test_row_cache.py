@@ -6,14 +6,14 @@ import torch
 from regionroute.attention import AttentionPlan, AttentionRecorder
 from regionroute.attention.row_cache import RowCache
 from regionroute.diffusion.flow import predict_rows, predict_velocity
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from regionroute.models.tiny import build_tiny
 from regionroute.models.tiny_klein import build_tiny_klein
 
 
 @pytest.fixture(scope="module", params=[build_tiny, build_tiny_klein])
 def base(request, tmp_path_factory):
-    return load_backbone(str(request.param(tmp_path_factory.mktemp("base") / "base")))
+    return load_base(str(request.param(tmp_path_factory.mktemp("base") / "base")))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.editing.sparse import full_steps, region_of, use_sparse
 from regionroute.errors import UserError
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from regionroute.models.tiny_klein import build_tiny_klein
 
 STEPS = 8
@@ -123,7 +123,7 @@ def test_two_objects_have_a_branch_each(editor):
 
 
 def test_guidance_keeps_keys_of_both_prompts(tmp_path, count):
-    editor = Editor(load_backbone(str(build_tiny_klein(tmp_path / "base"))))
+    editor = Editor(load_base(str(build_tiny_klein(tmp_path / "base"))))
     editor.routing = editor.routing.model_copy(update={"prompt": "object"})
     request = EditRequest("dog", "pixel-art", regions=(half(),))
     [dense] = edits(editor, [request], sparse=False, guidance=3.0)
