@@ -10,6 +10,7 @@ from eval.encoders.networks import Networks
 from eval.judge.answers import rate
 from eval.judge.questions import SEMANTIC
 from eval.metrics import embedding, structure, style
+from eval.metrics.aggregate import rse_aggregate
 from eval.metrics.attention import attention_iou, attention_share
 from eval.metrics.base import EvalBatch, SampleMetric
 from eval.metrics.catalogue import CATALOGUE
@@ -110,7 +111,7 @@ def _networked(networks: Networks, scope: Scope) -> dict[str, Function]:
     see = _Seeing(networks, scope)
     names = (
         *("lpips_bg", "rsm", "csd", "dreamsim", "aesthetic", "gram", "style_match", "lpips"),
-        *("clip_score", "clip_directional", "ssim", "vgg_content"),
+        *("clip_score", "clip_directional", "ssim", "vgg_content", "rse_aggregate"),
     )
     functions: dict[str, Function] = {name: getattr(see, name) for name in names}
     return functions | {
@@ -129,7 +130,7 @@ class _Seeing:
     def __init__(self, networks: Networks, scope: Scope) -> None:
         self.networks: Any = networks
         self.scope = scope
-        self._content: tuple[list[str], dict[object, Any]] = ([], {})
+        self._own: tuple[list[str], dict[object, Any]] = ([], {})
 
     def views(self, batch: EvalBatch, which: str) -> list[Tensor]:
         return views(batch, getattr(batch, which), self.scope)
@@ -160,14 +161,14 @@ class _Seeing:
         return style.style_features(squares, self.networks.vgg)
 
     def _once(self, batch: EvalBatch, what: str, which: str, make: Callable[[], Any]) -> Any:
-        """Made once a batch, and of the sources once for all methods that follow each other."""
-        if which != "content":
+        """Made once per batch; of sources and targets once for all methods in a row."""
+        if which == "output":
             return remembered(batch, (what, which), make)
-        if self._content[0] != batch.ids:
-            self._content = (batch.ids, {})
-        if what not in self._content[1]:
-            self._content[1][what] = make()
-        return self._content[1][what]
+        if self._own[0] != batch.ids:
+            self._own = (batch.ids, {})
+        if (what, which) not in self._own[1]:
+            self._own[1][what, which] = make()
+        return self._own[1][what, which]
 
     def texts(self, batch: EvalBatch, template: str) -> Tensor:
         """Embeddings [V,D] of a template filled with each region's object and style."""
@@ -177,16 +178,32 @@ class _Seeing:
         vectors = self.networks.clip.encode_text(distinct).float().cpu()
         return vectors[torch.tensor([distinct.index(text) for text in texts])]
 
-    def rsm(self, batch: EvalBatch) -> Tensor:
+    def rsm(self, batch: EvalBatch, which: str = "output") -> Tensor:
         """All regions of the batch in one call of the encoder, then the mean of each sample."""
-        counts = torch.tensor([len(m) for m in batch.region_masks], device=batch.output.device)
-        pictures = batch.output.repeat_interleave(counts, 0)
-        styles = [words for _, words, _ in _words(batch)]
-        masks = torch.cat(batch.region_masks)
-        return per_sample(rsm(pictures, masks, styles, self.networks.clip), batch)
+
+        def make() -> Tensor:
+            images = getattr(batch, which)
+            counts = torch.tensor([len(m) for m in batch.region_masks], device=images.device)
+            styles = [words for _, words, _ in _words(batch)]
+            masks = torch.cat(batch.region_masks)
+            crops = images.repeat_interleave(counts, 0)
+            return per_sample(rsm(crops, masks, styles, self.networks.clip), batch)
+
+        found: Tensor = self._once(batch, "rsm", which, make)
+        return found
 
     def lpips_bg(self, batch: EvalBatch) -> Tensor:
-        return lpips_bg(batch.output, batch.content, batch.mask, self.networks.lpips)
+        found: Tensor = self._once(
+            batch,
+            "lpips_bg",
+            "output",
+            lambda: lpips_bg(batch.output, batch.content, batch.mask, self.networks.lpips),
+        )
+        return found
+
+    def rse_aggregate(self, batch: EvalBatch) -> Tensor:
+        matches = (self.rsm(batch, which).cpu() for which in ("output", "content", "target"))
+        return rse_aggregate(*matches, self.lpips_bg(batch).cpu())
 
     def lpips(self, batch: EvalBatch) -> Tensor:
         output, content = (self.views(batch, which) for which in ("output", "content"))

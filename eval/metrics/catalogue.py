@@ -11,10 +11,20 @@ from regionroute.data.region_scores import MAP_BOUNDARY
 GROUPS = {
     "rse": "the Regional Style Editing Score and what it lacks",
     "vlm": "the four questions to a vision-language model",
+    "aggregate": "one number from RSM and LPIPS_bg, always shown with both",
     "styleexpert": "the measures of StyleExpert",
     "stylegallery": "the measures of StyleGallery",
     "stylemamba": "the measures of StyleMamba",
 }
+
+AGGREGATE = "rse_aggregate"
+COMPONENTS = ("rsm", "lpips_bg")  # of the aggregate, which is never shown without them
+SCORE_NOTE = (
+    "The Regional Style Editing Score consists of components: style match (RSM), background LPIPS "
+    "and background error on the one hand, the four questions to a judge on the other. The paper "
+    f"defines no single number, and none of these stands for the others. `{AGGREGATE}` is an "
+    "optional summary of our own."
+)
 
 _INFOS = [
     MetricInfo(
@@ -112,6 +122,17 @@ _INFOS = [
         "(1 + cos(image(crop), text('{style} style'))) / 2; crop = box of the mask padded by 5 % "
         "of its longer side, at least 8 pixels, clipped; mean over the regions",
         needs=("clip",),
+    ),
+    MetricInfo(
+        AGGREGATE, "RSE aggregate", "higher", "fraction",
+        "Style match on the object and preservation of the background in one number of our own: 0 "
+        "for the unedited image, 1 for the target. Read it next to both components. It misses "
+        "everything else: seams, shifts, how much of the object changed and where the attention "
+        "lies; and it inherits the blind spots of the image-text encoder.",
+        "sqrt(s p), s = (RSM(edit) - RSM(source)) / (RSM(target) - RSM(source)) clipped to [0,1], "
+        "p = 1 - min(lpips_bg, 1); in [0,1]; NaN without background and where RSM(target) <= "
+        "RSM(source); not in the paper, comparable only with the same encoder",
+        "aggregate", ("clip", "lpips"),
     ),
     MetricInfo(
         "q1", "Q1: object in the style", "higher", "share",

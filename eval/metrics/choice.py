@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eval.metrics.catalogue import CATALOGUE, GROUPS
+from eval.metrics.catalogue import AGGREGATE, CATALOGUE, COMPONENTS, GROUPS
 from regionroute.errors import UserError, nearest
 
 SET_METRICS = {  # of no single sample, see eval/sets.py: what they need and the group they are in
@@ -31,6 +31,8 @@ def choose_metrics(text: str, judged: bool = False) -> list[str]:
     if not asked:
         raise UserError(f"--metrics: no name given, groups are {', '.join(GROUPS)} and all")
     asked |= {"vlm"} if judged else set()
+    if asked & {AGGREGATE, "aggregate"}:  # never the only number
+        asked |= set(COMPONENTS)
     return [n for n, group in groups.items() if asked & {n, group, "all"}]
 
 

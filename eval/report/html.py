@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.metrics import CATALOGUE
+from eval.metrics.catalogue import SCORE_NOTE
 from eval.report.images import change_map, spotlight
 from eval.report.page import (
     check_page,
@@ -71,6 +72,7 @@ def write_report(
         title=title or TITLE,
         facts=facts,
         summary=summary,
+        score_note=SCORE_NOTE.replace("`", ""),
         catalogue=[CATALOGUE[name] for name in summary["metrics"]],
         gallery=[
             sample_view(scores, group, names, place)

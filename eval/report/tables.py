@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.edits import CEILING, FLOOR
 from eval.metrics import CATALOGUE, MetricInfo
+from eval.metrics.catalogue import SCORE_NOTE
 from eval.summary import ALL, edit_methods
 from regionroute.data.stats import LEVEL
 
@@ -57,6 +58,7 @@ def markdown(summary: dict[str, Any]) -> str:
         f"`{summary['manifest']['split']}`. Means with {LEVEL:.0%} bootstrap intervals. `floor` "
         "is the unedited picture, `ceiling` the target itself.",
         main_table(summary, metrics),
+        SCORE_NOTE,
     ]
     for pair in summary["pairs"]:
         parts += [

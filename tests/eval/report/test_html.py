@@ -10,8 +10,8 @@ from PIL import Image
 
 from eval import rses
 from eval.encoders.features import LPIPS_VARIABLE
+from eval.report import html as report
 from eval.report.html import choose_samples, write_report
-from eval.report.html import html as report
 from eval.report.images import (
     MAX_SIDE,
     change_map,
