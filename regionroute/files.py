@@ -65,6 +65,50 @@ def check_output_file(path: AnyPath) -> None:
     _check_parent(path, Path(path))
 
 
+def check_inputs_kept(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
+    """Refuses, before any work is done, outputs that would overwrite an input.
+
+    Args:
+        outputs: all files of a request or a whole batch that will be written.
+        inputs: all files that are read, also those that are read only later.
+
+    Raises:
+        UserError: an output is an input, by its name, through a link, or as a hard link.
+    """
+    known: dict[object, AnyPath] = {}
+    for path in inputs:
+        known |= dict.fromkeys(_identities(path), path)
+    for path in outputs:
+        for identity in _identities(path):
+            if identity in known:
+                raise UserError(
+                    f"{shown_path(path)}: this would overwrite the input "
+                    f"{shown_path(known[identity])}, choose another name for the output"
+                )
+
+
+def _identities(path: AnyPath) -> list[object]:
+    """What two names of one file have in common."""
+    try:
+        found: list[object] = [os.path.realpath(path)]
+        facts = os.stat(path)
+    except (OSError, ValueError):  # not there yet, or no name a file can have
+        return [os.path.abspath(path)] if "\0" not in str(path) else []
+    if stat.S_ISREG(facts.st_mode):
+        found.append((facts.st_dev, facts.st_ino))
+    return found
+
+
+def is_settings_file(path: AnyPath) -> bool:
+    """Whether a file is one of the settings files that edits write next to their images."""
+    try:
+        found = read_json(path)
+    except (UserError, OSError):
+        return False
+    versions = found.get("versions") if isinstance(found, dict) else None
+    return isinstance(versions, dict) and "regionroute" in versions
+
+
 def check_output_folder(path: AnyPath) -> None:
     """Refuses, before any work is done, a folder that could not be made or written in.
 

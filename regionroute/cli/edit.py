@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionroute.cli.start import import_pipeline
-from regionroute.errors import Parser, UserError, command
+from regionroute.errors import Parser, UserError, command, printable
 from regionroute.models.devices import pick_device
 
 if TYPE_CHECKING:
@@ -165,6 +166,11 @@ def _add_how(parser: Parser) -> None:
         help="after the first model call compute only the object in most steps (where that is "
         "faster: from 512 px and 4 steps on)",
     )  # fmt: skip
+    how.add_argument(
+        "--keep-exif", action="store_true",
+        help="store the EXIF of the image in the edit (transparency and colour profile are always "
+        "kept)",
+    )  # fmt: skip
     how.add_argument("--closer", action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
 
 
@@ -264,14 +270,16 @@ def _edit_one(args: argparse.Namespace) -> int:
     from torch import Tensor
     from tqdm import tqdm
 
-    from regionroute.data.images import read_image, read_soft_mask
+    from regionroute.data.images import open_image, read_image, read_soft_mask
     from regionroute.editing.outputs import Destination, check_destination, write_edit
 
-    image = read_image(args.image)
+    loaded = open_image(args.image)
+    image = loaded.rgb
     size = image.shape[-2], image.shape[-1]
-    regions = [read_soft_mask(path, size)[0] for path in args.region_map or ()]
     destination = Destination(args.out, args.map, args.side_by_side)
-    check_destination(destination, args.image)
+    inputs = [args.image, *(args.region_map or ()), *(args.style_image or ())]
+    check_destination(destination, inputs + _map_file(args))
+    regions = [read_soft_mask(path, size)[0] for path in args.region_map or ()]
     style_images = [read_image(path) for path in args.style_image or ()]
     pipe = _load(args)
     steps = args.steps or pipe.backbone.settings.steps
@@ -307,12 +315,23 @@ def _edit_one(args: argparse.Namespace) -> int:
     facts = {"image": str(args.image)}
     if style_images:
         facts["style_image"] = ", ".join(map(str, args.style_image))
-    write_edit(destination, image, edited, region_map, facts | metadata)
+    write_edit(
+        destination, image, edited, region_map, facts | metadata,
+        loaded=loaded, keep_exif=args.keep_exif,
+    )  # fmt: skip
+    for note in loaded.notes:
+        print(printable(f"note: {args.image}: {note}"), file=sys.stderr)
     for warning in metadata.get("warnings", []):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
     prompts = metadata["prompt"]
-    print(f"{args.out}: {prompts if isinstance(prompts, str) else ' | '.join(prompts)}")
+    shown = prompts if isinstance(prompts, str) else " | ".join(prompts)
+    print(printable(f"{args.out}: {shown}"))
     return 0
+
+
+def _map_file(args: argparse.Namespace) -> list[Path]:
+    """The file of --map-from, where it is one and not a list of sites."""
+    return [Path(args.map_from)] if args.map_from and os.path.isfile(args.map_from) else []
 
 
 def _edit_many(args: argparse.Namespace) -> int:
@@ -331,10 +350,11 @@ def _edit_many(args: argparse.Namespace) -> int:
             args.steps, args.guidance, args.mode, args.lock_background, args.strength,
             args.instance, args.refine_crop, args.sparse,
         )  # fmt: skip
-        written = run_jobs(_load(args).editor, jobs, options, args.batch_size or 8)
+        editor, size = _load(args).editor, args.batch_size or 8
+        written = run_jobs(editor, jobs, options, size, keep_exif=args.keep_exif)
     print(f"edited {written}, skipped {skipped}, failed {len(jobs.problems)}")
     for problem in jobs.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     return 1 if jobs.problems else 0
 
 

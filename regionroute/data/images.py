@@ -1,6 +1,7 @@
 """Images as tensors: read, written, resized. Masks are in `regionroute.data.masks`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from regionroute.data.image_files import image_size, opened
+from regionroute.data.colour import profile_name, profile_of, profile_space, to_srgb
+from regionroute.data.image_files import ORIENTATION, image_size, opened
 from regionroute.data.masks import read_mask, read_soft_mask
 from regionroute.errors import UserError
 from regionroute.files import AnyPath, atomic_write, shown_path
 
 __all__ = [
+    "LoadedImage",
     "from_pil",
     "image_size",
+    "open_image",
     "read_image",
     "read_mask",
     "read_soft_mask",
@@ -29,8 +33,9 @@ __all__ = [
 def read_image(path: AnyPath) -> Tensor:
     """Reads an image of any mode and of the formats in `regionroute.data.image_files`.
 
-    EXIF rotation is applied, grey and palette images become RGB, transparency lies over white,
-    16-bit images are scaled, the first frame of an animation is taken.
+    EXIF rotation is applied, embedded colour profiles are converted to sRGB, grey and palette
+    images become RGB, transparency lies over white, 16-bit images are scaled, the first frame of
+    an animation is taken. `open_image` keeps what an edit should give back.
 
     Args:
         path: the file.
@@ -54,6 +59,76 @@ def from_pil(image: Image.Image) -> Tensor:
     return _to_tensor(image, "the image")
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """An image to edit, with what belongs to it besides its colours.
+
+    Attributes:
+        rgb: [3,H,W] in [0,1], as stored (not converted where `icc_profile` is set); white where
+            nothing is seen.
+        alpha: [1,H,W] in [0,1], None for an opaque image.
+        icc_profile: what the colours mean, None: sRGB.
+        exif: EXIF without the rotation, which is applied; None without any.
+        notes: what could not be kept, one sentence each.
+        hidden: [3,H,W], the colours under fully transparent pixels; None for an opaque image.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    notes: tuple[str, ...] = ()
+    hidden: Tensor | None = None
+
+    def restored(self, edited: Tensor) -> Tensor:
+        """An edit [3,H,W] of `rgb` with the image's transparency: [4,H,W], or as it is."""
+        if self.alpha is None or self.hidden is None:
+            return edited
+        return torch.cat([torch.where(self.alpha > 0, edited, self.hidden), self.alpha])
+
+
+def open_image(path: AnyPath) -> LoadedImage:
+    """Reads an image to edit, so that the edit can keep colour profile, transparency and EXIF.
+
+    Profiles that a colour PNG cannot hold (grey, CMYK) are converted to sRGB, with a note.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    with opened(path) as image:
+        exif = _exif(image)
+        upright = ImageOps.exif_transpose(image)
+        profile = profile_of(upright)
+        kept = profile if profile is not None and profile_space(profile) == "RGB " else None
+        notes: tuple[str, ...] = ()
+        if kept is not None and upright.mode in ("RGB", "RGBA", "P"):
+            del upright.info["icc_profile"]
+        elif profile is not None and profile_space(profile) is not None:
+            kept = None
+            notes = (f"the colour profile {profile_name(profile)!r} is converted to sRGB",)
+        if upright.mode[0] in "IF" or not upright.has_transparency_data:
+            rgb = _to_tensor(upright, f"{shown_path(path)}: the image")
+            return LoadedImage(rgb, None, kept, exif, notes)
+        values = _channels(to_srgb(upright))
+    rgb, alpha = values[:3], values[3:]
+    if (alpha == 1).all():
+        return LoadedImage(rgb, None, kept, exif, notes)
+    return LoadedImage(torch.where(alpha > 0, rgb, 1.0), alpha, kept, exif, notes, hidden=rgb)
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """EXIF without the rotation."""
+    try:
+        exif = image.getexif()
+        exif.pop(ORIENTATION, None)
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # damaged EXIF, for which Pillow raises nearly anything
+        return None
+
+
 def _to_tensor(image: Image.Image, source: str) -> Tensor:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey; Pillow has called it "I" or "I;16"
@@ -65,11 +140,11 @@ def _to_tensor(image: Image.Image, source: str) -> Tensor:
                 f"{source} holds values that are not finite (NaN), save it without them"
             )
         return _grey(grey / 255.0 if grey.max() > 1 else grey)
-    if not image.has_transparency_data:
-        return _channels(image if image.mode == "RGB" else image.convert("RGB"))
-    rgba = _channels(image if image.mode == "RGBA" else image.convert("RGBA"))
-    alpha = rgba[3:]
-    return rgba[:3].mul_(alpha).add_(1 - alpha)  # over white
+    values = _channels(to_srgb(image))
+    if len(values) == 3:
+        return values
+    alpha = values[3:]
+    return values[:3].mul_(alpha).add_(1 - alpha)  # over white
 
 
 def _channels(image: Image.Image) -> Tensor:
@@ -83,13 +158,16 @@ def _grey(values: np.ndarray) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """8-bit Pillow image ("RGB" or "L") of a float tensor [3,H,W] or [1,H,W] in [0,1].
+    """8-bit Pillow image of a float tensor in [0,1]: grey or RGB, without or with alpha.
+
+    Args:
+        image: [C,H,W] with C = 1 ("L"), 2 ("LA"), 3 ("RGB") or 4 ("RGBA").
 
     Raises:
         ValueError: another shape, or values that are not finite.
     """
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"expected [3,H,W] or [1,H,W], got {list(image.shape)}")
+    if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
+        raise ValueError(f"expected [C,H,W] with C from 1 to 4, got {list(image.shape)}")
     image = image.detach().float().cpu()
     if not torch.isfinite(image).all():
         raise ValueError("the image holds values that are not finite")
@@ -97,17 +175,26 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def write_image(path: AnyPath, image: Tensor, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a PNG: [3,H,W] in colour, [1,H,W] in grey, values in [0,1] (clamped).
+def write_image(
+    path: AnyPath,
+    image: Tensor,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    icc_profile: bytes | None = None,
+    exif: bytes | None = None,
+) -> None:
+    """Writes a PNG of values in [0,1] (clamped).
 
     Args:
         path: file name ending in ``.png``; missing folders are made.
-        image: float tensor.
+        image: float tensor, see `to_pil`.
         metadata: texts stored as PNG text chunks.
+        icc_profile: what the colours mean, None: sRGB.
+        exif: EXIF block to store, None for none.
 
     Raises:
         UserError: the name does not end in ``.png``.
-        ValueError: a shape other than the two, or values that are not finite.
+        ValueError: another shape, or values that are not finite.
     """
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{path}: images are written as PNG, give a name that ends in .png")
@@ -116,7 +203,8 @@ def write_image(path: AnyPath, image: Tensor, metadata: Mapping[str, str] | None
         info.add_text(key, text)
     written = to_pil(image)
     with atomic_write(path) as temporary:
-        written.save(temporary, format="PNG", pnginfo=info)
+        options = {} if exif is None else {"exif": exif}
+        written.save(temporary, format="PNG", pnginfo=info, icc_profile=icc_profile, **options)
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
-from regionroute.data.images import image_size, read_image
+from regionroute.data.images import LoadedImage, image_size, open_image, read_image
 from regionroute.data.manifest import EditSample, Manifest, manifest_file, parse_rows
 from regionroute.data.prompts import Prompt
 from regionroute.editing.editor import Editor
 from regionroute.editing.outputs import Destination, check_destination, write_edit
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
-from regionroute.files import numbered_lines, parse_json_line, text_hash
+from regionroute.files import check_inputs_kept, numbered_lines, parse_json_line, text_hash
 
 ROW_KEYS = {
     "image": str,
@@ -58,6 +58,11 @@ class Job:
     facts: dict[str, Any]
     style_image: Path | None = None
 
+    @property
+    def inputs(self) -> list[Path]:
+        """All files that are read."""
+        return [self.image] if self.style_image is None else [self.image, self.style_image]
+
     def full_request(self) -> EditRequest:
         """The request with its example picture, which is read only now.
 
@@ -80,7 +85,7 @@ class Jobs:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.problems: list[str] = []
-        self._written: dict[Path, str] = {}
+        self._written: dict[str, str] = {}
 
     def add(self, job: Job) -> None:
         """Takes a job whose results can be written.
@@ -88,12 +93,29 @@ class Jobs:
         Raises:
             UserError: they cannot, or another job writes the same file.
         """
-        check_destination(job.destination, job.image)
-        for file in job.destination.files:
-            if other := self._written.get(file.resolve()):
+        check_destination(job.destination, job.inputs)
+        files = [os.path.realpath(file) for file in job.destination.files]
+        for file, real in zip(job.destination.files, files, strict=True):
+            if other := self._written.get(real):
                 raise UserError(f"{file}: {other} writes this file already")
-        self._written |= dict.fromkeys((f.resolve() for f in job.destination.files), job.name)
+        self._written |= dict.fromkeys(files, job.name)
         self.jobs.append(job)
+
+    def check_inputs(self, others: Sequence[Path] = ()) -> None:
+        """Refuses the whole batch if one job would overwrite what it or another job reads.
+
+        Args:
+            others: further files to keep, such as the batch file.
+
+        Raises:
+            UserError: naming the job whose output is an input.
+        """
+        inputs = [*others, *(file for job in self.jobs for file in job.inputs)]
+        for job in self.jobs:
+            try:
+                check_inputs_kept(job.destination.files, inputs)
+            except UserError as error:
+                raise UserError(f"{job.name}: {error}") from error
 
     def fail(self, name: str, error: UserError | OSError) -> None:
         """Notes why one job cannot be done.
@@ -144,6 +166,7 @@ def read_rows(path: Path, seed: int = 0) -> Jobs:
             )
         except (UserError, OSError) as error:
             jobs.fail(name, error)
+    jobs.check_inputs([path])
     return jobs
 
 
@@ -163,11 +186,13 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
     file = manifest_file(path)
     manifest = Manifest(file.parent, [])
     splits: set[str] = set()
+    files: list[str] = []
     for row in parse_rows(path):
         if isinstance(row, UserError):
             jobs.fail(str(file), row)
             continue
         splits.add(row.split)
+        files += [row.context, row.target, *(region.mask for region in row.regions)]
         if row.split != split or row.whole:
             continue
         name = f"{file}: sample {row.id}"
@@ -178,10 +203,13 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
     if not jobs.jobs and not jobs.problems:
         known = ", ".join(sorted(splits)) or "none"
         raise UserError(f"{file}: no sample of split {split!r} (there are: {known})")
+    jobs.check_inputs([file.parent / name for name in files])
     return jobs
 
 
-def run_jobs(editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int = 8) -> int:
+def run_jobs(
+    editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int = 8, keep_exif: bool = False
+) -> int:
     """Does all jobs; what fails is noted in ``jobs.problems`` and the rest goes on.
 
     Args:
@@ -189,6 +217,7 @@ def run_jobs(editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int =
         jobs: see :func:`read_rows`; gains problems.
         options: shared by all.
         batch_size: pictures of one size at a time.
+        keep_exif: the edits keep the EXIF of their images.
 
     Returns:
         How many pictures were written.
@@ -200,27 +229,29 @@ def run_jobs(editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int =
     written = 0
     with tqdm(total=len(jobs.jobs), desc="edit", unit="picture", disable=None) as bar:
         for chunk in _chunks(jobs, batch_size):
-            written += _run_chunk(editor, jobs, chunk, options)
+            written += _run_chunk(editor, jobs, chunk, options, keep_exif)
             bar.update(len(chunk))
         bar.update(len(jobs.jobs) - bar.n)  # those whose picture could not be opened
     return written
 
 
-def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOptions) -> int:
-    ready: list[tuple[Job, Tensor, EditRequest]] = []
+def _run_chunk(
+    editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOptions, keep_exif: bool
+) -> int:
+    ready: list[tuple[Job, LoadedImage, EditRequest]] = []
     for job in chunk:
         try:
             request = job.full_request()
             editor.check(request, options)
-            image = read_image(job.image)
-            editor.backbone.fit_size(image.shape[-2], image.shape[-1])
+            image = open_image(job.image)
+            editor.backbone.fit_size(image.rgb.shape[-2], image.rgb.shape[-1])
             ready.append((job, image, request))
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)
     if not ready:
         return 0
     results = editor.edit_batch(
-        [image for _, image, _ in ready],
+        [image.rgb for _, image, _ in ready],
         [request for _, _, request in ready],
         options,
         want_map=any(job.destination.wants_map for job, _, _ in ready),
@@ -229,12 +260,9 @@ def _run_chunk(editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOp
     for (job, image, _), result in zip(ready, results, strict=True):
         try:
             write_edit(
-                job.destination,
-                image,
-                result.image,
-                result.region_map,
-                job.facts | result.settings,
-            )
+                job.destination, image.rgb, result.image, result.region_map,
+                job.facts | result.settings, loaded=image, keep_exif=keep_exif,
+            )  # fmt: skip
             written += 1
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from regionroute.data.images import from_pil, to_pil
+from regionroute.data.masks import mask_from_pil
 from regionroute.editing.outputs import enlarge_map
 from regionroute.errors import UserError
 
@@ -21,7 +22,6 @@ ImageInput: TypeAlias = Image.Image | np.ndarray | Tensor
 ImageOutput: TypeAlias = Image.Image | np.ndarray | Tensor
 OutputType = Literal["pil", "np", "pt"]
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
-_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode "L"
 
 
 def to_tensors(image: ImageInput | Sequence[ImageInput], name: str = "image") -> list[Tensor]:
@@ -70,7 +70,8 @@ def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple
     """Convert masks to tensors.
 
     Args:
-        mask: one of, or a list of: a PIL image, white inside; an array or a tensor [H,W], boolean,
+        mask: one of, or a list of: a PIL image, read as mask files are
+            (`regionroute.data.masks`); an array or a tensor [H,W], boolean,
             uint8 or float in [0,1]; None: no mask.
         name: names the argument in errors.
 
@@ -85,7 +86,7 @@ def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple
     if isinstance(mask, list | tuple):
         return tuple(tensor for one in mask for tensor in to_masks(one, name))
     if isinstance(mask, Image.Image):
-        return ((from_pil(mask) * _LUMA[:, None, None]).sum(0),)
+        return (mask_from_pil(mask, name)[0],)
     if not isinstance(mask, np.ndarray | Tensor):
         raise UserError(
             f"{name}: must be a PIL image, an array, a tensor or a list of these, got a "

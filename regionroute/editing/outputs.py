@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,15 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from regionroute.data.images import from_pil, to_pil, write_image
+from regionroute.data.images import LoadedImage, from_pil, to_pil, write_image
 from regionroute.errors import UserError
-from regionroute.files import check_output_file, write_json
+from regionroute.files import (
+    check_inputs_kept,
+    check_output_file,
+    is_settings_file,
+    shown_path,
+    write_json,
+)
 
 PANEL = 256  # small pictures are enlarged to about this for the side-by-side
 MARGIN, LABEL_HEIGHT = 8, 22
@@ -48,27 +56,34 @@ class Destination:
         return [*others, self.picture.with_suffix(".json"), self.picture]
 
 
-def check_destination(destination: Destination, source: Path) -> None:
-    """Refuses, before any work is done, what could not be written or would destroy the source.
+def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
+    """Refuses, before any work is done, what could not be written or would destroy a file.
 
     Args:
         destination: where the results go.
-        source: the picture to edit.
+        inputs: the image to edit, and masks and style images if there are any.
 
     Raises:
         UserError: wrong ending, a folder in the place of a file, no permission, the same name
-            twice, or the source itself.
+            twice, an input, or a settings file's name that a file of another origin has.
     """
     for path in destination.files:
         if path.suffix.lower() not in (".png", ".json"):
-            raise UserError(f"{path}: pictures are written as PNG, give a name that ends in .png")
-        if path.is_dir():
+            raise UserError(
+                f"{shown_path(path)}: images are written as PNG, give a name that ends in .png"
+            )
+        if os.path.isdir(path):
             raise UserError(f"{path}: this is a folder, give a file name such as {path}/out.png")
-        if path.resolve() == source.resolve():
-            raise UserError(f"{path}: this is the picture to edit, choose another name")
         check_output_file(path)
     if len(set(destination.files)) < len(destination.files):
         raise UserError(f"{destination.picture}: two results would have one name, change one")
+    check_inputs_kept(destination.files, inputs)
+    settings = destination.picture.with_suffix(".json")
+    if os.path.exists(settings) and not is_settings_file(settings):
+        raise UserError(
+            f"{settings}: the settings of {destination.picture.name} would overwrite this file, "
+            "which is not an edit's settings: choose another name for the output"
+        )
 
 
 def write_edit(
@@ -77,6 +92,9 @@ def write_edit(
     edited: Tensor,
     region_map: Tensor | None,
     metadata: dict[str, Any],
+    *,
+    loaded: LoadedImage | None = None,
+    keep_exif: bool = False,
 ) -> None:
     """Write all requested files, the edited image last: where it exists, the rest does too.
 
@@ -86,8 +104,13 @@ def write_edit(
         edited: the image after it, [3,H,W] in [0,1].
         region_map: [h,w] in [0,1], if the destination wants one.
         metadata: of the edit, JSON-able.
+        loaded: the source with its transparency and colour profile, which the edit keeps.
+        keep_exif: also keep its EXIF.
     """
     settings = dict(metadata)
+    loaded = loaded or LoadedImage(source)
+    if loaded.notes:
+        settings["notes"] = [*loaded.notes]
     if destination.wants_map:
         assert region_map is not None, "the map was not recorded"
         full = enlarge_map(region_map, source.shape[-2], source.shape[-1])
@@ -102,7 +125,13 @@ def write_edit(
             write_image(destination.side_by_side, side_by_side(panels))
     write_json(destination.picture.with_suffix(".json"), settings)
     parameters = json.dumps(settings, ensure_ascii=False)
-    write_image(destination.picture, edited, {"parameters": parameters})
+    write_image(
+        destination.picture,
+        loaded.restored(edited),
+        {"parameters": parameters},
+        icc_profile=loaded.icc_profile,
+        exif=loaded.exif if keep_exif else None,
+    )
 
 
 def _caption(objects: str | list[str], styles: str | list[str]) -> str:

@@ -250,7 +250,7 @@ BAD_ROWS: list[tuple[dict[str, Any] | str, str]] = [
     (row(out="x.jpg"), "name that ends in .png"),
     (row(out="edits"), "name that ends in .png"),
     (row(out="photo.png/x.png"), "is a file, not a folder"),
-    (row(out="./photo.png"), "this is the picture to edit"),
+    (row(out="./photo.png"), "would overwrite the input"),
     (row(out="folder.png"), "this is a folder"),
     (row(out="m.png", map="m.png"), "one name"),
     (row(out="good1.png"), "writes this file already"),
@@ -362,11 +362,11 @@ def test_a_full_disk_stops_the_batch_with_one_sentence(
     done: list[Path] = []
     original = batch.write_edit
 
-    def write(destination: Any, *arguments: Any) -> None:
+    def write(destination: Any, *arguments: Any, **options: Any) -> None:
         if done:
             raise OSError(28, "No space left on device", str(destination.picture))
         done.append(destination.picture)
-        original(destination, *arguments)
+        original(destination, *arguments, **options)
 
     monkeypatch.setattr(batch, "write_edit", write)
     assert run(batch=rows, batch_size=1) == 2
@@ -433,7 +433,7 @@ MISTAKES = [
     (GOOD + " --out {f}", "ends in .png"),
     (GOOD + " --out {f}/folder.png", "this is a folder"),
     (GOOD + " --out {f}/out.jpg", "ends in .png"),
-    (GOOD + " --out {f}/photo.png", "this is the picture to edit"),
+    (GOOD + " --out {f}/photo.png", "would overwrite the input"),
     (GOOD + " --out {f}/photo.png/out.png", "is a file, not a folder"),
     (GOOD + " --map {f}/out.png", "two results would have one name"),
     (GOOD + " --experts {f}/none", "no experts.json here"),

@@ -125,7 +125,7 @@ def test_values_are_rounded_and_clamped():
 
 
 @pytest.mark.parametrize(
-    "image", [torch.zeros(2, 4, 4), torch.zeros(4, 4), torch.full((1, 2, 2), torch.nan)]
+    "image", [torch.zeros(5, 4, 4), torch.zeros(4, 4), torch.full((1, 2, 2), torch.nan)]
 )
 def test_what_cannot_be_drawn_is_refused(tmp_path, image):
     with pytest.raises(ValueError, match=r"expected|not finite"):
