@@ -1,6 +1,6 @@
-"""What the last self-attention layers of a UNet compute: recorded, and asked about regions.
+"""Records the last self-attention layers of a UNet, and computes attention to single regions.
 
-Shape legend: B pictures, H heads, N cells of a layer's grid, n cells of a region, d head width.
+Shape legend: B images, H heads, N cells of a layer's grid, n cells of a region, d head width.
 """
 
 import math
@@ -18,14 +18,14 @@ Masking = Literal["exclude", "multiply"]
 
 @dataclass
 class Recorded:
-    """One entry a layer, in the order of execution.
+    """One entry per layer, in the order of execution.
 
     Attributes:
         queries: [B, H, N, d].
         keys: [B, H, N, d].
         values: [B, H, N, d].
-        outputs: attention's results before their projection, [B, H, N, d]; the last layer's is
-            missing if the pass ended at it.
+        outputs: results of attention before the output projection, [B, H, N, d]; missing for the
+            last layer if the pass ended there.
     """
 
     queries: list[Tensor] = field(default_factory=list)
@@ -46,16 +46,16 @@ def self_attention_layers(unet: Any) -> list[Any]:
 
 
 class _Complete(Exception):
-    """Everything asked for is recorded: the rest of the pass need not run."""
+    """Everything is recorded: stops the rest of the forward pass."""
 
 
 class _RecordingProcessor:
-    """Attention as diffusers' `AttnProcessor2_0` computes it, with what it computes written down.
+    """Attention as in diffusers' `AttnProcessor2_0`, recorded.
 
     Args:
-        record: where.
-        inputs_only: end the pass once queries, keys and values are known.
-        last: end the pass once the output is.
+        record: where to record.
+        inputs_only: end the pass at the last layer before its output is computed.
+        last: whether this is the last layer, at which the pass ends.
     """
 
     def __init__(self, record: Recorded, inputs_only: bool, last: bool) -> None:
@@ -92,14 +92,14 @@ class _RecordingProcessor:
 
 @contextmanager
 def recording(layers: Sequence[Any], inputs_only: bool = False) -> Iterator[Recorded]:
-    """Puts recording processors into layers, and the old ones back, whatever happens.
+    """Sets recording processors on layers and restores the former ones afterwards.
 
-    A pass of the network inside the block ends quietly after the last of the layers, so it may be
-    the block's last statement only.
+    A forward pass inside the block stops silently after the last layer, so it must be the last
+    statement of the block.
 
     Args:
-        layers: of `self_attention_layers`, in the order of execution.
-        inputs_only: the last layer's output is not needed.
+        layers: some of `self_attention_layers`, in the order of execution.
+        inputs_only: do not compute the output of the last layer.
     """
     record = Recorded()
     before = [layer.processor for layer in layers]
@@ -123,18 +123,18 @@ def region_attention(
     masking: Masking = "exclude",
     total: int | None = None,
 ) -> Tensor:
-    """Attention of some queries to the keys of one region only, with fused kernels.
+    """Attention of some queries to the keys of one region, with fused kernels.
 
     Args:
         query: [B, H, m, d].
         key: the region's keys [B, H, n, d].
         value: its values [B, H, n, d].
-        temperature: factor on the logits beside 1/√d.
+        temperature: factor on the logits, in addition to 1/√d.
         masking: "exclude": keys outside the region get no weight, as if masked by −∞. "multiply":
-            what the published code computes by setting keys and values outside to zero, which
-            leaves each of them the weight exp(0). They are all alike, so one zero key with the
-            logit log(total − n) stands for them exactly.
-        total: with "multiply", how many keys the picture has.
+            as in the published code, which sets keys and values outside to zero and so gives
+            each of them the weight exp(0). They are equal, so one zero key with the logit
+            log(total − n) represents them exactly.
+        total: number of keys of the image, for "multiply".
 
     Returns:
         [B, H, m, d].

@@ -1,6 +1,6 @@
-"""Products of the stages, kept in files named by a hash of all that they depend on.
+"""Results of the stages, cached in files named by a hash of everything they depend on.
 
-The published code keeps them by file name only, and takes old ones for other settings.
+The published code names them by image only and reuses them with other settings.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class StageCache:
     """Files of tensors in a folder.
 
     Args:
-        folder: where; None: nothing is kept.
+        folder: the folder, None for no cache.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -37,12 +37,12 @@ class StageCache:
     def make(
         self, stage: str, facts: Any, make: Callable[[], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What a stage gives: read if it is there, else made and kept.
+        """Result of a stage: read from the cache, or computed and cached.
 
         Args:
-            stage: its name.
-            facts: everything it depends on, as plain values.
-            make: makes it.
+            stage: name of the stage.
+            facts: everything the result depends on, as plain values.
+            make: computes the result.
         """
         known = self.read(stage, facts)
         if known is not None:
@@ -52,7 +52,7 @@ class StageCache:
         return made
 
     def read(self, stage: str, facts: Any) -> dict[str, Tensor] | None:
-        """What was kept, None if nothing was or the file is damaged."""
+        """The cached result, None if there is none or its file is damaged."""
         path = self.path(stage, facts)
         if path is None or not path.is_file():
             return None
@@ -63,7 +63,7 @@ class StageCache:
         return found
 
     def write(self, stage: str, facts: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps what a stage gave."""
+        """Cache the result of a stage."""
         path = self.path(stage, facts)
         if path is None:
             return
@@ -72,13 +72,13 @@ class StageCache:
             save_file(plain, temporary)
 
     def remove(self, stage: str, facts: Any) -> None:
-        """Forgets it."""
+        """Remove a result from the cache."""
         path = self.path(stage, facts)
         if path is not None:
             path.unlink(missing_ok=True)
 
     def path(self, stage: str, facts: Any) -> Path | None:
-        """The file, None without a folder."""
+        """File of a result, None without a cache."""
         if self.folder is None:
             return None
         return self.folder / f"{stage}-{settings_hash([torch.__version__, facts])}.safetensors"

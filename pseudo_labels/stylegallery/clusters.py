@@ -1,6 +1,6 @@
-"""Regions of a picture: clusters of features, merged by colour, split by depth, freed of specks.
+"""Regions of an image: clusters of features, merged by latents, split by depth, without islands.
 
-Labels are int64 [h, w] from 1; after every step they are numbered in the order in which regions
+Labels are int64 [h, w] from 1. After every step they are renumbered in the order in which regions
 first appear, row by row, so that equal regions have equal numbers.
 """
 
@@ -28,16 +28,16 @@ def find_regions(
     masks: Tensor | None = None,
     user: Tensor | None = None,
 ) -> Tensor:
-    """All steps in their order.
+    """Find the regions of an image: all steps in order.
 
     Args:
         mix: features [C, h, w].
         latent: clean latents [c, h, w].
         config: thresholds.
-        seed: of PCA, K-means and the silhouette's sample.
-        depth: [h, w] in [0, 1], None: nothing is split.
-        masks: [n, H, W] in {0, 1} of Segment Anything, the clusters in place of features'.
-        user: int64 [h, w]; where it is not 0, its labels become regions of their own.
+        seed: seed of PCA, K-means and the sample of the silhouette.
+        depth: [h, w] in [0, 1], None for no splits.
+        masks: [n, H, W] in {0, 1} from Segment Anything, in place of clusters of features.
+        user: int64 [h, w]; its nonzero labels become regions of their own.
 
     Returns:
         Labels [h, w] from 1.
@@ -81,7 +81,7 @@ def cluster_features(mix: Tensor, config: ClusterConfig, seed: int = 42) -> Tens
         seed: equal seeds give equal labels.
 
     Returns:
-        Labels [h, w] from 1: at least two regions, one only if all features are equal.
+        Labels [h, w] from 1: at least two regions, or one if all features are equal.
     """
     kmeans, pca, silhouette, limits = _sklearn()
     height, width = mix.shape[-2:]
@@ -91,7 +91,7 @@ def cluster_features(mix: Tensor, config: ClusterConfig, seed: int = 42) -> Tens
         return torch.ones(height, width, dtype=torch.int64)
     wanted = min(config.components, *points.shape)
     best: tuple[float, np.ndarray] | None = None
-    with limits(1):  # sums over several threads differ in their last bits
+    with limits(1):  # the order of sums depends on the number of threads
         reducer = pca(wanted, svd_solver="randomized", random_state=seed)
         points = reducer.fit_transform(points).astype(np.float32)
         chosen = np.random.default_rng(seed).permutation(len(points))[: config.silhouette_points]
@@ -115,7 +115,7 @@ def cluster_features(mix: Tensor, config: ClusterConfig, seed: int = 42) -> Tens
 
 
 def _distances(points: np.ndarray) -> np.ndarray:
-    """Euclidean distances [n, n] of points [n, d], once for all numbers of clusters."""
+    """Euclidean distances [n, n] of points [n, d], shared by all numbers of clusters."""
     tensor = torch.from_numpy(points).double()
     found: np.ndarray = torch.cdist(tensor, tensor).fill_diagonal_(0).numpy()
     return found
@@ -153,18 +153,18 @@ def merge_alike(
     depth: Tensor | None = None,
     gap: float = 0.0,
 ) -> Tensor:
-    """Joins regions whose mean latents are near each other (and their depths, if given).
+    """Merge regions with similar mean latents (and similar depths, if given).
 
     Args:
         labels: [h, w].
         latent: [c, h, w].
-        threshold: pairs at a smaller Euclidean distance are joined.
-        linkage: "single" joins along chains; "complete" groups only whose every pair is near.
+        threshold: pairs at a smaller Euclidean distance are merged.
+        linkage: "single" merges along chains; "complete" merges groups only if all pairs are near.
         depth: [h, w], or None.
-        gap: with depth, pairs whose means differ by this or more are not joined.
+        gap: with depth, pairs whose mean depths differ by this or more are not merged.
 
     Returns:
-        Labels [h, w], numbered anew.
+        Labels [h, w], renumbered.
     """
     labels = relabel(labels)
     means = region_means(labels, latent.double().cpu())
@@ -192,7 +192,7 @@ def _single(near: Tensor, distance: Tensor) -> Tensor:
 
 
 def _complete(near: Tensor, distance: Tensor) -> Tensor:
-    """The group of each of n regions: the nearest pair of groups first, while all pairs fit."""
+    """The group of each of n regions: merge the nearest groups while all their pairs are near."""
     groups = [[place] for place in range(len(near))]
     while True:
         pairs = [
@@ -212,15 +212,15 @@ def _complete(near: Tensor, distance: Tensor) -> Tensor:
 
 
 def split_by_depth(labels: Tensor, depth: Tensor, span: float) -> Tensor:
-    """Splits regions that reach from near to far, by two means of their depths.
+    """Split regions that reach from near to far, by 2-means of their depths.
 
     Args:
         labels: [h, w].
         depth: [h, w] in [0, 1].
-        span: least distance between the 5 % and the 95 % quantile of a region that is split.
+        span: minimum distance between the 5 % and 95 % quantiles of a region that is split.
 
     Returns:
-        Labels [h, w], numbered anew.
+        Labels [h, w], renumbered.
     """
     labels = relabel(labels)
     found, depth = labels.clone(), depth.double().cpu()
@@ -247,14 +247,14 @@ def two_means(values: Tensor) -> float:
 
 
 def override(labels: Tensor, user: Tensor) -> Tensor:
-    """Labels with the user's, where those are not 0, as regions of their own."""
+    """Labels in which the nonzero labels of the user are regions of their own."""
     return torch.where(user > 0, user + labels.max(), labels)
 
 
 def absorb_islands(labels: Tensor, smallest: int, fixed: Tensor | None = None) -> Tensor:
-    """Gives small connected parts to the commonest region among their 4-neighbours.
+    """Assign small connected parts to the most frequent region among their 4-neighbours.
 
-    One part at a time, the smallest first, until none is left.
+    One part at a time, the smallest first.
 
     Args:
         labels: [h, w].
@@ -276,7 +276,7 @@ def absorb_islands(labels: Tensor, smallest: int, fixed: Tensor | None = None) -
             islands += [(sizes[n], parts == n) for n in range(1, count + 1) if sizes[n] < smallest]
         for _, part in sorted(islands, key=lambda island: int(island[0])):
             around = found[ndimage.binary_dilation(part) & ~part & ~keep]
-            if around.size:  # a part alone in the picture has no neighbours
+            if around.size:  # a part that fills the image has no neighbours
                 values, votes = np.unique(around, return_counts=True)
                 found[part] = values[votes.argmax()]
                 break
@@ -285,7 +285,7 @@ def absorb_islands(labels: Tensor, smallest: int, fixed: Tensor | None = None) -
 
 
 def paint_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels from masks that may overlap, larger ones painted first; what none covers is one more.
+    """Labels from masks that may overlap, larger masks first; uncovered cells form another region.
 
     Args:
         masks: [n, H, W] in {0, 1}.
@@ -304,7 +304,7 @@ def paint_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 def to_grid(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """A mask [1, H, W] as user labels: int64 [h, w], 1 where at least half of a cell is inside.
 
-    A mask too thin for that keeps the cells it touches most.
+    A mask that is too thin keeps the cells it covers most.
     """
     share = F.interpolate(mask[None].float(), size, mode="area")[0, 0]
     return (share >= min(0.5, float(share.max()))).long() * int(bool(mask.any()))

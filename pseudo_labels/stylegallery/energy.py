@@ -1,8 +1,8 @@
 """The regional style loss and the global content loss on self-attention (StyleGallery §3.3).
 
-For a region c of the content and its match s, T_c = softmax(1.5 Q K_sᵀ/√d) V_s with keys of the
+For a content region c and its match s, T_c = softmax(1.5 Q K_sᵀ/√d) V_s with keys of the
 matched region only; L = Σ_layers Σ_c mean|m_c (O − T_c)| + λ_c Σ_layers mean|Q − Q_c|. Targets have
-no gradient. Means are over all elements, so that a region weighs by its area.
+no gradient. Means are over all elements, so regions are weighted by area.
 
 Shape legend: H heads, N cells of a layer's grid, d head width, R references, c latent channels.
 """
@@ -27,11 +27,11 @@ from pseudo_labels.stylegallery.matching import Match
 
 @dataclass(frozen=True)
 class RegionPair:
-    """Content cells that read one region of one reference, on one layer's grid.
+    """Content cells matched with one region of one reference, on the grid of one layer.
 
     Attributes:
         cells: indices of content cells.
-        reference: number of the reference.
+        reference: index of the reference.
         keys: indices of the cells of its region, at least one.
     """
 
@@ -47,19 +47,19 @@ def pair_regions(
     cells: int,
     styled: Sequence[int] | None = None,
 ) -> list[RegionPair]:
-    """Matches as cell indices on a layer's grid.
+    """Matches as cell indices on the grid of a layer.
 
-    Regions with the same match are one pair: they read the same keys.
+    Regions with the same match form one pair, because they attend to the same keys.
 
     Args:
-        matches: of all content regions.
+        matches: matches of all content regions.
         content: labels [h, w].
         references: labels [h, w] of each reference.
-        cells: N of the layer.
-        styled: the regions that are restyled, None for all.
+        cells: N, cells of the layer.
+        styled: labels of the regions that are restyled, None for all.
 
     Returns:
-        Pairs without empty ones.
+        Pairs that are not empty.
     """
     wanted = [match for match in matches if styled is None or match.region in styled]
     groups: dict[tuple[int, int], list[int]] = {}
@@ -81,7 +81,7 @@ def shrink(labels: Tensor, cells: int) -> Tensor:
 
 
 def region_cells(labels: Tensor, cluster: int, cells: int) -> Tensor:
-    """Indices of a region's cells at another resolution; one too small for it keeps its best."""
+    """Indices of a region's cells at another resolution; a tiny region keeps its best cell."""
     found = (shrink(labels, cells) == cluster).nonzero()[:, 0]
     if len(found):
         return found
@@ -99,12 +99,12 @@ def _grid(labels: Tensor, cells: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Anchors:
-    """What the energy compares with at one timestep; nothing here has a gradient.
+    """What the energy compares with at one timestep, without gradients.
 
     Attributes:
-        queries: the content's, one [1, H, N, d] a layer.
-        keys: the references', one [R, H, N, d] a layer.
-        values: the references', one [R, H, N, d] a layer.
+        queries: of the content, [1, H, N, d] per layer.
+        keys: of the references, [R, H, N, d] per layer.
+        values: of the references, [R, H, N, d] per layer.
     """
 
     queries: list[Tensor]
@@ -121,9 +121,9 @@ def regional_style_loss(
     """Σ_layers Σ_c mean|m_c (O − T_c)|, in float32.
 
     Args:
-        recorded: of the picture in the making.
+        recorded: attention of the current latents.
         anchors: keys and values of the references.
-        pairs: of each layer.
+        pairs: region pairs of each layer.
         config: temperature and masking.
     """
     total = torch.zeros((), device=recorded.outputs[0].device)
@@ -152,7 +152,7 @@ def content_loss(recorded: Recorded, anchors: Anchors) -> Tensor:
 
 @dataclass(frozen=True)
 class EnergyValue:
-    """The loss of one evaluation.
+    """Losses of one evaluation.
 
     Attributes:
         style: the regional style loss.
@@ -166,13 +166,13 @@ class EnergyValue:
 
 
 class ReferenceBank:
-    """Keys and values of references by timestep, in main memory, up to a limit.
+    """Keys and values of references by timestep, in CPU memory, up to a limit.
 
-    The same references for many photos (labelling) need one pass a timestep altogether. What does
-    not fit any more is computed anew each time.
+    With the same references for many photos (labelling), each timestep needs one pass in total.
+    What does not fit is computed each time.
 
     Args:
-        limit: bytes.
+        limit: maximum size in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -180,14 +180,14 @@ class ReferenceBank:
         self._kept: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
 
     def get(self, key: Any, device: torch.device) -> tuple[list[Tensor], list[Tensor]] | None:
-        """Keys and values, each a list of [1, H, N, d] a layer, or None."""
+        """Keys and values, each a list of [1, H, N, d] per layer, or None."""
         known = self._kept.get(key)
         if known is None:
             return None
         return [item.to(device) for item in known[0]], [item.to(device) for item in known[1]]
 
     def put(self, key: Any, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Keeps copies, if there is room."""
+        """Keep copies, if there is room."""
         size = sum(item.numel() * item.element_size() for item in (*keys, *values))
         if key not in self._kept and self.size + size <= self.limit:
             copies = [[item.clone().cpu() for item in items] for items in (keys, values)]
@@ -196,7 +196,7 @@ class ReferenceBank:
 
 
 class AttentionEnergy:
-    """The energy of latents, for one content picture and its matched references.
+    """The energy of latents, for one content image and its matched references.
 
     Args:
         unet: a frozen `UNet2DConditionModel`.
@@ -206,8 +206,8 @@ class AttentionEnergy:
         regions: matches, the content's labels, and the references' labels.
         config: layers, weights, masking.
         styled: the content regions that are restyled, None for all.
-        bank: keeps what references give; None: it is computed at every timestep.
-        names: of the references, for the bank; they must tell pictures and noise apart.
+        bank: cache of keys and values of the references; None: computed at every timestep.
+        names: keys of the references in the bank; different for different images and noise.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class AttentionEnergy:
     ) -> None:
         layers = self_attention_layers(unet)
         if config.layers > len(layers):
-            raise ValueError(f"{config.layers} layers asked for, the model has {len(layers)}")
+            raise ValueError(f"{config.layers} layers requested, the model has {len(layers)}")
         self.unet, self.text, self.config = unet, text, config
         self.layers = layers[-config.layers :]
         self._content, self._references = content, references
@@ -233,11 +233,11 @@ class AttentionEnergy:
         self._bank, self._names = bank, names
         self._pairs: list[list[RegionPair]] | None = None
         matches = [m for m in regions[0] if styled is None or m.region in styled]
-        # A reference that nobody reads need not be looked at.
+        # References that no region is matched with are not encoded.
         self._used = sorted({match.reference for match in matches})
 
     def record(self, latents: Tensor, timestep: int, inputs_only: bool = False) -> Recorded:
-        """What the layers compute for latents [B, c, h, w] at a timestep."""
+        """Attention of the layers for latents [B, c, h, w] at a timestep."""
         dtype = next(self.unet.parameters()).dtype
         text = self.text.to(dtype).expand(len(latents), -1, -1)
         with recording(self.layers, inputs_only) as record:
@@ -249,7 +249,7 @@ class AttentionEnergy:
         """The content's queries and the references' keys and values at a timestep.
 
         Args:
-            timestep: of the model.
+            timestep: timestep of the model.
             noised: content and references [R, c, h, w] at that noise level; None: the clean ones.
         """
         content, references = noised or (self._content, self._references)
@@ -275,14 +275,14 @@ class AttentionEnergy:
         return Anchors(queries, keys, values)
 
     def value(self, latents: Tensor, timestep: int, anchors: Anchors) -> EnergyValue:
-        """The energy of latents [1, c, h, w]; its gradient goes to them alone."""
+        """The energy of latents [1, c, h, w]; only they get a gradient."""
         recorded = self.record(latents, timestep)
         style = regional_style_loss(recorded, anchors, self._planned(recorded), self.config)
         content = content_loss(recorded, anchors)
         return EnergyValue(style, content, style + self.config.content_weight * content)
 
     def _planned(self, recorded: Recorded) -> list[list[RegionPair]]:
-        """Pairs of each layer, whose grids are known after the first pass."""
+        """Pairs of each layer; its grid is known after the first pass."""
         if self._pairs is None:
             matches, content, references = self._regions
             device = recorded.queries[0].device
@@ -292,7 +292,7 @@ class AttentionEnergy:
                 known[cells] = [
                     RegionPair(
                         pair.cells.to(device),
-                        self._used.index(pair.reference),  # anchors hold the used ones only
+                        self._used.index(pair.reference),  # anchors hold only the used references
                         pair.keys.to(device),
                     )
                     for pair in pairs

@@ -1,4 +1,4 @@
-"""DDIM inversion and the time-weighted mix of the features met on the way (StyleGallery §3.1).
+"""DDIM inversion and the time-weighted average of its features (StyleGallery §3.1).
 
 Shape legend: C channels, c latent channels, h w cells of the feature grid, T timesteps.
 """
@@ -21,11 +21,11 @@ Predict = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class PictureFeatures:
-    """What is known of a picture before its regions are.
+    """Features of an image.
 
     Attributes:
-        mix: features [C, h, w].
-        latent: the clean latents [c, h, w], of the mix's grid.
+        mix: weighted average of the features, [C, h, w].
+        latent: the clean latents [c, h, w], on the same grid.
         inverted: the latents at the inversion's last timestep, [c, h, w].
     """
 
@@ -35,21 +35,21 @@ class PictureFeatures:
 
 
 class FeatureSource(Protocol):
-    """Gives features of pictures; the diffusion model is one, any other network may stand in.
+    """A source of image features: the diffusion model, or another network.
 
     Attributes:
-        fingerprint: changes whenever the same picture would give other features.
+        fingerprint: changes whenever the same image would give other features.
     """
 
     fingerprint: str
 
     def describe(self, image: Tensor) -> PictureFeatures:
-        """Features of a picture [3, H, W] in [0, 1]."""
+        """Features of an image [3, H, W] in [0, 1]."""
         ...
 
 
 def time_weights(steps: int, midpoint: float = 0.7, sharpness: float = 5.0) -> Tensor:
-    """Weights of T features: w_i ∝ 1 / (1 + exp(5 (i/T − 0.7))), which falls with the noise.
+    """Weights of T features: w_i ∝ 1 / (1 + exp(5 (i/T − 0.7))), which decreases with the noise.
 
     Returns:
         [T], strictly decreasing, with sum 1, in float64.
@@ -66,7 +66,7 @@ def inversion_timesteps(steps: int, training_steps: int = 1000, offset: int = 1)
         ValueError: more steps than the model was trained with.
     """
     if steps > training_steps:
-        raise ValueError(f"{steps} timesteps asked for, the model has {training_steps}")
+        raise ValueError(f"{steps} timesteps requested, the model has {training_steps}")
     ratio = training_steps // steps
     return [min(place * ratio + offset, training_steps - 1) for place in range(steps)]
 
@@ -77,8 +77,8 @@ def ddim_move(latents: Tensor, noise: Tensor, alpha: float, target_alpha: float)
     Args:
         latents: z at the level with ᾱ = `alpha`, any shape.
         noise: the predicted noise ε, of the same shape.
-        alpha: ᾱ of the level that is left, in (0, 1].
-        target_alpha: ᾱ of the level that is reached.
+        alpha: ᾱ of the current level, in (0, 1].
+        target_alpha: ᾱ of the next level.
 
     Returns:
         √(ᾱ'/ᾱ) (z − √(1−ᾱ) ε) + √(1−ᾱ') ε.
@@ -88,7 +88,7 @@ def ddim_move(latents: Tensor, noise: Tensor, alpha: float, target_alpha: float)
 
 
 def alpha_before(alphas: Tensor, timestep: int, ratio: int) -> float:
-    """ᾱ of the level below a timestep: that of max(0, t − ratio)."""
+    """ᾱ of the level before a timestep, max(0, t − ratio)."""
     return float(alphas[max(0, timestep - ratio)])
 
 
@@ -101,18 +101,18 @@ def invert(
     offset: int = 1,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Follows the sampler backwards, from the picture to noise.
+    """Run the sampler backwards, from the image to noise.
 
     Args:
         latent: clean latents [1, c, h, w] in float32.
-        predict: (z, t) to the predicted noise, of z's shape, and features [1, C, h', w'].
+        predict: maps (z, t) to the predicted noise, of z's shape, and features [1, C, h', w'].
         alphas: ᾱ of all training timesteps.
         config: number of timesteps and their weights.
         offset: the first timestep.
-        progress: whether to show a bar.
+        progress: show a progress bar.
 
     Returns:
-        The mix of the features [1, C, h', w'] in float32, and the last latents.
+        The weighted average of the features [1, C, h', w'] in float32, and the last latents.
     """
     timesteps = inversion_timesteps(config.steps, len(alphas), offset)
     ratio = len(alphas) // config.steps
@@ -135,7 +135,7 @@ def invert(
 def sample(
     latent: Tensor, predict: Predict, alphas: Tensor, timesteps: Sequence[int], ratio: int
 ) -> Tensor:
-    """The way back of `invert`: DDIM from the last of ascending timesteps to the picture."""
+    """Reverse of `invert`: DDIM from the last of ascending timesteps to the image."""
     for timestep in reversed(timesteps):
         noise, _ = predict(latent, timestep)
         before = alpha_before(alphas, timestep, ratio)
@@ -149,7 +149,7 @@ class DiffusionFeatures:
     Args:
         model: the diffusion model.
         config: timesteps, up-block, weights.
-        progress: whether to show bars.
+        progress: show progress bars.
 
     Raises:
         UserError: the model has no such up-block.
@@ -164,7 +164,7 @@ class DiffusionFeatures:
         self.fingerprint = settings_hash([model.fingerprint, config])
 
     def describe(self, image: Tensor) -> PictureFeatures:
-        """Inverts a picture [3, H, W] in [0, 1]; all results in float32 on the processor."""
+        """Invert an image [3, H, W] in [0, 1]; results are float32 on the CPU."""
         latent = self.model.encode(image)
         with self.model.at_work(self.model.unet) as unet:
             held: list[Tensor] = []
@@ -175,8 +175,7 @@ class DiffusionFeatures:
             def predict(latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
                 held.clear()
                 text = self.model.text.to(unet.dtype)
-                told = latents.to(unet.dtype)
-                noise = unet(told, timestep, encoder_hidden_states=text).sample
+                noise = unet(latents.to(unet.dtype), timestep, encoder_hidden_states=text).sample
                 return noise, held[0]
 
             try:

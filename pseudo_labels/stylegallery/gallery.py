@@ -1,4 +1,4 @@
-"""The whole way: features, regions, matches, energy, picture; every stage kept and resumed."""
+"""The pipeline: features, regions, matches, energy, image. Every stage is cached and resumable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,16 +28,16 @@ from pseudo_labels.stylegallery.optimise import (
 )
 from regionroute.errors import UserError
 
-REVISION = 1  # raise when equal settings would give something else
+REVISION = 1  # raise when equal settings would give another result
 Choice = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
 class AnalysedImage:
-    """A picture and what the stages found in it.
+    """An image and what the stages found in it.
 
     Attributes:
-        name: for the user.
+        name: its name in messages.
         image: [3, S, S] in [0, 1] at the working size.
         features: its features and latents.
         labels: regions [h, w] from 1.
@@ -56,19 +56,19 @@ class AnalysedImage:
 
     @property
     def set(self) -> RegionSet:
-        """For matching."""
+        """Its part in matching."""
         return RegionSet(self.features.mix, self.labels, self.tokens)
 
 
 @dataclass(frozen=True)
 class GalleryResult:
-    """A restyled picture and how it came about.
+    """A restyled image and how it was made.
 
     Attributes:
         image: [3, H, W] in [0, 1], of the content's own size.
-        content: the content picture.
-        references: the reference pictures.
-        matches: of every content region.
+        content: the content image.
+        references: the reference images.
+        matches: the match of every content region.
         styled: labels of the regions that were restyled.
         losses: [evaluations, 3] of (total, style, content).
     """
@@ -87,16 +87,16 @@ class Gallery:
     Args:
         model: the diffusion model.
         config: all settings.
-        semantic: DINOv2, None: regions are compared without it.
-        depth: splits regions that reach from near to far, None: they are not split.
-        masks: Segment Anything, needed with ``clusters.source=sam``.
-        features: another source of features than the diffusion model.
-        cache: folder where stages are kept, None: nowhere.
-        bank: bytes of references' keys and values kept in memory for further pictures.
-        progress: whether to show bars.
+        semantic: DINOv2, None to match without it.
+        depth: depth estimator; regions that reach from near to far are split. None: no splits.
+        masks: Segment Anything, required with ``clusters.source=sam``.
+        features: source of features, None for the diffusion model.
+        cache: folder of cached stages, None for no cache.
+        bank: bytes of CPU memory for keys and values of the references, reused for further images.
+        progress: show progress bars.
 
     Raises:
-        UserError: settings that do not go together.
+        UserError: settings that contradict each other.
     """
 
     def __init__(
@@ -118,7 +118,9 @@ class Gallery:
             raise UserError(f"size is {config.size}: this model takes multiples of {model.factor}")
         weights = config.matching
         if semantic is None and weights.statistical + weights.geometric == 0:
-            raise UserError("matching has a weight for DINOv2 only, which is not there: give it")
+            raise UserError(
+                "only the semantic weight of matching is not 0, and it needs DINOv2: give --dino"
+            )
         self.model, self.config = model, config
         self.semantic, self.depth, self.masks = semantic, depth, masks
         self.inversion = DiffusionFeatures(model, config.features, progress)
@@ -129,12 +131,12 @@ class Gallery:
         self._progress = progress
 
     def analyse(self, name: str, image: Tensor, region: Tensor | None = None) -> AnalysedImage:
-        """Features and regions of a picture.
+        """Features and regions of an image.
 
         Args:
-            name: for the user.
+            name: its name in messages.
             image: [3, H, W] in [0, 1], resized to the working square.
-            region: [1, H, W] in {0, 1}, a region of its own; None: none.
+            region: [1, H, W] in {0, 1}, treated as one region; None for none.
 
         Raises:
             UserError: the region is empty.
@@ -161,21 +163,22 @@ class Gallery:
         only_region: bool = False,
         chosen: Mapping[int | None, Choice] | None = None,
     ) -> GalleryResult:
-        """Restyle a picture.
+        """Restyle an image.
 
         Args:
             image: [3, H, W] in [0, 1].
-            references: of `look`, at least one.
-            name: of the picture, for the user.
-            region: [1, H, W] in {0, 1}, a region of its own.
-            only_region: restyle it alone; outside, the result is the picture bit for bit.
-            chosen: the user's matches {label (None: the region's): (reference, label or None)}.
+            references: results of `analyse`, at least one.
+            name: name of the image in messages.
+            region: [1, H, W] in {0, 1}, treated as one region.
+            only_region: restyle this region only; elsewhere the result is the image, bit for bit.
+            chosen: manual matches {label (None: the region's): (reference, label or None)}.
 
         Raises:
-            UserError: a choice that names what is not there, or settings the model cannot serve.
+            UserError: a choice names a missing region, or the model does not support the
+                settings.
         """
         if only_region and region is None:
-            raise UserError("to restyle only the region, give the region")
+            raise UserError("only_region needs a region: give --region")
         content = self.analyse(name, image, region)
         picked = _picked(chosen or {}, content, references)
         matches = self.matcher.match(content.set, [item.set for item in references], picked)
@@ -235,7 +238,7 @@ class Gallery:
         matches: list[Match],
         styled: list[int] | None,
     ) -> OptimState:
-        """The final latents: known, resumed, or made."""
+        """The final latents: cached, resumed or computed."""
         pictures = [content, *references]
         facts = [
             REVISION,
@@ -274,7 +277,7 @@ class Gallery:
     ) -> OptimState:
         model, config = self.model, self.config.energy
         matches, styled = chosen
-        # Guided mode noises references by the place they stand at.
+        # In guided mode the noise of a reference depends on its position.
         names = [(p.key, place * (config.mode == "guided")) for place, p in enumerate(pictures[1:])]
         try:
             energy = AttentionEnergy(
@@ -314,12 +317,12 @@ class Gallery:
 def _picked(
     chosen: Mapping[int | None, Choice], content: AnalysedImage, references: Sequence[AnalysedImage]
 ) -> dict[int, Choice]:
-    """The user's matches, checked."""
+    """Manual matches, checked."""
     picked: dict[int, Choice] = {}
     most = int(content.labels.max())
     for label, (reference, cluster) in chosen.items():
         if label is None and content.region is None:
-            raise UserError("--match region=...: there is no region, give --region")
+            raise UserError("--match region=...: there is no region of your own, give --region")
         place = content.region if label is None else label
         if place is None or not 1 <= place <= most:
             raise UserError(f"--match {label}=...: {content.name} has regions 1 to {most}")

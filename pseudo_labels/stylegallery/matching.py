@@ -1,7 +1,7 @@
-"""Which region of which reference picture is most like a region of the content.
+"""Matches content regions with the most similar regions of the references (StyleGallery §3.2).
 
-S = 0.25 cos(statistics) + 1 cos(DINOv2) + 0.125 IoU(bounding circles); the best wins, and a region
-of a reference may serve several.
+S = 0.25 cos(statistics) + 1 cos(DINOv2) + 0.125 IoU(bounding circles). A region of a reference may
+be matched with several content regions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ _TRANSFORMER_LAYERS, _TRANSFORMER_HEADS = 8, 4  # of the published code
 
 @dataclass(frozen=True)
 class RegionSet:
-    """A picture's regions and what matching asks of it.
+    """Regions of an image with what matching needs.
 
     Attributes:
         mix: features [C, h, w].
         labels: int64 [h, w], 1..n.
-        tokens: semantic tokens [C', g, g] of the whole picture, None: not compared.
+        tokens: semantic tokens [C', g, g] of the whole image, None to match without them.
     """
 
     mix: Tensor
@@ -38,17 +38,17 @@ class RegionSet:
 
 @dataclass(frozen=True)
 class Match:
-    """Where a region takes its style from.
+    """Match of a content region.
 
     Attributes:
-        region: label of the content's region.
-        reference: number of the reference picture, from 0.
-        cluster: label of its region.
+        region: label of the content region.
+        reference: index of the reference image, from 0.
+        cluster: label of the region in it.
         statistical: similarity in [-1, 1].
-        semantic: similarity in [-1, 1], None where there is no semantic encoder.
+        semantic: similarity in [-1, 1], None without a semantic encoder.
         geometric: similarity in [0, 1].
         score: their weighted sum.
-        manual: whether the user chose it.
+        manual: chosen by the user.
     """
 
     region: int
@@ -62,10 +62,10 @@ class Match:
 
 
 class RegionMatcher:
-    """Compares regions of a content picture with those of references.
+    """Compares regions of a content image with those of references.
 
     Args:
-        config: weights and what statistics are made of.
+        config: weights and settings of the statistics.
     """
 
     def __init__(self, config: MatchConfig) -> None:
@@ -81,15 +81,15 @@ class RegionMatcher:
         """The best match of every content region.
 
         Args:
-            content: the picture to restyle.
+            content: the image to restyle.
             references: at least one.
             chosen: {region: (reference, its region or None for the best of that reference)}.
 
         Returns:
-            One match a region, in the order of labels.
+            One match per region, in the order of labels.
 
         Raises:
-            ValueError: a similarity is not finite, or a choice names a region that is not there.
+            ValueError: a similarity is not finite, or a choice names a region that does not exist.
         """
         tables = self.similarities(content, references)
         if not all(bool(torch.isfinite(table).all()) for table in tables.values()):
@@ -120,10 +120,10 @@ class RegionMatcher:
     def similarities(
         self, content: RegionSet, references: Sequence[RegionSet]
     ) -> dict[str, Tensor]:
-        """Tables [n, m] of n content regions against the m regions of all references in turn.
+        """Tables [n, m] of n content regions against the m regions of all references, in order.
 
         Returns:
-            "statistical", "geometric", "semantic" (where all pictures have tokens) and "score".
+            "statistical", "geometric", "semantic" (where all images have tokens) and "score".
         """
         everything = [content, *references]
         statistics = [self.statistics(item) for item in everything]
@@ -145,7 +145,7 @@ class RegionMatcher:
         vectors = []
         for label in range(1, item.count + 1):
             cells = (item.labels.flatten() == label).nonzero()[:, 0]
-            if len(cells) > self.config.points:  # evenly spaced, always the same ones
+            if len(cells) > self.config.points:  # evenly spaced and deterministic
                 places = torch.linspace(0, len(cells) - 1, self.config.points).round().long()
                 cells = cells[places]
             mixed = self._mixed(flat[cells.to(flat.device)])
@@ -169,10 +169,10 @@ def _allows(choice: tuple[int, int | None] | None, owner: tuple[int, int]) -> bo
 
 
 def _random_transformer(channels: int) -> nn.Module:
-    """The published code's mixer, which it never trains; here with a fixed seed.
+    """The untrained transformer of the published code, with a fixed seed.
 
     Raises:
-        ValueError: the channels are no multiple of its heads.
+        ValueError: the number of channels is no multiple of the number of heads.
     """
     if channels % _TRANSFORMER_HEADS:
         raise ValueError(f"{channels} channels are no multiple of {_TRANSFORMER_HEADS} heads")
@@ -189,13 +189,13 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def semantic_vectors(item: RegionSet) -> Tensor:
-    """Mean token of each region, every token weighed by the share of it inside: [n, C'].
+    """Mean token of each region, each token weighted by its fraction inside the region: [n, C'].
 
     Raises:
-        ValueError: the picture has no tokens.
+        ValueError: the image has no tokens.
     """
     if item.tokens is None:
-        raise ValueError("this picture has no semantic tokens")
+        raise ValueError("this image has no semantic tokens")
     hot = F.one_hot(item.labels - 1).permute(2, 0, 1).float()
     grid = (item.tokens.shape[-2], item.tokens.shape[-1])
     coverage = F.interpolate(hot[None], grid, mode="area")[0].flatten(1).to(item.tokens.device)
@@ -223,7 +223,7 @@ def bounding_circles(labels: Tensor) -> Tensor:
 def circle_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of circles [n, 3] and [m, 3]: [n, m].
 
-    Two points (radius 0) have an overlap of 1 if they are the same, else of 0.
+    Two points (radius 0) have an IoU of 1 if they are equal, otherwise 0.
     """
     a, b = a.double()[:, None], b.double()[None]
     gap = (a[..., :2] - b[..., :2]).norm(dim=-1)

@@ -1,6 +1,6 @@
 """The frozen diffusion model: any Stable Diffusion 1.x or 2.x folder that predicts noise.
 
-On a GPU parts move there only while they work (`offload`), so that 512 px fits 8 GB in bfloat16.
+With `offload`, parts are on the GPU only while they run: 512 px in bfloat16 then fits in 8 GB.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ class DiffusionModel:
 
     Attributes:
         unet: predicts noise.
-        vae: pictures to latents and back, always in float32.
+        vae: images to latents and back, always in float32.
         text: the empty prompt's embedding [1, L, D].
         alphas: ᾱ of all training timesteps, [1000] in float64.
         offset: the scheduler's first timestep.
         fingerprint: changes with the weights.
-        device: where they work.
-        offload: whether parts go back to main memory after work.
-        random: whether the weights are random, that is for trying the plumbing only.
+        device: where they run.
+        offload: move parts back to CPU memory when they are idle.
+        random: whether the weights are random, for dry runs.
     """
 
     unet: Any
@@ -64,7 +64,7 @@ class DiffusionModel:
 
     @contextlib.contextmanager
     def at_work(self, part: Any) -> Iterator[Any]:
-        """A part on its device, for the time of the block."""
+        """Move a part to the device for the duration of the block."""
         part.to(self.device)
         try:
             yield part
@@ -76,12 +76,12 @@ class DiffusionModel:
 
     @property
     def factor(self) -> int:
-        """Pixels along a side of one cell of the latents."""
+        """Side of a latent cell in pixels."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        """Mode of the latents [1, c, h, w], in float32, of a picture [3, H, W] in [0, 1]."""
+        """Mode of the latents [1, c, h, w], in float32, of an image [3, H, W] in [0, 1]."""
         with self.at_work(self.vae) as vae:
             found = vae.encode(image[None].to(self.device) * 2 - 1).latent_dist.mode()
         latents: Tensor = found.float() * vae.config.scaling_factor
@@ -89,7 +89,7 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The picture [3, H, W] in [0, 1] of latents [1, c, h, w]."""
+        """The image [3, H, W] in [0, 1] of latents [1, c, h, w]."""
         with self.at_work(self.vae) as vae:
             found = vae.decode(latents.float() / vae.config.scaling_factor).sample[0]
         image: Tensor = (found / 2 + 0.5).clamp(0, 1).float().cpu()
@@ -108,13 +108,13 @@ def load_model(
 
     Args:
         name: folder in diffusers' layout, hub id, or "random" for a small random one.
-        dtype: of the UNet: float32, bfloat16 or float16.
-        device: where it works, None: the processor.
-        offload: keep in main memory what is not at work.
-        lora: file of a LoRA that makes the model fast (LCM-LoRA, Hyper-SD), merged into the UNet.
+        dtype: dtype of the UNet: float32, bfloat16 or float16.
+        device: where it runs, None for the CPU.
+        offload: keep idle parts in CPU memory.
+        lora: file of a few-step LoRA (LCM-LoRA, Hyper-SD), merged into the UNet.
 
     Raises:
-        UserError: it is not there, damaged, or of another family.
+        UserError: it is missing, damaged, or of another family.
     """
     device = device or torch.device("cpu")
     if name == RANDOM:
@@ -162,14 +162,14 @@ def random_model(
 
 
 def source_hash(name: str) -> str:
-    """Changes with the files of a folder; of a hub id only the id is known."""
+    """Changes with the files of a folder; for a hub id, with the id only."""
     path = Path(name).expanduser()
     if path.is_file():
         return file_hash(path)
     files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".json"))
     if not path.is_dir() or not files:
         return name
-    # Size and time stand for the content: hashing gigabytes at every start would take minutes.
+    # Sizes and times instead of contents: hashing gigabytes at every start would take minutes.
     facts = [
         [f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns] for f in files
     ]
@@ -201,7 +201,7 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
                     options["output_loading_info"] = True
                 found = getattr(library, kind).from_pretrained(name, subfolder=part, **options)
                 parts[part] = found if part == "tokenizer" else _complete(name, part, *found)
-    # What the libraries raise on files that are missing, damaged or something else.
+    # What the libraries raise for files that are missing, damaged or of another kind.
     except UserError:
         raise
     except (
@@ -220,7 +220,7 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
 
 
 def _complete(name: str, part: str, network: Any, report: dict[str, Any]) -> Any:
-    """A network none of whose weights was missing: the libraries fill those with random numbers."""
+    """Refuse a network with missing weights: the libraries fill them with random numbers."""
     if report["missing_keys"]:
         first = min(report["missing_keys"])
         raise UserError(f"--model {name}: the weights of {part} lack {first}; copy them again")
@@ -228,7 +228,7 @@ def _complete(name: str, part: str, network: Any, report: dict[str, Any]) -> Any
 
 
 def _check_source(name: str) -> bool:
-    """Whether a name is a local folder, of the right family as far as its index tells."""
+    """Whether a name is a local folder, whose index names the right family."""
     path = Path(name).expanduser()
     if not path.is_dir():
         if path.exists() or not is_hub_id(name):
@@ -250,7 +250,7 @@ def _check_source(name: str) -> bool:
             "Diffusion 1.5, give its folder"
         )
     vocabulary = [path / "tokenizer" / file for file in ("tokenizer.json", "vocab.json")]
-    if not any(file.is_file() for file in vocabulary):  # transformers would invent one
+    if not any(file.is_file() for file in vocabulary):  # transformers would create one
         raise UserError(f"--model {name}: its tokenizer is missing, copy the whole folder")
     return True
 
@@ -261,7 +261,7 @@ def _check_family(name: str, parts: dict[str, Any], scheduler: Any) -> None:
     if unet.in_channels != vae.latent_channels:
         problem = f"its UNet takes {unet.in_channels} channels, its VAE has {vae.latent_channels}"
     elif unet.addition_embed_type is not None:
-        problem = "its UNet asks for more than text (Stable Diffusion XL)"
+        problem = "its UNet needs more than text (Stable Diffusion XL)"
     elif scheduler.config.prediction_type != "epsilon":
         problem = f"it predicts {scheduler.config.prediction_type}, not noise"
     if problem:
@@ -269,7 +269,7 @@ def _check_family(name: str, parts: dict[str, Any], scheduler: Any) -> None:
 
 
 def _variant(name: str, part: str) -> str | None:
-    """The variant "fp16" where a folder holds no other weights."""
+    """The variant "fp16" if a folder holds no other weights."""
     folder = Path(name).expanduser() / part
     plain = any(folder.glob("diffusion_pytorch_model*.safetensors"))
     half = any(folder.glob("diffusion_pytorch_model*fp16*.safetensors"))

@@ -1,4 +1,4 @@
-"""The optional networks beside the diffusion model: DINOv2, depth, Segment Anything."""
+"""Optional networks in addition to the diffusion model: DINOv2, depth, Segment Anything."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from regionroute.files import is_hub_id, text_hash
 
 DINO = "facebook/dinov2-base"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TOKENS = 16  # a side
+_TOKENS = 16  # per side
 _SAM = {  # of the published code
     "points_per_side": 16,
     "pred_iou_thresh": 0.98,
@@ -25,17 +25,17 @@ _SAM = {  # of the published code
 
 
 class SemanticEncoder:
-    """DINOv2's patch tokens of the whole picture.
+    """DINOv2's patch tokens of the whole image.
 
     Args:
         name: folder or hub id of a Dinov2 model, or "random".
-        device: where it works.
+        device: where it runs.
 
     Attributes:
         fingerprint: changes with the weights.
 
     Raises:
-        UserError: it cannot be loaded, or is of another kind.
+        UserError: it cannot be loaded, or is another model.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -49,10 +49,10 @@ class SemanticEncoder:
 
     @torch.no_grad()
     def tokens(self, image: Tensor) -> Tensor:
-        """Tokens [C, 16, 16] of a picture [3, H, W] in [0, 1].
+        """Tokens [C, 16, 16] of an image [3, H, W] in [0, 1].
 
-        The picture is resized to a square, not cropped, so that tokens and masks cover the same
-        field (the published code crops the tokens' picture but not the masks).
+        The image is resized to a square, not cropped, so that tokens and masks cover the same
+        area (the published code crops the image of the tokens but not the masks).
         """
         side = _TOKENS * self.model.config.patch_size
         small = F.interpolate(image[None], (side, side), mode="bicubic", antialias=True)
@@ -67,7 +67,7 @@ class DepthEstimator:
 
     Args:
         name: folder or hub id.
-        device: where it works.
+        device: where it runs.
 
     Attributes:
         fingerprint: changes with the weights.
@@ -88,7 +88,7 @@ class DepthEstimator:
 
     @torch.no_grad()
     def depth(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Relative depth [h, w] of a picture [3, H, W] in [0, 1], from 0 to 1; constant: all 0."""
+        """Relative depth [h, w] of an image [3, H, W] in [0, 1], from 0 to 1; constant: all 0."""
         inputs = self.processor(images=to_pil(image), return_tensors="pt").to(self.model.device)
         found = self.model(**inputs).predicted_depth[:, None].float()
         small = F.interpolate(found, size, mode="nearest")[0, 0].cpu()
@@ -101,7 +101,7 @@ class MaskGenerator:
 
     Args:
         checkpoint: file of the segment-anything package's weights.
-        device: where it works.
+        device: where it runs.
 
     Attributes:
         fingerprint: changes with the weights.
@@ -127,13 +127,15 @@ class MaskGenerator:
             kind = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}[width]
             model = sam_model_registry[kind]()
             model.load_state_dict(weights)
-        except Exception as error:  # unpickling fails in any way it likes
-            raise UserError(f"--sam {checkpoint}: no checkpoint of SAM, or damaged") from error
+        except Exception as error:  # unpickling may raise anything
+            raise UserError(
+                f"--sam {checkpoint}: this is no checkpoint of SAM, or it is damaged"
+            ) from error
         self._generator = SamAutomaticMaskGenerator(model.eval().to(device), **_SAM)
         self.fingerprint = source_hash(checkpoint)
 
     def masks(self, image: Tensor) -> Tensor:
-        """Masks [n, H, W] in {0, 1} of a picture [3, H, W] in [0, 1]; they may overlap."""
+        """Masks [n, H, W] in {0, 1} of an image [3, H, W] in [0, 1]; they may overlap."""
         found = self._generator.generate(np.asarray(to_pil(image)))
         if not found:
             return torch.zeros(0, *image.shape[-2:])
@@ -158,7 +160,7 @@ def _load(name: str, option: str, auto_class: str) -> Any:
             )
     except (OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        where = "this folder is damaged or of another kind" if local else "the hub has it not"
+        where = "this folder is damaged or of another kind" if local else "the hub does not have it"
         raise UserError(
             f"{option} {name}: {where}; download the model and give its folder ({reason})"
         ) from error

@@ -1,6 +1,7 @@
-"""Minimising the energy: on the latents alone, or between the steps of a DDIM sampler.
+"""Minimises the energy: over the latents, or between the steps of a DDIM sampler.
 
-Both walk down the timesteps and can be stopped and taken up again without a trace.
+Both go through the timesteps in descending order; a resumed run gives the same result as one that
+was not interrupted.
 """
 
 from collections.abc import Callable
@@ -15,17 +16,17 @@ from pseudo_labels.stylegallery.config import EnergyConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy
 from pseudo_labels.stylegallery.features import ddim_move
 
-_LCM_TEACHER_STEPS = 50  # latent consistency models know these of the timesteps
+_LCM_TEACHER_STEPS = 50  # latent consistency models were distilled at this many timesteps
 _EPS = 1e-5
 
 
 @dataclass
 class OptimState:
-    """Where an optimisation is; every tensor of it has z's shape [1, c, h, w].
+    """State of an optimisation; all tensors have the shape of z, [1, c, h, w].
 
     Attributes:
         latents: z.
-        done: timesteps behind it.
+        done: finished timesteps.
         first: Adam's first moment, None before the first step and in guided mode.
         second: Adam's second moment.
         losses: [done × iterations, 3] of (total, style, content).
@@ -38,7 +39,7 @@ class OptimState:
     losses: list[list[float]] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a file."""
+        """The state as tensors, for a file."""
         found = {
             "latents": self.latents,
             "done": torch.tensor(self.done),
@@ -50,7 +51,7 @@ class OptimState:
 
     @classmethod
     def restored(cls, tensors: dict[str, Tensor], device: torch.device) -> "OptimState":
-        """The state of a file."""
+        """The state from the tensors of a file."""
         first, second = (
             tensors[name].to(device) if name in tensors else None for name in ("first", "second")
         )
@@ -59,12 +60,12 @@ class OptimState:
 
 
 def first_latents(inverted: Tensor, content: Tensor, start: str) -> Tensor:
-    """Where the optimisation starts.
+    """Initial latents of the optimisation.
 
     Args:
         inverted: the inversion's last latents [1, c, h, w].
         content: clean latents of the content.
-        start: of `EnergyConfig`.
+        start: `EnergyConfig.start`.
 
     Returns:
         [1, c, h, w] in float32.
@@ -83,11 +84,11 @@ def energy_timesteps(config: EnergyConfig, training_steps: int, offset: int) -> 
     """Descending timesteps.
 
     Raises:
-        ValueError: more of them than the schedule has.
+        ValueError: more timesteps than the schedule has.
     """
     most = _LCM_TEACHER_STEPS if config.schedule == "lcm" else training_steps
     if config.steps > most:
-        raise ValueError(f"{config.steps} timesteps asked for, the schedule has {most}")
+        raise ValueError(f"{config.steps} timesteps requested, the schedule has {most}")
     if config.schedule == "lcm":
         ratio = training_steps // _LCM_TEACHER_STEPS
         known = [(place + 1) * ratio - 1 for place in range(_LCM_TEACHER_STEPS)][::-1]
@@ -107,14 +108,14 @@ def minimise(
     save: Callable[[OptimState], None] | None = None,
     progress: bool = True,
 ) -> OptimState:
-    """Mode "optimize": Adam on z, with the timestep as nothing but the network's condition.
+    """Mode "optimize": Adam on z; the timestep only conditions the network.
 
     Args:
         energy: what is minimised.
-        state: where to start, or to go on.
+        state: initial or resumed state.
         timesteps: descending.
-        save: told the state every `save_every` timesteps.
-        progress: whether to show a bar.
+        save: called with the state every `save_every` timesteps.
+        progress: show a progress bar.
 
     Returns:
         The final state.
@@ -153,13 +154,13 @@ def guide(
 
     Args:
         energy: what is minimised.
-        state: where to start, or to go on.
+        state: initial or resumed state.
         timesteps: descending; z starts at the first.
         alphas: ᾱ of all training timesteps.
         clean: latents of the content [1, c, h, w] and of the references [R, c, h, w].
         noise: [1 + R, c, h, w].
-        save: told the state every `save_every` timesteps.
-        progress: whether to show a bar.
+        save: called with the state every `save_every` timesteps.
+        progress: show a progress bar.
 
     Returns:
         The final state.
@@ -171,8 +172,8 @@ def guide(
         now, after = timesteps[place], following[place]
         with torch.no_grad():
             text = energy.text.to(next(energy.unet.parameters()).dtype)
-            told = state.latents.to(text.dtype)
-            predicted = energy.unet(told, now, encoder_hidden_states=text).sample.float()
+            latents = state.latents.to(text.dtype)
+            predicted = energy.unet(latents, now, encoder_hidden_states=text).sample.float()
             moved = ddim_move(state.latents, predicted, float(alphas[now]), float(alphas[after]))
         level = float(alphas[after])
         noised = level**0.5 * torch.cat(clean) + (1 - level) ** 0.5 * noise
@@ -190,10 +191,10 @@ def guided_timesteps(first: int, steps: int) -> list[int]:
     """Evenly spaced descending timesteps from the level that the inversion reached.
 
     Raises:
-        ValueError: more of them than there are levels.
+        ValueError: more timesteps than there are levels.
     """
     if steps > first:
-        raise ValueError(f"{steps} timesteps asked for, the inversion ends at {first}")
+        raise ValueError(f"{steps} timesteps requested, the inversion ends at {first}")
     return [round(first - place * first / steps) for place in range(steps)]
 
 

@@ -47,7 +47,7 @@ def write_result(
     warnings = []
     if stylizer.remarks:
         random = ", ".join(stylizer.remarks["random_weights"])
-        warnings = [f"random weights ({random}): the image means nothing"]
+        warnings = [f"random weights ({random}): the image is meaningless"]
         facts["warnings"] = warnings
     if page:
         write_page(page, image, result, warnings)

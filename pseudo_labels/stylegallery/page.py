@@ -1,4 +1,4 @@
-"""One page of what StyleGallery did: regions, matches, losses, result; it needs no other file."""
+"""An HTML page with regions, matches, losses and result of StyleGallery, in one file."""
 
 import base64
 import colorsys
@@ -17,7 +17,7 @@ from pseudo_labels.stylegallery.gallery import AnalysedImage, GalleryResult
 from regionroute.data.images import to_pil
 from regionroute.files import atomic_write
 
-_SIDE = 384  # pixels of a shown picture's longer side
+_SIDE = 384  # longer side of displayed images in pixels
 _CURVE = (720, 200)
 
 
@@ -28,8 +28,8 @@ def write_page(
 
     Args:
         path: an HTML file.
-        image: the content picture [3, H, W].
-        result: of `Gallery.restyle`.
+        image: the content image [3, H, W].
+        result: result of `Gallery.restyle`.
         warnings: shown at the top.
     """
     environment = Environment(
@@ -74,7 +74,7 @@ def write_page(
 
 
 def region_colour(label: int) -> tuple[float, float, float]:
-    """A colour for a label from 1; neighbours in number are far apart in hue."""
+    """A colour for a label from 1; consecutive labels have very different hues."""
     return colorsys.hsv_to_rgb((label - 1) * 0.618034 % 1, 0.75, 0.95)
 
 
@@ -83,11 +83,11 @@ def _hex(label: int) -> str:
 
 
 def region_picture(picture: AnalysedImage, image: Tensor | None = None) -> Tensor:
-    """The picture with its regions tinted and numbered.
+    """The image with its regions tinted and numbered.
 
     Args:
-        picture: with labels.
-        image: [3, H, W] to show in place of the working square.
+        picture: the image with its labels.
+        image: [3, H, W] to display in place of the working square.
 
     Returns:
         [3, h, w] in [0, 1].
@@ -131,7 +131,7 @@ def _inner_point(mask: Tensor) -> tuple[int, int]:
 
 
 def loss_curve(losses: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Points of the three losses for a drawing of 720 x 200.
+    """Points of the three loss curves in a drawing of 720 x 200.
 
     Args:
         losses: rows of (total, style, content).

@@ -1,4 +1,4 @@
-"""A small Stable Diffusion of the real classes with random weights: plumbing, no skill."""
+"""A small Stable Diffusion of the real classes with random weights, for tests and dry runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ def random_unet(
         norm_num_groups=8,
         sample_size=64,
     )
-    # Random query and key weights attend almost evenly; sharper ones give attention worth having.
+    # Random queries and keys attend almost uniformly; scale them up for a useful test.
     for name, weight in unet.named_parameters():
         if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):
             weight.data.mul_(3)
@@ -96,11 +96,11 @@ def _vae() -> Any:
 
 
 def save_random_pipeline(folder: Path, seed: int = 0) -> Path:
-    """Writes a random model in the layout of a Stable Diffusion 1.5 folder.
+    """Write a random model in the layout of a Stable Diffusion 1.5 folder.
 
     Args:
-        folder: where; made if absent.
-        seed: of the weights.
+        folder: the folder, made if missing.
+        seed: seed of the weights.
     """
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel

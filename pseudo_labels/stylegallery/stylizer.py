@@ -65,16 +65,14 @@ class GallerySettings(Section):
     )
     memory: Annotated[Number, Field(ge=0)] = Field(
         0.0,
-        description="GiB of main memory for keys and values of the references, which makes further "
+        description="GiB of CPU memory for keys and values of the references, which makes further "
         "photos with the same references faster",
     )
     dtype: str | None = Field(
         None, description="dtype of the UNet; null: bfloat16 on a GPU, otherwise float32"
     )
     device: str | None = Field(None, description="null: a GPU if there is one")
-    offload: bool = Field(
-        False, description="keep idle networks in main memory, for GPUs with 8 GB"
-    )
+    offload: bool = Field(False, description="keep idle networks in CPU memory, for GPUs with 8 GB")
     progress: bool = Field(False, description="show progress bars")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Latent codecs: a Stable-Diffusion VAE, a patch transform fitted on the spot, or a random VAE."""
+"""Latent codecs: a Stable Diffusion VAE, a patch transform fitted to images, or a random VAE."""
 
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,21 @@ from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.models.codec import PatchCodec
 
-PATCH = "patch"  # the name that asks for a patch transform fitted to the given pictures
-PATCH_LEVELS, PATCH_CHANNELS = 4, 64  # 8 px a latent cell, as a VAE has; a third of the numbers
+PATCH = "patch"  # name of a patch transform fitted to the given images
+PATCH_LEVELS, PATCH_CHANNELS = 4, 64  # 8 px per latent cell as in a VAE; a third of the values
 _KINDS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
 
 
 class Codec(nn.Module):
-    """Pictures to latents and back; frozen, but differentiable in the latents.
+    """Images to latents and back; frozen, but differentiable in the latents.
 
     Args:
         vae: the network.
-        name: for the facts.
+        name: its name in `facts`.
 
     Attributes:
-        channels: of the latents.
-        multiple: what the sides of pictures must be multiples of.
+        channels: channels of the latents.
+        multiple: the sides of images must be multiples of this.
         facts: name, hash of the weights, and whether they are random.
     """
 
@@ -46,18 +46,18 @@ class Codec(nn.Module):
         return encode_images(self.vae, images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to pictures [B, 3, H, W] in [0, 1]."""
+        """Latents [B, C, h, w] to images [B, 3, H, W] in [0, 1]."""
         return decode_latents(self.vae, latents)
 
     def padded(self, images: Tensor) -> Tensor:
-        """Pictures of any size, the last row and column repeated up to the next multiple."""
+        """Pad images of any size to the next multiple by repeating the last row and column."""
         height, width = images.shape[-2:]
         right, below = -width % self.multiple, -height % self.multiple
         return F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images
 
 
 def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
-    """A VAE by folder (its own, or a pipeline's with ``vae`` in it) or hub id; or `RANDOM`.
+    """Load a VAE by folder (of a VAE, or of a pipeline with ``vae`` in it), hub id, or `RANDOM`.
 
     Raises:
         UserError: not found, or not a VAE.
@@ -89,18 +89,18 @@ def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
 def patch_codec(
     images: Tensor, channels: int = PATCH_CHANNELS, levels: int = PATCH_LEVELS
 ) -> Codec:
-    """A linear patch transform fitted to pictures in closed form: no weights are needed.
+    """A linear patch transform fitted to images in closed form, without pretrained weights.
 
     Args:
         images: [B, 3, H, W] in [0, 1].
-        channels: C of its latents.
+        channels: C, channels of the latents.
         levels: a latent cell is 2^(levels − 1) pixels wide.
     """
     vae = PatchCodec(latent_channels=channels, block_out_channels=(1,) * levels)
     height, width = (side // vae.patch * vae.patch - vae.patch for side in images.shape[-2:])
     if min(height, width) < vae.patch:
-        raise UserError(f"--vae {PATCH}: pictures need sides of at least {2 * vae.patch} pixels")
-    # Patches at many offsets: one picture's own grid would give too few for the covariance.
+        raise UserError(f"--vae {PATCH}: images need sides of at least {2 * vae.patch} pixels")
+    # Patches at many offsets: the grid of one image has too few for the covariance.
     step = max(1, vae.patch // 4)
     shifts = range(0, vae.patch, step)
     crops = [images[..., y : y + height, x : x + width] for y in shifts for x in shifts]
@@ -109,7 +109,7 @@ def patch_codec(
 
 
 def random_codec(seed: int = 0) -> Codec:
-    """An `AutoencoderKL` of the real class with random weights: plumbing for tests, no skill."""
+    """An `AutoencoderKL` of the real class with random weights, for tests and dry runs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = AutoencoderKL(

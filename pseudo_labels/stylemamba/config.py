@@ -1,6 +1,6 @@
 """Settings of StyleMamba: the fusion module, the losses, fitting one style, training on many.
 
-None of the numbers is published; they are choices, near those of CLIPstyler where it has them.
+None of the numbers is published; they are our choices, near those of CLIPstyler where it has them.
 """
 
 from typing import Annotated, Literal
@@ -19,19 +19,20 @@ class FusionConfig(Section):
     """The style fusion module."""
 
     width: Annotated[int, Field(ge=4, multiple_of=4)] = Field(
-        256, description="width of a token; a multiple of 4, for the sine positions"
+        256, description="width of a token; a multiple of 4 because of the sine positions"
     )
     blocks: Count = Field(4, description="blocks, each with one state-space mixer")
-    states: Count = Field(16, description="states a channel of the scan")
-    expand: Count = Field(2, description="channels of the scan, in widths")
+    states: Count = Field(16, description="states per channel of the scan")
+    expand: Count = Field(2, description="channels of the scan, as a multiple of the width")
     kernel: Count = Field(4, description="taps of the causal convolution before the scan")
     directions: Literal[1, 4] = Field(
-        4, description="scans with shared weights: rows and columns, forwards and backwards; or 1"
+        4,
+        description="scans with shared weights: 4 (rows and columns, forwards and backwards) or 1",
     )
     condition: Literal["adaln", "ssm"] = Field(
         "adaln",
-        description="where the style acts: in the adaptive LayerNorm alone, or also on the step "
-        "sizes and input weights of the scan",
+        description="where the style enters: only the adaptive LayerNorm (adaln), or also the step "
+        "sizes and input weights of the scan (ssm)",
     )
     feed_forward: bool = Field(False, description="a gated feed-forward layer after each scan")
     scan: Method = Field("auto", description="how the scan is computed")
@@ -53,47 +54,45 @@ class LossConfig(Section):
     softening: Positive = Field(
         0.01,
         description="edits of this size in the encoder's space count half in the directional "
-        "losses; a larger one asks for stronger styles",
+        "losses; a larger value gives stronger styles",
     )
-    masks: Count = Field(4, description="random masks a step of the masked loss")
+    masks: Count = Field(4, description="random masks per step of the masked loss")
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.5, description="share of the patches that a mask hides"
+        0.5, description="fraction of the patches that a mask hides"
     )
     mask_grid: Count = Field(14, description="patches along a side")
-    crops: Count = Field(16, description="crops a step of the patch loss")
+    crops: Count = Field(16, description="crops per step of the patch loss")
     crop_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="side of a crop, in sides of the picture"
+        0.5, description="side of a crop, as a fraction of the image side"
     )
-    crop_reject: NonNegative = Field(
-        0.7, description="crops whose loss is below this count as done"
-    )
+    crop_reject: NonNegative = Field(0.7, description="crops whose loss is below this are ignored")
 
 
 class OptimConfig(Section):
-    """What both ways of training share."""
+    """Settings shared by fitting and training."""
 
-    size: Annotated[int, Field(ge=16)] = Field(256, description="side of the pictures in pixels")
-    batch: Count = Field(4, description="pictures a step, or all if there are fewer")
+    size: Annotated[int, Field(ge=16)] = Field(256, description="side of the images in pixels")
+    batch: Count = Field(4, description="images per step, or all if there are fewer")
     seed: int = Field(0, description="seed of weights, masks and order", ge=0, lt=2**32)
-    clip: Positive = Field(1.0, description="largest norm of the gradient")
+    clip: Positive = Field(1.0, description="maximum norm of the gradient")
     style_input: Literal["both", "text", "direction"] = Field(
         "both",
-        description="what the module is told of the style: its embedding, the direction from the "
-        "neutral words to it, or both",
+        description="style input of the module: the embedding of the style (text), the direction "
+        "from the neutral words to it (direction), or both",
     )
 
 
 class FitConfig(OptimConfig):
-    """Fitting one style to one or a few pictures."""
+    """Fitting one style to one or a few images."""
 
     steps: Count = Field(40, description="optimizer steps")
     learning_rate: Positive = Field(5e-4, description="of Adam")
 
 
 class TrainConfig(OptimConfig):
-    """Amortised training: one module for a bank of styles."""
+    """Amortised training: one module for many styles."""
 
-    batch: Count = Field(8, description="(picture, style) pairs a step")
+    batch: Count = Field(8, description="(image, style) pairs per step")
     steps: Count = Field(20000, description="optimizer steps")
     learning_rate: Positive = Field(1e-4, description="peak of AdamW, falling along a cosine")
     warmup: Annotated[int, Field(ge=0)] = Field(1000, description="steps of linear warm-up")
@@ -101,16 +100,16 @@ class TrainConfig(OptimConfig):
         0.01, description="of AdamW; never on the rates of the scan, biases and norms"
     )
     neutral: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="share of the rows that get the neutral words and must stay as they are"
+        0.1, description="fraction of the rows with the neutral words, which must not change"
     )
     log_every: Count = Field(20, description="steps between log rows")
     save_every: Count = Field(500, description="steps between checkpoints")
     preview_every: Count = Field(500, description="steps between preview sheets")
-    judged: Count = Field(4, description="photos that scores and preview sheets are made of")
+    judged: Count = Field(4, description="photos used for scores and previews")
 
 
 class MambaConfig(Section):
-    """Everything `regionroute mamba` reads."""
+    """All settings of `regionroute mamba`."""
 
     fusion: FusionConfig = FusionConfig()
     loss: LossConfig = LossConfig()
@@ -119,7 +118,7 @@ class MambaConfig(Section):
 
 
 class PictureLossConfig(LossConfig):
-    """Losses for styles given as pictures, whose directions lie between Gram statistics."""
+    """Losses for styles given as images, whose directions are between Gram statistics."""
 
     softening: Positive = Field(
         0.5,
@@ -130,13 +129,13 @@ class PictureLossConfig(LossConfig):
 
 
 class PictureFitConfig(FitConfig):
-    """Fitting a style that is given as a picture."""
+    """Fitting a style that is given as an image."""
 
     learning_rate: Positive = Field(5e-3, description="of Adam")
 
 
 class PictureConfig(MambaConfig):
-    """`MambaConfig` with defaults for styles given as pictures, found by trial on real photos."""
+    """`MambaConfig` with defaults for styles given as images, tuned on real photos."""
 
     loss: PictureLossConfig = PictureLossConfig()
     fit: PictureFitConfig = PictureFitConfig()

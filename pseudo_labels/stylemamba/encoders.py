@@ -1,9 +1,9 @@
-"""Frozen joint encoders: what the losses see of a picture, and what a style is to them.
+"""Frozen joint encoders of images and styles.
 
-`JointEncoder` is SigLIP or CLIP: the style is given in words. `GramEncoder` is VGG: the style is
-given as a picture, and the directions lie between Gram statistics; the losses are the same.
+`JointEncoder` is SigLIP or CLIP, with styles in words. `GramEncoder` is VGG, with styles as images:
+directions are between Gram statistics. The losses are the same.
 
-Shapes: B pictures, K width of an embedding, C width of a summary.
+Shapes: B images, K width of an embedding, C width of a summary.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from regionroute.data.images import read_image
 from regionroute.errors import UserError
 from regionroute.models.vgg import VggFeatures
 
-RANDOM = "random"  # the name that asks for small random networks
+RANDOM = "random"  # name of small networks with random weights
 NEUTRAL = "a photo"
 TEMPLATES = (
     "{}",
@@ -38,12 +38,12 @@ GRAM_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
 
 @dataclass(frozen=True)
 class StyleTarget:
-    """A style in an encoder's space.
+    """A style in the space of an encoder.
 
     Attributes:
-        name: the words, or the picture's file name.
-        embedding: where a picture of this style would lie, [K].
-        neutral: where an unstyled one would lie, [K]; None: where the photo itself lies.
+        name: the words, or the image's file name.
+        embedding: embedding of the style, [K].
+        neutral: embedding of an unstyled image, [K]; None: that of the photo.
     """
 
     name: str
@@ -57,11 +57,11 @@ class StyleTarget:
 
 
 class StyleEncoder(Protocol):
-    """Maps pictures and styles into one space.
+    """Embeds images and styles in one space.
 
     Attributes:
-        width: C, numbers in a summary.
-        facts: name, hash of the weights, whether they are random, and what a style is given as,
+        width: C, width of a summary.
+        facts: name, hash of the weights, whether they are random, and how styles are given,
             "words" or "pictures" (key ``takes``).
     """
 
@@ -73,40 +73,42 @@ class StyleEncoder(Protocol):
         ...
 
     def target(self, style: str) -> StyleTarget:
-        """Where a style lies, by its words or by a picture's file name."""
+        """Target of a style, given by words or by the file name of an image."""
         ...
 
     def summarise(self, vectors: Tensor) -> Tensor:
-        """A linear map [B, K] -> [B, C]: as much of a vector as the fusion module is told."""
+        """Linear map [B, K] -> [B, C]: the part of a vector that the fusion module gets."""
         ...
 
 
 def describe(
     encoder: StyleEncoder, target: StyleTarget, source: Tensor, style_input: str
 ) -> Tensor:
-    """What the fusion module is told of a style: parts of root mean square 1, or of zeros.
+    """Style input of the fusion module, each part with root mean square 1 (or all zeros).
 
-    Unit vectors as they are would drown in the first layer's biases.
+    Unit vectors would be small compared with the biases of the first layer.
 
     Args:
         encoder: the encoder.
         target: the style.
-        source: embeddings of the photos [B, K]; their mean direction counts.
+        source: embeddings of the photos [B, K]; their mean direction is used.
         style_input: "text" (the style's embedding), "direction" or "both".
 
     Returns:
         [C] or, for both, [2C].
     """
-    place = _loud(encoder.summarise(target.embedding[None])[0])
-    direction = _loud(encoder.summarise(target.direction(source).mean(0, keepdim=True))[0])
+    position = _rms_normalized(encoder.summarise(target.embedding[None])[0])
+    direction = _rms_normalized(
+        encoder.summarise(target.direction(source).mean(0, keepdim=True))[0]
+    )
     return {
-        "text": place,
+        "text": position,
         "direction": direction,
-        "both": torch.cat([place, direction]),
+        "both": torch.cat([position, direction]),
     }[style_input]
 
 
-def _loud(vector: Tensor) -> Tensor:
+def _rms_normalized(vector: Tensor) -> Tensor:
     return F.normalize(vector, dim=-1) * vector.shape[-1] ** 0.5
 
 
@@ -117,15 +119,15 @@ def weights_hash(module: nn.Module) -> str:
 
 
 class JointEncoder:
-    """SigLIP or CLIP with differentiable preprocessing; the styles are words.
+    """SigLIP or CLIP with differentiable preprocessing; styles are given in words.
 
     Args:
         model: a transformers model with `get_image_features` and `get_text_features`.
-        tokenize: texts to the model's keyword arguments. SigLIP was trained with padding to its
-            full length and needs it.
-        mean: of the picture's channels, as in the model's preprocessing.
-        std: of the channels.
-        name: for the facts.
+        tokenize: maps texts to keyword arguments of the model. SigLIP needs padding to its full
+            length, as in its training.
+        mean: mean of the channels in the preprocessing.
+        std: their standard deviation.
+        name: its name in `facts`.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class JointEncoder:
         self.width = self.embed(torch.zeros(1, 3, self._side, self._side)).shape[1]
 
     def embed(self, images: Tensor) -> Tensor:
-        """See `StyleEncoder.embed`; pictures are resized to the model's square."""
+        """See `StyleEncoder.embed`; images are resized to the model's square."""
         side = (self._side, self._side)
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bicubic", antialias=True).clamp(0, 1)
@@ -159,7 +161,7 @@ class JointEncoder:
 
     @torch.no_grad()
     def embed_words(self, words: str) -> Tensor:
-        """Mean over `TEMPLATES` of the texts' embeddings, of length 1: [K]."""
+        """Mean text embedding over `TEMPLATES`, of length 1: [K]."""
         tokens = self._tokenize([template.format(words) for template in TEMPLATES])
         features = self.model.get_text_features(
             **{name: value.to(self.model.device) for name, value in tokens.items()}
@@ -167,10 +169,10 @@ class JointEncoder:
         return F.normalize(F.normalize(_pooled(features).float(), dim=-1).mean(0), dim=-1)
 
     def target(self, style: str) -> StyleTarget:
-        """See `StyleEncoder.target`; neutral are the words "a photo".
+        """See `StyleEncoder.target`; the neutral words are "a photo".
 
         Raises:
-            UserError: no words, or those of an unstyled photo.
+            UserError: the words are empty or neutral.
         """
         if not style.strip():
             raise UserError("the style's words are empty: describe the style, e.g. 'woodcut'")
@@ -184,16 +186,16 @@ class JointEncoder:
 
 
 class GramEncoder:
-    """Gram matrices of VGG features, each of length 1, side by side; the styles are pictures.
+    """Concatenated Gram matrices of VGG features, each of length 1; styles are images.
 
-    A stand-in for a joint encoder where no SigLIP or CLIP is at hand: ΔT is the difference between
-    the statistics of the style picture and those of the photo.
+    Replaces a joint encoder where no SigLIP or CLIP is available: ΔT is the difference between the
+    statistics of the style image and those of the photo.
 
     Args:
         vgg: the network.
-        name: for the facts.
-        side: style pictures are read at this shorter side, so that their strokes have the scale
-            of the photos'.
+        name: its name in `facts`.
+        side: shorter side of style images in pixels, so that their strokes have the scale of the
+            photos.
     """
 
     def __init__(self, vgg: VggFeatures, name: str, side: int) -> None:
@@ -218,10 +220,10 @@ class GramEncoder:
 
     @torch.no_grad()
     def target(self, style: str) -> StyleTarget:
-        """See `StyleEncoder.target`: a picture's file name.
+        """See `StyleEncoder.target`: an image's file name.
 
         Raises:
-            UserError: not a picture.
+            UserError: not an image.
         """
         picture = read_image(style)[None]
         scale = self._side / min(picture.shape[-2:])
@@ -231,7 +233,7 @@ class GramEncoder:
         return StyleTarget(Path(style).name, self.embed(picture.to(device))[0])
 
     def summarise(self, vectors: Tensor) -> Tensor:
-        """The diagonals, that is each channel's energy."""
+        """The diagonals: the energy of each channel."""
         blocks = vectors.split([count * count for count in self._channels], dim=-1)
         return torch.cat(
             [block[..., :: n + 1] for block, n in zip(blocks, self._channels, strict=True)], -1
@@ -239,7 +241,7 @@ class GramEncoder:
 
 
 def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
-    """SigLIP or CLIP by folder or hub id; `RANDOM` gives a small one with random weights.
+    """Load SigLIP or CLIP by folder or hub id; `RANDOM` gives a small one with random weights.
 
     Raises:
         UserError: not found, not an image-text model, or weights missing.
@@ -262,7 +264,7 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
         raise UserError(f"--encoder {name}: cannot be loaded, {remedy} ({reason})") from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"--encoder {name}: this is no image-text model, give a SigLIP or CLIP")
-    # transformers fills what a file lacks with random numbers and only prints a line.
+    # transformers fills missing weights with random numbers and only logs it.
     if report["missing_keys"]:
         raise UserError(
             f"--encoder {name}: its weights lack {min(report['missing_keys'])}, copy them again"
@@ -285,7 +287,7 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
 
 
 def random_encoder(seed: int = 0) -> JointEncoder:
-    """A SigLIP of the real class with random weights: plumbing for tests, no skill."""
+    """A SigLIP of the real class with random weights, for tests and dry runs."""
     from transformers import SiglipConfig, SiglipModel
 
     length, size = 64, {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -295,7 +297,7 @@ def random_encoder(seed: int = 0) -> JointEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SiglipModel(config)
-        # transformers' own initialisation gives nearly equal embeddings for all pictures.
+        # The initialisation of transformers gives nearly equal embeddings for all images.
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -308,6 +310,6 @@ def random_encoder(seed: int = 0) -> JointEncoder:
 
 
 def _pooled(features: Any) -> Tensor:
-    """The embedding: transformers 5 wraps it into an output object, 4 gave the tensor itself."""
+    """The embedding: transformers 5 returns it in an output object, 4 as a tensor."""
     result: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return result

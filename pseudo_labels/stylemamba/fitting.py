@@ -1,4 +1,4 @@
-"""Fitting one style to one or a few pictures in some forty steps."""
+"""Fits one style to one or a few images in about forty steps."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ Report = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit came to.
+    """Result of a fit.
 
     Attributes:
         fusion: the module.
-        descriptions: of the styles, what `fusion` is told, [S, C].
-        rows: losses of each step, and the total.
+        descriptions: style inputs of the module, [S, C].
+        rows: losses of each step and their total.
     """
 
     fusion: StyleFusion
@@ -41,21 +41,21 @@ def fit(
     region: Tensor | None = None,
     report: Report | None = None,
 ) -> Fit:
-    """Fit one fusion module to one style, or to a few that are to be blended.
+    """Fit one fusion module to one style, or to several for blending.
 
     Args:
-        targets: the styles, S.
-        images: [n, 3, H, W] in [0, 1], sides multiples of the codec's.
+        targets: S styles.
+        images: [n, 3, H, W] in [0, 1], sides are multiples of `Codec.multiple`.
         parts: the frozen networks.
-        config: its `fusion`, `loss` and `fit`.
-        region: [n, 1, H, W] in {0, 1}, where the style is wanted; None: everywhere.
-        report: called after each step with its number, from 1, and its losses.
+        config: `fusion`, `loss` and `fit` are used.
+        region: [n, 1, H, W] in {0, 1}, where the style is applied; None: everywhere.
+        report: called after each step with its number (from 1) and losses.
 
     Returns:
         The module after the last step. Equal arguments give equal weights on one device.
 
     Raises:
-        UserError: a loss that is not finite.
+        UserError: a loss is not finite.
     """
     options = config.fit
     objective = Objective(parts, config.loss)
@@ -68,7 +68,7 @@ def fit(
     fusion = new_fusion(parts, descriptions, config, options.seed).to(images.device)
     optimizer = torch.optim.Adam(fusion.parameters(), lr=options.learning_rate)
     pairs = list(itertools.product(range(len(images)), range(len(targets))))
-    previous: dict[tuple[int, int], Tensor] = {}  # each pair's last E(Y)
+    previous: dict[tuple[int, int], Tensor] = {}  # last E(Y) of each pair
     generator = Generator().manual_seed(options.seed)
     rows = []
     for step in tqdm(range(1, options.steps + 1), desc="fit", unit="step", disable=None):
@@ -92,20 +92,20 @@ def fit(
 def _stack_known(
     previous: dict[tuple[int, int], Tensor], batch: Sequence[tuple[int, int]]
 ) -> Tensor | None:
-    """The pairs' previous states; None as long as one of them has none."""
+    """Previous states of the pairs, None until all of them have one."""
     if any(pair not in previous for pair in batch):
         return None
     return torch.stack([previous[pair] for pair in batch])
 
 
 def turn(step: int, count: int, batch: int) -> list[int]:
-    """Which pictures a step, counted from 1, works on: all, or the next `batch` in turn."""
+    """Indices of the images of a step (from 1): all, or the next `batch` in turn."""
     size = min(batch, count)
     return [((step - 1) * size + i) % count for i in range(size)]
 
 
 def new_fusion(parts: Parts, descriptions: Tensor, config: MambaConfig, seed: int) -> StyleFusion:
-    """A module at its start, its weights drawn from the seed alone."""
+    """A new module; its weights depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return StyleFusion(parts.codec.channels, descriptions.shape[-1], config.fusion)
@@ -128,12 +128,12 @@ def update(
 
 
 def as_row(terms: dict[str, Tensor], total: Tensor) -> dict[str, float]:
-    """Plain numbers: a list of losses must not keep graphs alive."""
+    """Losses as numbers, so that logs do not keep graphs alive."""
     return {name: float(value) for name, value in terms.items()} | {"total": float(total.detach())}
 
 
 def centre_square(image: Tensor, size: int) -> Tensor:
-    """The middle of a picture [c, H, W] as [c, size, size]; masks stay in {0, 1}."""
+    """Centre crop of an image [c, H, W], resized to [c, size, size]; masks stay in {0, 1}."""
     side = min(image.shape[-2:])
     top, left = ((length - side) // 2 for length in image.shape[-2:])
     square = image[None, :, top : top + side, left : left + side]
@@ -142,5 +142,5 @@ def centre_square(image: Tensor, size: int) -> Tensor:
 
 
 def stacked(images: Sequence[Tensor], size: int) -> Tensor:
-    """Pictures [c, H, W] of any sizes as [n, c, size, size]."""
+    """Centre crops of images [c, H, W] of any size, [n, c, size, size]."""
     return torch.stack([centre_square(image, size) for image in images])

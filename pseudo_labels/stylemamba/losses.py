@@ -1,11 +1,11 @@
-"""StyleMamba's losses, as pure functions of pictures or of embeddings.
+"""StyleMamba's losses, as pure functions of images or of embeddings.
 
 Sources: the directional loss of StyleGAN-NADA and CLIPstyler; "masked directional" and
-"second-order directional" are names of the paper whose **formulas are not available to us: what
-stands here is a reconstruction** (each docstring says of what). The encoder is injected: anything
-that maps pictures [B, 3, H, W] in [0, 1] differentiably to vectors [B, K].
+"second-order directional" are names of the paper whose **formulas are not available to us;
+these are reconstructions** (each docstring says of what). The encoder is an argument:
+anything that maps images [B, 3, H, W] in [0, 1] differentiably to vectors [B, K].
 
-Shapes: B pictures, K width of the embedding.
+Shapes: B images, K width of the embedding.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from torch import Generator, Tensor
 
 Embed = Callable[[Tensor], Tensor]
 
-SOFTENING = 0.01  # of the cosine; embeddings have length 1
+SOFTENING = 0.01  # δ of `soft_cosine`, for embeddings of length 1
 
 
 def soft_cosine(change: Tensor, direction: Tensor, softening: float = SOFTENING) -> Tensor:
     """d·t / ((‖d‖ + δ) ‖t‖): the cosine for d ≫ δ, and 0 with a finite gradient for d = 0.
 
-    The plain cosine has no gradient at d = 0, which is where every fit starts: nothing is edited
-    yet. Reconstruction; StyleGAN-NADA perturbs the picture instead, CLIPstyler has no guard.
+    The cosine has no gradient at d = 0, where every fit starts, because nothing is edited yet.
+    Reconstruction: StyleGAN-NADA perturbs the image instead, CLIPstyler does nothing about it.
 
     Args:
         change: d [..., K].
@@ -37,21 +37,21 @@ def soft_cosine(change: Tensor, direction: Tensor, softening: float = SOFTENING)
 
 
 def soft_normalized(vector: Tensor, softening: float = SOFTENING) -> Tensor:
-    """Vectors [..., K] over their softened length, v / (‖v‖ + δ); finite gradient at v = 0."""
-    # The norm's own gradient at 0 is 0 in torch, so that of the quotient is 1/δ.
+    """Vectors [..., K] divided by their softened length, v / (‖v‖ + δ)."""
+    # In torch the gradient of the norm at 0 is 0, so that of the quotient is finite, 1/δ.
     return vector / (torch.linalg.vector_norm(vector, dim=-1, keepdim=True) + softening)
 
 
 def directional_loss(
     source: Tensor, current: Tensor, direction: Tensor, softening: float = SOFTENING
 ) -> Tensor:
-    """1 − scos(E(Y) − E(X), ΔT): 0 aligned, 1 no edit or orthogonal, 2 opposite.
+    """1 − scos(E(Y) − E(X), ΔT): 0 aligned, 1 unedited or orthogonal, 2 opposite.
 
     Args:
-        source: E(X) [B, K], of the codec's reconstruction.
+        source: E(X) [B, K] of the reconstruction by the codec.
         current: E(Y) [B, K].
         direction: ΔT [B, K] or [K].
-        softening: δ: edits much smaller than this count as none.
+        softening: δ; much smaller edits count as none.
 
     Returns:
         [B].
@@ -62,14 +62,14 @@ def directional_loss(
 def random_patches(
     grid: int, ratio: float, count: int, size: tuple[int, int], generator: Generator
 ) -> Tensor:
-    """Masks that hide an exact share of a grid's patches.
+    """Random masks that hide an exact fraction of the patches of a grid.
 
     Args:
         grid: patches along each side.
-        ratio: share that is hidden, rounded to whole patches.
-        count: M.
-        size: (H, W) of the pictures.
-        generator: draws the patches, on the processor.
+        ratio: fraction that is hidden, rounded to whole patches.
+        count: M, number of masks.
+        size: (H, W) of the images.
+        generator: draws the patches, on the CPU.
 
     Returns:
         [M, 1, H, W] in {0, 1}, one where a pixel is hidden.
@@ -82,7 +82,7 @@ def random_patches(
 
 
 def hide(images: Tensor, hidden: Tensor, fill: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] with `fill` [B, 3, 1, 1] where `hidden` [.., 1, H, W] is one."""
+    """Images [B, 3, H, W] with `fill` [B, 3, 1, 1] where `hidden` [.., 1, H, W] is one."""
     return torch.where(hidden > 0.5, fill, images)
 
 
@@ -94,18 +94,18 @@ def masked_directional_loss(
     masks: Tensor,
     softening: float = SOFTENING,
 ) -> Tensor:
-    """L_dir of what random masks leave visible, averaged over the masks.
+    """L_dir of the parts that random masks leave visible, averaged over the masks.
 
     Reconstruction. The paper names a "masked directional loss" for local and global consistency;
-    we hide the same patches in X and Y, filled with X's mean colour, so that the style has to be
-    found everywhere and no local shortcut will do.
+    we hide the same patches in X and Y and fill them with the mean colour of X, so that the style
+    must be applied everywhere.
 
     Args:
         embed: the encoder.
-        source: X [B, 3, H, W] in [0, 1], the codec's reconstruction.
+        source: X [B, 3, H, W] in [0, 1], the reconstruction by the codec.
         current: Y [B, 3, H, W] in [0, 1].
         direction: ΔT [B, K] or [K].
-        masks: [M, 1, H, W] or, one for each picture, [M, B, 1, H, W]; one where hidden.
+        masks: [M, 1, H, W] or, one for each image, [M, B, 1, H, W]; one where hidden.
         softening: δ, see `directional_loss`.
 
     Returns:
@@ -128,16 +128,16 @@ def second_order_loss(
     direction: Tensor,
     softening: float = SOFTENING,
 ) -> Tensor:
-    """The change since the previous state should point along the error that was left.
+    """The change since the previous state should point in the direction of the remaining error.
 
-    Reconstruction. The paper names a "second-order directional loss" that lets the direction of
-    stylisation change quickly. With d_p and d_c the soft-normalised edits of the previous and the
+    Reconstruction. The paper names a "second-order directional loss" for quick changes of the
+    direction of stylisation. With d_p and d_c the soft-normalised edits of the previous and the
     current state, r = ΔT − d_p and s = d_c − d_p, it is min(‖r‖, 1)·(1 − scos(s, r)): about 0 for
-    a step to the target, 1 for none, more for a step away, and 0 where nothing was left.
+    a step to the target, 1 for no step, more for a step away, and 0 without remaining error.
 
     Args:
         source: E(X) [B, K].
-        previous: E of the previous state [B, K]; gets no gradient.
+        previous: E of the previous state [B, K], without gradient.
         current: E(Y) [B, K].
         direction: ΔT of length 1, [B, K] or [K].
         softening: δ, see `directional_loss`.
@@ -162,9 +162,9 @@ def content_loss(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean squared difference of neighbours, down plus across, of [B, 3, H, W]: [B].
+    """Mean squared difference of vertical plus horizontal neighbours of [B, 3, H, W]: [B].
 
-    A mean and not a norm, so that it does not grow with the picture.
+    A mean rather than a norm, so that it does not grow with the image.
     """
     down = (images[..., 1:, :] - images[..., :-1, :]).square().mean((1, 2, 3))
     across = (images[..., 1:] - images[..., :-1]).square().mean((1, 2, 3))
@@ -183,20 +183,20 @@ def patch_clip_loss(
     generator: Generator,
     softening: float = SOFTENING,
 ) -> Tensor:
-    """CLIPstyler's loss of random crops in random perspective.
+    """CLIPstyler's loss of random crops with random perspective.
 
-    Crops whose loss is below `reject` count nothing: they are styled enough. As there, the
-    difference is taken from the whole source picture.
+    Crops whose loss is below `reject` are ignored, since they are styled enough. As in CLIPstyler,
+    the difference is taken to the whole source image.
 
     Args:
         embed: the encoder.
         source: X [B, 3, H, W] in [0, 1].
         current: Y [B, 3, H, W] in [0, 1].
         direction: ΔT [B, K] or [K].
-        crops: n, each from every picture.
-        share: side of a crop in sides of the picture.
-        reject: loss below which a crop is left out.
-        generator: draws the crops, on the processor.
+        crops: number of crops of each image.
+        share: side of a crop, as a fraction of the image side.
+        reject: loss below which a crop is skipped.
+        generator: draws the crops, on the CPU.
         softening: δ, see `directional_loss`.
 
     Returns:

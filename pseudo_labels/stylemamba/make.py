@@ -1,4 +1,4 @@
-"""From names and pictures to a saved style: what `regionroute mamba fit` and the stylizer share."""
+"""Fits a style and saves it; shared by `regionroute mamba fit` and the stylizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,20 +27,20 @@ from regionroute.data.images import from_pil, to_pil, write_image
 from regionroute.files import write_jsonl
 
 LOSSES_FILE, PREVIEW_FILE = "losses.jsonl", "preview.png"
-CELL, GAP, LINE = 256, 8, 20  # pixels of a sheet
-SHOWN = 4  # photos on a sheet
+CELL, GAP, LINE = 256, 8, 20  # pixels of a preview sheet
+SHOWN = 4  # photos on a preview sheet
 
 
 @dataclass(frozen=True)
 class FitJob:
-    """What is to be fitted.
+    """One fit: styles, photos and networks.
 
     Attributes:
-        styles: words, or file names of pictures.
+        styles: words, or file names of images.
         pictures: whether `styles` are file names.
         images: files of the photos.
-        names: of the networks.
-        regions: masks [1, H, W] of the photos' sizes, one a photo; None: the whole photos.
+        names: names of the networks.
+        regions: masks [1, H, W], one per photo and of its size; None: whole photos.
     """
 
     styles: tuple[str, ...]
@@ -54,7 +54,7 @@ def fit_style(job: FitJob, config: MambaConfig, folder: Path, device: torch.devi
     """Fit a style and write its folder: the style, its losses, and a preview with scores.
 
     Raises:
-        UserError: networks or pictures that cannot be used.
+        UserError: networks or images that cannot be used.
     """
     size = config.fit.size
     images = read_pictures(job.images, size).to(device)
@@ -81,7 +81,7 @@ def assemble(
     config: MambaConfig,
     options: str = "fit",
 ) -> SavedStyle:
-    """A saved style of its pieces; `options` names the group of settings it was made with."""
+    """Assemble a saved style; `options` names the group of settings it was made with."""
     facts = StyleFacts(
         styles=list(names),
         fusion=config.fusion,
@@ -104,9 +104,9 @@ def assemble(
 def judge(
     style: SavedStyle, images: Tensor, parts: Parts, sources: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Tensor]]]:
-    """Scores of each style, and pictures for a sheet.
+    """Scores of each style, and images for a sheet.
 
-    The directional score is of the encoder that was trained on, so it flatters.
+    The directional score uses the encoder of the training, so it is optimistic.
 
     Args:
         style: the style.
@@ -115,8 +115,8 @@ def judge(
         sources: words or file names, those of `style.facts.styles` first and in the same order.
 
     Returns:
-        Style -> "directional" and "ssim", means over the photos; and rows of named pictures, one
-        for each of the first few photos.
+        Style -> "directional" and "ssim", means over the photos; and rows of named images, one per
+        photo of the sheet.
     """
     rows: list[dict[str, Tensor]] = [{"photo": image} for image in images[:SHOWN]]
     scores = {}
@@ -139,14 +139,14 @@ def judge(
 
 
 def write_sheet(path: Path, rows: Sequence[dict[str, Tensor]], parts: Parts) -> None:
-    """Rows of named pictures in one PNG; random networks are confessed in its first line."""
-    said = warning(parts.random)
-    head = LINE if said else 0
+    """Write rows of named images as one PNG; its first line warns about random networks."""
+    message = warning(parts.random)
+    head = LINE if message else 0
     width = GAP + max(len(row) for row in rows) * (CELL + GAP)
     sheet = Image.new("RGB", (width, head + len(rows) * (CELL + LINE + GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    if said:
-        draw.text((GAP, 2), said, "red", font)
+    if message:
+        draw.text((GAP, 2), message, "red", font)
     for number, row in enumerate(rows):
         top = head + number * (CELL + LINE + GAP)
         for column, (name, picture) in enumerate(row.items()):

@@ -1,7 +1,7 @@
-"""Measures of a stylisation, as pure functions: how strong is the style, how much content is left.
+"""Measures of a stylisation, as pure functions: strength of the style, preservation of content.
 
-The directional score is the very function that the losses train on (`directional_score`); judge
-with an encoder that was not trained on, else the number rewards adversarial texture.
+`directional_score` is also what the losses optimise: measure it with another encoder than that of
+the training, otherwise it rewards adversarial textures.
 """
 
 import torch
@@ -25,7 +25,7 @@ def directional_score(source: Tensor, styled: Tensor, direction: Tensor) -> Tens
         direction: ΔT [B, K] or [K].
 
     Returns:
-        [B] in [-1, 1]; 0 where nothing was edited.
+        [B] in [-1, 1]; 0 without an edit.
     """
     return F.cosine_similarity(styled - source, direction.expand_as(source), dim=-1)
 
@@ -33,22 +33,22 @@ def directional_score(source: Tensor, styled: Tensor, direction: Tensor) -> Tens
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004): 11 px Gaussian window, channels averaged.
 
-    Windows that reach over the edge are left out.
+    Windows that cross the image border are skipped.
 
     Args:
-        a: pictures [B, 3, H, W] in [0, 1].
-        b: pictures of the same shape.
+        a: images [B, 3, H, W] in [0, 1].
+        b: images of the same shape.
 
     Returns:
-        [B] in [-1, 1], 1 for equal pictures; differentiable.
+        [B] in [-1, 1], 1 for equal images; differentiable.
 
     Raises:
         ValueError: shapes that differ, or a side below 11 pixels.
     """
     if a.shape != b.shape:
-        raise ValueError(f"pictures of {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(f"images of {list(a.shape)} and {list(b.shape)}")
     if min(a.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(f"pictures of {list(a.shape[-2:])} are smaller than the window, 11 px")
+        raise ValueError(f"images of {list(a.shape[-2:])} are smaller than the window, 11 px")
     mean_a, mean_b = _blur(a), _blur(b)
     variance_a = _blur(a * a) - mean_a**2
     variance_b = _blur(b * b) - mean_b**2
@@ -59,7 +59,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Gaussian means over all windows that lie inside, [B, c, H - 10, W - 10]."""
+    """Gaussian means over all windows inside the image, [B, c, H - 10, W - 10]."""
     place = torch.arange(SSIM_WINDOW, dtype=images.dtype, device=images.device) - SSIM_WINDOW // 2
     weights = torch.exp(-(place**2) / (2 * SSIM_SIGMA**2))
     weights = weights / weights.sum()

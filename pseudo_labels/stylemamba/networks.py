@@ -1,4 +1,4 @@
-"""The frozen networks by the names a user gives, and the pictures to fit to."""
+"""Loads the frozen networks by name, and the images to fit on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Names:
-    """Where the networks lie.
+    """Names of the networks.
 
     Attributes:
-        encoder: SigLIP or CLIP by folder or hub id, or "random"; not used with style pictures.
-        vae: an AutoencoderKL by folder or hub id, "patch" for a transform fitted to the pictures,
+        encoder: SigLIP or CLIP by folder or hub id, or "random"; not used with style images.
+        vae: an AutoencoderKL by folder or hub id, "patch" for a transform fitted to the images,
             or "random".
-        vgg: safetensors of torchvision's VGG16 or VGG19. Needed for style pictures; for words it
-            is the content loss's, which without it looks at the latents.
+        vgg: safetensors of torchvision's VGG16 or VGG19. Required for style images. For words
+            it is used by the content loss, which otherwise compares latents.
     """
 
     encoder: str = ENCODER
@@ -42,17 +42,17 @@ def load_parts(names: Names, images: Tensor, pictures: bool, device: torch.devic
     """Load the networks.
 
     Args:
-        names: where they lie.
-        images: [n, 3, S, S] in [0, 1], for the "patch" codec and the scale of style pictures.
-        pictures: whether styles are given as pictures, not as words.
-        device: where they will run.
+        names: names of the networks.
+        images: [n, 3, S, S] in [0, 1], for the "patch" codec and the scale of style images.
+        pictures: whether styles are given as images, not as words.
+        device: where they run.
 
     Raises:
-        UserError: one of them cannot be loaded, or does not take pictures of this size.
+        UserError: one of them cannot be loaded, or does not take images of this size.
     """
     vgg = None if names.vgg is None else load_vgg(names.vgg).to(device)
     if pictures and vgg is None:
-        raise UserError("a style picture is seen through VGG: give --vgg FILE")
+        raise UserError("style images need VGG: give --vgg FILE")
     codec = patch_codec(images) if names.vae == PATCH else load_codec(names.vae)
     side = images.shape[-1]
     if side % codec.multiple:
@@ -67,27 +67,27 @@ def load_parts(names: Names, images: Tensor, pictures: bool, device: torch.devic
 
 
 def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are, of folders the pictures directly in them, sorted.
+    """Image files: the given ones, and those directly in given folders, sorted.
 
     Raises:
-        UserError: something is not there, or there is no picture at all.
+        UserError: a path does not exist, or there is no image.
     """
     found: list[Path] = []
     for given in paths:
         path = Path(given)
         if not path.exists():
-            raise UserError(f"{path}: no such picture or folder, check the path")
+            raise UserError(f"{path}: no such image or folder, check the path")
         if path.is_dir():
             found += sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
         else:
             found.append(path)
     if not found:
-        raise UserError(f"{', '.join(map(str, paths))}: no pictures here")
+        raise UserError(f"{', '.join(map(str, paths))}: there are no images")
     return found
 
 
 def read_pictures(files: Sequence[Path], size: int) -> Tensor:
-    """The middle squares of pictures, [n, 3, size, size] in [0, 1].
+    """Centre crops of images, [n, 3, size, size] in [0, 1].
 
     Raises:
         UserError: one of them is damaged.
@@ -99,9 +99,9 @@ def find_region(region: str, photo: Path, labels: str | None) -> Tensor:
     """The mask of a region of a photo.
 
     Args:
-        region: a mask's file name, or with `labels` an object word.
+        region: file name of a mask, or with `labels` an object word.
         photo: the photo.
-        labels: a labels file that names the photo, its objects and their masks; or None.
+        labels: labels file with the photo, its objects and their masks; or None.
 
     Returns:
         [1, H, W] in {0, 1} of the photo's size.
@@ -113,8 +113,8 @@ def find_region(region: str, photo: Path, labels: str | None) -> Tensor:
         image = read_image(photo)
         if not Path(region).is_file():
             raise UserError(
-                f"--region {region}: no such mask; give a mask's file, or --labels FILE with an "
-                "object's word"
+                f"--region {region}: no such mask; give the file of a mask, or --labels FILE and "
+                "an object word"
             )
         return read_mask(region, (image.shape[-2], image.shape[-1]))
     for known in read_labels(labels)[0]:
@@ -123,12 +123,14 @@ def find_region(region: str, photo: Path, labels: str | None) -> Tensor:
                 if segment.word.casefold() == region.casefold():
                     return segment.mask
             words = ", ".join(item.word for item in known.objects)
-            raise UserError(f"--region {region}: {labels} has for {photo.name} only: {words}")
-    raise UserError(f"{labels}: {photo.name} is not in it, give its mask by --region FILE")
+            raise UserError(
+                f"--region {region}: {labels} has only these words for {photo.name}: {words}"
+            )
+    raise UserError(f"{labels}: {photo.name} is not listed, give its mask with --region FILE")
 
 
 def source_hash(name: str) -> str:
-    """Changes with a network's files; of a hub id only the id is known."""
+    """Changes with the files of a network; for a hub id, with the id only."""
     path = Path(name).expanduser()
     if path.is_file():
         return file_hash(path)

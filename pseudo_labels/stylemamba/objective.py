@@ -1,4 +1,4 @@
-"""What a stylised picture is worth: all losses, on frozen networks, for fitting and for training.
+"""All losses of a stylised image, on frozen networks, for fitting and training.
 
 The networks are frozen but differentiable: gradients flow through the codec's decoder and the
 encoders into the fusion module, and nowhere else.
@@ -32,9 +32,9 @@ class Parts:
     """The frozen networks.
 
     Attributes:
-        codec: pictures to latents and back.
-        encoder: sees pictures and styles.
-        vgg: for the content loss; None: content is measured on the latents.
+        codec: images to latents and back.
+        encoder: embeds images and styles.
+        vgg: for the content loss; None: the content loss compares latents.
     """
 
     codec: Codec
@@ -43,22 +43,22 @@ class Parts:
 
     @property
     def random(self) -> list[str]:
-        """Which of them have random weights, so that their results mean nothing."""
+        """Names of the networks with random weights, whose results are meaningless."""
         facts = {"vae": self.codec.facts, "encoder": self.encoder.facts}
         return [name for name, values in facts.items() if values["random"]]
 
 
 @dataclass(frozen=True)
 class ContentBatch:
-    """Photos as the losses need them; nothing in it has a gradient.
+    """Photos with what the losses need of them, without gradients.
 
     Attributes:
         latents: z [B, C, h, w].
-        pictures: X, the codec's reconstruction [B, 3, H, W]: at the start Y = X then, and the
-            codec's own error is no edit.
+        pictures: X, the reconstruction by the codec [B, 3, H, W]: then Y = X at the start, and the
+            error of the codec does not count as an edit.
         embeddings: E(X) [B, K].
         features: content features of X, a list of [B, c, h', w']; empty without a VGG.
-        outside: [B, 1, H, W], one where the style terms must not look; None: they see all.
+        outside: [B, 1, H, W], one where the style terms do not apply; None: they apply everywhere.
     """
 
     latents: Tensor
@@ -68,7 +68,7 @@ class ContentBatch:
     outside: Tensor | None = None
 
     def rows(self, index: Tensor) -> "ContentBatch":
-        """The photos of an index [b]."""
+        """The photos with these indices [b]."""
         return ContentBatch(
             self.latents[index],
             self.pictures[index],
@@ -112,7 +112,7 @@ class Objective:
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-            region: [B, 1, H, W] in {0, 1}, where the style is wanted; None: everywhere.
+            region: [B, 1, H, W] in {0, 1}, where the style is applied; None: everywhere.
         """
         latents = self.parts.codec.encode(images)
         pictures = self.parts.codec.decode(latents)
@@ -123,7 +123,7 @@ class Objective:
         return replace(source, embeddings=self.embed(pictures, source))
 
     def embed(self, images: Tensor, source: ContentBatch) -> Tensor:
-        """E of pictures [B, 3, H, W], the outside of the region hidden: [B, K]."""
+        """E of images [B, 3, H, W] with the outside of the region hidden: [B, K]."""
         return self.parts.encoder.embed(self._visible(images, source))
 
     def __call__(
@@ -142,10 +142,10 @@ class Objective:
             latents: z' [B, C, h, w].
             source: the photos.
             direction: ΔT [B, K]; ignored in neutral rows.
-            generator: of masks and crops, on the processor.
+            generator: of masks and crops, on the CPU.
             previous: E of the previous states [B, K]; None: no second-order term.
-            neutral: [B] bool, rows that must stay as they are: of the style terms they get none,
-                but the mean squared change of their latents.
+            neutral: [B] bool, rows that must not change: instead of the style terms they get the
+                mean squared change of their latents.
         """
         styled = self.parts.codec.decode(latents)
         now = self.embed(styled, source)

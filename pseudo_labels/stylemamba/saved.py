@@ -1,8 +1,8 @@
-"""A fitted style on disk, and what is done with it: restyling pictures at any strength.
+"""A fitted style on disk; it restyles images at any strength.
 
 FOLDER/style.json            styles, networks, settings, scores
-FOLDER/fusion.safetensors    the module and the descriptions of its styles
-FOLDER/codec/                the codec, where it was fitted to the pictures
+FOLDER/fusion.safetensors    the module and its style inputs
+FOLDER/codec/                the codec, if it was fitted to the images
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,17 @@ _DESCRIPTIONS, _MODULE = "styles", "fusion."
 
 
 class StyleFacts(BaseModel):
-    """What ``style.json`` holds.
+    """Content of ``style.json``.
 
     Attributes:
         styles: names, in the order of their descriptions.
         fusion: sizes of the module.
         codec: facts of the codec.
-        vae: the name the codec is loaded by.
+        vae: name of the codec.
         encoder: facts of the encoder the styles were fitted with.
-        style_input: what the module was told of a style.
-        random: networks whose weights are random; such a style means nothing.
-        settings: of the fit or the training, and its losses and pictures.
+        style_input: which style input the module was trained with.
+        random: networks with random weights; such a style is meaningless.
+        settings: settings, losses and images of the fit or training.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,8 +67,8 @@ class SavedStyle:
     Attributes:
         facts: see `StyleFacts`.
         fusion: the module.
-        descriptions: of the styles, [S, K].
-        codec: the codec it works on.
+        descriptions: style inputs of the module, [S, K].
+        codec: the codec.
     """
 
     facts: StyleFacts
@@ -77,8 +77,8 @@ class SavedStyle:
     codec: Codec = field(repr=False)
 
     def save(self, folder: Path) -> None:
-        """Write the style; ``style.json`` last: where it is, the rest is too."""
-        (folder / FACTS_FILE).unlink(missing_ok=True)  # an older style's does not fit any more
+        """Write the style; ``style.json`` is last: if it exists, so does the rest."""
+        (folder / FACTS_FILE).unlink(missing_ok=True)  # of an older style
         state = {_MODULE + name: value for name, value in self.fusion.state_dict().items()}
         state[_DESCRIPTIONS] = self.descriptions
         with atomic_write(folder / WEIGHTS_FILE) as temporary:
@@ -88,10 +88,10 @@ class SavedStyle:
         write_json(folder / FACTS_FILE, self.facts)
 
     def choose(self, names: Sequence[str] | None) -> Tensor:
-        """Descriptions [n, K] of some of the styles; None: of the only one.
+        """Style inputs [n, K] of some of the styles; None: of the only one.
 
         Raises:
-            UserError: an unknown name, or none where there are several.
+            UserError: an unknown name, or no name for a folder of several styles.
         """
         known = self.facts.styles
         if not names:
@@ -113,13 +113,13 @@ class SavedStyle:
         descriptions: Tensor | None = None,
         weights: Sequence[float] | None = None,
     ) -> Tensor:
-        """Restyle pictures: one encoding, one fusion, one decoding.
+        """Restyle images: one encoding, one fusion, one decoding.
 
         Args:
             images: [B, 3, H, W] in [0, 1], any size.
             strength: η of z + η(z' − z); 0 gives the codec's reconstruction.
-            descriptions: of the styles to blend [n, K]; None: the only one.
-            weights: of the blend, n numbers ≥ 0; None: equal.
+            descriptions: style inputs to blend [n, K]; None: the only style.
+            weights: weights of the blend, n numbers ≥ 0; None: equal.
 
         Returns:
             [B, 3, H, W] in [0, 1], a new tensor on images' device.
@@ -141,12 +141,12 @@ def load_style(
     """Read a style's folder.
 
     Args:
-        folder: see the top of this file.
-        vae: where the codec lies on this machine; None: as it was named when the style was fitted.
-        device: where it will run.
+        folder: folder of the style, see the top of this file.
+        vae: folder or hub id of the codec; None: as named when the style was fitted.
+        device: where it runs.
 
     Raises:
-        UserError: no such folder, damaged files, or another codec than the style was fitted on.
+        UserError: no such folder, damaged files, or another codec than that of the fit.
     """
     folder = Path(folder)
     facts = read_facts(folder)
@@ -186,7 +186,7 @@ def read_facts(folder: Path) -> StyleFacts:
 
 
 def style_hash(folder: Path) -> str:
-    """Changes whenever the style would paint differently."""
+    """Changes whenever the style would restyle differently."""
     facts = read_facts(folder)
     return settings_hash(
         [facts.fusion, facts.codec, facts.styles, file_hash(folder / WEIGHTS_FILE)]
@@ -194,22 +194,19 @@ def style_hash(folder: Path) -> str:
 
 
 def warning(random: Sequence[str]) -> str | None:
-    """The sentence that goes with everything made by random networks."""
+    """Warning for everything made by random networks."""
     if not random:
         return None
-    return (
-        f"random weights ({' and '.join(random)}): this shows that the parts fit together, "
-        "the picture means nothing"
-    )
+    return f"random weights ({' and '.join(random)}): a dry run, the image is meaningless"
 
 
 def codec_facts(codec: Codec) -> dict[str, Any]:
-    """A codec's facts with the number of its channels."""
+    """Facts of a codec with its number of channels."""
     return codec.facts | {"channels": codec.channels}
 
 
 def vae_name(name: str) -> str:
-    """The name under which a codec will be found from any folder."""
+    """Name of a codec that is valid in any working folder."""
     if name in (PATCH, RANDOM):
         return name
     path = Path(name).expanduser()

@@ -1,7 +1,7 @@
-"""Amortised training: one fusion module for a bank of styles.
+"""Amortised training: one fusion module for many styles.
 
-Each step's photos, styles and masks depend on (seed, step) alone, so that a run that was stopped
-and goes on from its checkpoint gives the same module as one that was not.
+Photos, styles and masks of a step depend only on (seed, step), so a run that resumes from its
+checkpoint gives the same module as one that was not interrupted.
 """
 
 import json
@@ -38,14 +38,14 @@ _SHOWN_STYLES = 4  # on a preview sheet
 
 
 @dataclass(frozen=True)
-class Bank:
-    """What is to be learnt.
+class TrainingSet:
+    """Training set: styles, photos and networks.
 
     Attributes:
-        styles: words, or file names of pictures.
+        styles: words, or file names of images.
         pictures: whether `styles` are file names.
         images: files of the photos.
-        names: of the networks.
+        names: names of the networks.
     """
 
     styles: tuple[str, ...]
@@ -56,9 +56,9 @@ class Bank:
 
 @dataclass
 class _Run:
-    """What every step needs."""
+    """State of a training run."""
 
-    bank: Bank
+    data: TrainingSet
     config: MambaConfig
     parts: Parts
     targets: list[StyleTarget]
@@ -72,41 +72,40 @@ class _Run:
         return self.config.train
 
 
-def read_bank(path: Path, pictures: bool) -> tuple[str, ...]:
-    """Styles of a file, one a line; empty lines and lines that start with # are skipped.
+def read_styles(path: Path, pictures: bool) -> tuple[str, ...]:
+    """Styles of a file, one per line; empty lines and lines that start with # are skipped.
 
     Args:
         path: the file.
-        pictures: the lines are file names, relative to the file.
+        pictures: whether the lines are file names, relative to the file.
 
     Raises:
-        UserError: no such file, no styles, or one that stands twice.
+        UserError: no such file, no style, or a style is listed twice.
     """
     lines = [line.strip() for _, line in numbered_lines(path)]
     styles = [line for line in lines if not line.startswith("#")]
     if not styles:
-        raise UserError(f"{path}: no styles here, write one a line")
+        raise UserError(f"{path}: there are no styles, write one per line")
     for style in styles:
         if styles.count(style) > 1:
-            raise UserError(f"{path}: the style '{style}' stands twice, remove one")
+            raise UserError(f"{path}: the style '{style}' is listed twice, remove one")
     return tuple(str(path.parent / style) if pictures else style for style in styles)
 
 
-def train(bank: Bank, config: MambaConfig, folder: Path, device: torch.device) -> SavedStyle:
-    """Train, or go on training, and write the folder of styles.
+def train(data: TrainingSet, config: MambaConfig, folder: Path, device: torch.device) -> SavedStyle:
+    """Train or resume training, and write the folder of styles.
 
     Raises:
-        UserError: networks, pictures or a checkpoint that cannot be used, or a loss that is not
-            finite.
+        UserError: a network, image or checkpoint cannot be used, or a loss is not finite.
     """
     options = config.train
-    shown = read_pictures(bank.images[: options.judged], options.size).to(device)
-    parts = load_parts(bank.names, _codec_pictures(bank, options), bank.pictures, device)
-    targets = [parts.encoder.target(style) for style in bank.styles]
+    shown = read_pictures(data.images[: options.judged], options.size).to(device)
+    parts = load_parts(data.names, _codec_images(data, options), data.pictures, device)
+    targets = [parts.encoder.target(style) for style in data.styles]
     seen = Objective(parts, config.loss).source(shown).embeddings
     descriptions = torch.stack([_described(parts, t, seen, options) for t in targets])
     fusion = new_fusion(parts, descriptions, config, options.seed).to(device)
-    run = _Run(bank, config, parts, targets, fusion, _optimizer(fusion, options), folder, device)
+    run = _Run(data, config, parts, targets, fusion, _optimizer(fusion, options), folder, device)
     start = _resume(run)
     save_config(config, folder)
     rows = _rewound(folder / LOSSES_FILE, start)
@@ -121,29 +120,29 @@ def train(bank: Bank, config: MambaConfig, folder: Path, device: torch.device) -
         if last or step % options.preview_every == 0:
             first = _saved(run, descriptions[:_SHOWN_STYLES])
             sheet = folder / PREVIEWS / f"step-{step:06d}.png"
-            write_sheet(sheet, judge(first, shown, parts, bank.styles)[1], parts)
+            write_sheet(sheet, judge(first, shown, parts, data.styles)[1], parts)
             fusion.train().requires_grad_(True)
     first = _saved(run, descriptions[:_SHOWN_STYLES])
-    write_sheet(folder / PREVIEW_FILE, judge(first, shown, parts, bank.styles)[1], parts)
+    write_sheet(folder / PREVIEW_FILE, judge(first, shown, parts, data.styles)[1], parts)
     style = _saved(run, descriptions)
-    scores = judge(style, shown, parts, bank.styles)[0]
-    style.facts.settings.update(scores=scores, steps=options.steps, photos=len(bank.images))
+    scores = judge(style, shown, parts, data.styles)[0]
+    style.facts.settings.update(scores=scores, steps=options.steps, photos=len(data.images))
     style.save(folder)
     return style
 
 
 def learning_rate(step: int, options: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to 0; steps count from 1."""
+    """Linear warm-up, then cosine decay to 0; steps count from 1."""
     if step <= options.warmup:
         return options.learning_rate * step / options.warmup
     done = (step - options.warmup) / max(1, options.steps - options.warmup)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _codec_pictures(bank: Bank, options: TrainConfig) -> Tensor:
-    """Photos spread evenly over the bank's: for the scale, and for a codec fitted to them."""
-    stride = max(1, len(bank.images) // 32)
-    return read_pictures(bank.images[::stride][:32], options.size)
+def _codec_images(data: TrainingSet, options: TrainConfig) -> Tensor:
+    """Evenly spaced photos, for the scale and for a codec fitted to them."""
+    stride = max(1, len(data.images) // 32)
+    return read_pictures(data.images[::stride][:32], options.size)
 
 
 def _optimizer(fusion: StyleFusion, options: TrainConfig) -> torch.optim.Optimizer:
@@ -156,9 +155,9 @@ def _optimizer(fusion: StyleFusion, options: TrainConfig) -> torch.optim.Optimiz
 
 
 def _saved(run: _Run, descriptions: Tensor) -> SavedStyle:
-    """The module as it is, for the first so many styles of the bank."""
+    """The current module with the first styles, as many as `descriptions`."""
     names = [target.name for target in run.targets[: len(descriptions)]]
-    networks = run.bank.names
+    networks = run.data.names
     return assemble(names, run.fusion, descriptions, run.parts, networks, run.config, "train")
 
 
@@ -167,16 +166,16 @@ def _described(parts: Parts, target: StyleTarget, seen: Tensor, options: TrainCo
 
 
 def _step(run: _Run, step: int) -> dict[str, float]:
-    """One optimizer step on the batch that (seed, step) names."""
+    """One optimizer step on the batch of (seed, step)."""
     options = run.options
     generator = Generator().manual_seed(options.seed * 1_000_003 + step)
     shape = (options.batch,)
-    index = torch.randint(len(run.bank.images), shape, generator=generator).tolist()
+    index = torch.randint(len(run.data.images), shape, generator=generator).tolist()
     styles = torch.randint(len(run.targets), shape, generator=generator).tolist()
     neutral = torch.rand(shape, generator=generator) < options.neutral
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, options)
-    images = read_pictures([run.bank.images[i] for i in index], options.size).to(run.device)
+    images = read_pictures([run.data.images[i] for i in index], options.size).to(run.device)
     result = _losses(run, images, [run.targets[i] for i in styles], neutral, generator)
     update(run.fusion, run.optimizer, result.total, options.clip, step)
     return as_row(result.terms, result.total)
@@ -189,7 +188,7 @@ def _losses(
     neutral: Tensor,
     generator: Generator,
 ) -> Result:
-    """Losses of photos [B, 3, S, S], each in its own style or, where neutral, in none."""
+    """Losses of photos [B, 3, S, S], each in its own style or, if neutral, in none."""
     objective = Objective(run.parts, run.config.loss)
     source = objective.source(images)
     rows = list(source.embeddings.split(1))
@@ -199,10 +198,10 @@ def _losses(
     ]
     pairs = list(zip(used, rows, strict=True))
     directions = torch.cat([target.direction(row) for target, row in pairs])
-    told = torch.stack([_described(run.parts, target, row, run.options) for target, row in pairs])
-    latents = run.fusion(source.latents, told)
+    styles = torch.stack([_described(run.parts, target, row, run.options) for target, row in pairs])
+    latents = run.fusion(source.latents, styles)
     with torch.no_grad():
-        # There is no previous state of the same pair: half way stands for it.
+        # The pair has no previous state; the midpoint replaces it.
         half = run.parts.codec.decode((source.latents + latents) / 2)
         previous = objective.embed(half, source)
     still = neutral.to(run.device)
@@ -210,13 +209,13 @@ def _losses(
 
 
 def _unstyled(target: StyleTarget, source: Tensor) -> StyleTarget:
-    """The neutral style: no direction leads to it."""
+    """The neutral style, with a direction of zero."""
     place = source[0] if target.neutral is None else target.neutral
     return StyleTarget("neutral", place, place)
 
 
 def _resume(run: _Run) -> int:
-    """Steps done before; the module and the optimizer as the checkpoint has them."""
+    """Load the checkpoint, if any; returns the number of finished steps."""
     path = run.folder / CHECKPOINT
     if not path.exists():
         return 0
@@ -226,8 +225,8 @@ def _resume(run: _Run) -> int:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["run"] != _run_hash(run):
             raise UserError(
-                f"{path}: this checkpoint is of another bank, other networks or settings: set "
-                "them back, choose another --out, or remove the file"
+                f"{path}: this checkpoint has other styles, photos, networks or settings: restore "
+                "them, choose another --out, or remove the file"
             )
         run.fusion.load_state_dict(_part(state, "fusion."))
         optimizer = run.optimizer.state_dict()
@@ -238,7 +237,7 @@ def _resume(run: _Run) -> int:
         run.optimizer.load_state_dict(optimizer)
         return min(int(facts["step"]), run.options.steps)
     except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
-        raise UserError(f"{path}: this checkpoint is damaged, remove it to start anew") from error
+        raise UserError(f"{path}: this checkpoint is damaged, remove it to start again") from error
 
 
 def _save(run: _Run, step: int) -> None:
@@ -252,11 +251,11 @@ def _save(run: _Run, step: int) -> None:
 
 
 def _run_hash(run: _Run) -> str:
-    """Of all that a run must not change on its way; how often it logs and saves may."""
+    """Hash of all settings that must not change when a run resumes."""
     free = {"log_every", "save_every", "preview_every"}
     options = run.options.model_dump(exclude=free)
     networks = (run.parts.codec.facts, run.parts.encoder.facts, run.parts.vgg is None)
-    photos = [file.name for file in run.bank.images]
+    photos = [file.name for file in run.data.images]
     names = [target.name for target in run.targets]
     return settings_hash([run.config.fusion, run.config.loss, options, networks, names, photos])
 
@@ -266,7 +265,7 @@ def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _rewound(path: Path, start: int) -> list[dict[str, float]]:
-    """Log rows up to a step: those of steps that will be done again are taken back."""
+    """Log rows up to a step; later ones are repeated."""
     if not path.exists():
         return []
     return [row for row in read_jsonl(path) if row.get("step", 0) <= start]

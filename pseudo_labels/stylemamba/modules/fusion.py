@@ -1,11 +1,10 @@
-"""The style fusion module: latents and a style in, latents of the same shape out.
+"""The style fusion module: maps latents and a style to latents of the same shape.
 
-Reconstruction: the paper says that it is a conditional state-space model; that the style enters by
-adaptive LayerNorm is said of it in later work by others. Sizes, four scan directions and the
-initialisation are ours.
+Reconstruction: the paper describes a conditional state-space model; later work by others says that
+the style enters by adaptive LayerNorm. Sizes, four scan directions and the initialisation are ours.
 
 Shapes: B batch, C latent channels, h w latent rows and columns, L = h·w tokens, D width,
-E = expand·D channels of the scan, N states, K width of the style's description.
+E = expand·D channels of the scan, N states, K width of the style input.
 """
 
 import math
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from pseudo_labels.stylemamba.config import FusionConfig
 from pseudo_labels.stylemamba.modules.ssm import selective_scan
 
-# Step sizes at the start, log-uniform between these, as Mamba has them.
+# Range of the initial, log-uniform step sizes, as in Mamba.
 FIRST_STEP, LAST_STEP = 1e-3, 1e-1
 
 
@@ -49,7 +48,7 @@ class StyleFusion(nn.Module):
 
         Args:
             latents: [B, C, h, w].
-            style: descriptions [B, K], see `StyleTarget`.
+            style: style inputs [B, K], see `encoders.describe`.
 
         Returns:
             [B, C, h, w], exactly `latents` before the first training step.
@@ -57,7 +56,7 @@ class StyleFusion(nn.Module):
         return self.fuse(latents, self.style(style))
 
     def fuse(self, latents: Tensor, code: Tensor) -> Tensor:
-        """The same from style codes [B, D], which may be blends (`blend`) of several styles'."""
+        """As `forward`, from style codes [B, D], which may be blends of styles (`blend`)."""
         height, width = latents.shape[-2:]
         tokens = self.enter(latents).flatten(2).mT  # [B, L, D]
         tokens = tokens + sine_positions(height, width, tokens.shape[-1]).to(tokens)
@@ -67,10 +66,10 @@ class StyleFusion(nn.Module):
         return latents + self.leave(change)
 
     def blend(self, styles: Tensor, weights: Tensor) -> Tensor:
-        """Convex combination of several styles' codes.
+        """Convex combination of the codes of several styles.
 
         Args:
-            styles: descriptions [S, K].
+            styles: style inputs [S, K].
             weights: [S] ≥ 0 with a positive sum.
 
         Returns:
@@ -81,10 +80,10 @@ class StyleFusion(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """h ← h + g·SSM(LayerNorm(h)(1 + γ) + β), the style giving γ, β and the gate g.
+    """h ← h + g·SSM(LayerNorm(h)(1 + γ) + β); the style sets γ, β and the gate g.
 
-    γ and β start at 0 and g at 1: were the gates closed as well, output, gate and mixer would
-    unlock one after another and a fit of 40 steps would be half over.
+    γ and β start at 0 and g at 1. With closed gates, output, gate and mixer would get gradients one
+    after another, and half of a 40-step fit would be over.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -103,12 +102,12 @@ class FusionBlock(nn.Module):
         width = tokens.shape[-1]
         parts = self.modulation(F.silu(code))[:, None].split(width, -1)
         gamma, beta, gate = parts[:3]
-        calm = F.layer_norm(tokens, (width,)) * (1 + gamma) + beta
-        tokens = tokens + gate * self.mixer(calm, code, grid)
+        normed = F.layer_norm(tokens, (width,)) * (1 + gamma) + beta
+        tokens = tokens + gate * self.mixer(normed, code, grid)
         if self.forward_layer is not None:
             gamma, beta, gate = parts[3:]
-            calm = F.layer_norm(tokens, (width,)) * (1 + gamma) + beta
-            tokens = tokens + gate * self.forward_layer(calm)
+            normed = F.layer_norm(tokens, (width,)) * (1 + gamma) + beta
+            tokens = tokens + gate * self.forward_layer(normed)
         return tokens
 
 
@@ -130,8 +129,8 @@ class GatedFeedForward(nn.Module):
 class Mixer(nn.Module):
     """Mamba's mixer over a grid of tokens, in one or four scan orders with shared weights.
 
-    A single raster scan is causal: the upper left never sees the lower right. With four orders
-    (rows and columns, forwards and backwards), averaged, every token sees every other.
+    A single raster scan is causal: the upper left never sees the lower right. With the average of
+    four orders (rows and columns, forwards and backwards), every token sees every other.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -157,12 +156,12 @@ class Mixer(nn.Module):
 
     @torch.no_grad()
     def _start_steps(self) -> None:
-        """Biases at which softplus gives log-uniform step sizes, whatever the input at first."""
+        """Set biases so that softplus gives log-uniform step sizes, for any input."""
         bound = self.rank**-0.5
         nn.init.uniform_(self.step.weight, -bound, bound)
         low, high = math.log(FIRST_STEP), math.log(LAST_STEP)
         steps = torch.empty_like(self.step.bias).uniform_(low, high).exp()
-        self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # softplus, inverted
+        self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # inverse softplus
 
     def forward(self, tokens: Tensor, code: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens [B, L, D] in rows of `grid` = (h, w), codes [B, D]; returns [B, L, D]."""
@@ -176,7 +175,7 @@ class Mixer(nn.Module):
         return (rows + rows_back.flip(1) + columns) / 4
 
     def scan(self, tokens: Tensor, code: Tensor) -> Tensor:
-        """One causal pass over tokens [B, L, D] in the order they come; returns [B, L, D]."""
+        """One causal pass over tokens [B, L, D] in the given order; returns [B, L, D]."""
         length = tokens.shape[1]
         x, gate = self.enter(tokens).chunk(2, -1)
         x = F.silu(self.conv(x.mT)[..., :length].mT)
@@ -192,7 +191,7 @@ class Mixer(nn.Module):
 
 
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
-    """Fixed 2-D positions of a grid's tokens, rows first.
+    """Fixed 2-D sine positions of the tokens of a grid, rows first.
 
     Args:
         height: rows.
@@ -221,7 +220,7 @@ def decayed_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.P
 
 
 def _transposed(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens [B, L, D] in rows of `grid`, in columns."""
+    """Tokens [B, L, D], row by row of `grid`, in column order."""
     return tokens.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
 
 

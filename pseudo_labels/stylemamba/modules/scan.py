@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-_BLOCK = 16  # tokens that are run through one after the other, in all blocks at a time
+_BLOCK = 16  # tokens per block; blocks are processed in parallel, their tokens one by one
 
 
 def associative_scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
@@ -27,11 +27,11 @@ def associative_scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> 
 
 
 def scan_in_place(decay: Tensor, drive: Tensor, reverse: bool = False) -> Tensor:
-    """Turns `drive` into h; see `associative_scan`. `decay` stays as it is.
+    """Replace `drive` by h, see `associative_scan`; `decay` is unchanged.
 
-    Blocks of tokens are run through twice, all blocks in step: for the state after each block, and
-    from there for every state; between the two, Brent and Kung's scheme over the blocks. This moves
-    half as much memory as their scheme over all tokens.
+    All blocks of tokens are processed in parallel, twice: first for the state after each block,
+    then for every state; in between, Brent and Kung's scheme runs over the blocks. This moves half
+    as much memory as their scheme over all tokens.
     """
     length = len(drive)
     rest = length % _BLOCK
@@ -73,7 +73,7 @@ def _scan_blocks(decay: Tensor, drive: Tensor, reverse: bool) -> Tensor:
 
 
 def _pairs(length: int, first: int, reach: int, reverse: bool) -> tuple[slice, slice]:
-    """Tokens first, first + 2·reach, ... and those `reach` before each, counted from either end."""
+    """Tokens first, first + 2·reach, ... and those `reach` before each; reversed if asked."""
     step = 2 * reach
     if not reverse:
         return slice(first, length, step), slice(first - reach, length - reach, step)

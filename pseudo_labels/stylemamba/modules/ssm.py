@@ -1,11 +1,11 @@
 """The selective scan of Mamba: h_l = exp(Δ_l A) h_{l-1} + Δ_l B_l x_l, y_l = C_l·h_l + D x_l.
 
 After Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), in
-three ways behind one function, `selective_scan`: a loop over the tokens (the reference), a scan of
-logarithmic depth in pure torch, and the fused kernel of the package `mamba-ssm` where it is
+three implementations of one function, `selective_scan`: a loop over the tokens (the reference), a
+scan of logarithmic depth in pure torch, and the fused kernel of the package `mamba-ssm` if it is
 installed and the tensors are on a GPU.
 
-Shapes: B batch, L tokens, E channels, N states a channel.
+Shapes: B batch, L tokens, E channels, N states per channel.
 """
 
 import functools
@@ -24,11 +24,13 @@ from regionroute.errors import UserError
 Method = Literal["auto", "loop", "associative", "fused"]
 METHODS: tuple[Method, ...] = ("auto", "loop", "associative", "fused")
 
-# States [L, B, channels, N] held at a time. On a processor so many as its cache takes: two to three
-# times faster than all at once; a GPU wants large kernels.
+# States [L, B, channels, N] processed at once. On a CPU as many as fit in its cache, which is two
+# to three times faster than all at once; GPUs are faster with large kernels.
 _ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-_SPAN = 512  # tokens held at a time, so that long sequences have as many channels at hand as short
-_LOG2_E = math.log2(math.e)  # on processors torch takes powers of two several times faster
+_SPAN = (
+    512  # tokens processed at once, so that the number of channels does not depend on the length
+)
+_LOG2_E = math.log2(math.e)  # on CPUs torch computes exp2 several times faster than exp
 
 
 def selective_scan(
@@ -53,17 +55,17 @@ def selective_scan(
         B: input weights [B, L, N].
         C: output weights [B, L, N].
         D: weight of the direct path [E].
-        method: "loop", "associative" or "fused"; "auto" takes the fused kernel where it can run,
-            else the associative scan.
-        elements: states that the associative scan holds at a time (memory is a few times 4 bytes
-            each, at least one channel's B·L·N); None chooses by the device.
+        method: "loop", "associative" or "fused"; "auto" uses the fused kernel if it can run,
+            otherwise the associative scan.
+        elements: states that the associative scan processes at once (memory is a few times 4 bytes
+            each, at least B·L·N for one channel); None chooses by device.
 
     Returns:
         [B, L, E] in x's type; differentiable once in every tensor.
 
     Raises:
-        UserError: "fused" was asked for and cannot run here.
-        ValueError: shapes that do not fit, or an unknown method.
+        UserError: "fused" is requested and cannot run here.
+        ValueError: shapes do not match, or the method is unknown.
     """
     _check(x, delta, A, B, C, D, method)
     if method == "auto":
@@ -82,7 +84,7 @@ def selective_scan(
 
 
 def fused_kernel() -> Callable[..., Tensor] | None:
-    """`selective_scan_fn` of the package mamba-ssm, None where it is not installed or broken."""
+    """`selective_scan_fn` of the package mamba-ssm, None if it is not installed or broken."""
     return _import_kernel()
 
 
@@ -90,7 +92,7 @@ def fused_kernel() -> Callable[..., Tensor] | None:
 def _import_kernel() -> Callable[..., Tensor] | None:
     try:
         module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-    # A build for another torch or CUDA fails with an ImportError or an OSError of the linker.
+    # A build for another torch or CUDA raises ImportError or OSError.
     except (ImportError, OSError):
         return None
     kernel: Callable[..., Tensor] = module.selective_scan_fn
@@ -113,7 +115,7 @@ def _check(
     }
     for name, (tensor, shape) in wanted.items():
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} is {list(tensor.shape)}, x asks for {list(shape)}")
+            raise ValueError(f"{name} is {list(tensor.shape)}, expected {list(shape)} for this x")
 
 
 def _fused(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -123,12 +125,12 @@ def _fused(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
             "`pip install mamba-ssm`, or use 'auto'"
         )
     if not x.is_cuda:
-        raise UserError("the scan method 'fused' runs on a GPU only: use 'auto' on the processor")
+        raise UserError("the scan method 'fused' runs on a GPU only: use 'auto' on the CPU")
     return _run_kernel(x, delta, A, B, C)
 
 
 def _run_kernel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The kernel keeps tokens last."""
+    """Call the kernel, which has tokens in the last dimension."""
     kernel = fused_kernel()
     assert kernel is not None
     return kernel(
@@ -137,7 +139,7 @@ def _run_kernel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Te
 
 
 def _loop(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Token after token; everything that does not depend on the state is done for all at once."""
+    """Token by token; everything that does not depend on the state is computed for all at once."""
     decay = torch.exp(delta[..., None] * A)
     drive = (delta * x)[..., None] * B[:, :, None]
     state = torch.zeros_like(drive[:, 0])
@@ -149,10 +151,9 @@ def _loop(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 class _Chunks:
-    """Groups of channels, spans of tokens, and the buffers that all of them share.
+    """Groups of channels, spans of tokens, and the buffers that they share.
 
-    Fresh megabytes for every chunk would cost more than the arithmetic: the system hands them out
-    page by page.
+    New buffers for every chunk would cost more than the arithmetic, because of page faults.
     """
 
     def __init__(self, x: Tensor, states: int, elements: int, buffers: int) -> None:
@@ -188,8 +189,8 @@ def _states(
 def _over_states(h: Tensor, weights: Tensor) -> Tensor:
     """Sum of h [l, B, e, N] times [l, B, N] over the states: [l, B, e].
 
-    The weights stand first, as a row: as a column torch takes four times as long on a processor,
-    and longer than for the whole scan.
+    The weights are a row on the left: with a column on the right torch takes four times as long on
+    a CPU, longer than for the whole scan.
     """
     return (weights[:, :, None] @ h.mT)[:, :, 0]
 
@@ -200,9 +201,9 @@ def _over_channels(h: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Associative(torch.autograd.Function):
-    """The scan by chunks of channels and tokens; states are computed again in the backward pass.
+    """The scan by chunks of channels and tokens; states are recomputed in the backward pass.
 
-    Memory is that of the inputs, of one chunk, and of the states before each span of tokens.
+    Memory: the inputs, one chunk, and the states before each span of tokens.
     """
 
     @staticmethod
@@ -261,17 +262,17 @@ def _chunk_gradients(
     later: Tensor,
     buffers: list[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, delta, A, B, C, and of the state before; tokens first, see `_states`.
+    """Gradients of x, delta, A, B, C and of the initial state; tokens first, see `_states`.
 
-    The state's gradient obeys the same recurrence backwards: g_l = C_l ∂y_l + decay_{l+1} g_{l+1}.
-    `later` [B, e, N] is the second term of the last token's.
+    The gradient of the state follows the same recurrence backwards:
+    g_l = C_l ∂y_l + decay_{l+1} g_{l+1}. `later` [B, e, N] is the second term for the last token.
     """
     g = buffers[2][:-1]
     decay, h = _states(x, delta, A, B, start, buffers[:2])
     grad_C = _over_channels(h, grad_y)
     torch.mul(grad_y[..., None], C[:, :, None], out=g)
     g[-1] += later
-    buffers[0][-1] = 0  # read, though nothing comes after the last token
+    buffers[0][-1] = 0  # is read, although nothing follows the last token
     scan_in_place(buffers[0][1:], g, reverse=True)
     grad_drive = _over_states(g, B)  # of (delta x)
     exponent = decay.mul_(g)  # times the state before: the gradient of delta·A

@@ -115,13 +115,13 @@ def train(argv: Sequence[str]) -> int:
 
     quiet_libraries()
     folder = _output(args)
-    bank = training.Bank(
-        training.read_bank(Path(args.bank), args.style_images),
+    data = training.TrainingSet(
+        training.read_styles(Path(args.bank), args.style_images),
         args.style_images,
         tuple(find_pictures(args.images)),
         _networks(args),
     )
-    saved = training.train(bank, config, folder, pick_device(args.device))
+    saved = training.train(data, config, folder, pick_device(args.device))
     _report(saved, folder)
     return 0
 

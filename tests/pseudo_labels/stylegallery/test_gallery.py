@@ -55,7 +55,7 @@ def test_only_the_region_changes(model, pictures, disc):
     assert torch.equal(result.image[outside], pictures[0][outside])
     assert not torch.equal(result.image, pictures[0])
     assert result.styled == [result.content.region]
-    with pytest.raises(UserError, match="give the region"):
+    with pytest.raises(UserError, match="needs a region"):
         run(build(model), pictures, only_region=True)
     with pytest.raises(UserError, match="mask is empty"):
         run(build(model), pictures, region=torch.zeros(1, 64, 64))

@@ -155,7 +155,7 @@ def test_stopped_training_goes_on_to_the_same_module(folder, capsys, monkeypatch
     assert [row["step"] for row in read_jsonl("parts/losses.jsonl")] == [1, 2, 3, 4]
     assert (folder / "whole/previews/step-000004.png").is_file()
     assert mamba([*with_four, *TRAIN, "train.steps=5"]) == 2
-    assert "another bank, other networks or settings" in capsys.readouterr().err
+    assert "other styles, photos, networks or settings" in capsys.readouterr().err
 
 
 def test_a_trained_module_takes_new_words(folder, capsys):
@@ -246,7 +246,7 @@ class TestStylizer:
             ({"prompt": None}, "give a 'prompt' or a 'picture'"),
             ({"strength": 3}, "strength of a mamba style is 3"),
             ({"gate": 2}, "gate of a mamba style"),
-            ({"images": "nowhere"}, "nowhere: no such picture or folder"),
+            ({"images": "nowhere"}, "nowhere: no such image or folder"),
             ({"overrides": ["fit.stepz=3"]}, "nearest known one is 'fit.steps'"),
             ({"images": None, "fitted": "photos"}, "photos: no style.json"),
         ],

@@ -41,8 +41,8 @@ FITS = [
     (["mamba", "fit", "--prompt", "x"], "--images is missing"),
     (["mamba", "fit", "--prompt", "x", "--images", "photos"], "--out is missing"),
     ([*FIT, "--out", "file"], "file: this is a file, give a folder"),
-    ([*FIT, "--images", "nowhere"], "nowhere: no such picture or folder"),
-    (["mamba", "fit", "--prompt", "x", "--images", "empty", "--out", "o"], "no pictures here"),
+    ([*FIT, "--images", "nowhere"], "nowhere: no such image or folder"),
+    (["mamba", "fit", "--prompt", "x", "--images", "empty", "--out", "o"], "there are no images"),
     ([*FIT, "--images", "file"], "file: this image cannot be read"),
     ([*FIT, "--prompt", " "], "the style's words are empty"),
     ([*FIT, "--prompt", "a photo"], "is the neutral style"),
@@ -61,12 +61,12 @@ FITS = [
     ([*FIT, "--device", "cuda:9"], "--device cuda:9: not usable here"),
     ([*FIT, "--labels", "labels.jsonl"], "--labels goes with --region WORD"),
     ([*FIT, "--region", "mask.png"], "the mask of one photo"),
-    ([*FIT, "--region", "dog", "--labels", "labels.jsonl"], "b.png is not in it"),
+    ([*FIT, "--region", "dog", "--labels", "labels.jsonl"], "b.png is not listed"),
     ([*FIT, "--promt", "x"], "unrecognized arguments: --promt"),
     ([*TRAIN[:-1]], "--bank is missing"),
     ([*TRAIN, "nowhere"], "nowhere: no such file"),
-    ([*TRAIN, "twice.txt"], "'neon' stands twice"),
-    ([*TRAIN, "none.txt"], "no styles here"),
+    ([*TRAIN, "twice.txt"], "'neon' is listed twice"),
+    ([*TRAIN, "none.txt"], "there are no styles"),
 ]
 
 
@@ -104,7 +104,10 @@ APPLIES = [
     ([*APPLY, "--out", "file/out.png"], "file is a file, not a folder"),
     ([*APPLY, "--region", "dog"], "--region dog: no such mask"),
     ([*APPLY, "--region", "wide.png"], "the mask is 40x32 pixels but its image is 32x32"),
-    ([*APPLY, "--region", "cat", "--labels", "labels.jsonl"], "has for a.png only: dog"),
+    (
+        [*APPLY, "--region", "cat", "--labels", "labels.jsonl"],
+        "only these words for a.png: dog",
+    ),
     ([*APPLY, "--labels", "labels.jsonl"], "--labels goes with --region"),
     ([*APPLY, "--name", "woodcut"], "no style 'woodcut' in this folder, the nearest is 'neon'"),
     ([*APPLY, "--name", "neon:-1"], "the weight must be 0 or more"),

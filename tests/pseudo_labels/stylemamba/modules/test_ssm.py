@@ -139,7 +139,7 @@ def test_the_fused_kernel_says_what_it_needs():
 
 def test_wrong_shapes_and_methods_are_named():
     x, delta, A, B, C, D = inputs(1, 4, 2)
-    with pytest.raises(ValueError, match=r"B is \[1, 3, 16\], x asks for \[1, 4, 16\]"):
+    with pytest.raises(ValueError, match=r"B is \[1, 3, 16\], expected \[1, 4, 16\]"):
         selective_scan(x, delta, A, B[:, :3], C, D)
     with pytest.raises(ValueError, match="unknown method 'lop'"):
         selective_scan(x, delta, A, B, C, D, method="lop")
