@@ -38,8 +38,8 @@ from regionroute.adapters import adapter_parameters, inject
 from regionroute.attention import AttentionPlan
 from regionroute.config.io import add_config_arguments, load_config
 from regionroute.config.run import RunConfig
-from regionroute.diffusion.families import KONTEXT
 from regionroute.diffusion.flow import add_noise, predict_velocity, velocity_target
+from regionroute.diffusion.flux_kontext import FAMILY as KONTEXT
 from regionroute.errors import UserError, command
 from regionroute.files import write_json
 from regionroute.models.quantize import quantize_blocks

@@ -1,6 +1,6 @@
 """FLUX.2-klein: Qwen3's hidden states, batch-normalised latents, the context at time 10.
 
-Each method states a fact of ``Flux2KleinPipeline`` and ``Flux2Transformer2DModel`` (diffusers);
+Each method restates a part of ``Flux2KleinPipeline`` and ``Flux2Transformer2DModel`` (diffusers);
 tests compare them with it. Base checkpoints are guided by a second call with the empty prompt;
 those distilled to four steps are not guided.
 """
@@ -8,7 +8,7 @@ those distilled to four steps are not guided.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 from diffusers import (
@@ -21,16 +21,37 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2ParallelSelfAttnProcessor,
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from regionroute.data.prompts import Span, token_indices
-from regionroute.diffusion.family import Family, Grid, Parts, Projected, Text
+from regionroute.diffusion.family import (
+    Attention,
+    Family,
+    Grid,
+    Parts,
+    Projected,
+    Rest,
+    Text,
+)
 from regionroute.errors import UserError
 
-STATES = (9, 18, 27)  # layers of Qwen3 whose hidden states, side by side, are the text
-CONTEXT_TIME = 10  # of the first picture given; the noisy target is at 0
+if TYPE_CHECKING:
+    from diffusers import ModelMixin, SchedulerMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STATES = (9, 18, 27)  # layers of Qwen3 whose concatenated hidden states are the text
+CONTEXT_TIME = 10  # of the first context image; the noisy target is at 0
 _PLACEHOLDER = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+class JointAttention(Attention, Protocol):
+    """Attention of a single block, which shares its projections with the feed-forward."""
+
+    to_qkv_mlp_proj: nn.Module
+    mlp_hidden_dim: int
+    mlp_mult_factor: int
+    mlp_act_fn: nn.Module
 
 
 class Klein(Family):
@@ -39,13 +60,13 @@ class Klein(Family):
     pipeline = "Flux2KleinPipeline"
     example = "black-forest-labs/FLUX.2-klein-base-4B"
     transformer = Flux2Transformer2DModel
-    networks: ClassVar[Mapping[str, Any]] = {
+    networks: ClassVar[Mapping[str, type[ModelMixin | PreTrainedModel]]] = {
         "transformer": Flux2Transformer2DModel,
         "vae": AutoencoderKLFlux2,
         "text_encoder": Qwen3ForCausalLM,
     }
     autoencoders = ("AutoencoderKLFlux2",)
-    small_parts: ClassVar[Mapping[str, Any]] = {
+    small_parts: ClassVar[Mapping[str, type[PreTrainedTokenizerBase | SchedulerMixin]]] = {
         "tokenizer": Qwen2TokenizerFast,
         "scheduler": FlowMatchEulerDiscreteScheduler,
     }
@@ -95,7 +116,7 @@ class Klein(Family):
     classifier_free = True
 
     def defaults(self, distilled: bool) -> dict[str, float]:
-        """As the model cards say."""
+        """As the model cards recommend."""
         steps, guidance = (4, 1.0) if distilled else (50, 4.0)
         return {
             "steps": steps, "guidance": guidance, "max_text_length": 512, "resolution": 1024,
@@ -107,14 +128,14 @@ class Klein(Family):
 
     def arguments(
         self,
-        transformer: Any,
+        transformer: ModelMixin,
         embeds: Tensor,
         pooled: Tensor,
         guidance: float,
         target: Grid,
         context: Grid,
-    ) -> dict[str, Any]:
-        """Ids of four axes: time, row, column, place in the text; see `Family.arguments`."""
+    ) -> dict[str, Tensor | None]:
+        """Position ids of four axes: time, row, column, text position; see `Family.arguments`."""
         batch, length, _ = embeds.shape
         text = _ids(0, 1, 1, length)
         image = torch.cat([_ids(0, *target), _ids(CONTEXT_TIME, *context)])
@@ -124,11 +145,13 @@ class Klein(Family):
             "img_ids": image.expand(batch, -1, -1).to(embeds.device),
         }
 
-    def time_shift(self, scheduler: Any, image_tokens: int, steps: int) -> float:
-        """The pipeline's fit, in the number of noisy-target tokens and of steps."""
+    def time_shift(
+        self, scheduler: FlowMatchEulerDiscreteScheduler, image_tokens: int, steps: int
+    ) -> float:
+        """The pipeline's empirical fit to the numbers of noisy-target tokens and steps."""
         return float(compute_empirical_mu(image_tokens, steps))
 
-    def encode_images(self, vae: Any, images: Tensor) -> Tensor:
+    def encode_images(self, vae: AutoencoderKLFlux2, images: Tensor) -> Tensor:
         """The mode of the posterior, each channel of a 2x2 patch normalised by its own statistics.
 
         The latents keep the autoencoder's grid, [B,C,h,w], where the pipeline leaves them as
@@ -138,7 +161,7 @@ class Klein(Family):
         mean, std = _statistics(vae, latents)
         return unpatchify((patchify(latents) - mean) / std)
 
-    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
+    def decode_latents(self, vae: AutoencoderKLFlux2, latents: Tensor) -> Tensor:
         """The inverse, clamped to [0,1]."""
         latents = latents.to(vae.dtype)
         mean, std = _statistics(vae, latents)
@@ -151,7 +174,7 @@ class Klein(Family):
         return unpatchify(noise.reshape(batch, 4 * channels, height // 2, width // 2))
 
     def encode_prompts(self, parts: Parts, prompts: Sequence[str]) -> Text:
-        """Hidden states of three layers side by side, [B,T,3·width], and [B,0]."""
+        """Concatenated hidden states of three layers, [B,T,3·width], and [B,0]."""
         encoder = parts.text_encoder
         rows = parts.tokenizer(
             [_chat(parts.tokenizer, prompt) for prompt in prompts],
@@ -165,8 +188,10 @@ class Klein(Family):
         states = torch.cat([hidden[layer] for layer in STATES], dim=-1).to(encoder.dtype)
         return states, states.new_zeros(len(states), 0)
 
-    def states(self, encoder: Any, ids: Tensor, mask: Tensor | None) -> Any:
-        """Hidden states of all layers, without the head over the vocabulary: nobody reads it."""
+    def states(
+        self, encoder: PreTrainedModel, ids: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Hidden states of all layers; the unused language-model head is skipped."""
         return encoder.model(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
         ).hidden_states
@@ -178,8 +203,8 @@ class Klein(Family):
         chat = _chat(tokenizer, text)
         if not chat.startswith(text, before):
             raise UserError(
-                f"prompt {text!r}: this base's chat template changes it; leave out what it "
-                "gives a meaning to, such as tags"
+                f"prompt {text!r}: this base's chat template changes it; remove what it "
+                "interprets, such as tags"
             )
         found = token_indices(
             tokenizer, chat, (span[0] + before, span[1] + before), length, said=text
@@ -190,23 +215,24 @@ class Klein(Family):
             ]
         return found
 
-    def project(self, attn: Any, hidden: Tensor, text: Tensor | None) -> Projected:
-        """Single blocks project attention and feed-forward at once."""
+    def project(self, attn: Attention, hidden: Tensor, text: Tensor | None) -> Projected:
+        """Single blocks project attention and feed-forward in one layer."""
         if text is not None:
             return super().project(attn, hidden, text)
-        width = attn.inner_dim
-        query, key, value, mlp = attn.to_qkv_mlp_proj(hidden).split(
-            [width, width, width, attn.mlp_hidden_dim * attn.mlp_mult_factor], dim=-1
+        width, joint = attn.inner_dim, cast("JointAttention", attn)
+        query, key, value, mlp = joint.to_qkv_mlp_proj(hidden).split(
+            [width, width, width, joint.mlp_hidden_dim * joint.mlp_mult_factor], dim=-1
         )
         split = (-1, attn.head_dim)
         query, key = attn.norm_q(query.unflatten(-1, split)), attn.norm_k(key.unflatten(-1, split))
         return query, key, value.unflatten(-1, split), mlp
 
-    def finish(self, attn: Any, out: Tensor, rest: Any) -> Tensor | tuple[Tensor, Tensor]:
-        """A single block's attention and feed-forward leave by one layer."""
+    def finish(self, attn: Attention, out: Tensor, rest: Rest) -> Tensor | tuple[Tensor, Tensor]:
+        """Single blocks project attention and feed-forward back in one layer."""
         if not isinstance(rest, Tensor):
             return super().finish(attn, out, rest)
-        result: Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(rest)], dim=-1))
+        joint = cast("JointAttention", attn)
+        result: Tensor = joint.to_out(torch.cat([out, joint.mlp_act_fn(rest)], dim=-1))
         return result
 
 
@@ -224,8 +250,8 @@ def unpatchify(patches: Tensor) -> Tensor:
     return latents.permute(0, 1, 4, 2, 5, 3).reshape(batch, -1, 2 * height, 2 * width)
 
 
-def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a patch's channels, [1,4C,1,1], rounded as the pipeline's."""
+def _statistics(vae: AutoencoderKLFlux2, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a patch's channels, [1,4C,1,1], rounded as in the pipeline."""
     mean = vae.bn.running_mean.view(1, -1, 1, 1)
     std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
     return mean.to(like), std.to(like)
@@ -238,7 +264,7 @@ def _ids(time: int, rows: int, columns: int, length: int = 1) -> Tensor:
     )
 
 
-def _chat(tokenizer: Any, prompt: str) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """What Qwen3 reads: the prompt as a user's message, with an empty thought before the answer."""
     chat: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
@@ -247,3 +273,6 @@ def _chat(tokenizer: Any, prompt: str) -> str:
         enable_thinking=False,
     )
     return chat
+
+
+FAMILY = Klein()

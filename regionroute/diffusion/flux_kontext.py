@@ -1,9 +1,9 @@
-"""FLUX.1-Kontext: T5 and CLIP, guidance told to the transformer, the context in frame 1."""
+"""FLUX.1-Kontext: T5 and CLIP, embedded guidance, the context in frame 1."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -13,24 +13,28 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from regionroute.data.prompts import Span, token_indices
 from regionroute.diffusion import latents as latent_space
-from regionroute.diffusion.family import Family, Grid, Parts, Text
+from regionroute.diffusion.family import Autoencoder, Family, Grid, Parts, Text
 from regionroute.diffusion.latents import CONTEXT_FRAME, TARGET_FRAME, image_ids, text_ids
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin, SchedulerMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Kontext(Family):
-    """The family of FLUX.1-Kontext-dev and of nano."""
+    """The family of FLUX.1-Kontext-dev and of the embedded bases."""
 
     pipeline = "FluxKontextPipeline"
     example = "black-forest-labs/FLUX.1-Kontext-dev"
     transformer = FluxTransformer2DModel
-    networks: ClassVar[Mapping[str, Any]] = {
+    networks: ClassVar[Mapping[str, type[ModelMixin | PreTrainedModel]]] = {
         "transformer": FluxTransformer2DModel,
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModel,
         "text_encoder_2": T5EncoderModel,
     }
     autoencoders = ("AutoencoderKL", "PatchCodec")
-    small_parts: ClassVar[Mapping[str, Any]] = {
+    small_parts: ClassVar[Mapping[str, type[PreTrainedTokenizerBase | SchedulerMixin]]] = {
         "tokenizer": CLIPTokenizer,
         "tokenizer_2": T5TokenizerFast,
         "scheduler": FlowMatchEulerDiscreteScheduler,
@@ -93,22 +97,22 @@ class Kontext(Family):
     }
 
     def defaults(self, distilled: bool) -> dict[str, float]:
-        """As the pipeline's own."""
+        """The pipeline's defaults."""
         return {"steps": 28, "guidance": 3.5, "max_text_length": 512, "resolution": 1024}
 
     def pooled_width(self, config: Mapping[str, Any]) -> int:
-        """CLIP's."""
+        """Width of CLIP's pooled state."""
         return int(config["pooled_projection_dim"])
 
     def arguments(
         self,
-        transformer: Any,
+        transformer: ModelMixin,
         embeds: Tensor,
         pooled: Tensor,
         guidance: float,
         target: Grid,
         context: Grid,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tensor | None]:
         """Guidance, pooled state and ids, see `Family.arguments`."""
         device = embeds.device
         strength = None
@@ -122,18 +126,20 @@ class Kontext(Family):
             "img_ids": ids.to(device),
         }
 
-    def time_shift(self, scheduler: Any, image_tokens: int, steps: int) -> float:
+    def time_shift(
+        self, scheduler: FlowMatchEulerDiscreteScheduler, image_tokens: int, steps: int
+    ) -> float:
         """Linear in the number of noisy-target tokens."""
         config = scheduler.config
         base_tokens, max_tokens = config.base_image_seq_len, config.max_image_seq_len
         slope = (config.max_shift - config.base_shift) / (max_tokens - base_tokens)
         return float(image_tokens * slope + config.base_shift - slope * base_tokens)
 
-    def encode_images(self, vae: Any, images: Tensor) -> Tensor:
+    def encode_images(self, vae: Autoencoder, images: Tensor) -> Tensor:
         """See `latents.encode_images`."""
         return latent_space.encode_images(vae, images)
 
-    def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
+    def decode_latents(self, vae: Autoencoder, latents: Tensor) -> Tensor:
         """See `latents.decode_latents`."""
         return latent_space.decode_latents(vae, latents)
 
@@ -158,5 +164,8 @@ class Kontext(Family):
         return states.to(parts.text_encoder_2.dtype), pooled.to(parts.text_encoder.dtype)
 
     def token_indices(self, parts: Parts, text: str, span: Span) -> list[int]:
-        """Among T5's tokens."""
+        """Positions among T5's tokens."""
         return token_indices(parts.tokenizer_2, text, span, parts.text_length)
+
+
+FAMILY = Kontext()

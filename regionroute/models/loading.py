@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -38,12 +39,6 @@ from regionroute.models.source import (
     resolve,
 )
 
-# model_index.json names the autoencoder's class, as for any pipeline; a family may know several.
-AUTOENCODERS: dict[str, Any] = {
-    "AutoencoderKL": AutoencoderKL,
-    "AutoencoderKLFlux2": AutoencoderKLFlux2,
-    "PatchCodec": PatchCodec,
-}
 MAX_ASPECT = 16  # beyond this the short side is a token or two
 
 
@@ -269,12 +264,17 @@ def fingerprint(transformer: Any) -> str:
     return settings_hash({"config": config, "parameters": transformer.num_parameters()})
 
 
+def autoencoder_class(name: str) -> Any:
+    """The autoencoder's class of this name in ``model_index.json``; diffusers' load lazily."""
+    return PatchCodec if name == PatchCodec.__name__ else getattr(diffusers, name)
+
+
 def _autoencoder(spec: str, index: dict[str, Any]) -> Any:
-    """The autoencoder's class by its name in model_index.json."""
+    """The autoencoder's class of a base, if its family knows it."""
     name, known = index["vae"][1], family_in(index).autoencoders
     if name not in known:
         raise UserError(f"base {spec}: its vae is a {name}, known are {' and '.join(known)}")
-    return AUTOENCODERS[name]
+    return autoencoder_class(name)
 
 
 def _load_parts(

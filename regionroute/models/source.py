@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from regionroute.diffusion.families import FAMILIES, Family, named
+from regionroute.diffusion.families import EXAMPLES, PIPELINES, Family, named
 from regionroute.errors import UserError
 from regionroute.files import is_hub_id
 from regionroute.models import embedded as nano
@@ -32,7 +32,7 @@ from regionroute.models import embedded as nano
 SETTINGS_FILE = "regionroute.json"
 RENAMED = {"closer": "refine_crop"}  # keys of bases saved by earlier versions
 INDEX_FILE = "model_index.json"
-PIPELINES = " or ".join(family.pipeline for family in FAMILIES)
+KNOWN = " or ".join(PIPELINES)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def resolve(spec: str) -> Path | str:
         raise UserError(
             f"base {spec!r}: no such folder; give {' or '.join(nano.NAMES)}, a folder with "
             "model_index.json, or a hub id such as "
-            f"{' or '.join(family.example for family in FAMILIES)}"
+            f"{' or '.join(EXAMPLES)}"
         )
     return spec
 
@@ -141,7 +141,7 @@ def read_index(spec: str, source: Path | str) -> dict[str, Any]:
     index = _read_object(Path(path))
     found = index.get("_class_name")
     if named(found) is None:
-        raise UserError(f"base {spec}: this is a {found}, but editing needs a {PIPELINES}")
+        raise UserError(f"base {spec}: this is a {found}, but editing needs a {KNOWN}")
     return index
 
 
@@ -162,7 +162,7 @@ def explained(spec: str, source: Path | str) -> Iterator[None]:
             "or the connection, or download it first"
         ) from None
     except EntryNotFoundError:
-        raise UserError(f"base {spec}: this repository lacks files of a {PIPELINES}") from None
+        raise UserError(f"base {spec}: this repository lacks files of a {KNOWN}") from None
     except GatedRepoError:
         raise UserError(
             f"base {spec}: its licence has to be accepted on the hub first; do that at "

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from regionroute.diffusion.families import Family, family_of_config
 from regionroute.errors import UserError
 from regionroute.files import read_json
-from regionroute.models.loading import AUTOENCODERS
+from regionroute.models.loading import autoencoder_class
 from regionroute.models.source import BaseSettings, family_in, read_index, read_settings, resolve
 from regionroute.planning.counter import counted
 
@@ -159,9 +159,9 @@ def read_sizes(spec: str) -> BaseSizes:
     source = resolve(spec)
     if isinstance(source, Path):
         index = read_index(spec, source)
-        networks = family_in(index).networks
-        parts = {part: read_json(source / part / "config.json") for part in networks}
-        vae_class = AUTOENCODERS.get(index["vae"][1], AutoencoderKL)
+        family, vae = family_in(index), index["vae"][1]
+        parts = {part: read_json(source / part / "config.json") for part in family.networks}
+        vae_class = autoencoder_class(vae) if vae in family.autoencoders else AutoencoderKL
         return BaseSizes(
             spec, f"the files in {source}", source, read_settings(source), parts, vae_class
         )
@@ -175,7 +175,7 @@ def read_sizes(spec: str) -> BaseSizes:
     values: dict[str, Any] = family.defaults(source == KLEIN_DISTILLED)
     return BaseSizes(
         spec, "the public description of it", None, BaseSettings(**values), parts,
-        AUTOENCODERS[family.autoencoders[0]],
+        autoencoder_class(family.autoencoders[0]),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from regionroute.planning.counter import MemoryCounter, default_dtype, fake_tens
 
 if TYPE_CHECKING:
     from regionroute.config.run import RunConfig
+    from regionroute.diffusion.family import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _loss_networks(
     with default_dtype(dtype):
         vae = autoencoder().requires_grad_(False).eval()
     vgg = VggFeatures(empty_weights())
-    decode = partial(family_of_config(settings).decode_latents, vae)
+    decode = partial(family_of_config(settings).decode_latents, cast("Autoencoder", vae))
     return LossNetworks(decode, vgg), [*vae.parameters(), *vgg.parameters()]
 
 

@@ -9,7 +9,8 @@ family's, see `Family.original`.
 import re
 from collections.abc import Collection, Mapping
 
-from regionroute.diffusion.families import FAMILIES, KONTEXT, Family
+from regionroute.diffusion.families import Family, every_family
+from regionroute.diffusion.flux_kontext import FAMILY as KONTEXT
 
 MLP = "proj_mlp"  # the one part of a joined layer that is not as wide as its input
 MLP_RATIO = 4  # fixed in diffusers' FluxSingleTransformerBlock
@@ -24,7 +25,7 @@ _PREFIXES = re.compile(
 
 def naming_family(modules: Collection[str]) -> Family:
     """The family whose names all these diffusers modules are; the first of several."""
-    fits = (f for f in FAMILIES if all(original_name(module, f) for module in modules))
+    fits = (f for f in every_family() if all(original_name(module, f) for module in modules))
     return next(fits, KONTEXT)
 
 

@@ -17,6 +17,7 @@ UNUSED = (
     "bitsandbytes", "peft", "torchvision", "triton", "scipy.stats", "scipy.optimize", "networkx",
     "torchao", "deepspeed", "sklearn", "pandas", "onnxruntime", "lpips", "tensorboard", "cv2",
     "torchmetrics", "skimage", "pytorch_optimizer", "train", "eval", "pseudo_labels",
+    "regionroute.diffusion.flux2_klein",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "scipy", "pydantic")
 

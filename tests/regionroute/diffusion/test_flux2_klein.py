@@ -19,9 +19,11 @@ from regionroute.adapters.files.formats import read_blend, write_lora
 from regionroute.attention import AttentionPlan, AttentionRecorder, layer_names
 from regionroute.data.images import from_pil
 from regionroute.data.manifest import StyleSpec
-from regionroute.diffusion.families import KLEIN, KONTEXT, family_of
+from regionroute.diffusion.families import family_of
 from regionroute.diffusion.flow import predict_velocity, sample
+from regionroute.diffusion.flux2_klein import FAMILY as KLEIN
 from regionroute.diffusion.flux2_klein import patchify, unpatchify
+from regionroute.diffusion.flux_kontext import FAMILY as KONTEXT
 from regionroute.diffusion.latents import pack
 from regionroute.errors import UserError
 from regionroute.models.loading import load_base, load_skeleton

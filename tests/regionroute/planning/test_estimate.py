@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, Flux2Transformer2DModel, FluxTransformer2DModel
 
 from regionroute.config.run import OptimConfig, load_config
-from regionroute.diffusion import families
+from regionroute.diffusion import flux2_klein
 from regionroute.errors import UserError
 from regionroute.planning.chips import CHIPS, chip, chip_of
 from regionroute.planning.estimate import (
@@ -90,7 +90,7 @@ def test_kontext_encoders_have_their_published_sizes():
 
 def test_klein_has_its_published_sizes():
     base = read_sizes(KLEIN)
-    assert base.family is families.KLEIN
+    assert base.family is flux2_klein.FAMILY
     assert (base.vae_scale, base.latent_channels, base.settings.guidance) == (8, 32, 4.0)
     assert read_sizes(KLEIN_DISTILLED).settings.steps == 4
     with torch.device("meta"):
