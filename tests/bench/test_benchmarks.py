@@ -182,17 +182,42 @@ def test_absent_words(tmp_path):
     assert 0.5 < found["area under the curve"] <= 1
 
 
-@pytest.mark.slow
-def test_gates(tmp_path, assets):
-    pairs = tmp_path / "pairs"
+NANO_PHOTOS = REPOSITORY / "regionroute/models/nano_photos/experts"
+
+
+@pytest.fixture(scope="module")
+def photo_pairs(tmp_path_factory, assets):
+    """Folder of a few labelled photos."""
+    pairs = tmp_path_factory.mktemp("pairs") / "pairs"
     label = ["--labels", assets / "photos/labels.jsonl", "--styles", "small_photos", "--only",
              "watercolour,neon", "--size", "128", "--split-val", "0.1", "--out", pairs]  # fmt: skip
     command = [sys.executable, "-m", "regionroute.cli", "label", *label]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
-    experts = REPOSITORY / "regionroute/models/nano_photos/experts"
+    return pairs
+
+
+@pytest.mark.slow
+def test_photos_says_who_paints(tmp_path, assets, photo_pairs):
     weights = assets / "weights/lpips/alexnet_features.safetensors"
-    values = run(tmp_path, "gates", "--manifest", pairs, "--weights", weights,
-                 "--experts", experts, "--skip", "1", "--pairs", "2")  # fmt: skip
+    values = run(tmp_path, "photos", "--manifest", photo_pairs, "--weights", weights,
+                 "--experts", NANO_PHOTOS, "--pairs", "2", "--out", tmp_path / "out")  # fmt: skip
+    means = {
+        name: groups["all"]["lpips_ratio"]["mean"] for name, groups in values["methods"].items()
+    }
+    assert "plain, without" not in means  # needs experts of its own
+    assert means["base, plain"] != means["plain, with"]
+    assert means["expert paints, routed"] != means["routed, with"]
+    assert means["expert paints, true mask"] != means["routed by the true mask"]
+    same = {values["methods"][name]["all"]["map_iou"]["mean"]
+            for name in ("routed, with", "expert paints, routed")}  # fmt: skip
+    assert len(same) == 1  # who paints does not change the map
+
+
+@pytest.mark.slow
+def test_gates(tmp_path, assets, photo_pairs):
+    weights = assets / "weights/lpips/alexnet_features.safetensors"
+    values = run(tmp_path, "gates", "--manifest", photo_pairs, "--weights", weights,
+                 "--experts", NANO_PHOTOS, "--skip", "1", "--pairs", "2")  # fmt: skip
     ways = values["cut out by"]
     assert values["edits"] == 2
     assert ways["the true mask"]["pixel_iou"]["mean"] == 1
