@@ -181,7 +181,7 @@ def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
                 (mask[0] >= 0.5).float(),
                 region.object,
                 region.style,
-                editor.styles.look(region.style).words,
+                editor.styles.resolve(region.style).words,
                 tuple(sample.flags),
             )
         )
