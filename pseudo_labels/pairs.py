@@ -65,7 +65,8 @@ class PairMaker:
             fault = sample_fault(checks, word, words, self.settings.limits)
             if fault is None and self.settings.judge is not None:
                 judge = self.settings.judge
-                checks |= cached_answers(self.out, file, target, item.segment, words, judge)
+                pair = (self.content, target)
+                checks |= cached_answers(self.out, file, pair, item.segment, words, judge)
                 fault = judge.fault(checks)
             if fault:
                 name = style.entry.spec.name

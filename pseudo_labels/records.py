@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from pseudo_labels.curate.judge import CAPTION, QUESTIONS
 from pseudo_labels.job import REVISION, BuildSettings, BuiltStyle, PhotoJob, PhotoResult
 from pseudo_labels.segment.weights import fingerprint
 from regionroute.errors import UserError
@@ -27,7 +28,7 @@ def _key(job: PhotoJob, styles: Sequence[BuiltStyle], settings: BuildSettings) -
         for item in job.photo.objects
     ]
     finder = settings.find.fingerprint() if not all(i.masked for i in job.photo.objects) else None
-    judge = fingerprint(settings.judge.model) if settings.judge else None
+    judge = [fingerprint(settings.judge.model), QUESTIONS, CAPTION] if settings.judge else None
     named = [(style.entry.spec, style.stylizer.fingerprint) for style in styles]
     photo = (job.hash, job.photo.name, str(job.photo.path), job.photo.line, dict(job.photo.facts))
     revisions = [REVISION, _RECORD_REVISION]

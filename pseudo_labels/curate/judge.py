@@ -1,11 +1,14 @@
-"""Questions to a vision-language model about each sample, and captions of photos.
+"""Asks a vision-language model yes/no questions about each sample, and for captions of photos.
 
-Any image-text-to-text model of transformers that has a chat template serves (Qwen2.5-VL, SmolVLM,
-LLaVA, ...). An answer that is neither yes nor no counts against the sample and is counted.
+Any image-text-to-text model of transformers with a chat template that takes two images works
+(Qwen2.5-VL, SmolVLM, LLaVA, ...). A sample is kept only if every answer is yes; an answer that is
+neither yes nor no rejects it (StyleExpert §4.5: failed stylisation, broken layout, wrong attributes
+and changed objects are filtered out).
 """
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +23,33 @@ from regionroute.data.images import to_pil
 from regionroute.errors import UserError
 from regionroute.files import read_json, settings_hash, write_json
 
+_PAIR = "The first image is a photo, the second is the same photo with its {word} restyled. "
 QUESTIONS = {
-    "object": "Does this picture show a {word}?",
-    "style": "Is the {word} in this picture drawn in {style} style?",
+    "layout": _PAIR + "Is the {word} in the same place, with the same shape and pose, in both?",
+    "attributes": _PAIR + "Does the {word} have the same parts and the same attributes, such as "
+    "number, age, gender and expression, in both, apart from its style?",
+    "identity": _PAIR + "Is the second image still recognisable as the same {word}?",
+    "style": _PAIR + "Is the {word} in the second image drawn in {style} style?",
 }
-CAPTION = "Describe this picture in one short sentence."
-_ORDER = "Answer with yes or no."
+# The style is learned from images; a caption that names it would leak it (StyleExpert §4.5).
+CAPTION = (
+    "Describe the content of this image in one short sentence: objects, their number, poses and "
+    "places. Do not mention colours, lighting, mood, medium or artistic style."
+)
+_INSTRUCTION = "Answer with yes or no."
 _ANSWER = re.compile(r"[^a-z]*(yes|no)\b")
-_TOKENS = 48  # of an answer, enough for a sentence
-_RIM = 0.15  # of the box's sides, shown around the object
+_TOKENS = 48  # maximum length of an answer, enough for a sentence
+_RIM = 0.15  # margin around the object, as a fraction of the sides of its box
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """A judge and what it is asked.
+    """A judge and its tasks.
 
     Attributes:
         model: hub id or local folder of a vision-language model.
         device: where it runs.
-        caption: whether photos get a caption as well.
+        caption: also caption the photos.
     """
 
     model: str
@@ -46,15 +57,15 @@ class JudgeSettings:
     caption: bool = False
 
     def load(self) -> "VisionJudge":
-        """The judge, loaded once a process.
+        """Load the judge, once per process.
 
         Raises:
-            UserError: it cannot be had.
+            UserError: it cannot be loaded.
         """
         return _judge(self.model, self.device)
 
     def fault(self, checks: dict[str, Any]) -> str | None:
-        """Why its answers speak against a sample; None: they do not."""
+        """Why the answers reject a sample; None: they do not."""
         for name in QUESTIONS:
             answer = checks.get(f"judge_{name}")
             if answer is None:
@@ -65,14 +76,14 @@ class JudgeSettings:
 
 
 class VisionJudge:
-    """Yes, no, or a sentence about a picture.
+    """A vision-language model that answers questions about images.
 
     Args:
         source: hub id or local folder.
         device: where the network runs.
 
     Raises:
-        UserError: it is not there, damaged, or has no chat template.
+        UserError: it is missing, damaged, or has no chat template.
     """
 
     def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
@@ -82,15 +93,18 @@ class VisionJudge:
             raise UserError(f"{source}: this model has no chat template, give one that has")
         self.model = model.to(device)
 
-    def ask(self, image: Tensor, question: str) -> bool | None:
-        """Yes or no to a question about a picture [3, H, W]; None for any other answer."""
-        found = _ANSWER.match(self.say(image, f"{question} {_ORDER}").lower())
+    def ask(self, images: Sequence[Tensor], question: str) -> bool | None:
+        """Answer to a yes/no question about images [3, H, W]; None for any other answer."""
+        found = _ANSWER.match(self.say(images, f"{question} {_INSTRUCTION}").lower())
         return None if found is None else found[1] == "yes"
 
     @torch.no_grad()
-    def say(self, image: Tensor, text: str) -> str:
-        """The model's answer to a text about a picture [3, H, W] in [0, 1]; nothing random."""
-        content = [{"type": "image", "image": to_pil(image)}, {"type": "text", "text": text}]
+    def say(self, images: Sequence[Tensor], text: str) -> str:
+        """Greedy answer to a text about images [3, H, W] in [0, 1], in their order."""
+        content: list[dict[str, Any]] = [
+            {"type": "image", "image": to_pil(image)} for image in images
+        ]
+        content.append({"type": "text", "text": text})
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
@@ -99,8 +113,8 @@ class VisionJudge:
             return_tensors="pt",
         ).to(self.model.device)
         ids = self.model.generate(**inputs, max_new_tokens=_TOKENS, do_sample=False)
-        told = ids[0, inputs["input_ids"].shape[1] :]
-        return str(self._processor.decode(told, skip_special_tokens=True)).strip()
+        answer = ids[0, inputs["input_ids"].shape[1] :]
+        return str(self._processor.decode(answer, skip_special_tokens=True)).strip()
 
 
 @functools.cache
@@ -109,40 +123,45 @@ def _judge(source: str, device: str) -> VisionJudge:
 
 
 def cached_answers(
-    out: Path, file: str, target: Tensor, segment: Segment, style: str, settings: JudgeSettings
+    out: Path,
+    file: str,
+    images: tuple[Tensor, Tensor],
+    segment: Segment,
+    style: str,
+    settings: JudgeSettings,
 ) -> dict[str, bool | None]:
-    """The judge's answers about a sample, asked once.
+    """The judge's answers about a sample; each question is asked once and recorded.
 
     Args:
-        out: the data set's folder.
-        file: the target's name, which changes with its content.
-        target: the target [3, H, W].
-        segment: the object, whose box is shown with a rim.
-        style: the style's words.
+        out: folder of the data set.
+        file: name of the target, which changes with its content.
+        images: photo and target, [3, H, W] each.
+        segment: the object; both images are cropped around its box.
+        style: words of the style.
         settings: the judge.
 
     Returns:
-        "judge_object" and "judge_style": True, False, or None for an unclear answer.
+        "judge_NAME" for every name in `QUESTIONS`: True, False, or None for an unclear answer.
     """
     asked = {name: text.format(word=segment.word, style=style) for name, text in QUESTIONS.items()}
     key = settings_hash([file, asked, fingerprint(settings.model)])
     record = out / ".cache" / "answers" / f"{key}.json"
     answers = _known(record)
     if answers is None or set(answers) != {f"judge_{name}" for name in asked}:
-        crop = _around(target, segment)
+        crops = [_around(image, segment) for image in images]
         judge = settings.load()
-        answers = {f"judge_{name}": judge.ask(crop, text) for name, text in asked.items()}
+        answers = {f"judge_{name}": judge.ask(crops, text) for name, text in asked.items()}
         write_json(record, answers)
     return answers
 
 
 def cached_caption(out: Path, context: str, content: Tensor, settings: JudgeSettings) -> str:
-    """One sentence about a photo [3, H, W], asked once; `context` is its name in the data set."""
+    """Caption of a photo [3, H, W], recorded; `context` is its name in the data set."""
     key = settings_hash([context, CAPTION, fingerprint(settings.model)])
     record = out / ".cache" / "answers" / f"{key}.json"
     known = _known(record)
     if known is None or not isinstance(known.get("caption"), str):
-        known = {"caption": " ".join(settings.load().say(content, CAPTION).split())}
+        known = {"caption": " ".join(settings.load().say([content], CAPTION).split())}
         write_json(record, known)
     return str(known["caption"])
 
@@ -153,12 +172,12 @@ def _known(record: Path) -> dict[str, Any] | None:
     try:
         content = read_json(record)
     except UserError:
-        return None  # damaged from outside: ask again
+        return None  # damaged: ask again
     return content if isinstance(content, dict) else None
 
 
-def _around(picture: Tensor, segment: Segment) -> Tensor:
-    """The object's box with a rim."""
+def _around(image: Tensor, segment: Segment) -> Tensor:
+    """Crop an image to the box of an object with a margin."""
     y0, x0, y1, x1 = segment.box
     dy, dx = round(_RIM * (y1 - y0)), round(_RIM * (x1 - x0))
-    return picture[:, max(0, y0 - dy) : y1 + dy, max(0, x0 - dx) : x1 + dx]
+    return image[:, max(0, y0 - dy) : y1 + dy, max(0, x0 - dx) : x1 + dx]

@@ -1,7 +1,7 @@
-"""An example picture of the same style for every sample, as StyleExpert's triplets have.
+"""Picks a style reference for every sample, as in the triplets of StyleExpert (§4.5).
 
-Source: StyleExpert §4.5: of all pictures of a style the nearest by embedding, never one of the same
-content, so that the example can teach the style only.
+The reference is the nearest image of the same style by embedding, never of the same content, so
+that it shows the style only.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ from regionroute.files import atomic_write, settings_hash, text_hash
 def nearest_reference(
     embeddings: Tensor, style_ids: Sequence[int], content_ids: Sequence[int]
 ) -> LongTensor:
-    """For every row the nearest other row of its style and of another content.
+    """For every row, find the nearest other row of its style and of another content.
 
     Args:
         embeddings: [N, D], any scale.
-        style_ids: N numbers.
-        content_ids: N numbers.
+        style_ids: N ids.
+        content_ids: N ids.
 
     Returns:
-        [N] indices; -1 where there is none. Of equally near rows the first.
+        [N] indices, -1 if there is none; the first of equally near rows.
 
     Raises:
-        ValueError: not as many ids as rows.
+        ValueError: the numbers of ids and rows differ.
     """
     if not len(embeddings) == len(style_ids) == len(content_ids):
         raise ValueError(
@@ -50,20 +50,20 @@ def nearest_reference(
     for row, vector in enumerate(unit):
         allowed = (styles == styles[row]) & (contents != contents[row])
         if allowed.any():
-            likeness = torch.where(allowed, unit @ vector, torch.tensor(-torch.inf).double())
-            nearest[row] = likeness.argmax()
+            similarity = torch.where(allowed, unit @ vector, torch.tensor(-torch.inf).double())
+            nearest[row] = similarity.argmax()
     return nearest  # type: ignore[return-value]
 
 
-class PictureEncoder:
-    """Embeddings of pictures by any vision model of transformers (SigLIP, CLIP, DINOv2, ...).
+class ImageEncoder:
+    """Embeds images with any vision model of transformers (SigLIP, CLIP, DINOv2, ...).
 
     Args:
         source: hub id or local folder.
         device: where the network runs.
 
     Raises:
-        UserError: it is not there or damaged.
+        UserError: it is missing or damaged.
     """
 
     def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
@@ -71,39 +71,39 @@ class PictureEncoder:
         self.model = model.to(device)
 
     @torch.no_grad()
-    def embed(self, picture: Tensor) -> Tensor:
-        """Picture [3, H, W] in [0, 1] to [D]."""
-        inputs = self._processor(images=to_pil(picture), return_tensors="pt")
+    def embed(self, image: Tensor) -> Tensor:
+        """Embed an image [3, H, W] in [0, 1]: [D]."""
+        inputs = self._processor(images=to_pil(image), return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device)
         if hasattr(self.model, "get_image_features"):
-            answer: Any = self.model.get_image_features(pixel_values=pixels)
+            output: Any = self.model.get_image_features(pixel_values=pixels)
         else:
-            answer = self.model(pixel_values=pixels)
-        vector = answer if isinstance(answer, Tensor) else answer.pooler_output
+            output = self.model(pixel_values=pixels)
+        vector = output if isinstance(output, Tensor) else output.pooler_output
         return vector[0].float().cpu()
 
 
 @functools.cache
-def _encoder(source: str, device: str) -> PictureEncoder:
-    return PictureEncoder(source, device)
+def _encoder(source: str, device: str) -> ImageEncoder:
+    return ImageEncoder(source, device)
 
 
 def add_references(
     samples: Sequence[EditSample], out: Path, encoder: str, device: str = "cpu"
 ) -> list[EditSample]:
-    """Name for each sample the one whose object shows its style best.
+    """Choose the reference of each sample.
 
     Args:
         samples: samples of a data set; those with several regions get none.
-        out: the data set's folder; embeddings are kept in its cache.
+        out: folder of the data set; embeddings are cached in it.
         encoder: hub id or folder of an image encoder.
         device: where it runs.
 
     Returns:
-        The samples in their order; `provenance["reference"]` is the other sample's id, or None.
+        The samples in order; `provenance["reference"]` is the id of another sample, or None.
 
     Raises:
-        UserError: the encoder cannot be had.
+        UserError: the encoder cannot be loaded.
     """
     single = [sample for sample in samples if len(sample.regions) == 1]
     bar = tqdm(single, desc="references", unit="sample", disable=None)
@@ -126,18 +126,18 @@ def add_references(
 
 
 def _embedding(sample: EditSample, out: Path, encoder: str, device: str) -> Tensor:
-    """Of the restyled object alone, its surroundings grey; kept under the target's name."""
+    """Embedding of the restyled object on grey; cached under the name of the target."""
     key = settings_hash([sample.target, text_hash(fingerprint(encoder))])[:16]
     record = out / ".cache" / "embeddings" / f"{key}.safetensors"
     try:
         return load_file(record)["embedding"]
     except (OSError, SafetensorError, KeyError):
-        pass  # not there yet, or damaged from outside
+        pass  # missing or damaged
     region = sample.regions[0]
     y0, x0, y1, x1 = region.box
     inside = read_mask(out / region.mask) > 0
-    picture = torch.where(inside, read_image(out / sample.target), torch.tensor(0.5))
-    vector = _encoder(encoder, device).embed(picture[:, y0:y1, x0:x1])
+    image = torch.where(inside, read_image(out / sample.target), torch.tensor(0.5))
+    vector = _encoder(encoder, device).embed(image[:, y0:y1, x0:x1])
     with atomic_write(record) as temporary:
         save_file({"embedding": vector}, temporary)
     return vector

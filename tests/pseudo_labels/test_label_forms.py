@@ -431,10 +431,11 @@ class TestCuration:
 
     def test_a_judges_no_is_a_reason(self, photos, tmp_path, monkeypatch):
         class Judge:
-            def ask(self, image, question):
+            def ask(self, images, question):
+                assert len(images) == 2
                 return None if "cyberpunk" in question else True
 
-            def say(self, image, text):
+            def say(self, images, text):
                 return "a still life"
 
         monkeypatch.setattr(judge_module, "_judge", lambda *_: Judge())

@@ -3,6 +3,8 @@ import torch
 
 from pseudo_labels.curate import judge as judge_module
 from pseudo_labels.curate.judge import (
+    CAPTION,
+    QUESTIONS,
     JudgeSettings,
     VisionJudge,
     cached_answers,
@@ -12,6 +14,7 @@ from pseudo_labels.segment import Segment
 from regionroute.errors import UserError
 
 PICTURE = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(0))
+TARGET = 1 - PICTURE
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +31,10 @@ def segment():
 
 def test_a_real_model_answers_in_words(model):
     judge = VisionJudge(model)
-    said = judge.say(PICTURE, "is this a dog?")
+    said = judge.say([PICTURE], "is this a dog?")
     assert isinstance(said, str)
-    assert judge.say(PICTURE, "is this a dog?") == said
-    assert judge.ask(PICTURE, "is this a dog?") in (True, False, None)
+    assert judge.say([PICTURE], "is this a dog?") == said
+    assert judge.ask([PICTURE, PICTURE.flip(-1)], "is this a dog?") in (True, False, None)
 
 
 def test_a_model_without_a_chat_template_is_refused(networks, tmp_path):
@@ -55,53 +58,72 @@ def test_a_model_without_a_chat_template_is_refused(networks, tmp_path):
 )
 def test_yes_no_or_unclear(model, monkeypatch, said, meant):
     judge = VisionJudge(model)
-    monkeypatch.setattr(judge, "say", lambda image, text: said)
-    assert judge.ask(PICTURE, "?") is meant
+    monkeypatch.setattr(judge, "say", lambda images, text: said)
+    assert judge.ask([PICTURE], "?") is meant
 
 
 class Fake:
-    """Says what it is told to and keeps what it was asked."""
+    """Gives prepared answers and records the questions."""
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
 
-    def ask(self, image, question):
-        self.asked.append((tuple(image.shape), question))
+    def ask(self, images, question):
+        self.asked.append((images, question))
         return self.answers.pop(0)
 
-    def say(self, image, text):
-        self.asked.append((tuple(image.shape), text))
+    def say(self, images, text):
+        self.asked.append((images, text))
         return "a  dog\non grass"
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    judge = Fake(True, False)
+    judge = Fake(True, True, False, True)
     monkeypatch.setattr(judge_module, "_judge", lambda *_: judge)
     return judge
 
 
-def test_the_object_is_shown_with_a_rim_and_asked_about_once(fake, segment, tmp_path):
+def test_photo_and_target_are_cropped_and_asked_about_once(fake, segment, tmp_path):
     settings = JudgeSettings("some/model")
-    arguments = (tmp_path, "targets/a.png", PICTURE, segment, "neon", settings)
+    arguments = (tmp_path, "targets/a.png", (PICTURE, TARGET), segment, "neon", settings)
     answers = cached_answers(*arguments)
-    assert answers == {"judge_object": True, "judge_style": False}
+    assert answers == {
+        "judge_layout": True,
+        "judge_attributes": True,
+        "judge_identity": False,
+        "judge_style": True,
+    }
     assert cached_answers(*arguments) == answers
-    assert [question for _, question in fake.asked] == [
-        "Does this picture show a dog?",
-        "Is the dog in this picture drawn in neon style?",
-    ]
-    assert fake.asked[0][0] == (3, 26, 52)
+    assert len(fake.asked) == 4
+    for (photo, target), question in fake.asked:
+        assert torch.equal(photo, PICTURE[:, 17:43, 14:66])  # the box and 15 % around it
+        assert torch.equal(target, TARGET[:, 17:43, 14:66])
+        assert "dog" in question
+    assert ["neon" in question for _, question in fake.asked] == [False, False, False, True]
+
+
+def test_the_questions_are_about_layout_attributes_identity_and_style():
+    assert list(QUESTIONS) == ["layout", "attributes", "identity", "style"]
+    for word, name in (("pose", "layout"), ("age", "attributes"), ("same", "identity")):
+        assert word in QUESTIONS[name]
+    for question in QUESTIONS.values():
+        assert "first image is a photo" in question
+
+
+def test_captions_leave_out_colour_and_style():
+    for word in ("colours", "mood", "artistic style"):
+        assert word in CAPTION.partition("Do not mention")[2]
 
 
 def test_a_damaged_record_is_asked_again(fake, segment, tmp_path):
     fake.answers *= 2
     settings = JudgeSettings("some/model")
-    cached_answers(tmp_path, "a.png", PICTURE, segment, "neon", settings)
+    cached_answers(tmp_path, "a.png", (PICTURE, TARGET), segment, "neon", settings)
     for record in (tmp_path / ".cache" / "answers").iterdir():
         record.write_text("{half")
-    cached_answers(tmp_path, "a.png", PICTURE, segment, "neon", settings)
-    assert len(fake.asked) == 4
+    cached_answers(tmp_path, "a.png", (PICTURE, TARGET), segment, "neon", settings)
+    assert len(fake.asked) == 8
 
 
 def test_captions_are_one_line_and_asked_for_once(fake, tmp_path):
@@ -112,16 +134,18 @@ def test_captions_are_one_line_and_asked_for_once(fake, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "reason"),
     [
-        ((True, True), None),
-        ((False, True), "no to the question about the object"),
-        ((True, False), "no to the question about the style"),
-        ((True, None), "no clear answer about the style"),
+        ({}, None),
+        ({"layout": False}, "no to the question about the layout"),
+        ({"attributes": False}, "no to the question about the attributes"),
+        ({"identity": False}, "no to the question about the identity"),
+        ({"style": False}, "no to the question about the style"),
+        ({"style": None}, "no clear answer about the style"),
     ],
 )
-def test_what_speaks_against_a_sample(answers, told):
-    checks = dict(zip(("judge_object", "judge_style"), answers, strict=True))
+def test_any_other_answer_than_yes_rejects_a_sample(answers, reason):
+    checks = {f"judge_{name}": answers.get(name, True) for name in QUESTIONS}
     fault = JudgeSettings("m").fault(checks)
-    assert (fault is None) == (told is None)
-    assert told is None or told in fault
+    assert (fault is None) == (reason is None)
+    assert reason is None or reason in fault
