@@ -154,7 +154,7 @@ def training_step(
             distance = perceptual(clean, batch.target)
             total = total + config.flow.perceptual.weight * distance
         if recorder is not None and supervised:
-            losses = attention_loss(recorder.maps(), batch.plan, config.supervision)
+            losses = attention_loss(recorder.loss_maps(), batch.plan, config.supervision)
             focus, cover = losses["focus"], losses["cover"]
             focus_weight = supervision_scale * config.supervision.focus
             cover_weight = supervision_scale * config.supervision.cover

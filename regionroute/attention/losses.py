@@ -122,7 +122,8 @@ def attention_loss(
     """Focus and Cover of recorded maps, unweighted.
 
     Args:
-        maps: layer -> [B,S,h,w], as `AttentionRecorder.maps` gives them.
+        maps: layer -> [B,S,h,w] or, one a token, [B,S,K,h,w], as `AttentionRecorder.loss_maps`
+            gives them. Losses of tokens are averaged over those of their pair.
         plan: the masks and valid flags the maps were recorded with.
         settings: modes and constants. ``aggregate="layer"`` averages the losses of the layers,
             "map" takes one loss of the layers' mean map.
@@ -141,6 +142,8 @@ def attention_loss(
         stacked = torch.stack(list(maps.values()))
     else:
         raise ValueError(f'aggregate must be "layer" or "map", got {settings.aggregate!r}')
+    if stacked.ndim == 6:
+        return _token_loss(stacked, plan, settings)
     layers = stacked.shape[0]
     rows = stacked.flatten(0, 1)  # [L*B,S,h,w]
     masks = plan.masks.to(rows.device).repeat(layers, 1, 1, 1)
@@ -150,6 +153,22 @@ def attention_loss(
     return {
         "focus": focus.unflatten(0, (layers, -1)).mean(0),
         "cover": cover.unflatten(0, (layers, -1)).mean(0),
+    }
+
+
+def _token_loss(stacked: Tensor, plan: AttentionPlan, settings: LossSettings) -> dict[str, Tensor]:
+    """`attention_loss` of maps per token, [L,B,S,K,h,w]: each has the mask of its pair."""
+    layers, batch, pairs = stacked.shape[:3]
+    rows = stacked.flatten(0, 2)  # [L*B*S,K,h,w]: a pair is a sample, its tokens are the objects
+    masks = plan.masks.to(rows.device)[None, :, :, None].expand_as(stacked).flatten(0, 2)
+    real = plan.token_index.to(rows.device).ge(0).expand(layers, -1, -1, -1).flatten(0, 2)
+    focus = focus_loss(rows, masks, real, focus_input=settings.focus_input, tau=settings.tau)
+    cover = cover_loss(rows, masks, real, cover_mode=settings.cover_mode, alpha=settings.alpha)
+    has_mask = plan.masks.to(rows.device).flatten(2).sum(-1).gt(0)
+    valid = (plan.valid.to(rows.device) & has_mask).repeat(layers, 1)
+    return {
+        name: _object_mean(losses.view(layers * batch, pairs), valid).view(layers, batch).mean(0)
+        for name, losses in (("focus", focus), ("cover", cover))
     }
 
 

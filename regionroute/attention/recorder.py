@@ -72,6 +72,7 @@ class AttentionRecorder:
         self._specs = parse_sites(layers)
         self._plan: AttentionPlan | None = None
         self._maps: dict[str, Tensor] = {}
+        self._counts = torch.ones(1, 1)  # tokens of each pair, [B,S]
 
     def sites(self, transformer: nn.Module) -> list[AttentionSite]:
         """The sites in a model, which may be wrapped; each site's name is its map's.
@@ -170,6 +171,23 @@ class AttentionRecorder:
         Raises:
             RuntimeError: nothing has been recorded.
         """
+        maps = self.loss_maps()
+        if self.norm != "selected":
+            return maps
+        counts = self._counts[..., None, None]
+        return {name: tokens.sum(2) / counts for name, tokens in maps.items()}
+
+    def loss_maps(self) -> dict[str, Tensor]:
+        """The maps that Focus and Cover are taken of, attached to their graph.
+
+        Returns:
+            As `maps`; with norm "selected" one map a token, name of the site -> [B,S,K,h,w]. There
+            the maps of a pair's K tokens sum to 1 at every position, so their mean is constant and
+            teaches nothing: the published code takes its losses per token.
+
+        Raises:
+            RuntimeError: nothing has been recorded.
+        """
         if not self._maps:
             raise RuntimeError("no forward pass was recorded")
         return dict(self._maps)
@@ -204,11 +222,14 @@ class AttentionRecorder:
             out, probs = attend_among(
                 query, key, value, plan.token_index, text_len=text_len, rows=rows, mask=mask
             )
-        count = plan.token_index.ge(0).sum(-1).clamp(min=1)  # [B,S]
+        count = self._counts = plan.token_index.ge(0).sum(-1).clamp(min=1)  # [B,S]
         for site in sites:
             # Reduced even in a recomputation, which must save the same tensors as the first run.
             picked = probs if site.heads is None else probs[:, list(site.heads)]
-            means = picked.mean(1).sum(-1).mT / count[..., None]  # [B,S,R]
+            if self.norm == "selected":
+                means = picked.mean(1).movedim(1, -1)  # [B,S,K,R]
+            else:
+                means = picked.mean(1).sum(-1).mT / count[..., None]  # [B,S,R]
             start = _first_row(site.tokens, plan) - rows.start
             means = means[..., start : start + plan.image_len]
             self._store(site.name, means.unflatten(-1, plan.grid))
