@@ -12,7 +12,7 @@ from regionroute.adapters.files.lora_file import read_lora_file
 from regionroute.config.run import load_config
 from regionroute.data.manifest import load_manifest
 from regionroute.editing.expert_settings import stored_routing
-from regionroute.models.loading import load_backbone
+from regionroute.models.loading import load_base
 from regionroute.models.tiny import build_tiny
 from train.data.encode import identity
 
@@ -53,7 +53,7 @@ def test_a_manifest():
 
 
 def test_label_records_are_continued(folder, capsys):
-    from pseudo_labels.label import main
+    from regionroute.cli.label import main
 
     records = {path: path.stat().st_mtime_ns for path in (folder / "labels/.cache").iterdir()}
     assert len(records) == 3
@@ -74,7 +74,7 @@ def test_experts(folder):
     assert [style.name for style in registry.styles] == STYLES
     routing = stored_routing(registry.extra, folder / "run/experts")
     assert (routing.threshold, routing.branch) == (0.45, "base")
-    backbone = load_backbone(str(folder / "tiny"))
+    backbone = load_base(str(folder / "tiny"))
     load_experts(folder / "run/experts", backbone)
     weights, _ = read_lora_file(folder / "run/experts" / registry.experts[0].file)
     loaded = [
@@ -92,7 +92,7 @@ def test_a_run_resumes_from_its_checkpoint_and_its_cache(folder, capsys):
     state = folder / "run/checkpoints/step-000003/trainer.json"
     facts = json.loads(state.read_text())
     # Random weights differ in their last bits between processors.
-    facts["facts"]["base_weights"] = identity(load_backbone(str(folder / "tiny")).transformer)
+    facts["facts"]["base_weights"] = identity(load_base(str(folder / "tiny")).transformer)
     state.write_text(json.dumps(facts))
     before = [json.loads(line) for line in (folder / "run/losses.jsonl").read_text().splitlines()]
     assert main(["--config", "out/run/config.yaml"]) == 0

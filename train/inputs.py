@@ -92,7 +92,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
     quantize = config.base.quantize
     # Layers are quantised as they reach the device; all else waits for `place`.
     where = ranks.device if quantize else "cpu"
-    backbone = load_base(config.base.name, dtype, where, quantize)
+    backbone = load_base(config.base.name, dtype, where, quantize, revision=config.base.revision)
     backbone.settings = _settings(backbone, config)
     _check_layers(backbone, config)
     references = _references(config, selection, cache, ranks)

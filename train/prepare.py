@@ -53,6 +53,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     files = Files(cache.folder)
     hash_files(config, files, ranks)
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files))
+    config = _with_commit(config, inputs)
     perceptual = distributed.agree(lambda: _perceptual(config, inputs))
     if ranks.main:
         files.save()
@@ -86,6 +87,12 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
         validation=held_out if inputs.held_out else None,
         perceptual=perceptual,
     )  # fmt: skip
+
+
+def _with_commit(config: RunConfig, inputs: Inputs) -> RunConfig:
+    """The settings with the commit that the base was loaded from, if it is on the hub."""
+    base = config.base.model_copy(update={"revision": inputs.backbone.revision})
+    return config.model_copy(update={"base": base})
 
 
 def _reporter(

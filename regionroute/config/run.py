@@ -55,8 +55,15 @@ class BaseConfig(Section):
     name: Name = Field(
         "nano", description="embedded name, folder of a Kontext or FLUX.2-klein model, or hub id"
     )
+    revision: Name | None = Field(
+        None,
+        description="branch, tag or commit of a base on the hub; null: its main branch. The "
+        "commit used is written into the run's config.yaml and experts",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="precision of the frozen weights; the experts stay in float32"
+        "float32",
+        description="precision of the frozen weights; the experts' weights stay in float32, with "
+        "bfloat16 autocast computes their products in bfloat16",
     )
     quantize: Quantize | None = Field(
         None,
@@ -133,7 +140,7 @@ class ExpertsConfig(Section):
         0.0, description="router similarity: weight of the loss that evens out the use of experts"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="precision of the exported files; experts compute in float32"
+        "float32", description="precision of the exported files; training keeps float32 weights"
     )
     license: Name | None = Field(
         None, description="licence that the model card names, as on the hub; null: not stated"

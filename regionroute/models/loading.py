@@ -30,9 +30,11 @@ from regionroute.models.codec import PatchCodec
 from regionroute.models.quantize import check_quantize, quantize_blocks
 from regionroute.models.source import (
     BaseSettings,
+    commit_of,
     default_settings,
     explained,
     family_in,
+    find_index,
     is_distilled,
     read_index,
     read_settings,
@@ -56,6 +58,7 @@ class Backbone:
             offloading); None: the networks stay where they are.
         semantic_channels: the last latent channels, of which no picture is decoded: they tell what
             it shows.
+        revision: the commit it was loaded from, None for a local folder.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Backbone:
     distilled: bool = False
     semantic_channels: int = 0
     execution_device: torch.device | None = None
+    revision: str | None = None
     _empty: Text | None = None
 
     @property
@@ -196,6 +200,7 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     quantize: Quantize | None = None,
+    revision: str | None = None,
 ) -> Backbone:
     """Loads a base: every network frozen and in evaluation mode.
 
@@ -205,6 +210,8 @@ def load_base(
         dtype: of all networks, see :mod:`regionroute.models.quantize`.
         device: where they go.
         quantize: stores the transformer's blocks in fewer bits.
+        revision: branch, tag or commit of a hub id, None: its main branch. All parts are loaded
+            from the one commit that it names now, which is then `Backbone.revision`.
 
     Raises:
         UserError: no such base, of no known family, files missing or damaged, hub not reachable
@@ -214,10 +221,13 @@ def load_base(
         check_quantize(quantize)
     source = resolve(spec)
     with explained(spec, source):
-        index = read_index(spec, source)
+        commit = commit_of(find_index(spec, source, revision)) or revision
+        if isinstance(source, Path):
+            commit = None
+        index = read_index(spec, source, commit)
     settings = read_settings(source) if isinstance(source, Path) else default_settings(index)
     with quiet() if isinstance(source, Path) else contextlib.nullcontext():
-        parts = _load_parts(spec, source, index, dtype)
+        parts = _load_parts(spec, source, index, dtype, commit)
     backbone = Backbone(
         name=spec,
         family=family_in(index),
@@ -225,6 +235,7 @@ def load_base(
         fingerprint=fingerprint(parts["transformer"]),
         distilled=is_distilled(index),
         semantic_channels=int(parts["vae"].config.get("semantic_channels", 0)),
+        revision=commit,
         **parts,
     )
     for network in backbone.networks():
@@ -278,10 +289,13 @@ def _autoencoder(spec: str, index: dict[str, Any]) -> Any:
 
 
 def _load_parts(
-    spec: str, source: Path | str, index: dict[str, Any], dtype: torch.dtype
+    spec: str, source: Path | str, index: dict[str, Any], dtype: torch.dtype, revision: str | None
 ) -> dict[str, Any]:
     """All parts by their pipeline names."""
-    where, family = {"local_files_only": isinstance(source, Path)}, family_in(index)
+    where: dict[str, Any] = {"local_files_only": isinstance(source, Path)}
+    if revision is not None:
+        where["revision"] = revision
+    family = family_in(index)
     parts: dict[str, Any] = {}
     with explained(spec, source):
         for name, kind in family.small_parts.items():

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from safetensors import SafetensorError
 
@@ -130,15 +131,40 @@ def family_in(index: dict[str, Any]) -> Family:
     return family
 
 
-def read_index(spec: str, source: Path | str) -> dict[str, Any]:
+def find_index(spec: str, source: Path | str, revision: str | None = None) -> Path:
+    """``model_index.json`` of a folder, or of a repository on the hub, downloaded.
+
+    Args:
+        spec: as the user gave it, for errors.
+        source: see `resolve`.
+        revision: branch, tag or commit on the hub, None: its main branch.
+
+    Raises:
+        UserError: a revision of a local folder.
+    """
+    if isinstance(source, Path):
+        if revision is not None:
+            raise UserError(
+                f"base {spec}: revision {revision!r} is given, but only bases on the hub have "
+                "revisions and this one is a local folder: leave it out"
+            )
+        return source / INDEX_FILE
+    # Asked directly: diffusers' own loaders turn every refusal into one vague message.
+    return Path(hf_hub_download(source, INDEX_FILE, revision=revision))
+
+
+def commit_of(index: Path) -> str | None:
+    """The commit of a file in the hub's cache (``snapshots/<commit>/<file>``), None elsewhere."""
+    return index.parent.name if index.parent.parent.name == "snapshots" else None
+
+
+def read_index(spec: str, source: Path | str, revision: str | None = None) -> dict[str, Any]:
     """``model_index.json`` of a folder or of a repository on the hub.
 
     Raises:
         UserError: not JSON, or of a pipeline of no known family.
     """
-    # Asked directly: diffusers' own loaders turn every refusal into one vague message.
-    path = source / INDEX_FILE if isinstance(source, Path) else hf_hub_download(source, INDEX_FILE)
-    index = _read_object(Path(path))
+    index = _read_object(find_index(spec, source, revision))
     found = index.get("_class_name")
     if named(found) is None:
         raise UserError(f"base {spec}: this is a {found}, but editing needs a {KNOWN}")
@@ -160,6 +186,11 @@ def explained(spec: str, source: Path | str) -> Iterator[None]:
         raise UserError(
             f"base {spec}: no such folder here, and the hub cannot be reached; check the path "
             "or the connection, or download it first"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(
+            f"base {spec}: the repository on the hub has no such revision; give a branch, a tag or "
+            "a commit of it"
         ) from None
     except EntryNotFoundError:
         raise UserError(f"base {spec}: this repository lacks files of a {KNOWN}") from None

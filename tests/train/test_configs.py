@@ -77,3 +77,19 @@ def test_the_style_encoders_configurations_load(name, width):
     config = load_config(str(CONFIGS / f"{name}.yaml"), (), StyleEncoderConfig)
     assert len(config.head.levels) * config.head.tokens * config.head.width == width
     assert (config.tower.name is None) == (name == "nano_style_encoder")
+
+
+def test_the_extras_that_the_configurations_name_exist():
+    import re
+    import tomllib
+
+    known = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())
+    extras = set(known["project"]["optional-dependencies"])
+    named = {
+        extra
+        for path in CONFIGS.glob("*.yaml")
+        for group in re.findall(r"regionroute\[([^\]]+)\]", path.read_text())
+        for extra in group.split(",")
+    }
+    assert named
+    assert named <= extras
