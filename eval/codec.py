@@ -1,13 +1,5 @@
-"""What a base's autoencoder alone does to the pictures: the best that editing with it can reach.
+"""``regionroute codec``: what a base's autoencoder alone changes in images."""
 
-    python eval/codec.py --base nano --manifest data/scenes --split test --out codec.json
-
-Contexts go through the autoencoder and back: PSNR and background error of an edit that changes
-nothing. Targets do too: the error left on the object by an edit that is right. The numbers have
-the names and definitions of eval/rses.py; give the file to `eval/report/html.py --codec`.
-"""
-
-import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -23,6 +15,14 @@ from eval.metrics.region import leak
 from eval.report.page import check_option
 from eval.sources import Source, load_source, select_split
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
+from regionroute.cli.options import (
+    add_base,
+    add_batch_size,
+    add_device,
+    add_manifest,
+    check_least,
+    command_parser,
+)
 from regionroute.data.images import resize
 from regionroute.data.manifest import Manifest, load_manifest
 from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
@@ -143,28 +143,39 @@ def readable(manifest: Manifest, split: str) -> Iterable[Source]:
         try:
             yield load_source(manifest, index, sample)
         except UserError as error:
-            tqdm.write(f"left out: {error}", file=sys.stderr)
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+
+EPILOG = """\
+example:
+  regionroute codec --base nano --manifest data/scenes --out codec.json
+
+Contexts go through the autoencoder and back: PSNR and background error of an edit that changes
+nothing, the best that any edit with this base can reach. Targets do too: the residual error on the
+object of a perfect edit. Names and definitions are those of `regionroute score`; give the file to
+`regionroute report --codec`."""
+
+
+def parser() -> Parser:
+    """The arguments."""
+    parser = command_parser(
+        "codec", "Measure what a base's autoencoder alone changes in images.", EPILOG
+    )
+    add_base(parser, "nano")
+    add_manifest(parser, what="measure")
+    parser.add_argument("--out", required=True, metavar="JSON", help="file to write")
+    add_device(parser, "cpu")
+    add_batch_size(parser)
+    return parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command."""
-    parser = Parser(
-        prog="regionroute codec",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--base", default="nano", help="embedded name, folder or hub id")
-    parser.add_argument("--manifest", required=True, help="manifest.jsonl or its folder")
-    parser.add_argument("--split", default="test", help='split, or "all" (default: test)')
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures at once (default: 8)")
-    args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+    args = parser().parse_args(argv)
+    check_least(args, {"batch_size": 1})
     check_option("--out", args.out, check_output_file)
-    if Path(args.out).suffix.lower() != ".json":  # in the place of other data it would destroy it
+    if Path(args.out).suffix.lower() != ".json":  # it must not replace other data
         raise UserError(f"--out {args.out}: give a name that ends in .json")
     manifest = load_manifest(args.manifest)
     select_split(manifest, args.split)

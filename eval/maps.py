@@ -1,14 +1,5 @@
-r"""A page of attention maps: where the style word looks, over pictures and in numbers.
+"""``regionroute maps``: a page of region maps, over images and in numbers."""
 
-    python eval/maps.py --manifest data/scenes/manifest.jsonl \
-        --edits without=out/a --edits with=out/b --out maps.html
-
-Maps are found as DIR/<id>.map.png beside the edits DIR/<id>.png, as `regionroute edit --manifest …
---out-dir DIR` writes them. The means are over all samples of the split; a dozen of them, spread
-over styles and flags, are shown with their pictures.
-"""
-
-import argparse
 import random
 import sys
 from collections import Counter
@@ -25,44 +16,48 @@ from eval.report.page import check_page, write_page
 from eval.scoring import Row, Scorer
 from eval.sources import select_split
 from eval.summary import edit_methods, summarise
+from regionroute.cli.options import add_manifest, add_seed, check_least, command_parser
 from regionroute.data.manifest import EditSample, load_manifest
 from regionroute.errors import Parser, UserError, command
 
-TITLE = "Where the style word looks"
+TITLE = "Attention of the style word"
 
 
-def make_parser() -> Parser:
-    """The command's arguments."""
-    parser = Parser(
-        prog="regionroute maps",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+EPILOG = """\
+example:
+  regionroute maps --manifest data/scenes --edits without=out/a --edits with=out/b --out maps.html
+
+Maps are found as DIR/<id>.map.png next to the edits DIR/<id>.png, as `regionroute edit --manifest …
+--out-dir DIR` writes them. Means are over all samples of the split; --count of them, spread over
+styles and flags, are shown with their images."""
+
+
+def parser() -> Parser:
+    """The arguments."""
+    parser = command_parser(
+        "maps", "Show region maps over the images, and compare them with the masks.", EPILOG
     )
+    add_manifest(parser, what="show")
     add = parser.add_argument
-    add("--manifest", required=True, help="manifest.jsonl or its folder")
-    add("--split", default="test", help='split to show, "all" for every sample (default: test)')
     add(
         "--edits",
         action="append",
         required=True,
         metavar="[NAME=]DIR",
-        help="a folder of edits with maps; repeat it for every method to compare",
+        help="folder of edits with maps; repeat it to compare methods",
     )
-    add("--out", required=True, help="the HTML file to write")
-    add("--count", type=int, default=12, help="samples shown with pictures (default: 12)")
-    add("--seed", type=int, default=0, help="of the choice and the intervals (default: 0)")
-    add("--title", default=TITLE, help=f"heading (default: {TITLE})")
+    add("--out", required=True, metavar="HTML", help="page to write")
+    add("--count", type=int, default=12, metavar="N", help="samples shown with images (12)")
+    add_seed(parser, "the choice of samples and the intervals")
+    add("--title", default=TITLE, help=f"heading ({TITLE})")
     return parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; prints the means and the page's path."""
-    args = make_parser().parse_args(argv)
-    if args.count < 1:
-        raise UserError(f"--count {args.count}: must be at least 1")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: must not be negative")
+    args = parser().parse_args(argv)
+    check_least(args, {"count": 1, "seed": 0})
     check_page("--out", args.out)
     out = Path(args.out)
     methods = parse_edits(args.edits)

@@ -119,7 +119,7 @@ def _add_networks(parser: Parser) -> None:
     )
     add("--style-images", metavar="DIR", help="images of the styles: <style>.jpg, <style>/*.jpg")
     add("--judge", metavar="NAME", help="vision-language model for the four questions")
-    add("--judge-config", metavar="FILE", help="its prompts and opposite styles, YAML (judge)")
+    add("--judge-config", metavar="FILE", help="its prompts and opposite styles, YAML (built in)")
 
 
 @command

@@ -1,12 +1,5 @@
-"""Writes the report: one HTML file with pictures, numbers and explanations, nothing else needed.
+"""``regionroute report``: one HTML file with images, numbers and explanations."""
 
-    python eval/report/html.py --scores scores/ --out report.html --notes notes.json
-
-Notes are a JSON list of {"label": ..., "value": ...}, shown as facts at the top, and optionally one
-{"codec": {...}} with the content of codec.json (see eval/codec.py), shown as a reference row.
-"""
-
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +21,7 @@ from eval.report.page import (
 from eval.report.tables import format_value
 from eval.report.view import COLOURS, View, numbers_view
 from eval.summary import SCHEMA_VERSION, edit_methods
+from regionroute.cli.options import check_least, command_parser
 from regionroute.data.images import read_image
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import read_json, read_jsonl
@@ -205,25 +199,35 @@ def _change(scores: Path, files: View) -> Tensor:
     return change_map(source, read_image(scores / files["edit"]), mask)
 
 
+EPILOG = """\
+example:
+  regionroute report --scores scores --out report.html --notes notes.json
+
+Notes are a JSON list of {"label": ..., "value": ...}, shown as facts at the top."""
+
+
+def parser() -> Parser:
+    """The arguments."""
+    parser = command_parser(
+        "report",
+        "Write the report of finished scores: one HTML file with images, numbers and explanations.",
+        EPILOG,
+    )
+    add = parser.add_argument
+    add("--scores", required=True, metavar="DIR", help="folder written by `regionroute score`")
+    add("--out", required=True, metavar="HTML", help="file to write")
+    add("--title", help=f"heading ({TITLE})")
+    add("--notes", metavar="JSON", help="facts for the top of the page")
+    add("--codec", metavar="JSON", help="file of `regionroute codec`, shown as a reference row")
+    add("--limit", type=int, default=LIMIT, metavar="N", help=f"samples with images ({LIMIT})")
+    return parser
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command."""
-    parser = Parser(
-        prog="regionroute report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--scores", required=True, help="folder written by eval/rses.py")
-    parser.add_argument("--out", required=True, help="the HTML file to write")
-    parser.add_argument("--title", help=f"heading (default: {TITLE})")
-    parser.add_argument("--notes", help="JSON list of facts {label, value} for the top")
-    parser.add_argument("--codec", help="codec.json, shown as a reference row")
-    parser.add_argument(
-        "--limit", type=int, default=LIMIT, help=f"samples with pictures (default: {LIMIT})"
-    )
-    args = parser.parse_args(argv)
-    if args.limit < 0:
-        raise UserError(f"--limit {args.limit}: must not be negative")
+    args = parser().parse_args(argv)
+    check_least(args, {"limit": 0})
     check_page("--out", args.out)
     notes = read_json(args.notes) if args.notes else []
     if args.codec:

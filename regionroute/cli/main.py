@@ -139,7 +139,7 @@ def usage() -> str:
         [
             "usage: regionroute COMMAND [arguments]",
             "",
-            "Regional style transfer: restyle the named object, keep the rest of the picture.",
+            "Regional style transfer: restyle the named object, keep the rest of the image.",
             "",
             "commands:",
             *lines,

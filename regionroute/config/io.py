@@ -92,13 +92,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print all settings with their meaning, as they would be used, and end",
+        help="print all settings with their meaning, as they would be used, and exit",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="settings that win over the file, for example train.steps=400",
+        help="settings that override the file, for example train.steps=400",
     )
 
 

@@ -93,7 +93,7 @@ def test_the_command_on_a_real_kontext_folder(tiny_base, tiny_manifest, tmp_path
     assert split_notes([{"codec": result}])[1] == result
     printed = capsys.readouterr()
     assert "psnr_context" in printed.out
-    assert "left out" in printed.err
+    assert "skipped" in printed.err
     assert codec.main([*arguments, "--out", str(out), "--base", "./nowhere"]) == 2
     assert codec.main([*arguments, "--out", str(out), "--split", "none"]) == 2
     assert "nowhere" in capsys.readouterr().err

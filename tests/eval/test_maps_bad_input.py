@@ -41,7 +41,7 @@ ARGUMENTS = [
     ([*GOOD, "--out", "x" * 300 + ".html"], "the name is too long"),
     ([*GOOD, "--count", "0"], "--count 0: must be at least 1"),
     ([*GOOD, "--count", "1e3"], "invalid int value: '1e3'"),
-    ([*GOOD, "--seed", "-3"], "--seed -3: must not be negative"),
+    ([*GOOD, "--seed", "-3"], "--seed -3: must be at least 0"),
     ([*GOOD, "--seed", "inf"], "invalid int value: 'inf'"),
     ([*GOOD, "--editz", "good"], "unrecognized arguments: --editz"),
 ]

@@ -191,7 +191,7 @@ def test_an_empty_mask_names_its_file(tiny_base, experts, pictures, capsys):
     mask = load_manifest(pictures).root / "1.mask.png"
     write_image(mask, torch.zeros(1, 64, 64))
     assert run("--experts", experts, "--manifest", pictures, "--base", tiny_base) == 2
-    assert f"{mask}: the mask of sample 'pair-1' is empty" in capsys.readouterr().err
+    assert f"{mask}: the mask is empty" in capsys.readouterr().err
     assert not (experts / "calibration.json").exists()
 
 

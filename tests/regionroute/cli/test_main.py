@@ -80,7 +80,7 @@ def test_help_has_a_verb_and_an_example_and_needs_no_torch(name):
     assert re.search(rf"^  regionroute {name}\b", done.stdout, re.MULTILINE), "no example"
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained_with_its_default(name):
     unexplained = []
     for parser in parsers(name):
@@ -97,7 +97,7 @@ def test_every_option_is_explained_with_its_default(name):
     assert unexplained == []
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_example_is_accepted_by_its_parser(name):
     """Each line of an epilog that starts with this command parses; files are not opened."""
     module = importlib.import_module(COMMANDS[name].module)
