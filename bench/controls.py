@@ -30,6 +30,7 @@ from pseudo_labels.stylize.filters import FILTERS
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import write_image
 from regionroute.data.manifest import EditSample, load_manifest
+from regionroute.data.region_scores import mse_bg
 from regionroute.data.stats import describe
 from regionroute.editing.batch import sample_request
 from regionroute.editing.editor import Editor
@@ -225,7 +226,7 @@ def measured(method: Method, arms: Arms, scenes: Scenes) -> tuple[Tensor, list[d
     columns = {
         "error left": region.in_mask_ratio(edited, source, target, mask),
         "success": region.success(edited, source, target, mask),
-        "background": region.mse_bg(edited, source, mask),
+        "background": mse_bg(edited, source, mask),
         "leak": region.leak(edited, source, mask),
         "coverage": region.coverage(edited, source, mask),
         "map IoU": iou,
