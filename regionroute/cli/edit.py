@@ -1,4 +1,4 @@
-"""``regionroute edit``: one picture, a file of rows, or a split of a manifest."""
+"""``regionroute edit``: one image, a file of rows, or a split of a manifest."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from regionroute.pipeline import RegionRoutePipeline
 
 EPILOG = """\
-one picture:
+one image:
   regionroute edit photo.png --object dog --style pixel-art --out out.png
   regionroute edit photo.png --object dog --style pixel-art --out out.png \\
       --map map.png --side-by-side compare.png --seed 3
-  regionroute edit photo.png --prompt "turn the [dog] into a {pixel-art} picture" --out out.png
+  regionroute edit photo.png --prompt "turn the [dog] into a {pixel-art} image" --out out.png
 
 several objects, each in its own style:
   regionroute edit photo.png --object dog --style pixel-art --object cup --style line-art \\
@@ -31,17 +31,17 @@ several objects, each in its own style:
 a blend of styles:
   regionroute edit photo.png --object dog --style "0.6 pixel-art + 0.4 line-art" --out out.png
 
-the style of an example picture (experts trained with experts.router=similarity):
+the style of a reference image (experts trained with experts.router=similarity):
   regionroute edit photo.png --object dog --style-image ref.jpg --out out.png --experts EXPERTS
 
-one of several:
+one of several objects:
   regionroute edit photo.png --object dog --style pixel-art --instance leftmost --out out.png
 
-many pictures, the model loaded once; one JSON object a line, paths relative to the file:
+many images, with the model loaded once; one JSON object per line, paths relative to the file:
   {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
   regionroute edit --batch rows.jsonl --batch-size 8 --skip-existing
 
-every test sample of a manifest, as eval/rses.py reads them:
+every test sample of a manifest, as eval/rses.py expects them:
   regionroute edit --manifest data/scenes --split test --out-dir runs/nano/edits \\
       --experts runs/nano/experts
 
@@ -49,13 +49,14 @@ a real Kontext base:
   regionroute edit photo.png --object dog --style pixel-art --out out.png \\
       --base black-forest-labs/FLUX.1-Kontext-dev --experts EXPERTS --device cuda --dtype bfloat16
 
-Beside out.png goes out.json with every setting; the PNG carries the same text.
+All settings are written to out.json and into the metadata of the PNG.
 
-The map is the attention that the style's word (or the object's) gets from the picture. It is read
-where `regionroute calibrate` chose, else in the blocks that were supervised in training, without
-experts in all. --map-from names other places, BLOCK[.target|.context][:HEADS][@object] each:
-double.1 (mean over the heads), double.1.context:2 (head 2, asked by the source picture), all@object
-(every block, the object's word). Several count alike."""
+The region map is the attention of image tokens to the style word (or the object word). It is read
+at the attention sites that `regionroute calibrate` chose, else in the blocks that were supervised
+in training, without experts in all blocks. --map-from names other sites, each
+BLOCK[.target|.context][:HEADS][@object]: double.1 (mean over the heads), double.1.context:2 (head
+2, queries of the source image), all@object (every block, the object word). Several sites have
+equal weight."""
 
 MODES = ("routed", "plain")
 QUANTIZE = ("nf4", "fp8")
@@ -69,63 +70,80 @@ ONE = (
     "side_by_side",
     "region_map",
     "style_image",
-)  # options of a single picture
+)  # options of a single image
 SEVERAL = ("batch_size", "skip_existing")
 OF_MANIFEST = ("split", "out_dir")
 
 
 def parser() -> Parser:
-    """The arguments; building it imports nothing heavy."""
+    """The argument parser; building it imports nothing heavy."""
     parser = Parser(
         prog="regionroute edit",
-        description="Restyle the named object of a picture and keep the rest. The output has the "
-        "size of the input.",
+        description="Restyle a named object in an image and keep the rest. The output has the size "
+        "of the input.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("image", nargs="?", type=Path, help="the picture to edit")
-    one = parser.add_argument_group("one picture")
-    one.add_argument("--object", action="append", help="word for the object, for example dog")
+    parser.add_argument("image", nargs="?", type=Path, help="image to edit")
+    one = parser.add_argument_group("one image")
     one.add_argument(
-        "--style", action="append", help='by name, for example pixel-art, or "0.6 A + 0.4 B"'
+        "--object", action="append", help="word for the object, such as dog; repeat it for more"
+    )
+    one.add_argument(
+        "--style",
+        action="append",
+        help='name of a style, such as pixel-art, or a blend "0.6 A + 0.4 B"',
     )
     one.add_argument(
         "--style-image", type=Path, metavar="FILE", action="append",
-        help="an example of the style, in place of --style; one for each object",
+        help="reference image of the style, instead of --style; one per object",
     )  # fmt: skip
-    one.add_argument("--prompt", help="own wording: object in [brackets], style in {braces}")
-    one.add_argument("--out", type=Path, metavar="PNG", help="the edited picture")
-    one.add_argument("--map", type=Path, metavar="PNG", help="where the words look; 128 = border")
-    one.add_argument("--side-by-side", type=Path, metavar="PNG", help="source, edit and map")
+    one.add_argument("--prompt", help="use this wording: object in [brackets], style in {braces}")
+    one.add_argument("--out", type=Path, metavar="PNG", help="write the edited image here")
+    one.add_argument(
+        "--map", type=Path, metavar="PNG", help="write the region map here; its boundary is at 128"
+    )
+    one.add_argument(
+        "--side-by-side",
+        type=Path,
+        metavar="PNG",
+        help="write source, edit and map here, side by side",
+    )
     one.add_argument(
         "--region-map", type=Path, metavar="PNG", action="append",
-        help="where to restyle (white), in place of the model's own map; one for each object",
+        help="restyle here (white) instead of in the predicted region; one per object",
     )  # fmt: skip
-    many = parser.add_argument_group("many pictures")
-    many.add_argument("--batch", type=Path, metavar="JSONL", help="rows to edit")
-    many.add_argument("--manifest", type=Path, metavar="DIR", help="manifest whose samples to edit")
-    many.add_argument("--split", help="of the manifest (test)")
-    many.add_argument("--out-dir", type=Path, metavar="DIR", help="of the manifest's edits")
-    many.add_argument("--batch-size", type=int, help="pictures of one size at a time (8)")
+    many = parser.add_argument_group("many images")
+    many.add_argument("--batch", type=Path, metavar="JSONL", help="edit the rows of this file")
     many.add_argument(
-        "--skip-existing", action="store_true", default=None, help="leave out what is there"
+        "--manifest", type=Path, metavar="DIR", help="edit the samples of this manifest"
+    )
+    many.add_argument("--split", help="split of the manifest (test)")
+    many.add_argument(
+        "--out-dir", type=Path, metavar="DIR", help="write the edits of the manifest here"
+    )
+    many.add_argument("--batch-size", type=int, help="images of one size to edit at a time (8)")
+    many.add_argument(
+        "--skip-existing", action="store_true", default=None, help="skip edits whose output exists"
     )
     _add_how(parser)
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--base", help="nano-photos, nano (scenes), a pipeline's folder or a hub id (that of the "
-        "experts, else nano-photos)",
+        "--base", help="nano-photos, nano (drawn scenes), a folder in diffusers' layout or a hub "
+        "id (the base of the experts, else nano-photos)",
     )  # fmt: skip
-    model.add_argument("--experts", metavar="DIR", help="style experts (those of the base)")
-    model.add_argument("--zero-shot", action="store_true", help="the base alone, any style word")
-    model.add_argument("--steps", type=int, help="model calls for one edit (the base's own)")
-    model.add_argument("--guidance", type=float, help="guidance strength (the base's own)")
-    model.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    model.add_argument("--device", help="cpu, cuda, cuda:1, … (cuda where there is one)")
+    model.add_argument(
+        "--experts", metavar="DIR", help="folder of style experts (those bundled with the base)"
+    )
+    model.add_argument("--zero-shot", action="store_true", help="use the base alone, in any style")
+    model.add_argument("--steps", type=int, help="sampling steps (default of the base)")
+    model.add_argument("--guidance", type=float, help="guidance scale (default of the base)")
+    model.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, … (cuda if available)")
     model.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
+        help="dtype of the networks (float32); bfloat16 for FLUX.1-Kontext on a GPU",
     )  # fmt: skip
     model.add_argument(
         "--quantize", choices=QUANTIZE, help="store the base in 4 (nf4) or 8 (fp8) bits"
@@ -134,32 +152,32 @@ def parser() -> Parser:
 
 
 def _add_how(parser: Parser) -> None:
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("method")
     how.add_argument(
         "--mode", choices=MODES,
-        help="routed: the attention map decides where the style acts, the default for experts "
-        "that were trained for it; plain: the prompt alone, as in the paper",
+        help="routed: the region map decides where the style acts, the default for experts trained "
+        "for it; plain: the prompt alone, as in the paper",
     )  # fmt: skip
     how.add_argument(
         "--lock-background", action=argparse.BooleanOptionalAction,
-        help="keep every pixel outside the region exactly as it is (on when routed)",
+        help="keep every pixel outside the region exactly (on when routed)",
     )  # fmt: skip
     how.add_argument(
-        "--map-from", metavar="PLACES",
-        help="where maps and gates are read: a file of `regionroute calibrate`, or places such as "
-        '"double.1.context:2 all@object" (as calibrated or supervised)',
+        "--map-from", metavar="SITES",
+        help="read region maps at these attention sites: a file of `regionroute calibrate`, or "
+        'text such as "double.1.context:2 all@object" (as calibrated or supervised)',
     )  # fmt: skip
     how.add_argument(
-        "--strength", type=float, default=1.0, help="of the style, 0 to 1, when routed (1)"
+        "--strength", type=float, default=1.0, help="strength of the style, 0 to 1, when routed (1)"
     )
     how.add_argument(
         "--instance", choices=INSTANCES, default="all",
-        help="which of several objects of that word, when routed (all)",
+        help="edit this one of several objects of the word, when routed (all)",
     )  # fmt: skip
     how.add_argument(
         "--refine-crop", action=argparse.BooleanOptionalAction,
-        help="restyle small objects of large images once more in a crop around them (as the base "
-        "says)",
+        help="restyle small objects of large images once more in a crop around them (default of "
+        "the base)",
     )  # fmt: skip
     how.add_argument(
         "--sparse", action=argparse.BooleanOptionalAction,
@@ -185,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         0, or 1 when some rows failed; they are listed on stderr.
 
     Raises:
-        UserError: anything the user has to mend before an edit can be made.
+        UserError: anything the user has to fix before an edit can be made.
     """
     args = parser().parse_args(argv)
     if args.closer is not None:
@@ -207,16 +225,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuses senseless arguments before anything is loaded.
+    """Check the arguments before anything is loaded.
 
     Raises:
-        UserError: none or several of picture, batch and manifest; options of another of these;
+        UserError: none or several of image, batch and manifest; options of another of these;
             numbers out of range.
     """
     modes = [name for name in ("image", "batch", "manifest") if getattr(args, name)]
     if len(modes) != 1:
         raise UserError(
-            "give one of a picture, --batch ROWS or --manifest DIR"
+            "give one of an image, --batch ROWS or --manifest DIR"
             + (f", not {' and '.join(modes)} together" if modes else "; see --help for examples")
         )
     foreign = {
@@ -227,10 +245,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in foreign:
         if getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
-            where = {"image": "a single picture", "batch": "--batch (write it in the rows)"}
-            raise UserError(f"{option} does not go with {where.get(modes[0], '--manifest')}")
+            where = {"image": "a single image", "batch": "--batch (write it in the rows)"}
+            raise UserError(f"{option} cannot be used with {where.get(modes[0], '--manifest')}")
     if args.zero_shot and args.experts:
-        raise UserError("--zero-shot uses the base alone: leave out --experts")
+        raise UserError("--zero-shot uses the base alone: remove --experts")
     if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps {args.steps}: must be at least 1")
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
@@ -254,9 +272,9 @@ def _check_mode(args: argparse.Namespace, mode: str) -> None:
 
 
 def _check_words(args: argparse.Namespace) -> None:
-    """As many styles, in words or pictures, as objects; a marked prompt may say both."""
+    """As many styles, in words or images, as objects; a marked prompt may name both."""
     if args.style and args.style_image:
-        raise UserError("give --style or --style-image, not both: the picture is the style")
+        raise UserError("give --style or --style-image, not both")
     if not args.prompt:
         for name in ("object",) if args.style_image else ("object", "style"):
             if not all(words.strip() for words in getattr(args, name) or [""]):

@@ -1,4 +1,4 @@
-"""Many edits with one model: rows or a manifest, grouped by size, each bad row set apart."""
+"""Many edits with one model, from rows or a manifest: grouped by size, bad rows reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROW_KEYS = {
     "also": list,
     "style_image": str,
 }
-KINDS = {str: "a text", int: "a whole number", list: "a list"}
+KINDS = {str: "a string", int: "an integer", list: "a list"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -43,12 +43,12 @@ class Job:
     """One edit of a batch.
 
     Attributes:
-        name: how its problems are introduced, for example "rows.jsonl:3".
-        image: the picture to edit.
+        name: prefix of its error messages, for example "rows.jsonl:3".
+        image: the image to edit.
         destination: where the results go.
         request: what to do.
-        facts: what the settings file says besides, such as the id.
-        style_image: an example of the style.
+        facts: further metadata, such as the id.
+        style_image: a reference image of the style.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Job:
         return [self.image] if self.style_image is None else [self.image, self.style_image]
 
     def full_request(self) -> EditRequest:
-        """The request with its example picture, which is read only now.
+        """The request with its style image, which is read only now.
 
         Raises:
-            UserError: that picture is missing or damaged.
+            UserError: the style image is missing or damaged.
         """
         if self.style_image is None:
             return self.request
@@ -75,11 +75,11 @@ class Job:
 
 
 class Jobs:
-    """The edits to do and, by name, the problems of those that cannot be done.
+    """The edits to do, and the problems of those that cannot be done.
 
     Attributes:
         jobs: in the order of the file.
-        problems: one sentence each, in the order they were met.
+        problems: one sentence each, in the order of discovery.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Jobs:
         self._written: dict[str, str] = {}
 
     def add(self, job: Job) -> None:
-        """Takes a job whose results can be written.
+        """Add a job after checking that its results can be written.
 
         Raises:
             UserError: they cannot, or another job writes the same file.
@@ -97,12 +97,12 @@ class Jobs:
         files = [os.path.realpath(file) for file in job.destination.files]
         for file, real in zip(job.destination.files, files, strict=True):
             if other := self._written.get(real):
-                raise UserError(f"{file}: {other} writes this file already")
+                raise UserError(f"{file}: {other} writes the same file")
         self._written |= dict.fromkeys(files, job.name)
         self.jobs.append(job)
 
     def check_inputs(self, others: Sequence[Path] = ()) -> None:
-        """Refuses the whole batch if one job would overwrite what it or another job reads.
+        """Refuse the whole batch if one job would overwrite what it or another job reads.
 
         Args:
             others: further files to keep, such as the batch file.
@@ -118,7 +118,7 @@ class Jobs:
                 raise UserError(f"{job.name}: {error}") from error
 
     def fail(self, name: str, error: UserError | OSError) -> None:
-        """Notes why one job cannot be done.
+        """Record why a job cannot be done.
 
         Raises:
             OSError: the disk is full, so that no other job can be done either.
@@ -132,22 +132,22 @@ class Jobs:
             self.problems.append(text if text.startswith(name) else f"{name}: {text}")
 
     def drop_existing(self) -> int:
-        """Leaves out the jobs whose picture is there; says how many those were."""
+        """Skip the jobs whose result exists; returns how many."""
         before = len(self.jobs)
-        self.jobs = [job for job in self.jobs if not job.destination.picture.is_file()]
+        self.jobs = [job for job in self.jobs if not job.destination.image.is_file()]
         return before - len(self.jobs)
 
 
 def read_rows(path: Path, seed: int = 0) -> Jobs:
-    """The rows of a batch file: JSON objects with image, object, style, out and, optionally, seed.
+    """Read a batch file: JSON objects with image, object, style, out and, optionally, seed.
 
-    Further optional keys: ``map`` and ``side_by_side`` (PNGs), ``prompt`` (with marked phrases
-    object and style may be left out), ``id``, ``also`` (further [object, style] pairs),
-    ``style_image`` (an example, in place of style). Paths are relative to the file's folder.
+    Further optional keys: ``map`` and ``side_by_side`` (PNGs), ``prompt`` (which may mark object
+    and style instead), ``id``, ``also`` (further [object, style] pairs), ``style_image`` (a
+    reference image instead of style). Paths are relative to the file's folder.
 
     Args:
         path: the file.
-        seed: for rows without one.
+        seed: of rows without one.
 
     Raises:
         UserError: the file is missing, not text, or has no rows.
@@ -156,7 +156,7 @@ def read_rows(path: Path, seed: int = 0) -> Jobs:
     lines = numbered_lines(path)
     if not lines:
         raise UserError(
-            f"{path}: no rows; write one JSON object a line with image, object, style, out"
+            f"{path}: no rows; write one JSON object per line with image, object, style, out"
         )
     for number, line in lines:
         name = f"{path}:{number}"
@@ -171,13 +171,13 @@ def read_rows(path: Path, seed: int = 0) -> Jobs:
 
 
 def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
-    """One edit for each sample of a manifest: all its regions, with the map recorded.
+    """One edit per sample of a manifest: all its regions, with the region map.
 
     Args:
         path: ``manifest.jsonl`` or its folder.
-        split: which samples; wholly restyled ones are for training alone.
+        split: which samples; those whose whole image is restyled are for training only and skipped.
         out_dir: gets ``<id>.png``, ``<id>.json`` and ``<id>.map.png``.
-        seed: each sample's noise depends on it and on the sample's id.
+        seed: the noise of a sample depends on it and on the sample's id.
 
     Raises:
         UserError: no manifest there, or no sample of this split.
@@ -210,28 +210,28 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
 def run_jobs(
     editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int = 8, keep_exif: bool = False
 ) -> int:
-    """Does all jobs; what fails is noted in ``jobs.problems`` and the rest goes on.
+    """Do all jobs; failures are recorded in ``jobs.problems`` and the others continue.
 
     Args:
         editor: the loaded model.
         jobs: see :func:`read_rows`; gains problems.
-        options: shared by all.
-        batch_size: pictures of one size at a time.
+        options: of all jobs.
+        batch_size: images of one size to edit at a time.
         keep_exif: the edits keep the EXIF of their images.
 
     Returns:
-        How many pictures were written.
+        The number of images written.
 
     Raises:
-        UserError: settings no edit can be made with.
+        UserError: options that do not allow any edit.
         OSError: the disk is full.
     """
     written = 0
-    with tqdm(total=len(jobs.jobs), desc="edit", unit="picture", disable=None) as bar:
+    with tqdm(total=len(jobs.jobs), desc="edit", unit="image", disable=None) as bar:
         for chunk in _chunks(jobs, batch_size):
             written += _run_chunk(editor, jobs, chunk, options, keep_exif)
             bar.update(len(chunk))
-        bar.update(len(jobs.jobs) - bar.n)  # those whose picture could not be opened
+        bar.update(len(jobs.jobs) - bar.n)  # those whose image could not be opened
     return written
 
 
@@ -270,15 +270,15 @@ def _run_chunk(
 
 
 def _chunks(jobs: Jobs, batch_size: int) -> Iterator[list[Job]]:
-    """At most ``batch_size`` jobs at a time, of one picture size and number of objects."""
-    alike: dict[tuple[int, int, int], list[Job]] = {}
+    """At most ``batch_size`` jobs at a time, of one image size and number of objects."""
+    groups: dict[tuple[int, int, int], list[Job]] = {}
     for job in jobs.jobs:
         try:
             key = (*image_size(job.image), len(job.request.pairs))
-            alike.setdefault(key, []).append(job)
+            groups.setdefault(key, []).append(job)
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)
-    for group in alike.values():
+    for group in groups.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
 
@@ -290,10 +290,10 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
             raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {near!r}")
         if not isinstance(value, ROW_KEYS[key]) or isinstance(value, bool):
             raise UserError(f"{name}: {key} must be {KINDS[ROW_KEYS[key]]}, not {value!r}")
-    shown = "style_image" in row
-    if shown and ("style" in row or "also" in row):
-        raise UserError(f"{name}: style_image stands in place of style and also, leave those out")
-    words = () if "prompt" in row else ("object",) if shown else ("object", "style")
+    has_style_image = "style_image" in row
+    if has_style_image and ("style" in row or "also" in row):
+        raise UserError(f"{name}: style_image replaces style and also: remove those keys")
+    words = () if "prompt" in row else ("object",) if has_style_image else ("object", "style")
     for key in ("image", "out", *words):
         if not row.get(key, "").strip():
             raise UserError(f"{name}: {key} is missing or empty")
@@ -309,7 +309,7 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
     more = [folder / row[key] if key in row else None for key in ("map", "side_by_side")]
     destination = Destination(folder / row["out"], *more)
     facts = {key: row[key] for key in ("id", "style_image") if key in row}
-    style_image = folder / row["style_image"] if shown else None
+    style_image = folder / row["style_image"] if has_style_image else None
     return Job(name, image, destination, request, facts | {"image": str(image)}, style_image)
 
 
@@ -318,14 +318,14 @@ def _is_phrase(value: object) -> bool:
 
 
 def sample_request(sample: EditSample, seed: int) -> EditRequest:
-    """The edit that a sample with regions asks for.
+    """The edit that a sample with regions describes.
 
     Args:
         sample: with one region or several.
         seed: the noise depends on it and on the sample's id.
     """
     region = sample.regions[0]
-    prompt: str | Prompt | None = None  # several regions: each gets its own
+    prompt: str | Prompt | None = None  # several regions get a prompt each
     if len(sample.regions) == 1:
         prompt = sample.prompt
         if region.object_span and region.style_span:
@@ -338,7 +338,7 @@ def sample_request(sample: EditSample, seed: int) -> EditRequest:
 
 def _sample_job(name: str, manifest: Manifest, sample: EditSample, out_dir: Path, seed: int) -> Job:
     if not sample.regions:
-        raise UserError(f"{name}: it has no region to edit")
+        raise UserError(f"{name}: the sample has no region to edit")
     return Job(
         name=name,
         image=manifest.path(sample.context),

@@ -22,7 +22,7 @@ from regionroute.data.manifest import EditSample, Manifest
 from regionroute.editing.batch import sample_request
 from regionroute.editing.editor import Editor
 from regionroute.editing.expert_settings import MAP_KEY, supervised_choice
-from regionroute.editing.head_scan import Example, HeadScan
+from regionroute.editing.head_scan import HeadScan, LabelledEdit
 from regionroute.errors import UserError
 from regionroute.files import read_json, write_json
 from regionroute.routing.calibration import (
@@ -42,7 +42,7 @@ FEWEST = 4  # images
 
 def draw_examples(
     manifest: Manifest, split: str, styles: set[str] | None, count: int, seed: int
-) -> list[Example]:
+) -> list[LabelledEdit]:
     """Draw samples of different images, the styles taking turns.
 
     Args:
@@ -74,7 +74,7 @@ def draw_examples(
         sample = min(of_picture, key=lambda one: taken[one.regions[0].style])
         taken[sample.regions[0].style] += 1
         request = replace(sample_request(sample, seed), also=())
-        examples.append(Example(sample, request, image_size(manifest.path(sample.context))))
+        examples.append(LabelledEdit(sample, request, image_size(manifest.path(sample.context))))
     return examples
 
 

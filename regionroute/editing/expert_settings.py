@@ -1,4 +1,4 @@
-"""What experts bring along in ``experts.json`` (its ``extra``) for those who edit with them."""
+"""Settings of experts for editing, stored under ``extra`` in ``experts.json``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Model = TypeVar("Model", bound=BaseModel)
 def trained_sizes(
     settings: BaseSettings, extra: Mapping[str, Any], folder: str | PathLike[str]
 ) -> BaseSettings:
-    """The base's settings with the text length and picture size the experts were trained at.
+    """The base's settings with the text length and image size the experts were trained at.
 
-    Flux attends to padding and to absolute positions, so both belong to what an expert learned.
+    Flux attends to padding and to absolute positions, so experts depend on both.
 
     Raises:
         UserError: a size out of range.
@@ -34,13 +34,13 @@ def trained_sizes(
     for key, limit in (("max_text_length", 512), ("resolution", 8192)):
         value = extra.get(key, getattr(settings, key))
         if type(value) is not int or not 1 <= value <= limit:
-            raise UserError(f"{folder}/experts.json: {key} must be 1 to {limit}, not {value!r}")
+            raise UserError(f"{folder}/experts.json: {key} must be 1 to {limit}, got {value!r}")
         changes[key] = value
     return dataclasses.replace(settings, **changes)
 
 
 def stored_routing(extra: Mapping[str, Any], folder: str | PathLike[str]) -> RoutingConfig:
-    """How their maps become gates.
+    """The form of the gates.
 
     Raises:
         UserError: the settings are broken.
@@ -49,7 +49,7 @@ def stored_routing(extra: Mapping[str, Any], folder: str | PathLike[str]) -> Rou
 
 
 def stored_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> MapChoice:
-    """Where their maps are read: as `regionroute calibrate` chose, else as they were supervised.
+    """The attention sites: as `regionroute calibrate` chose, else as supervised in training.
 
     Raises:
         UserError: the choice is broken.
@@ -61,7 +61,7 @@ def stored_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> MapC
 
 
 def read_choice(text: str) -> MapChoice:
-    """A choice from a file of `regionroute calibrate`, or from attention sites in one text.
+    """Read a choice: a file of `regionroute calibrate`, or attention sites in one text.
 
     Raises:
         UserError: the file is missing or broken, or a site is not of the form.

@@ -1,6 +1,6 @@
-"""Reads attention maps of labelled pictures, where `edit` starts, and scores them.
+"""Score attention maps of labelled images, read at the first step of an edit.
 
-Shape legend: C sites, P pictures, B pictures of a batch, h w the token grid.
+Shape legend: C sites, P images, B images of a batch, h w the token grid.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from regionroute.data.manifest import EditSample, Manifest
 from regionroute.diffusion.latents import mask_to_grid
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditRequest
-from regionroute.errors import UserError
 from regionroute.routing.calibration import Row, Scores
 
 
 @dataclass(frozen=True)
-class Example:
-    """A labelled picture: the sample's first region, to be edited on its own.
+class LabelledEdit:
+    """A labelled image: a sample's first region as an edit of its own.
 
     Attributes:
         sample: with a mask.
         request: the edit.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
     """
 
     sample: EditSample
@@ -38,21 +37,21 @@ class Example:
 
 
 class HeadScan:
-    """Reads the same pictures again and again, at other sites each time.
+    """Reads the same images repeatedly, each time at other sites.
 
     Args:
-        editor: the base with or without experts; its way of reading maps is changed.
+        editor: the base with or without experts; its attention sites are changed.
         manifest: of the examples.
         examples: P of them.
-        batch_size: pictures of one size at a time.
-        advance: told how many pictures were read, for progress.
+        batch_size: images of one size at a time.
+        advance: called with the number of images read, for progress.
     """
 
     def __init__(
         self,
         editor: Editor,
         manifest: Manifest,
-        examples: Sequence[Example],
+        examples: Sequence[LabelledEdit],
         batch_size: int,
         advance: Callable[[int], object] = lambda count: None,
     ) -> None:
@@ -68,10 +67,10 @@ class HeadScan:
         ]
 
     def scores(self, choice: MapChoice, *, bare: bool = False) -> Scores:
-        """The choice's sites one by one; `bare` leaves the experts out.
+        """Score each site of the choice; `bare`: without the experts.
 
         Raises:
-            UserError: a picture, a mask or a phrase that cannot be used.
+            UserError: a image, a mask or a phrase that cannot be used.
         """
         found = []
         sites: list[AttentionSite] = []
@@ -82,7 +81,7 @@ class HeadScan:
         return Scores(sites, iou, share)
 
     def row(self, name: str, choice: MapChoice, *, bare: bool = False) -> Row:
-        """The choice's one map; `bare` leaves the experts out.
+        """Score the combined map of the choice; `bare`: without the experts.
 
         Raises:
             UserError: see `scores`.
@@ -95,7 +94,7 @@ class HeadScan:
         return Row(name, choice.layers, iou, share)
 
     def maps(self, choice: MapChoice) -> tuple[list[AttentionSite], list[Tensor], list[Tensor]]:
-        """The sites, and of each picture their maps [C,h,w] and the soft mask [h,w].
+        """The sites, and for each image their maps [C,h,w] and the soft mask [h,w].
 
         Raises:
             UserError: see `scores`.
@@ -106,32 +105,23 @@ class HeadScan:
         for numbers, (found, grids) in zip(self.batches, self._read(choice, False), strict=True):
             sites = list(found)
             stacked = torch.stack(list(found.values()), dim=1)  # [B,C,h,w]
-            for number, picture, mask in zip(numbers, stacked, grids, strict=True):
-                maps[number], masks[number] = picture, mask
+            for number, image, mask in zip(numbers, stacked, grids, strict=True):
+                maps[number], masks[number] = image, mask
         return sites, maps, masks
 
     def _read(
         self, choice: MapChoice, bare: bool
     ) -> Iterator[tuple[dict[AttentionSite, Tensor], Tensor]]:
-        """Of each batch the maps by site and the masks, [B,h,w] each."""
+        """For each batch the maps by site and the masks, [B,h,w] each."""
         self.editor.read_maps(choice)
         for numbers in self.batches:
             members = [self.examples[number] for number in numbers]
             images = [self.manifest.context(example.sample) for example in members]
             maps = self.editor.site_maps(images, [one.request for one in members], bare=bare)
             grid = next(iter(maps.values())).shape[-2:]
-            masks = [mask_to_grid(self._mask(one.sample), *grid) for one in members]
+            masks = [mask_to_grid(self.manifest.masks(one.sample)[0], *grid) for one in members]
             yield maps, torch.stack(masks).to(next(iter(maps.values())))
             self.advance(len(numbers))
-
-    def _mask(self, sample: EditSample) -> Tensor:
-        mask = self.manifest.masks(sample)[0]
-        if not mask.any():
-            raise UserError(
-                f"{self.manifest.path(sample.regions[0].mask)}: the mask of sample {sample.id!r} "
-                "is empty, mend it or leave the sample out"
-            )
-        return mask
 
     def _in_order(self, parts: Sequence[Tensor]) -> np.ndarray:
         """Values [...,B] of the batches as [...,P]."""

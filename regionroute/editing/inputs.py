@@ -79,7 +79,7 @@ def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple
         [H,W] float32 tensors in [0,1] on the CPU.
 
     Raises:
-        UserError: another type, shape or range.
+        UserError: another type, shape or range, or an empty mask.
     """
     if mask is None:
         return ()
@@ -98,7 +98,9 @@ def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple
             "several objects"
         )
     tensor = torch.as_tensor(mask)
-    if tensor.dtype in (torch.bool, torch.uint8) and tensor.max() <= 1:
+    if not tensor.any():
+        raise UserError(f"{name}: the mask is empty, all its values are 0")
+    if tensor.dtype == torch.bool or (tensor.dtype == torch.uint8 and tensor.max() == 1):
         return (tensor.float().cpu(),)
     return (_in_range(tensor, name),)
 

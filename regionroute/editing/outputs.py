@@ -1,4 +1,4 @@
-"""What an edit leaves on disk: the picture, its settings, its map, a side-by-side."""
+"""Files of an edit: the image, its metadata, its region map, a side-by-side."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from regionroute.files import (
     write_json,
 )
 
-PANEL = 256  # small pictures are enlarged to about this for the side-by-side
+PANEL = 256  # pixels; smaller images are enlarged for the side-by-side
 MARGIN, LABEL_HEIGHT = 8, 22
 TINT = (1.0, 0.35, 0.1)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where one edit goes; the settings go to ``picture`` with the ending ``.json``.
+    """The files of one edit; its metadata goes to ``image`` with the suffix ``.json``.
 
     Attributes:
-        picture: the edited picture, a PNG.
+        image: the edited image, a PNG.
         map: the region map as a grey PNG, or None.
         side_by_side: source, edit and map in one PNG, or None.
     """
 
-    picture: Path
+    image: Path
     map: Path | None = None
     side_by_side: Path | None = None
 
@@ -53,18 +53,18 @@ class Destination:
     def files(self) -> list[Path]:
         """All files that will be written."""
         others = [path for path in (self.map, self.side_by_side) if path is not None]
-        return [*others, self.picture.with_suffix(".json"), self.picture]
+        return [*others, self.image.with_suffix(".json"), self.image]
 
 
 def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
-    """Refuses, before any work is done, what could not be written or would destroy a file.
+    """Check before editing that the files can be written and overwrite no other file.
 
     Args:
         destination: where the results go.
         inputs: the image to edit, and masks and style images if there are any.
 
     Raises:
-        UserError: wrong ending, a folder in the place of a file, no permission, the same name
+        UserError: wrong suffix, a folder instead of a file, no permission, the same name
             twice, an input, or a settings file's name that a file of another origin has.
     """
     for path in destination.files:
@@ -76,12 +76,12 @@ def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
             raise UserError(f"{path}: this is a folder, give a file name such as {path}/out.png")
         check_output_file(path)
     if len(set(destination.files)) < len(destination.files):
-        raise UserError(f"{destination.picture}: two results would have one name, change one")
+        raise UserError(f"{destination.image}: two of its files have the same name, change one")
     check_inputs_kept(destination.files, inputs)
-    settings = destination.picture.with_suffix(".json")
+    settings = destination.image.with_suffix(".json")
     if os.path.exists(settings) and not is_settings_file(settings):
         raise UserError(
-            f"{settings}: the settings of {destination.picture.name} would overwrite this file, "
+            f"{settings}: the settings of {destination.image.name} would overwrite this file, "
             "which is not an edit's settings: choose another name for the output"
         )
 
@@ -123,10 +123,10 @@ def write_edit(
             words = _caption(settings["object"], settings["style"])
             panels = {"source": source, words: edited, "map": overlay(source, full)}
             write_image(destination.side_by_side, side_by_side(panels))
-    write_json(destination.picture.with_suffix(".json"), settings)
+    write_json(destination.image.with_suffix(".json"), settings)
     parameters = json.dumps(settings, ensure_ascii=False)
     write_image(
-        destination.picture,
+        destination.image,
         loaded.restored(edited),
         {"parameters": parameters},
         icc_profile=loaded.icc_profile,
@@ -141,19 +141,19 @@ def _caption(objects: str | list[str], styles: str | list[str]) -> str:
 
 
 def enlarge_map(region_map: Tensor, height: int, width: int) -> Tensor:
-    """A map [h,w] as a picture [1,H,W]: nearest neighbour, so that each token stays one patch."""
+    """Enlarge a map [h,w] to an image [1,H,W] by nearest neighbour, one patch per token."""
     return F.interpolate(region_map[None, None], size=(height, width), mode="nearest-exact")[0]
 
 
 def overlay(source: Tensor, full_map: Tensor) -> Tensor:
-    """The picture [3,H,W] in grey, tinted where the map [1,H,W] is high."""
+    """The image [3,H,W] in grey, tinted where the map [1,H,W] is high."""
     grey = source.mean(0, keepdim=True).expand(3, -1, -1)
     strength = 0.75 * full_map
     return grey * (1 - strength) + torch.tensor(TINT)[:, None, None] * strength
 
 
 def side_by_side(panels: dict[str, Tensor]) -> Tensor:
-    """Labelled pictures in a row.
+    """Put labelled images in a row.
 
     Args:
         panels: label -> [3,H,W] in [0,1], all of one size.
@@ -170,11 +170,11 @@ def side_by_side(panels: dict[str, Tensor]) -> Tensor:
         "white",
     )
     draw, font = ImageDraw.Draw(row), ImageFont.load_default(14)
-    for index, (label, picture) in enumerate(panels.items()):
+    for index, (label, image) in enumerate(panels.items()):
         left = MARGIN + index * (width + MARGIN)
         while len(label) > 1 and draw.textlength(label, font) > width:
             label = label[:-2] + "…"
         draw.text((left, 2), label, fill="black", font=font)
-        enlarged = to_pil(picture).resize((width, height), Image.Resampling.NEAREST)
+        enlarged = to_pil(image).resize((width, height), Image.Resampling.NEAREST)
         row.paste(enlarged, (left, LABEL_HEIGHT))
     return from_pil(row)

@@ -287,7 +287,7 @@ class Sampler:
         calls = SparseCalls(transformer, gates.flatten(0, 1), job.steps) if job.sparse else None
         if calls is not None:
             gates = gates * calls.region.open.unflatten(0, (-1, pairs))
-            calls.reuse(first and first.cache)
+            calls.reuse(first.cache if first else None)
 
         def predict(step: int, *given: Any, negative: bool = False) -> Tensor:
             if step == 0 and first is not None and not negative:

@@ -1,6 +1,6 @@
-"""Choosing where to read attention: scores on labelled pictures, forward selection, intervals.
+"""Choose attention sites: scores on labelled images, forward selection, intervals.
 
-Shape legend: C candidate sites, P pictures, h w the token grid of a picture.
+Shape legend: C candidate sites, P images, h w the token grid of a image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from regionroute.attention import map_scores, normalised
 from regionroute.config.sites import AttentionSite, SiteSpec, Word
 from regionroute.data.stats import describe
 
-MIN_GAIN = 0.005  # in IoU: what a further site has to bring, and twice its standard error
+MIN_GAIN = 0.005  # of IoU that a further site must add (and twice its standard error)
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One way of reading maps, scored.
+    """The scores of one choice of sites.
 
     Attributes:
-        name: what it is.
+        name: label in tables.
         sites: their specs, as text.
-        iou: of region map and object, one value a picture, [P].
+        iou: of region map and object, one value per image, [P].
         share: of the attention that lies inside the mask, [P].
     """
 
@@ -48,14 +48,14 @@ class Row:
     iou: np.ndarray
     share: np.ndarray
 
-    def on(self, pictures: np.ndarray) -> Row:
-        """The row on some of the pictures, bool [P]."""
-        return Row(self.name, self.sites, self.iou[pictures], self.share[pictures])
+    def on(self, images: np.ndarray) -> Row:
+        """The row restricted to some images, bool [P]."""
+        return Row(self.name, self.sites, self.iou[images], self.share[images])
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Many sites, scored one by one.
+    """The scores of many sites, each by itself.
 
     Attributes:
         sites: C of them.
@@ -67,14 +67,14 @@ class Scores:
     iou: np.ndarray
     share: np.ndarray
 
-    def ranking(self, pictures: np.ndarray, word: Word | None = None) -> list[int]:
-        """Numbers of the sites by mean IoU on some pictures, then share, best first.
+    def ranking(self, images: np.ndarray, word: Word | None = None) -> list[int]:
+        """Indices of the sites by mean IoU on some images, then share, best first.
 
         Args:
-            pictures: bool [P].
+            images: bool [P].
             word: only those of this word; None: all.
         """
-        iou, share = self.iou[:, pictures].mean(1), self.share[:, pictures].mean(1)
+        iou, share = self.iou[:, images].mean(1), self.share[:, images].mean(1)
         members = [c for c, site in enumerate(self.sites) if word in (None, site.word)]
         return sorted(members, key=lambda c: (-iou[c], -share[c]))
 
@@ -100,36 +100,36 @@ def estimate(values: np.ndarray, seed: int = 0) -> Interval:
 
 
 def spec_of(site: AttentionSite) -> str:
-    """The text of a site, with its tokens said even where they could be left out."""
+    """The text of a site, always with its query tokens."""
     return str(SiteSpec(site.block, site.tokens, site.heads, site.word))
 
 
 def choose(
     maps: Sequence[Tensor], masks: Sequence[Tensor], top: int, min_gain: float = MIN_GAIN
 ) -> list[int]:
-    """Forward selection: the best site, then the one that helps it most, and so on.
+    """Forward selection: the best site first, then the one that improves it most, and so on.
 
     Sites are combined by the mean of their normalised maps. A further site has to raise the mean
-    IoU by `min_gain` and by twice the standard error of the gain: among many candidates some look
+    IoU by `min_gain` and by twice the standard error of the gain: among many candidates some seem
     useful by chance.
 
     Args:
-        maps: attention of each picture, [C,h,w]; the grids may differ.
+        maps: attention of each image, [C,h,w]; the grids may differ.
         masks: soft object masks, [h,w] each.
         top: sites at most, >= 1.
-        min_gain: in mean IoU over the pictures.
+        min_gain: in mean IoU over the images.
 
     Returns:
-        Numbers of the chosen sites, best first.
+        Indices of the chosen sites, best first.
     """
-    each = [normalised(picture) for picture in maps]
-    totals = [torch.zeros_like(picture[0]) for picture in each]
+    each = [normalised(image) for image in maps]
+    totals = [torch.zeros_like(image[0]) for image in each]
     chosen: list[int] = []
     reached = np.zeros(len(each))  # [P]
     while len(chosen) < min(top, len(each[0])):
         scores = [
-            torch.stack(map_scores(total + picture, mask))
-            for total, picture, mask in zip(totals, each, masks, strict=True)
+            torch.stack(map_scores(total + image, mask))
+            for total, image, mask in zip(totals, each, masks, strict=True)
         ]
         iou, share = torch.stack(scores, dim=-1).double().cpu().numpy()  # [C,P] each
         means = iou.mean(1), share.mean(1)
@@ -141,7 +141,7 @@ def choose(
             break
         reached = iou[best]
         chosen.append(best)
-        totals = [total + picture[best] for total, picture in zip(totals, each, strict=True)]
+        totals = [total + image[best] for total, image in zip(totals, each, strict=True)]
     return chosen
 
 
@@ -173,7 +173,7 @@ def head_table(scores: Mapping[str, Scores], chosen_on: np.ndarray) -> list[str]
 
     Args:
         scores: model -> its heads.
-        chosen_on: bool [P], the pictures the best one is chosen on; shown is its IoU on the rest.
+        chosen_on: bool [P], the images the best one is chosen on; shown is its IoU on the rest.
     """
     width = max(map(len, scores))
     lines = [f"{'':{width}}  word    asked by  best  head         mean"]

@@ -1,7 +1,7 @@
-"""Several objects of one word: which of them an edit is about.
+"""Instances: which of several objects of one word is edited.
 
-A word's gates are open on every object that it names. Its instances are the connected parts of the
-gates; two that touch on the token grid are one.
+The gates of a word are open on all objects that it names. Its instances are the connected
+components of the gates; two that touch on the token grid are one.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 
 Instance = Literal["all", "largest", "leftmost", "rightmost", "topmost", "bottommost"]
 INSTANCES: tuple[Instance, ...] = get_args(Instance)
-_AROUND = np.ones((3, 3))  # diagonal neighbours are connected
+_AROUND = np.ones((3, 3))  # 8-connectivity
 
 
 def choose_instances(gates: Tensor, which: Instance) -> tuple[Tensor, Tensor]:
-    """The share of each gate that belongs to the wanted instance.
+    """Select the part of each gate that belongs to one instance.
 
     Args:
         gates: [B,S,h,w] in [0,1].
-        which: "all" leaves the gates as they are.
+        which: "all" keeps the gates as they are.
 
     Returns:
-        Factors for the gates in {0,1}, [B,S,h,w]: 1 where a token is nearer to the wanted part
-        than to the others, everywhere if there is only one. And how many parts there are, long
-        [B,S].
+        Factors for the gates in {0,1}, [B,S,h,w]: 1 where a token is nearer to the chosen
+        component than to the others, everywhere if there is only one; and the number of
+        components, long [B,S].
     """
     keep, counts = torch.ones_like(gates), torch.zeros(gates.shape[:2], dtype=torch.long)
     for b, s in np.ndindex(*counts.shape):
@@ -46,7 +46,7 @@ def choose_instances(gates: Tensor, which: Instance) -> tuple[Tensor, Tensor]:
 
 
 def _best(gate: np.ndarray, parts: np.ndarray, count: int, which: Instance) -> int:
-    """Number of the wanted part; the first of equals."""
+    """Number of the chosen component; the first of equals."""
     numbers = range(1, count + 1)
     if which == "largest":
         return max(numbers, key=lambda number: gate[parts == number].sum())

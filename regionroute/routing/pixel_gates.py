@@ -1,6 +1,6 @@
-"""Gates from the token grid to the pixels, for composites: along the picture's edges and colours.
+"""Upsample gates from the token grid to pixels, along the edges and colours of the image.
 
-Shape legend: B batch, S (object, style) pairs of a picture, h w image tokens, H W pixels, P pixels
+Shape legend: B batch, S (object, style) pairs per image, h w image tokens, H W pixels, P pixels
 in a row, F features of a colour.
 """
 
@@ -12,36 +12,37 @@ from regionroute.config.run import RoutingConfig
 from regionroute.routing.gates import normalize_gates
 
 _SMALLEST = 1e-12
-_FINE_RADIUS = 16  # pixels of a window that are enough to fit a gate in
-_MOST_RAISED = 4.0  # times that the refinement of a small gate is raised to its former height
-_ROUNDS = 2  # of telling region and rest apart by colour; more hardly change a thing
+_FINE_RADIUS = 16  # pixels; larger windows are fitted on a smaller image
+_MAX_GAIN = 4.0  # bound on the factor that restores the height of a small gate
+_ROUNDS = 2  # of fitting the colour model; more change little
 _NEWTON_STEPS = 6
-_RIDGE = 1e-4  # of a weight of 1 a pixel: colours that only one side has give no infinite slopes
+_RIDGE = 1e-4  # keeps slopes finite for colours that occur on one side only
 
 
-def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tensor:
-    """Gates from the token grid to the pixels, along the edges of the picture.
+def pixel_gates(gates: Tensor, images: Tensor, config: RoutingConfig) -> Tensor:
+    """Upsample gates from the token grid to pixels, along the edges of the image.
 
-    A guided filter (He et al., 2013, colour guide): in every window the gate becomes the linear
-    function of the colours that fits it best, which puts its border on the object's own. With
-    `colour` the gates are first corrected by what colours they lie on, see `_by_colour`.
+    A guided filter (He et al., TPAMI 2013) with a colour guide: in every window the gate becomes
+    the linear function of the colours that fits it best, which moves its boundary to the object's.
+    With `colour`, a colour model of region and background corrects the gates first, see
+    `_by_colour`.
 
     Args:
         gates: [B,S,h,w] in [0,1].
-        pictures: [B,3,H,W] in [0,1].
+        images: [B,3,H,W] in [0,1].
         config: radius, edge, contrast and colour.
 
     Returns:
         [B,S,H,W] in [0,1], with a sum over the pairs of at most 1.
     """
-    gates = gates.to(pictures)
-    radius = round(config.radius * pictures.shape[-2] / gates.shape[-2])
+    gates = gates.to(images)
+    radius = round(config.radius * images.shape[-2] / gates.shape[-2])
     if radius < 1:
-        return _resized(gates, pictures)
-    # The function varies no faster than the window is wide: it is fitted to smaller pictures and
-    # applied to the picture as it is (He and Sun, arXiv:1505.00996).
+        return _resized(gates, images)
+    # Fitted on smaller images and applied at full size: the fast guided filter (He and Sun,
+    # arXiv:1505.00996).
     coarser = max(1, radius // _FINE_RADIUS)
-    small = _shrunk(pictures, coarser)
+    small = _shrunk(images, coarser)
     windows = _Windows(small, round(radius / coarser), config.edge)
     smooth = _resized(gates, small)
     wanted, fit = gates, windows.fit(smooth)
@@ -49,27 +50,26 @@ def pixel_gates(gates: Tensor, pictures: Tensor, config: RoutingConfig) -> Tenso
         found = _steepened(_applied(*fit, small), wanted, config.contrast)
         wanted = _by_colour(found, smooth, small, config.colour)
         fit = windows.fit(wanted)
-    return normalize_gates(_steepened(_applied(*fit, pictures), wanted, config.contrast))
+    return normalize_gates(_steepened(_applied(*fit, images), wanted, config.contrast))
 
 
-def _by_colour(found: Tensor, gates: Tensor, pictures: Tensor, weight: float) -> Tensor:
-    """Gates by Bayes' rule: what the map says of a pixel, and what its colour does.
+def _by_colour(found: Tensor, gates: Tensor, images: Tensor, weight: float) -> Tensor:
+    """Correct gates by Bayes' rule: the map is the prior, the colour of a pixel the likelihood.
 
-    A logistic regression on the colours and their products, fitted to `found` with equal weight on
-    the region and on the rest, tells how much likelier a colour is in the region; its log-odds are
-    added to those of the gates: what is 0 or 1 stays so. One picture tells it all, nothing here is
-    trained.
+    The likelihood ratio comes from a logistic regression on the colours and their products, fitted
+    on this image to `found` with equal weight on the region and on the rest. Its log-odds are
+    added to those of the gates, so that gates of 0 and 1 stay.
 
     Args:
-        found: the regions as they are known so far, [B,S,H,W] in [0,1].
+        found: the current estimate of the regions, [B,S,H,W] in [0,1].
         gates: [B,S,H,W] in [0,1].
-        pictures: [B,3,H,W] in [0,1].
-        weight: of the colours' log-odds.
+        images: [B,3,H,W] in [0,1].
+        weight: factor on the log-odds of the colours.
 
     Returns:
         [B,S,H,W] in [0,1].
     """
-    seen = _colour_features(pictures)  # [B,F,P]
+    seen = _colour_features(images)  # [B,F,P]
     inside = found.flatten(2)
     share_inside = inside.mean(-1, keepdim=True)
     inside = inside / share_inside.clamp(min=_SMALLEST)
@@ -86,18 +86,18 @@ def _by_colour(found: Tensor, gates: Tensor, pictures: Tensor, weight: float) ->
     return torch.sigmoid(torch.logit(gates) + weight * (slopes @ seen).view_as(gates))
 
 
-def _colour_features(pictures: Tensor) -> Tensor:
-    """Colours, their products and 1, the former standardised over the picture: [B,10,P]."""
-    colours = pictures.flatten(2)
-    first, second = torch.triu_indices(3, 3, device=pictures.device)
-    all_of_them = torch.cat([colours, colours[:, first] * colours[:, second]], 1)
-    centred = all_of_them - all_of_them.mean(-1, keepdim=True)
+def _colour_features(images: Tensor) -> Tensor:
+    """Colours and their products, standardised over the image, and 1: [B,10,P]."""
+    colours = images.flatten(2)
+    first, second = torch.triu_indices(3, 3, device=images.device)
+    features = torch.cat([colours, colours[:, first] * colours[:, second]], 1)
+    centred = features - features.mean(-1, keepdim=True)
     spread = centred.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
     return torch.cat([centred / spread, torch.ones_like(colours[:, :1])], 1)
 
 
 class _Windows:
-    """All windows of pictures [B,3,H,W], to fit gates in as linear functions of the colours."""
+    """The windows of a guided filter: fits gates as linear functions of the colours."""
 
     def __init__(self, guide: Tensor, radius: int, edge: float) -> None:
         self.guide, self.radius = guide, radius
@@ -109,7 +109,7 @@ class _Windows:
         self.inverse = torch.linalg.inv(spread).permute(0, 3, 4, 1, 2)  # [B,3,3,H,W]
 
     def fit(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes [B,S,3,H,W] and offsets [B,S,H,W] of `wanted`, means of all windows."""
+        """Slopes [B,S,3,H,W] and offsets [B,S,H,W] that fit `wanted`, averaged over the windows."""
         mean = self._box(wanted)
         both = self._box((wanted[:, :, None] * self.guide[:, None]).flatten(1, 2))
         joint = both.unflatten(1, (-1, 3)) - mean[:, :, None] * self.mean[:, None]
@@ -120,22 +120,22 @@ class _Windows:
     def _box(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (self.radius,) * 4, mode="replicate")
         side = 2 * self.radius + 1
-        # Rows, then columns: the windows of a small grid on a large photo have thousands of pixels.
+        # Separable: windows may have thousands of pixels.
         return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)
 
 
-def _applied(slope: Tensor, offset: Tensor, pictures: Tensor) -> Tensor:
+def _applied(slope: Tensor, offset: Tensor, images: Tensor) -> Tensor:
     """The linear functions of `_Windows.fit` at every pixel, [B,S,H,W]."""
     pairs = slope.shape[1]
-    slope = _resized(slope.flatten(1, 2), pictures).unflatten(1, (pairs, 3))
-    return (slope * pictures[:, None]).sum(2) + _resized(offset, pictures)
+    slope = _resized(slope.flatten(1, 2), images).unflatten(1, (pairs, 3))
+    return (slope * images[:, None]).sum(2) + _resized(offset, images)
 
 
 def _steepened(fitted: Tensor, wanted: Tensor, contrast: float) -> Tensor:
-    """Fitted gates [B,S,H,W] no lower than those they were fitted to, and steeper at .5."""
-    # The windows level out what is smaller than they are.
+    """Fitted gates [B,S,H,W], restored to the height of `wanted` and steeper at 0.5."""
+    # The filter flattens regions smaller than its window.
     height, before = (x.amax((-2, -1), keepdim=True) for x in (fitted, wanted))
-    raised = fitted * (before / height.clamp(min=_SMALLEST)).clamp(1, _MOST_RAISED)
+    raised = fitted * (before / height.clamp(min=_SMALLEST)).clamp(1, _MAX_GAIN)
     return ((raised - 0.5) * contrast + 0.5).clamp(0, 1)
 
 

@@ -1,6 +1,6 @@
-"""Reads the attention of an edit's words where a choice says, and makes one map of it.
+"""Records the attention of an edit's words at the chosen sites and combines it to one map.
 
-Shape legend: R rows (the clauses of all pictures of a batch), W words (style, object), K tokens of
+Shape legend: R rows (the pairs of all images of a batch), W words (style, object), K tokens of
 a phrase, h w the token grid.
 """
 
@@ -19,18 +19,18 @@ from regionroute.config.sites import WORDS, AttentionSite, MapChoice, Word
 
 
 class Phrases(Protocol):
-    """A prompt whose phrases are known by their token positions."""
+    """A prompt with known token positions of its phrases."""
 
     def tokens(self, word: Word) -> list[int]:
         """Positions of the object's or the style's tokens."""
 
 
 class MapReader:
-    """Records attention in calls of a transformer, for the words of some edits.
+    """Records attention in calls of a transformer.
 
     Args:
         transformer: with or without adapters.
-        choice: where attention is read, and how that becomes one map.
+        choice: the attention sites, and how their maps are combined.
         source: names the choice in errors, such as its file and key.
 
     Raises:
@@ -44,14 +44,14 @@ class MapReader:
         self.words = [word for word in WORDS if any(site.word == word for site in self.sites)]
 
     def reads(self, step: int) -> bool:
-        """Whether the choice wants this sampling step, counted from 0."""
+        """Whether this sampling step, counted from 0, is recorded."""
         return step == 0 or self.choice.steps == "all"
 
     def plan(self, rows: Sequence[Phrases], grid: tuple[int, int], text_len: int) -> AttentionPlan:
-        """What to record of R rows; nothing is supervised.
+        """Prepare the recording of R rows; nothing is supervised.
 
         Args:
-            rows: an edit each.
+            rows: one edit each.
             grid: rows and columns of image tokens.
             text_len: number of text tokens.
         """
@@ -70,7 +70,7 @@ class MapReader:
         )
 
     def recording(self, plan: AttentionPlan) -> AbstractContextManager[None]:
-        """Surrounds a call of the transformer."""
+        """Context manager around a call of the transformer."""
         return self.recorder.recording(self.transformer, plan.to(self.transformer.device))
 
     def cores(self, plan: AttentionPlan) -> AbstractContextManager[dict[str, Core]]:
@@ -78,14 +78,14 @@ class MapReader:
         return self.recorder.cores(self.transformer, plan.to(self.transformer.device))
 
     def maps(self) -> dict[AttentionSite, Tensor]:
-        """What each site gave in the latest recorded call, [R,h,w] each, fp32."""
+        """The maps of the latest recorded call by site, [R,h,w] each, fp32."""
         found = self.recorder.maps()
         return {site: found[site.name][:, self.words.index(site.word)] for site in self.sites}
 
     def combined(self) -> Tensor:
-        """The latest call's one map, [R,h,w]."""
+        """The combined map of the latest call, [R,h,w]."""
         return combine_maps(list(self.maps().values()), self.choice.combine)
 
     def attention(self) -> Tensor:
-        """Plain mean of the latest call's maps, [R,h,w]: the words' probability, not its shape."""
+        """Mean attention probability of the words in the latest call, [R,h,w]."""
         return combine_maps(list(self.maps().values()), "mean")

@@ -401,6 +401,8 @@ def test_offloading_moves_each_network_only_for_its_stage(
         ({"style": "cubist"}, 'no expert for style "cubist"'),
         ({"region_mask": np.ones((3, 24, 40), bool)}, r"a mask must have the shape \[H,W\]"),
         ({"region_mask": np.ones((24, 41), bool), "mode": "routed"}, "is 41x24, but the image"),
+        ({"region_mask": np.zeros((24, 40), bool), "mode": "routed"}, "the mask is empty"),
+        ({"region_mask": Image.new("L", (40, 24)), "mode": "routed"}, "the mask is empty"),
         ({"region_mask": "mask.png"}, "region_mask: must be a PIL image"),
         ({"seed": 1, "generator": torch.Generator()}, "generator or seed, not both"),
         ({"seed": [1, 2]}, "seed: got 2 for 1 images"),

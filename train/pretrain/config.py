@@ -198,7 +198,7 @@ class BaseTrainingConfig(Section):
 class PretrainConfig(Section):
     """Everything `train/pretrain/run.py` reads."""
 
-    renamed: ClassVar = {"start": "init_from"}
+    renamed: ClassVar = {"start": "init_from", "closer": "refine_crop"}
 
     seed: int = Field(0, description="seed of initialisation, order and noise", ge=0, lt=2**32)
     output: str = Field(
@@ -217,8 +217,8 @@ class PretrainConfig(Section):
     edit_steps: int = Field(
         4, description="sampling steps written into the base's regionroute.json", ge=1
     )
-    closer: bool = Field(
+    refine_crop: bool = Field(
         False,
-        description="whether edits of larger pictures look at the object a second time, written "
-        "there too",
+        description="whether edits of larger images restyle the object once more in a crop around "
+        "it, written there too",
     )

@@ -232,7 +232,7 @@ def save_base(
         "guidance": 1.0,
         "max_text_length": model.length,
         "resolution": cfg.corpus.resolution,
-        "refine_crop": cfg.closer,
+        "refine_crop": cfg.refine_crop,
     }
     write_json(partial / "regionroute.json", settings)
     (partial / "README.md").write_text(card, encoding="utf-8")

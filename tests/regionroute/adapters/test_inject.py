@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from regionroute.adapters import SimilarityRouter, adapter_parameters, inject, target_names
+from regionroute.adapters import SimilarityRouter, adapter_parameters, eject, inject, target_names
 from regionroute.adapters.inject import stream_of
 from regionroute.errors import UserError
 
@@ -84,3 +84,13 @@ def test_the_generator_decides_the_draw(make_flux):
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0][0], draws[0][1])
+
+
+def test_ejecting_gives_the_plain_transformer_back(make_real):
+    flux = make_real()
+    before = {name: type(module) for name, module in flux.named_modules()}
+    names = inject(flux, "regionroute", num_experts=2, rank=4, alpha=4)
+    assert {name: type(module) for name, module in flux.named_modules()} != before
+    assert eject(flux) == names
+    assert {name: type(module) for name, module in flux.named_modules()} == before
+    assert eject(flux) == []

@@ -116,6 +116,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "strength": 1.0,
         "instance": "all",
         "refine_crop": False,
+        "sparse": None,
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -181,7 +182,19 @@ def test_the_side_by_side_keeps_large_pictures_and_long_labels() -> None:
     torch.testing.assert_close(joined[:, 22:62, 8:308], panels["source"], atol=1 / 255, rtol=0)
 
 
-# Many pictures
+def test_the_old_name_of_refine_crop_is_an_alias(
+    run: Run, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = photo.with_name("out.png")
+    options: dict[str, Any] = {"object": "dog", "style": "lines", "out": out, "mode": "routed"}
+    for flag, wanted in (("closer", True), ("no_closer", False), ("refine_crop", True)):
+        assert run(photo, **options, **{flag: True}) == 0
+        assert json.loads(out.with_suffix(".json").read_text())["refine_crop"] is wanted
+        note = "note: regionroute edit: --closer is now called --refine-crop, please rename it\n"
+        assert capsys.readouterr().err.count(note) == (flag != "refine_crop")
+
+
+# Many images
 
 
 def test_a_batch_loads_the_model_once_and_equals_single_edits(
@@ -252,11 +265,11 @@ BAD_ROWS: list[tuple[dict[str, Any] | str, str]] = [
     (row(out="photo.png/x.png"), "is a file, not a folder"),
     (row(out="./photo.png"), "would overwrite the input"),
     (row(out="folder.png"), "this is a folder"),
-    (row(out="m.png", map="m.png"), "one name"),
-    (row(out="good1.png"), "writes this file already"),
+    (row(out="m.png", map="m.png"), "the same name"),
+    (row(out="good1.png"), "writes the same file"),
     (row(style="oil"), "no expert for style"),
-    (row(seed="7"), "seed must be a whole number, not '7'"),
-    (row(seed=True), "seed must be a whole number"),
+    (row(seed="7"), "seed must be an integer, not '7'"),
+    (row(seed=True), "seed must be an integer"),
     (row(seed=-4), "seed -4"),
     (row(prompt="the [cat] as {line-art}"), "mark that pair"),
     (row(prompt="the [dog as {line-art}"), "no partner"),
@@ -351,7 +364,7 @@ def test_a_manifest_row_with_several_regions_edits_the_first(
     assert jobs.jobs[0].request.prompt is None
     assert jobs.jobs[1].request.prompt.style_spans == ((19, 27),)
     assert len(jobs.problems) == 2
-    assert "pair-1: it has no region to edit" in jobs.problems[0]
+    assert "pair-1: the sample has no region to edit" in jobs.problems[0]
     assert "manifest.jsonl:4" in jobs.problems[1]
 
 
@@ -364,8 +377,8 @@ def test_a_full_disk_stops_the_batch_with_one_sentence(
 
     def write(destination: Any, *arguments: Any, **options: Any) -> None:
         if done:
-            raise OSError(28, "No space left on device", str(destination.picture))
-        done.append(destination.picture)
+            raise OSError(28, "No space left on device", str(destination.image))
+        done.append(destination.image)
         original(destination, *arguments, **options)
 
     monkeypatch.setattr(batch, "write_edit", write)
@@ -404,7 +417,7 @@ MISTAKES = [
     ("{f}/no.png --object dog --style lines --out {f}/out.png", "no.png: no such image"),
     ("{f}/corrupt.png --object dog --style lines --out {f}/out.png", "cannot be read"),
     ("{f} --object dog --style lines --out {f}/out.png", "this is a folder"),
-    ("", "give one of a picture, --batch ROWS or --manifest DIR"),
+    ("", "give one of an image, --batch ROWS or --manifest DIR"),
     (GOOD + " --batch {f}/empty.jsonl", "not image and batch together"),
     ("{f}/photo.png --style lines --out {f}/out.png", "--object is missing or empty"),
     (GOOD + " --object ' '", "--object is missing or empty"),
@@ -426,16 +439,16 @@ MISTAKES = [
     (GOOD + " --device cuda:99", "--device cuda:99"),
     (GOOD + " --stepz 3", "unrecognized arguments: --stepz 3"),
     (GOOD + " more.png", "unrecognized arguments: more.png"),
-    (GOOD + " --split val", "--split does not go with a single picture"),
-    (GOOD + " --skip-existing", "--skip-existing does not go with a single picture"),
-    (GOOD + " --zero-shot", "leave out --experts"),
+    (GOOD + " --split val", "--split cannot be used with a single image"),
+    (GOOD + " --skip-existing", "--skip-existing cannot be used with a single image"),
+    (GOOD + " --zero-shot", "remove --experts"),
     ("{f}/photo.png --object dog --style lines", "--out is missing"),
     (GOOD + " --out {f}", "ends in .png"),
     (GOOD + " --out {f}/folder.png", "this is a folder"),
     (GOOD + " --out {f}/out.jpg", "ends in .png"),
     (GOOD + " --out {f}/photo.png", "would overwrite the input"),
     (GOOD + " --out {f}/photo.png/out.png", "is a file, not a folder"),
-    (GOOD + " --map {f}/out.png", "two results would have one name"),
+    (GOOD + " --map {f}/out.png", "two of its files have the same name"),
     (GOOD + " --experts {f}/none", "no experts.json here"),
     ("{f}/photo.png --object dog --style lines --out {f}/out.png --base {base}", "without experts"),
     (GOOD + " --base {f}/none", "no such folder"),
@@ -450,7 +463,7 @@ MISTAKES = [
     ("--batch {f}/empty.jsonl", "no rows"),
     ("--batch {f}/binary.jsonl", "not UTF-8"),
     ("--batch {f}/empty.jsonl --batch-size 0", "--batch-size 0"),
-    ("--batch {f}/empty.jsonl --object x", "--object does not go with --batch"),
+    ("--batch {f}/empty.jsonl --object x", "--object cannot be used with --batch"),
     ("--manifest {f}", "--out-dir is missing"),
     ("--manifest {f}/none --out-dir {f}/edits", "no such manifest"),
 ]

@@ -152,6 +152,6 @@ def test_impossible_names_cost_one_row(folder: Path) -> None:
             row(out="good.png"),
         )
     )
-    assert [job.destination.picture.name for job in jobs.jobs][-1] == "good.png"
+    assert [job.destination.image.name for job in jobs.jobs][-1] == "good.png"
     assert len(jobs.problems) >= 2
     assert all("\0" not in problem for problem in jobs.problems)

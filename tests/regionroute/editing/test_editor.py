@@ -147,6 +147,7 @@ def test_settings_are_complete_and_json(
         "strength": 1.0,
         "instance": "all",
         "refine_crop": False,
+        "sparse": None,
         "seed": 6,
         "size": [30, 50],
         "model_size": [24, 40],

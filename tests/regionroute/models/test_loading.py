@@ -23,7 +23,7 @@ from regionroute.errors import UserError
 from regionroute.models import embedded as nano
 from regionroute.models import source
 from regionroute.models.loading import Backbone, load_base
-from regionroute.models.source import BaseSettings
+from regionroute.models.source import BaseSettings, read_settings
 from regionroute.models.tiny import build_tiny
 
 PROMPTS = ["make the dog in pixel-art style, keep other area unchanged", "zebra"]
@@ -132,6 +132,13 @@ def drop_a_weight(base: Path) -> None:
 
 def write_index(base: Path, text: str) -> None:
     (base / "model_index.json").write_text(text)
+
+
+def test_the_old_name_of_refine_crop_in_a_saved_base_is_read(broken: Path) -> None:
+    file = broken / "regionroute.json"
+    for key in ("closer", "refine_crop"):
+        file.write_text(json.dumps({key: True}))
+        assert read_settings(broken).refine_crop is True
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
