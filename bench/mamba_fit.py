@@ -34,13 +34,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
 
 from pseudo_labels.stylemamba.codecs import patch_codec
-from pseudo_labels.stylemamba.config import PictureConfig
+from pseudo_labels.stylemamba.config import ImageStyleConfig
 from pseudo_labels.stylemamba.encoders import GramEncoder, StyleTarget
 from pseudo_labels.stylemamba.encoders import describe as described
 from pseudo_labels.stylemamba.fitting import new_fusion, update
 from pseudo_labels.stylemamba.losses import directional_loss, hide, random_patches
 from pseudo_labels.stylemamba.measures import ssim
-from pseudo_labels.stylemamba.networks import read_pictures
+from pseudo_labels.stylemamba.networks import read_images
 from pseudo_labels.stylemamba.objective import ContentBatch, Objective, Parts
 from regionroute.data.images import from_pil, to_pil, write_image
 from regionroute.data.stats import describe
@@ -156,9 +156,9 @@ def _tasks(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _task(args: argparse.Namespace, vgg: Any, photo: str, style: str) -> FitTask:
-    picture = read_pictures([args.assets / "photos" / photo], args.size)
+    picture = read_images([args.assets / "photos" / photo], args.size)
     parts = Parts(patch_codec(picture), GramEncoder(vgg, "VGG16", args.size), vgg)
-    config = PictureConfig()
+    config = ImageStyleConfig()
     source = Objective(parts, config.loss).source(picture)
     target = parts.encoder.target(str(args.assets / "style_images" / style))
     masks = random_patches(14, 0.5, 2, (args.size, args.size), Generator().manual_seed(99))
@@ -176,7 +176,7 @@ def _ours(
     task: FitTask, arm: str, seed: int, steps: int, args: argparse.Namespace
 ) -> tuple[Tensor, dict[str, Any]]:
     """A fit as in `fit`, evaluated after every step."""
-    config = PictureConfig(fusion={"width": args.width}, loss={"masks": 2}, fit={"seed": seed})
+    config = ImageStyleConfig(fusion={"width": args.width}, loss={"masks": 2}, fit={"seed": seed})
     if arm == FIRST:
         config = config.model_copy(
             update={"loss": config.loss.model_copy(update={"second_order": 0.0})}
@@ -204,7 +204,7 @@ def _rival(
     task: FitTask, arm: str, seed: int, steps: int, args: argparse.Namespace
 ) -> tuple[Tensor, dict[str, Any]]:
     """CLIPstyler's fit: global and patch losses at its ratio, content loss, its learning rate."""
-    base = PictureConfig()
+    base = ImageStyleConfig()
     changes = {"masked": 0.0, "second_order": 0.0, "patch_clip": 5.0, "crops": 2}
     loss = base.loss.model_copy(update=changes)
     with torch.random.fork_rng(devices=[]):
@@ -354,7 +354,7 @@ def _sheet(args: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> None:
         files = [args.assets / "photos" / photo, args.assets / "style_images" / style]
         files += [Path(runs[f"{task}, {arm}, seed {args.seeds[0]}"]["picture"]) for arm in ARMS]
         for column, file in enumerate(files):
-            cell = to_pil(read_pictures([file], side)[0])
+            cell = to_pil(read_images([file], side)[0])
             sheet.paste(cell, (column * side, 20 + row * side))
     write_image(args.result.with_name(f"{args.result.stem}_pictures.png"), from_pil(sheet))
 

@@ -86,7 +86,7 @@ class PhotoResult:
     Attributes:
         samples: one per object and style, then those with several objects.
         rejected: what was not used, and why.
-        look: perceptual hash (`curate.filters.photo_look`), "" if the photo was not used.
+        look: perceptual hash (`curate.filters.perceptual_hash`), "" if the photo was not used.
     """
 
     samples: list[EditSample]

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from pseudo_labels.curate.filters import object_checks, object_fault, photo_look
+from pseudo_labels.curate.filters import object_checks, object_fault, perceptual_hash
 from pseudo_labels.job import (
     REVISION,
     SMALLEST_SIDE,
@@ -69,7 +69,7 @@ def make_samples(
         kept = maker.samples(style, objects, rejected)
         samples += [*kept, maker.whole(style, kept[0])] if kept and settings.whole else kept
     samples += maker.several(samples, objects)
-    return PhotoResult(samples, rejected, photo_look(content))
+    return PhotoResult(samples, rejected, perceptual_hash(content))
 
 
 def _found(

@@ -125,7 +125,7 @@ def sample_fault(checks: Mapping[str, float], word: str, style: str, limits: Lim
     return None
 
 
-def photo_look(image: Tensor) -> str:
+def perceptual_hash(image: Tensor) -> str:
     """Perceptual hash of a photo [3, H, W]: 256 bits as hexadecimal digits.
 
     A difference hash: whether each cell of a 16 x 16 grid is lighter than its right neighbour. It

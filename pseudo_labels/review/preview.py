@@ -24,7 +24,7 @@ def preview(
         source: all photos; some are taken, evenly spread.
         styles: all styles; the photos take turns.
         out: the data set's folder, which is not touched otherwise.
-        settings: as for the data set; the pictures are smaller.
+        settings: settings of the data set; the images are smaller.
         count: photos to show, each in one style (every object of it).
 
     Returns:

@@ -1,8 +1,8 @@
 """Data sets of synthetic scenes with exact masks and exact targets.
 
-Seeds of scenes come from three ranges that never meet: the first half of what lies below
-`HELD_OUT_SEEDS` is for pre-training, the second half for training, and `HELD_OUT_SEEDS` itself for
-the split "test", which is the same whatever --seed says.
+Seeds of scenes come from three disjoint ranges: of the seeds below `HELD_OUT_SEEDS` the first half
+is for pre-training and the second half for training. `HELD_OUT_SEEDS` is for the split "test",
+which does not depend on --seed.
 """
 
 import functools
@@ -18,7 +18,7 @@ from pseudo_labels.job import SMALLEST_SIDE, BuiltStyle
 from pseudo_labels.parallel import default_workers, map_in_order
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS
 from pseudo_labels.scenes.samples import (
-    STYLE_PICTURES,
+    STYLE_IMAGES,
     SceneJob,
     SceneSettings,
     render_samples,
@@ -30,12 +30,12 @@ from regionroute.files import check_output_folder, read_json, write_json
 
 PRETRAIN_SEEDS = range(0, HELD_OUT_SEEDS.start // 2)
 TRAIN_SEEDS = range(HELD_OUT_SEEDS.start // 2, HELD_OUT_SEEDS.start)
-BLOCK = 1_000_000  # seeds apart that two values of --seed are, and the most scenes of one run
+BLOCK = 1_000_000  # distance of the seeds of two values of --seed: the most scenes of one run
 
 LARGEST_SIDE = 1024  # pixels; drawing a scene of this size takes 1.7 GB
 
 _PRODUCT = re.compile(r"\d+(-.+)?\.png")
-_FOLDERS = ("images", "masks", "targets", f"{STYLE_PICTURES}/*/*")
+_FOLDERS = ("images", "masks", "targets", f"{STYLE_IMAGES}/*/*")
 
 
 def scene_jobs(train: int, test: int, seed: int = 0) -> list[SceneJob]:
@@ -75,7 +75,7 @@ def build_scenes(
         The samples of the manifest.
 
     Raises:
-        UserError: the folder holds something else, or a size that is too small.
+        UserError: the folder holds other files, or the size is too small.
     """
     _prepare(out, settings.key)
     render = functools.partial(render_samples, out=out, settings=settings)
@@ -89,13 +89,13 @@ def build_scenes(
 
 
 def _prepare(out: Path, key: str) -> None:
-    """An `out` in which every picture that is there belongs to these settings."""
+    """Make `out` a folder in which all images belong to these settings."""
     record, manifest = out / ".cache" / "scenes.json", out / "manifest.jsonl"
     if manifest.exists() and not record.exists():
         raise UserError(f"{out}: another data set is here, give a new folder for the scenes")
     if record.exists() and _key(record) == key:
         return
-    # Removed before the new key is written: a run killed in between starts over, none mixes both.
+    # Removed before the new key is written, so that a run killed in between never mixes both.
     manifest.unlink(missing_ok=True)
     for folder in _FOLDERS:
         for path in out.glob(f"{folder}/*.png"):
@@ -143,9 +143,9 @@ def make_scenes(
         seed: of the training scenes.
         size: side of the images in pixels.
         one_style: every scene in one style, in turn, instead of in all.
-        style_images: keep the wholly restyled scenes too, as examples of the styles.
+        style_images: also write whole restyled scenes, as style references.
         pairs: objects restyled in a sample, each in another style.
-        whole: add as many wholly restyled scenes for training.
+        whole: add training samples of whole restyled scenes.
         workers: processes, None to choose by the amount of work.
 
     Returns:

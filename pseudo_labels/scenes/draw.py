@@ -1,8 +1,8 @@
 """Synthetic scenes: textured objects over varied backgrounds, with exact masks.
 
-The laboratory on which claims are measured: every seed gives one scene, for ever the same, so the
-supply is infinite and a held-out range of seeds is held out for good. Objects have class-typical
-looks (an apple is red or green and has a leaf), because a word must mean something visible.
+Claims are measured on them: every seed always gives the same scene, so the supply is unlimited, and
+a range of seeds is held out for evaluation. Objects look typical of their class (an apple is red or
+green and has a leaf), so that words refer to something visible.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,14 @@ from pseudo_labels.scenes.sprites import SPRITES, draw_sprite
 
 KINDS: tuple[str, ...] = tuple(SPRITES)
 
+# Part of the key of scene data sets; change it whenever a seed would give another scene.
+REVISION = "5c0445b65ab3bff5"
+
 # Seeds in this range are never used for training or pre-training, only for evaluation.
 HELD_OUT_SEEDS = range(1_000_000_000, 1_100_000_000)
 
-SMALL_AREA = 0.05  # below this share of the picture an object counts as small (paper: known limit)
-OCCLUDED_BELOW = 0.85  # visible share of its own silhouette
+SMALL_AREA = 0.05  # fraction of the image below which an object is small (a limit of the paper)
+OCCLUDED_BELOW = 0.85  # visible fraction of the silhouette below which an object is occluded
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class SceneObject:
     Attributes:
         kind: object word, one of `KINDS`.
         mask: visible pixels [1, H, W] in {0, 1}.
-        visible: visible share of the object's silhouette, in (0, 1].
-        touching: another object lies directly beside it.
+        visible: visible fraction of the object's silhouette, in (0, 1].
+        touching: whether another object is adjacent.
     """
 
     kind: str
@@ -42,7 +45,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered scene: picture [3, H, W] in [0, 1] and its objects, back to front."""
+    """A rendered scene: image [3, H, W] in [0, 1] and its objects, back to front."""
 
     seed: int
     image: Tensor
@@ -57,7 +60,7 @@ class Scene:
         return torch.stack([obj.mask for obj in self.objects if obj.kind == word]).amax(0)
 
     def flags(self, word: str) -> tuple[str, ...]:
-        """What makes the word hard here: single | multi, several, touching, occluded, small."""
+        """Flags of the word: single | multi, several, touching, occluded, small."""
         named = [obj for obj in self.objects if obj.kind == word]
         flags = ["single" if len(self.objects) == 1 else "multi"]
         if len(named) > 1:
@@ -76,11 +79,11 @@ def render_scene(seed: int, size: int = 64, count: int | None = None) -> Scene:
 
     Args:
         seed: any non-negative integer; equal seeds give equal scenes at equal sizes.
-        size: side of the square picture in pixels, at least 32.
-        count: number of objects, 1 to 4; drawn from the seed when None (one in half of the scenes).
+        size: side of the square image in pixels, at least 32.
+        count: number of objects, 1 to 4; None: drawn from the seed (one in half of the scenes).
 
     Returns:
-        Scene with at least one object; objects that would be hidden almost wholly are left out.
+        Scene with at least one object; objects that would be almost fully hidden are skipped.
 
     Raises:
         ValueError: size or count out of range.
@@ -100,13 +103,13 @@ def render_scene(seed: int, size: int = 64, count: int | None = None) -> Scene:
         layers.append((kind, alpha > 0.5))
     grain = rng.normal(0, 0.006, canvas.shape)
     image = torch.from_numpy(np.clip(canvas + grain, 0, 1)).permute(2, 0, 1)
-    # Quantised to 8 bits here, so that a scene saved as PNG is the scene itself.
+    # Quantised to 8 bits, so that a scene saved as PNG is exactly the scene.
     image = (image * 255).round().div(255).float().contiguous()
     return Scene(seed, image, _visible_objects(layers))
 
 
 def _visible_objects(layers: list[tuple[str, np.ndarray]]) -> tuple[SceneObject, ...]:
-    """Visible masks after later layers have covered earlier ones; hidden objects are dropped."""
+    """Visible masks after later layers have covered earlier ones, without hidden objects."""
     covered = np.zeros_like(layers[0][1])
     kept: list[tuple[str, np.ndarray, float]] = []
     for kind, silhouette in reversed(layers):
@@ -136,15 +139,15 @@ def _grow(mask: np.ndarray) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, count: int) -> list[tuple[str, float, float, float]]:
-    """Kinds, centres and radii (in picture sides), back to front.
+    """Kinds, centres and radii (as fractions of the image side), back to front.
 
-    Most scenes keep their objects apart; a share lets them touch or cover each other, and a share
-    repeats a kind: the situations in which methods are known to fail must occur.
+    In most scenes the objects are apart. In some they touch or cover each other, and some repeat a
+    kind, because these are the situations in which methods are known to fail.
     """
     kinds = list(rng.permutation(len(KINDS))[:count])
     if count > 1 and rng.random() < 0.25:
         kinds[1] = kinds[0]
-    # Least distance of two centres, in sums of their radii: apart, touching, or covering.
+    # Minimum distance of two centres, in sums of their radii: apart, touching or covering.
     spacing = rng.choice([1.05, 0.66, 0.38], p=[0.6, 0.2, 0.2])
     largest = (0.38, 0.31, 0.26, 0.23)[count - 1]
     placed: list[tuple[str, float, float, float]] = []
@@ -162,7 +165,7 @@ def _place(rng: np.random.Generator, count: int) -> list[tuple[str, float, float
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A desaturated textured backdrop [H, W, 3] in [0, 1]."""
+    """A desaturated, textured background [H, W, 3] in [0, 1]."""
     y, x = np.mgrid[0:size, 0:size] / size
     first, second = (_muted(rng) for _ in range(2))
     style = rng.integers(6)

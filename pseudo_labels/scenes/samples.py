@@ -1,9 +1,8 @@
-"""The samples of a scene: its words, masks and exactly styled targets, written into a data set."""
+"""Samples of a scene: words, masks and exactly styled targets, written to a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -18,15 +17,15 @@ from pseudo_labels.scenes.draw import Scene, render_scene
 from regionroute.data.images import write_image
 from regionroute.data.manifest import WHOLE, EditSample, Region, mask_box
 from regionroute.data.prompts import build_prompt, find_spans, restyle_prompt
-from regionroute.files import file_hash, settings_hash
+from regionroute.files import settings_hash
 
-STYLE_PICTURES = "styles"  # split/style/scene.png in it
+STYLE_IMAGES = "styles"  # folder of restyled scenes: split/style/scene.png
 _REVISION = 2  # raise when this module would choose other words or make other targets
 
 
 @dataclass(frozen=True)
 class SceneJob:
-    """One scene to render: its place in its split, its seed and the split."""
+    """One scene to render: its position in its split, its seed and the split."""
 
     position: int
     seed: int
@@ -35,38 +34,38 @@ class SceneJob:
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What all scenes of a set have in common.
+    """Settings shared by all scenes of a data set.
 
     Attributes:
-        size: side of the pictures in pixels.
-        looks: the styles.
-        one_style: give each scene one style, in turn, instead of all.
-        pairs: restyled words of a sample, each in a style of its own, as far as there are words.
-        whole: train also on wholly restyled scenes.
-        style_pictures: also keep the wholly restyled scenes, as examples of the styles.
+        size: side of the images in pixels.
+        styles: the styles.
+        one_style: one style per scene, in turn, instead of all.
+        style_images: also write whole restyled scenes, as style references.
+        pairs: number of restyled words of a sample, each in its own style.
+        whole: add training samples of whole restyled scenes.
     """
 
     size: int
-    looks: tuple[BuiltStyle, ...]
+    styles: tuple[BuiltStyle, ...]
     one_style: bool = False
-    style_pictures: bool = False
+    style_images: bool = False
     pairs: int = 1
     whole: bool = False
 
     @property
     def key(self) -> str:
-        """Hash of all that decides the pictures, the drawing code included."""
-        looks = [[look.entry.spec, look.stylizer.fingerprint] for look in self.looks]
-        code = [_source_hash(scenes), _source_hash(sprites)]
-        return settings_hash([_REVISION, self.size, looks, code])
+        """Hash of everything that decides the images, including the drawing code."""
+        named = [[style.entry.spec, style.stylizer.fingerprint] for style in self.styles]
+        code = [scenes.REVISION, sprites.REVISION]
+        return settings_hash([_REVISION, self.size, named, code])
 
 
 def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[EditSample]:
     """Render one scene and its targets into `out`.
 
-    One word of the scene is named, drawn by the scene's seed, among the half-hidden ones if it has
-    any (they are rare, and known to be hard); every object of that word is
-    restyled and under the mask.
+    The prompt names one word of the scene, drawn by its seed; partly occluded objects are
+    preferred, since they are rare and difficult. All objects of that word are restyled
+    and in the mask.
 
     Args:
         job: the scene.
@@ -74,7 +73,7 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
         settings: size and styles.
 
     Returns:
-        One sample a style.
+        One sample per style.
     """
     with one_thread():
         scene = render_scene(job.seed, settings.size)
@@ -83,13 +82,13 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
         _write_once(out / "images" / f"{job.seed}.png", scene.image)
         for word, mask in zip(words, masks, strict=True):
             _write_once(out / mask, scene.mask(word))
-        looks = settings.looks
-        starts = range(len(looks))
+        styles = settings.styles
+        starts = range(len(styles))
         if settings.one_style:
-            starts = range(job.position % len(looks), job.position % len(looks) + 1)
+            starts = range(job.position % len(styles), job.position % len(styles) + 1)
         samples = []
         for start in starts:
-            pairs = [(word, looks[(start + i) % len(looks)]) for i, word in enumerate(words)]
+            pairs = [(word, styles[(start + i) % len(styles)]) for i, word in enumerate(words)]
             sample = _sample(job, scene, pairs, masks)
             samples.append(sample)
             _write_target(job, scene, pairs, out / sample.target, out, settings)
@@ -98,9 +97,9 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
     return samples
 
 
-def _whole_sample(job: SceneJob, scene: Scene, look: BuiltStyle, out: Path) -> EditSample:
-    """The whole scene restyled: one region that is the picture, named "image"."""
-    spec, mask = look.entry.spec, f"masks/{job.seed}-whole.png"
+def _whole_sample(job: SceneJob, scene: Scene, style: BuiltStyle, out: Path) -> EditSample:
+    """The whole scene restyled: one region, named "image", that covers everything."""
+    spec, mask = style.entry.spec, f"masks/{job.seed}-whole.png"
     everything = torch.ones_like(scene.image[:1])
     _write_once(out / mask, everything)
     text = restyle_prompt(spec.words)
@@ -109,20 +108,20 @@ def _whole_sample(job: SceneJob, scene: Scene, look: BuiltStyle, out: Path) -> E
     return EditSample(
         id=f"scene-{job.seed}-{spec.name}-whole",
         context=f"images/{job.seed}.png",
-        target=f"{STYLE_PICTURES}/{job.split}/{spec.name}/{job.seed}.png",
+        target=f"{STYLE_IMAGES}/{job.split}/{spec.name}/{job.seed}.png",
         regions=(region,),
         prompt=text,
         split=job.split,
         flags=(WHOLE,),
-        provenance={"scene_seed": job.seed, "stylizer": look.entry.stylizer},
+        provenance={"scene_seed": job.seed, "stylizer": style.entry.stylizer},
     )
 
 
 def _named_words(scene: Scene, seed: int, count: int) -> list[str]:
-    """The words that the prompt names, the hard one first; fewer if the scene has fewer."""
+    """Words that the prompt names, an occluded one first; fewer if the scene has fewer."""
     hidden = [word for word in scene.words() if "occluded" in scene.flags(word)]
     words = hidden or scene.words()
-    # A stream of its own: the scene's drawing must not depend on the choice of the word.
+    # A separate random stream: the drawing must not depend on the choice of the word.
     first = words[np.random.default_rng([seed, 2]).integers(len(words))]
     return [first, *(word for word in scene.words() if word != first)][:count]
 
@@ -135,15 +134,15 @@ def _write_target(
     out: Path,
     settings: SceneSettings,
 ) -> None:
-    """The target, and the wholly restyled scene if that is wanted; what is there stays."""
-    whole = out / STYLE_PICTURES / job.split / pairs[0][1].entry.spec.name / f"{job.seed}.png"
-    asked = settings.style_pictures or (settings.whole and job.split == "train")
+    """Write the target, and the whole restyled scene if requested; existing files are kept."""
+    whole = out / STYLE_IMAGES / job.split / pairs[0][1].entry.spec.name / f"{job.seed}.png"
+    asked = settings.style_images or (settings.whole and job.split == "train")
     wanted = asked and not whole.exists()
     if not wanted and target.exists():
         return
     result = scene.image
-    for i, (word, look) in enumerate(pairs):
-        styled = look.stylizer.stylize(scene.image, look.entry.spec)
+    for i, (word, style) in enumerate(pairs):
+        styled = style.stylizer.stylize(scene.image, style.entry.spec)
         if wanted and i == 0:
             write_image(whole, styled)
         result = composite(result, styled, scene.mask(word))
@@ -153,7 +152,7 @@ def _write_target(
 def _sample(
     job: SceneJob, scene: Scene, pairs: Sequence[tuple[str, BuiltStyle]], masks: Sequence[str]
 ) -> EditSample:
-    specs = [look.entry.spec for _, look in pairs]
+    specs = [style.entry.spec for _, style in pairs]
     prompt = build_prompt(
         [(word, spec.words) for (word, _), spec in zip(pairs, specs, strict=True)]
     )
@@ -185,7 +184,3 @@ def _sample(
 def _write_once(path: Path, image: Tensor) -> None:
     if not path.exists():
         write_image(path, image)
-
-
-def _source_hash(module: ModuleType) -> str:
-    return file_hash(str(module.__file__))

@@ -1,7 +1,7 @@
 """Drawings of the scene objects: eight kinds, each with its own shape, colours and markings.
 
 A sprite is painted on a supersampled square canvas with coordinates in [-1, 1] (y down), shaded
-from the upper left, rotated a little, and averaged down to the picture's pixels.
+from the upper left, rotated a little, and averaged down to the pixels of the image.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 4
+
+# Part of the key of scene data sets; change it whenever a drawing changes.
+REVISION = "8b675564eb6ff2b3"
 
 Colour = tuple[int, int, int]
 
@@ -48,15 +51,15 @@ class Pen:
 def draw_sprite(
     kind: str, rng: np.random.Generator, size: int, cx: float, cy: float, radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint one object into an empty picture.
+    """Paint one object into an empty image.
 
     Args:
         kind: a key of `SPRITES`.
         rng: source of the colour jitter, markings and rotation.
-        size: side of the picture in pixels.
-        cx: column of the centre, in picture sides.
-        cy: row of the centre, in picture sides.
-        radius: half of the object's extent in picture sides.
+        size: side of the image in pixels.
+        cx: column of the centre, as a fraction of the image side.
+        cy: row of the centre, as a fraction of the image side.
+        radius: half of the object's extent, as a fraction of the image side.
 
     Returns:
         Colour [H, W, 3] in [0, 1] and coverage [H, W] in [0, 1].
@@ -70,7 +73,7 @@ def draw_sprite(
     canvas.paste(sprite, (left, top))
     pixels = np.asarray(canvas, dtype=np.float64) / 255
     alpha = _mean_down(pixels[..., 3], size)
-    # Colour is averaged with its coverage, or transparent black would darken the rim.
+    # Colour is weighted by coverage, otherwise transparent black would darken the edge.
     colour = (
         _mean_down(pixels[..., :3] * pixels[..., 3:], size) / np.maximum(alpha, 1e-6)[..., None]
     )

@@ -20,7 +20,7 @@ Predict = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class PictureFeatures:
+class ImageFeatures:
     """Features of an image.
 
     Attributes:
@@ -43,7 +43,7 @@ class FeatureSource(Protocol):
 
     fingerprint: str
 
-    def describe(self, image: Tensor) -> PictureFeatures:
+    def describe(self, image: Tensor) -> ImageFeatures:
         """Features of an image [3, H, W] in [0, 1]."""
         ...
 
@@ -163,7 +163,7 @@ class DiffusionFeatures:
         self.model, self.config, self._progress = model, config, progress
         self.fingerprint = settings_hash([model.fingerprint, config])
 
-    def describe(self, image: Tensor) -> PictureFeatures:
+    def describe(self, image: Tensor) -> ImageFeatures:
         """Invert an image [3, H, W] in [0, 1]; results are float32 on the CPU."""
         latent = self.model.encode(image)
         with self.model.at_work(self.model.unet) as unet:
@@ -185,7 +185,7 @@ class DiffusionFeatures:
                 hook.remove()
         size = (latent.shape[-2], latent.shape[-1])
         mix = torch.nn.functional.interpolate(mix, size, mode="nearest")
-        return PictureFeatures(mix[0].cpu(), latent[0].cpu(), inverted[0].cpu())
+        return ImageFeatures(mix[0].cpu(), latent[0].cpu(), inverted[0].cpu())
 
     @property
     def last_timestep(self) -> int:

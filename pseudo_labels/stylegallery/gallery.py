@@ -14,7 +14,7 @@ from pseudo_labels.stylegallery.cache import StageCache, tensor_hash
 from pseudo_labels.stylegallery.clusters import find_regions, to_grid
 from pseudo_labels.stylegallery.config import GalleryConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank
-from pseudo_labels.stylegallery.features import DiffusionFeatures, FeatureSource, PictureFeatures
+from pseudo_labels.stylegallery.features import DiffusionFeatures, FeatureSource, ImageFeatures
 from pseudo_labels.stylegallery.matching import Match, RegionMatcher, RegionSet
 from pseudo_labels.stylegallery.model import DiffusionModel
 from pseudo_labels.stylegallery.networks import DepthEstimator, MaskGenerator, SemanticEncoder
@@ -48,7 +48,7 @@ class AnalysedImage:
 
     name: str
     image: Tensor
-    features: PictureFeatures
+    features: ImageFeatures
     labels: Tensor
     tokens: Tensor | None
     key: str
@@ -192,16 +192,16 @@ class Gallery:
         labels = styled or list(range(1, int(content.labels.max()) + 1))
         return GalleryResult(made, content, list(references), matches, labels, state.losses)
 
-    def _features(self, image: Tensor, key: str) -> PictureFeatures:
+    def _features(self, image: Tensor, key: str) -> ImageFeatures:
         def make() -> dict[str, Tensor]:
             found = self.source.describe(image)
             return {"mix": found.mix, "latent": found.latent, "inverted": found.inverted}
 
         facts = [REVISION, key, self.source.fingerprint]
-        return PictureFeatures(**self.cache.make("features", facts, make))
+        return ImageFeatures(**self.cache.make("features", facts, make))
 
     def _labels(
-        self, image: Tensor, key: str, features: PictureFeatures, user: Tensor | None
+        self, image: Tensor, key: str, features: ImageFeatures, user: Tensor | None
     ) -> Tensor:
         config = self.config.clusters
         grid = (features.latent.shape[-2], features.latent.shape[-1])

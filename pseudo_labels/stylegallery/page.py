@@ -56,12 +56,12 @@ def write_page(
         warnings=list(warnings),
         content=_uri(image),
         result=_uri(result.image),
-        regions=_uri(region_picture(result.content, image)),
+        regions=_uri(region_image(result.content, image)),
         references=[
             {
                 "name": item.name,
                 "picture": _uri(item.image),
-                "regions": _uri(region_picture(item)),
+                "regions": _uri(region_image(item)),
             }
             for item in result.references
         ],
@@ -82,7 +82,7 @@ def _hex(label: int) -> str:
     return "#" + "".join(f"{round(255 * value):02x}" for value in region_colour(label))
 
 
-def region_picture(picture: AnalysedImage, image: Tensor | None = None) -> Tensor:
+def region_image(picture: AnalysedImage, image: Tensor | None = None) -> Tensor:
     """The image with its regions tinted and numbered.
 
     Args:

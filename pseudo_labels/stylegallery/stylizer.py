@@ -200,7 +200,7 @@ class DiffusionClusterSegmenter:
 
     def regions(self, image: Tensor) -> Tensor:
         """Region labels [1, H, W] from 1 of an image [3, H, W] in [0, 1]."""
-        labels = self._gallery.analyse("picture", image).labels
+        labels = self._gallery.analyse("image", image).labels
         size = (image.shape[-2], image.shape[-1])
         large = torch.nn.functional.interpolate(labels[None, None].double(), size, mode="nearest")
         return large[0].long()

@@ -117,7 +117,7 @@ class MambaConfig(Section):
     train: TrainConfig = TrainConfig()
 
 
-class PictureLossConfig(LossConfig):
+class ImageLossConfig(LossConfig):
     """Losses for styles given as images, whose directions are between Gram statistics."""
 
     softening: Positive = Field(
@@ -128,14 +128,14 @@ class PictureLossConfig(LossConfig):
     content: NonNegative = Field(0.05, description="weight of the content loss")
 
 
-class PictureFitConfig(FitConfig):
+class ImageFitConfig(FitConfig):
     """Fitting a style that is given as an image."""
 
     learning_rate: Positive = Field(5e-3, description="of Adam")
 
 
-class PictureConfig(MambaConfig):
+class ImageStyleConfig(MambaConfig):
     """`MambaConfig` with defaults for styles given as images, tuned on real photos."""
 
-    loss: PictureLossConfig = PictureLossConfig()
-    fit: PictureFitConfig = PictureFitConfig()
+    loss: ImageLossConfig = ImageLossConfig()
+    fit: ImageFitConfig = ImageFitConfig()

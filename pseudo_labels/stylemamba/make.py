@@ -13,7 +13,7 @@ from pseudo_labels.stylemamba.config import MambaConfig
 from pseudo_labels.stylemamba.fitting import fit, stacked
 from pseudo_labels.stylemamba.measures import directional_score, ssim
 from pseudo_labels.stylemamba.modules.fusion import StyleFusion
-from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
+from pseudo_labels.stylemamba.networks import Names, load_parts, read_images
 from pseudo_labels.stylemamba.objective import Parts
 from pseudo_labels.stylemamba.saved import (
     SavedStyle,
@@ -57,7 +57,7 @@ def fit_style(job: FitJob, config: MambaConfig, folder: Path, device: torch.devi
         UserError: networks or images that cannot be used.
     """
     size = config.fit.size
-    images = read_pictures(job.images, size).to(device)
+    images = read_images(job.images, size).to(device)
     region = None if job.regions is None else stacked(job.regions, size).to(device)
     parts = load_parts(job.names, images, job.pictures, device)
     targets = [parts.encoder.target(style) for style in job.styles]

@@ -66,7 +66,7 @@ def load_parts(names: Names, images: Tensor, pictures: bool, device: torch.devic
     return Parts(codec.to(device), encoder, vgg)
 
 
-def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Image files: the given ones, and those directly in given folders, sorted.
 
     Raises:
@@ -86,7 +86,7 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_pictures(files: Sequence[Path], size: int) -> Tensor:
+def read_images(files: Sequence[Path], size: int) -> Tensor:
     """Centre crops of images, [n, 3, size, size] in [0, 1].
 
     Raises:

@@ -17,11 +17,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
-from pseudo_labels.stylemamba.config import MambaConfig, PictureConfig
+from pseudo_labels.stylemamba.config import ImageStyleConfig, MambaConfig
 from pseudo_labels.stylemamba.encoders import RANDOM, load_encoder
 from pseudo_labels.stylemamba.make import FitJob, fit_style
 from pseudo_labels.stylemamba.measures import directional_score
-from pseudo_labels.stylemamba.networks import ENCODER, VAE, Names, find_pictures, source_hash
+from pseudo_labels.stylemamba.networks import ENCODER, VAE, Names, find_images, source_hash
 from pseudo_labels.stylemamba.saved import (
     FACTS_FILE,
     SavedStyle,
@@ -188,11 +188,11 @@ def _fit_job(settings: MambaSettings) -> tuple[MambaConfig, FitJob]:
     """The fit that is made on first use."""
     assert settings.images is not None
     by_image = settings.picture is not None
-    model = PictureConfig if by_image else MambaConfig
+    model = ImageStyleConfig if by_image else MambaConfig
     config = load_config(settings.config, settings.overrides or [], model)
     style = settings.picture if settings.picture is not None else str(settings.prompt)
     names = Names(settings.encoder, settings.vae or VAE, settings.vgg)
-    return config, FitJob((style,), by_image, tuple(find_pictures([settings.images])), names)
+    return config, FitJob((style,), by_image, tuple(find_images([settings.images])), names)
 
 
 def _fit_facts(job: FitJob, config: MambaConfig) -> list[Any]:

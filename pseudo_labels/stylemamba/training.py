@@ -20,7 +20,7 @@ from pseudo_labels.stylemamba.encoders import StyleTarget, describe
 from pseudo_labels.stylemamba.fitting import as_row, new_fusion, update
 from pseudo_labels.stylemamba.make import LOSSES_FILE, PREVIEW_FILE, assemble, judge, write_sheet
 from pseudo_labels.stylemamba.modules.fusion import StyleFusion, decayed_parameters
-from pseudo_labels.stylemamba.networks import Names, load_parts, read_pictures
+from pseudo_labels.stylemamba.networks import Names, load_parts, read_images
 from pseudo_labels.stylemamba.objective import Objective, Parts, Result
 from pseudo_labels.stylemamba.saved import SavedStyle
 from regionroute.config.io import save_config
@@ -99,7 +99,7 @@ def train(data: TrainingSet, config: MambaConfig, folder: Path, device: torch.de
         UserError: a network, image or checkpoint cannot be used, or a loss is not finite.
     """
     options = config.train
-    shown = read_pictures(data.images[: options.judged], options.size).to(device)
+    shown = read_images(data.images[: options.judged], options.size).to(device)
     parts = load_parts(data.names, _codec_images(data, options), data.pictures, device)
     targets = [parts.encoder.target(style) for style in data.styles]
     seen = Objective(parts, config.loss).source(shown).embeddings
@@ -142,7 +142,7 @@ def learning_rate(step: int, options: TrainConfig) -> float:
 def _codec_images(data: TrainingSet, options: TrainConfig) -> Tensor:
     """Evenly spaced photos, for the scale and for a codec fitted to them."""
     stride = max(1, len(data.images) // 32)
-    return read_pictures(data.images[::stride][:32], options.size)
+    return read_images(data.images[::stride][:32], options.size)
 
 
 def _optimizer(fusion: StyleFusion, options: TrainConfig) -> torch.optim.Optimizer:
@@ -175,7 +175,7 @@ def _step(run: _Run, step: int) -> dict[str, float]:
     neutral = torch.rand(shape, generator=generator) < options.neutral
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, options)
-    images = read_pictures([run.data.images[i] for i in index], options.size).to(run.device)
+    images = read_images([run.data.images[i] for i in index], options.size).to(run.device)
     result = _losses(run, images, [run.targets[i] for i in styles], neutral, generator)
     update(run.fusion, run.optimizer, result.total, options.clip, step)
     return as_row(result.terms, result.total)

@@ -77,12 +77,12 @@ def fit(argv: Sequence[str]) -> int:
         print(dump_config(config))
         return 0
     from pseudo_labels.stylemamba.make import FitJob, fit_style
-    from pseudo_labels.stylemamba.networks import find_pictures
+    from pseudo_labels.stylemamba.networks import find_images
     from regionroute.models.devices import pick_device, quiet_libraries
 
     quiet_libraries()
     folder = _output(args)
-    images = find_pictures(args.images)
+    images = find_images(args.images)
     job = FitJob(
         tuple(args.style_image or args.prompt),
         bool(args.style_image),
@@ -110,7 +110,7 @@ def train(argv: Sequence[str]) -> int:
     if not args.bank:
         raise UserError("--bank is missing: name the file of styles, one per line")
     from pseudo_labels.stylemamba import training
-    from pseudo_labels.stylemamba.networks import find_pictures
+    from pseudo_labels.stylemamba.networks import find_images
     from regionroute.models.devices import pick_device, quiet_libraries
 
     quiet_libraries()
@@ -118,7 +118,7 @@ def train(argv: Sequence[str]) -> int:
     data = training.TrainingSet(
         training.read_styles(Path(args.bank), args.style_images),
         args.style_images,
-        tuple(find_pictures(args.images)),
+        tuple(find_images(args.images)),
         _networks(args),
     )
     saved = training.train(data, config, folder, pick_device(args.device))
@@ -149,9 +149,9 @@ def _parser(action: str, what: str, epilog: str) -> Parser:
 
 
 def _config(args: argparse.Namespace, by_image: bool) -> MambaConfig:
-    from pseudo_labels.stylemamba.config import MambaConfig, PictureConfig
+    from pseudo_labels.stylemamba.config import ImageStyleConfig, MambaConfig
 
-    return load_config(args.config, args.overrides, PictureConfig if by_image else MambaConfig)
+    return load_config(args.config, args.overrides, ImageStyleConfig if by_image else MambaConfig)
 
 
 def _networks(args: argparse.Namespace) -> Names:

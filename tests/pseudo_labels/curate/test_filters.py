@@ -8,7 +8,7 @@ from pseudo_labels.curate.filters import (
     first_alike,
     object_checks,
     object_fault,
-    photo_look,
+    perceptual_hash,
     sample_checks,
     sample_fault,
 )
@@ -91,18 +91,20 @@ class TestDoubles:
         image = render_scene(5, 128, count=2).image
         smaller = torch.nn.functional.interpolate(image[None], (90, 90), mode="area")[0]
         noisy = image + 0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-        looks = [photo_look(picture) for picture in (image, smaller, 0.9 * image + 0.05, noisy)]
+        looks = [
+            perceptual_hash(picture) for picture in (image, smaller, 0.9 * image + 0.05, noisy)
+        ]
         assert first_alike(looks[0], [looks[1]], 12) == 0
         assert first_alike(looks[0], [looks[2]], 12) == 0
         assert first_alike(looks[0], [looks[3]], 30) == 0
 
     def test_different_photos_are_not(self):
-        looks = [photo_look(render_scene(seed, 128, count=2).image) for seed in range(12)]
+        looks = [perceptual_hash(render_scene(seed, 128, count=2).image) for seed in range(12)]
         for index, look in enumerate(looks):
             assert first_alike(look, looks[:index], 12) is None
 
     def test_the_first_of_several_is_named_and_minus_one_keeps_all(self):
-        look = photo_look(render_scene(1, 64).image)
+        look = perceptual_hash(render_scene(1, 64).image)
         assert first_alike(look, ["ff" * 32, look, look], 0) == 1
         assert first_alike(look, [look], -1) is None
         assert first_alike(look, [], 12) is None

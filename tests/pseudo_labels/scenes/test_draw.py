@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from pseudo_labels.scenes import draw as scenes
+from pseudo_labels.scenes import sprites
 from pseudo_labels.scenes.draw import (
     HELD_OUT_SEEDS,
     KINDS,
@@ -130,3 +131,27 @@ class TestFlags:
 def test_sizes_and_counts_out_of_range_are_refused(size, count):
     with pytest.raises(ValueError, match=r"scene"):
         render_scene(0, size, count)
+
+
+# Seed: words, mean and standard deviation of the image. A scene that changes needs another
+# REVISION, or data sets of other scenes would be resumed.
+GOLDEN = {
+    0: (["leaf", "star"], 0.42721, 0.12598),
+    1: (["mushroom", "apple"], 0.46819, 0.15330),
+    2: (["gem"], 0.68535, 0.20948),
+    3: (["star"], 0.73372, 0.15159),
+    7: (["apple"], 0.53116, 0.13140),
+    500_000_001: (["donut"], 0.44731, 0.15310),
+}
+
+
+@pytest.mark.parametrize("seed", GOLDEN)
+def test_a_seed_gives_what_its_revision_gave(seed):
+    words, mean, deviation = GOLDEN[seed]
+
+    scene = render_scene(seed, 64)
+
+    assert [item.kind for item in scene.objects] == words
+    assert float(scene.image.mean()) == pytest.approx(mean, abs=2e-4)
+    assert float(scene.image.std()) == pytest.approx(deviation, abs=2e-4)
+    assert (scenes.REVISION, sprites.REVISION) == ("5c0445b65ab3bff5", "8b675564eb6ff2b3")

@@ -50,13 +50,13 @@ ARGUMENTS = [
     ([*GOOD, "--workers", "100000"], "--workers 100000: must be at most 256"),
     ([*GOOD, "--styles", "nowhere.yaml"], "nowhere.yaml: no such styles file"),
     ([*GOOD, "--styles", "folder.yaml"], "folder.yaml: no such styles file"),
-    ([*GOOD, "--styles", "binary.yaml"], "binary.yaml: this is not UTF-8"),
+    ([*GOOD, "--styles", "binary.yaml"], "binary.yaml: this file is not UTF-8"),
     (
         [*GOOD, "--only", "pixelart"],
         "unknown style 'pixelart', the nearest known one is 'pixel-art",
     ),
     ([*GOOD, "--only", "line-art,"], "unknown style ''"),
-    ([*GOOD, "--only", "line-art,line-art"], "style 'line-art' is asked for twice"),
+    ([*GOOD, "--only", "line-art,line-art"], "style 'line-art' is named twice"),
     ([*GOOD, "--all-styles", "--one-style"], "not allowed with"),
     ([*GOOD, "--pretrain", "0"], "--pretrain 0"),
     ([*GOOD, "--pretrain", "5", "--seed", "-1"], "--seed -1"),
@@ -87,13 +87,19 @@ STYLES = [
     ("styles: {a: {stylizr: filter}}", "unknown key 'stylizr', the nearest known one is 'styliz"),
     ("styles: {a: {stylizer: fitler}}", "unknown stylizer 'fitler', the nearest known one is 'fil"),
     ("styles: {a: {stylizer: [filter]}}", "unknown stylizer '['filter']'"),
-    ("styles: {a: {stylizer: filter, phrase: 7}}", "'phrase' must be some words"),
+    ("styles: {a: {stylizer: filter, phrase: 7}}", "'phrase' must be text"),
     ("styles: {a: {stylizer: filter, settings: 7}}", "'settings' must be a mapping"),
     ("styles: {a: {stylizer: filter, settings: {fitler: x}}}", "unknown setting 'fitler'"),
     ("styles: {a: {stylizer: filter}}", "style 'a': "),
     ("styles: {a: {stylizer: filter, settings: {filter: sepia}}}", "unknown filter 'sepia'"),
-    ("styles: {a: {stylizer: filter, settings: {filter: 3}}}", "unknown filter '3'"),
-    ("styles: {a: {stylizer: filter, settings: {filter: [x]}}}", "unknown filter '['x']'"),
+    (
+        "styles: {a: {stylizer: filter, settings: {filter: 3}}}",
+        "the filter of a filter style is 3: ",
+    ),
+    (
+        "styles: {a: {stylizer: filter, settings: {filter: [x]}}}",
+        "the filter of a filter style is ['x']: ",
+    ),
 ]
 
 

@@ -5,7 +5,7 @@ from pseudo_labels.stylegallery.cache import StageCache
 from pseudo_labels.stylegallery.config import GalleryConfig
 from pseudo_labels.stylegallery.gallery import Gallery
 from pseudo_labels.stylegallery.networks import SemanticEncoder
-from pseudo_labels.stylegallery.page import loss_curve, region_picture, write_page
+from pseudo_labels.stylegallery.page import loss_curve, region_image, write_page
 from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer, DiffusionClusterSegmenter
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.config.io import load_config
@@ -148,7 +148,7 @@ def test_the_page_tells_everything(model, pictures, disc, tmp_path):
         assert f"{match.semantic:.3f}" in text
     assert f"{result.losses[-1][0]:.4f}" in text
     assert "http" not in text
-    tinted = region_picture(result.content)
+    tinted = region_image(result.content)
     assert tinted.shape == (3, 384, 384)
     assert loss_curve([[2, 1, 1], [1, 0.5, 0.5]])["lines"][0]["points"] == "0.0,0.0 720.0,100.0"
 
