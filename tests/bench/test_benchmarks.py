@@ -190,7 +190,7 @@ def photo_pairs(tmp_path_factory, assets):
     """Folder of a few labelled photos."""
     pairs = tmp_path_factory.mktemp("pairs") / "pairs"
     label = ["--labels", assets / "photos/labels.jsonl", "--styles", "small_photos", "--only",
-             "watercolour,neon", "--size", "128", "--split-val", "0.1", "--out", pairs]  # fmt: skip
+             "watercolour,neon", "--size", "128", "--test-share", "0.1", "--out", pairs]  # fmt: skip
     command = [sys.executable, "-m", "regionroute.cli", "label", *label]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     return pairs
