@@ -190,7 +190,8 @@ def photo_pairs(tmp_path_factory, assets):
     """Folder of a few labelled photos."""
     pairs = tmp_path_factory.mktemp("pairs") / "pairs"
     label = ["--labels", assets / "photos/labels.jsonl", "--styles", "small_photos", "--only",
-             "watercolour,neon", "--size", "128", "--test-share", "0.1", "--out", pairs]  # fmt: skip
+             "watercolour,neon", "--size", "128", "--test-share", "0.1",
+             "--out", pairs]  # fmt: skip
     command = [sys.executable, "-m", "regionroute.cli", "label", *label]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     return pairs
@@ -267,3 +268,23 @@ def test_edit_start(tmp_path):
     result = run(tmp_path, "edit_start", "--rounds", "2", "--size", "96")
     assert result["processes"]["import of the stock pipeline"]["over the rival"] == 1
     assert all(row["processor seconds, median"] > 0 for row in result["processes"].values())
+
+
+def test_supervision_runs_the_study_whose_arms_it_compares(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "bench"))
+    import supervision
+
+    from regionroute.cli.tour import study
+
+    asked = []
+
+    def refuse(command, **options):
+        asked.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(supervision.subprocess, "run", refuse)
+    monkeypatch.setattr(sys, "argv", ["supervision.py", "--out", str(tmp_path), "--seeds", "0"])
+    with pytest.raises(SystemExit):
+        supervision.main()
+    assert asked[0][1:4] == ["-m", "regionroute.cli", "study"]
+    assert {arm for pair in supervision.QUESTIONS.values() for arm in pair} <= set(study.METHODS)
