@@ -12,6 +12,7 @@ from regionroute.adapters import (
     inject,
 )
 from regionroute.adapters.style_encoder import encoder_identity
+from regionroute.compat import whole_size
 from regionroute.config.run import SIMILARITY_EXPERTS, save_config
 from regionroute.files import settings_hash, text_hash
 from train.data.cache import Cache
@@ -226,4 +227,4 @@ def _previews(config: RunConfig, inputs: Inputs, cache: Cache) -> Previews | Non
 def trainable_parameters(trainer: Trainer) -> int:
     """How many values the run trains, also where ZeRO-3 holds them in pieces."""
     parameters = adapter_parameters(trainer.engine.module)
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)
+    return sum(whole_size(p).numel() for p in parameters)

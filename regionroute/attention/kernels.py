@@ -31,7 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-aten = torch.ops.aten
+from regionroute.compat import attention_operators
+
+aten = attention_operators()
 _HALF = (torch.float16, torch.bfloat16)
 _PAD = 8  # columns; what CUDA kernels want the width to be a multiple of
 # The smallest dO that `_fold` divides by, next to dLSE and by itself.

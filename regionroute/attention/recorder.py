@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from regionroute.attention.columns import NORMS, Norm, attend, attend_among
 from regionroute.attention.plan import AttentionPlan
+from regionroute.compat import in_backward_pass, uses_default_attention
 from regionroute.config.sites import AttentionSite, Queries, Tokens, parse_sites, resolve_sites
 from regionroute.diffusion.families import Family, find_transformer
 
@@ -236,10 +237,7 @@ class AttentionRecorder:
         return out
 
     def _store(self, name: str, attention: Tensor) -> None:
-        # Autograd's own mark of a running backward pass, by which torch's checkpointing itself
-        # tells the threads apart. A hook around the model's forward would not do: the compiler
-        # does not look at hooks that come and go.
-        if torch._C._current_graph_task_id() == -1:
+        if not in_backward_pass():
             self._maps[name] = attention
         elif attention.requires_grad and not self._maps[name].requires_grad:
             raise RuntimeError(
@@ -343,6 +341,6 @@ def stock_processor(name: str, attn: Any, family: Family) -> Any:
         raise ValueError(f"{name}: cannot record beside a {type(processor).__name__}")
     if attn.fused_projections:
         raise ValueError(f"{name}: cannot record fused projections, call unfuse_qkv_projections()")
-    if processor._attention_backend is not None or processor._parallel_config is not None:
+    if not uses_default_attention(processor):
         raise ValueError(f"{name}: cannot record another attention backend than PyTorch's own")
     return processor

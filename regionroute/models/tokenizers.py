@@ -23,6 +23,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, Qwen2TokenizerFast, T5TokenizerFast
 
+from regionroute.compat import t5_text_map
+
 WORD_START = "▁"  # sentencepiece's mark of a word's beginning
 WORD_END = "</w>"  # CLIP's mark of a word's end
 QWEN_SPACE = "Ġ"  # how byte-level BPE writes a space
@@ -68,9 +70,9 @@ def build_t5_tokenizer(
     vocabulary += [(piece, PIECE_SCORE) for piece in dict.fromkeys(pieces) if len(piece) > 1]
     return T5TokenizerFast(
         vocab=vocabulary,
-        _spm_precompiled_charsmap=_case_folding_map(),
         extra_ids=0,
         model_max_length=max_length,
+        **t5_text_map(_case_folding_map()),
     )
 
 

@@ -14,10 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from regionroute.compat import (
+    FakeTensorMode,
+    TorchDispatchMode,
+    operator_of,
+    storage_key,
+    tree_leaves,
+)
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -38,7 +43,7 @@ class MemoryCounter(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         """Counts a tensor's storage until nobody holds it; once, however many tensors share it."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_key(storage)
         if key in self._sizes:
             return
         self._sizes[key] = storage.nbytes()
@@ -53,7 +58,7 @@ class MemoryCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         self.operations += 1
-        count = flop_registry.get(func._overloadpacket)
+        count = flop_registry.get(operator_of(func))
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):

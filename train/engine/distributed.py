@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from regionroute.compat import is_partitioned, skip_shared_memory_op
 from regionroute.errors import UserError
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def start(local_rank: int | None = None) -> Ranks:
         torch.cuda.set_device(device)
     else:
         _share_cores()
-        _skip_shared_memory_op(deepspeed)
+        skip_shared_memory_op(deepspeed)
     with quiet():
         # Without auto_mpi_discovery=False a start by plain python wants mpi4py.
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
@@ -120,16 +121,6 @@ def _share_cores() -> None:
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(max(1, (cores or 1) // int(here)))
-
-
-def _skip_shared_memory_op(deepspeed: object) -> None:
-    """Keeps DeepSpeed from compiling its CPU collective for a minute; gloo does without it.
-
-    The table is private, so a version without it is left alone.
-    """
-    table = getattr(getattr(deepspeed, "ops", None), "__compatible_ops__", None)
-    if isinstance(table, dict):
-        table["deepspeed_shm_comm"] = False
 
 
 def log_library_to(path: Path, ranks: Ranks) -> None:
@@ -226,7 +217,7 @@ def gathered(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
 
     Read only: changes are not handed back. A no-op for parameters that are whole.
     """
-    pieces = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    pieces = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not pieces:
         yield
         return

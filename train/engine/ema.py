@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from regionroute.compat import gather_again, lerp_all, own_part, set_all
 from train.engine.weights import (
     named_adapters,
-    own_part,
     part_of,
     read_adapters,
-    refresh,
     write_adapters,
 )
 
@@ -44,7 +43,7 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Takes in the weights after a step (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, self._own(), 1 - decay)
+        lerp_all(self._average, self._own(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -58,8 +57,8 @@ class MovingAverage:
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(self._own(), values)
-        refresh(self._parameters)
+        set_all(self._own(), values)
+        gather_again(self._parameters)
 
     def save(self, folder: Path, *, main: bool) -> None:
         """Writes the average whole into a folder; all processes must call it."""

@@ -6,9 +6,8 @@ one filled up with zeros. Without it a process's part is the weight itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from regionroute.adapters import adapter_parameters
 from regionroute.adapters.files.lora_file import check_state, write_tensors
+from regionroute.compat import is_partitioned, own_part, whole_size
 from regionroute.errors import UserError
 from train.engine import distributed
 
@@ -28,12 +28,6 @@ def named_adapters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {names[id(parameter)]: parameter for parameter in adapter_parameters(module)}
 
 
-def own_part(parameter: nn.Parameter) -> Tensor:
-    """What this process keeps of a weight, as storage to read and write."""
-    part: Any = getattr(parameter, "ds_tensor", None)
-    return parameter.data if part is None else part.data
-
-
 def part_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     """This process's part of a whole tensor, as `own_part` cuts the parameter.
 
@@ -41,28 +35,12 @@ def part_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
         parameter: says how.
         whole: of the parameter's full shape.
     """
-    if not hasattr(parameter, "ds_tensor"):
+    if not is_partitioned(parameter):
         return whole
     part = own_part(parameter)
     padded = torch.zeros(part.numel() * dist.get_world_size(), dtype=whole.dtype)
     padded[: whole.numel()] = whole.flatten()
     return padded.view(dist.get_world_size(), -1)[dist.get_rank()]
-
-
-def refresh(parameters: Sequence[nn.Parameter]) -> None:
-    """After `own_part` was written: makes weights anew that ZeRO-3 keeps gathered.
-
-    All processes must call it.
-    """
-    each: list[Any] = list(parameters)
-    gathered = [
-        parameter
-        for parameter in each
-        if hasattr(parameter, "ds_tensor") and parameter.data.numel() == parameter.ds_numel
-    ]
-    if gathered:
-        gathered[0].partition(gathered)
-        gathered[0].all_gather(gathered)
 
 
 def write_adapters(path: Path, module: nn.Module, *, main: bool) -> None:
@@ -87,8 +65,7 @@ def read_adapters(path: Path, module: nn.Module) -> dict[str, Tensor]:
             "the same command continues from the one before"
         ) from error
     shapes = {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in named_adapters(module).items()
+        name: tuple(whole_size(parameter)) for name, parameter in named_adapters(module).items()
     }
     check_state(state, shapes, str(path))
     return state

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from regionroute.compat import whole_size
 from train.data.dataset import seeded
 from train.engine.distributed import Ranks
 from train.engine.weights import named_adapters
@@ -102,7 +103,7 @@ def _gradient(
 def _flat(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
     if gradient is not None:
         return gradient.flatten()
-    return torch.zeros(getattr(parameter, "ds_numel", parameter.numel()), device=parameter.device)
+    return torch.zeros(whole_size(parameter).numel(), device=parameter.device)
 
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
