@@ -177,5 +177,5 @@ def _remarks(config: RunConfig, selection: Selection, pictures: str) -> list[str
         f"{pictures}"
     ]
     for reason, count in selection.skipped.items():
-        remarks.append(f"{count} samples are left out: {reason}")
+        remarks.append(f"{count} samples are skipped: {reason}")
     return remarks

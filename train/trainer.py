@@ -251,7 +251,7 @@ class Trainer:
         intact = f"; {saved[-1][1]} is intact" if saved else ""
         raise SharedMistake(
             f"{what} at step {step + 1} (samples {listed}), the batch is listed in {path}{intact}: "
-            "check these pictures or lower optim.lr"
+            "check these images or lower optim.lr"
         )
 
     def _after_step(self, step: int, *, stopping: bool) -> None:

@@ -82,7 +82,7 @@ def save_config(config: BaseModel, folder: AnyPath) -> Path:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``--config FILE``, ``--print-config`` and the positional ``KEY=VALUE`` overrides.
 
-    Call the parser's `parse_intermixed_args`, so that overrides may stand among the options.
+    Call the parser's `parse_intermixed_args`, so that overrides may be given between options.
     """
     parser.add_argument(
         "--config",
@@ -267,7 +267,7 @@ def _dump_lines(config: BaseModel, indent: int) -> Iterator[str]:
     values = config.model_dump(mode="json")
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
-        for line in textwrap.wrap(_describe(info), 96 - indent):
+        for line in textwrap.wrap(_describe(info), 96 - indent, break_on_hyphens=False):
             yield f"{margin}# {line}"
         if isinstance(value, BaseModel):
             yield f"{margin}{name}:"

@@ -1,6 +1,6 @@
 """The settings of a training run: every key, its default, its range and what it means.
 
-This file and `regionroute.config.train` are the only places where defaults stand.
+Defaults are defined here and in `regionroute.config.train` only.
 `regionroute.config.io` reads and writes these models as YAML; ``train/run.py --print-config``
 prints them with the descriptions as comments.
 """
@@ -53,7 +53,9 @@ class BaseConfig(Section):
     """The frozen base model."""
 
     name: Name = Field(
-        "nano", description="embedded name, folder of a Kontext or FLUX.2-klein model, or hub id"
+        "nano",
+        description="name of an embedded base, folder of a Kontext or FLUX.2-klein model, or hub "
+        "id",
     )
     revision: Name | None = Field(
         None,
@@ -67,11 +69,11 @@ class BaseConfig(Section):
     )
     quantize: Quantize | None = Field(
         None,
-        description="bits of the blocks' frozen weights: nf4 (4, bitsandbytes), fp8 (8, torchao); "
-        "null: those of dtype",
+        description="quantise the frozen weights of the blocks: nf4 (4 bits, bitsandbytes) or fp8 "
+        "(8 bits, torchao); null: keep dtype",
     )
     max_text_length: Count | None = Field(
-        None, description="tokens of the prompt the base sees; null: the base's own"
+        None, description="length of the prompt in tokens; null: the base's default"
     )
 
 
@@ -80,22 +82,25 @@ class DataConfig(Section):
 
     manifest: Name = Field(
         "data/scenes/manifest.jsonl",
-        description="manifest.jsonl of the pairs, its folder, or a pattern: manifest-*.jsonl",
+        description="manifest.jsonl of the pairs, its folder, or a pattern such as "
+        "manifest-*.jsonl",
     )
     split: Name = Field("train", description="split of the manifest to train on")
     resolution: Annotated[int, Field(ge=16)] | None = Field(
-        None, description="side in pixels of the square of equal area; null: the base's own"
+        None,
+        description="images are resized to the area of a square with this side in pixels; null: "
+        "the base's default",
     )
     buckets: bool = Field(
         True,
-        description="pictures of several aspects are trained in several sizes of equal area, a "
-        "batch of one size each; false: all are cut to one size",
+        description="group images of different aspect ratios into sizes of equal area, one size "
+        "per batch; false: crop all images to one size",
     )
     cache: str | None = Field(
         None, description="folder of cached latents and embeddings; null: <output>/cache"
     )
     workers: CountOrZero = Field(
-        0, description="processes that load pairs; 0: the training process itself"
+        0, description="processes that load pairs; 0: load them in the training process"
     )
 
 
@@ -103,29 +108,30 @@ class ExpertsConfig(Section):
     """The LoRA experts and what chooses among them."""
 
     styles: Names | None = Field(
-        None, description="styles to train an expert for; null: all in the manifest"
+        None, description="styles to train an expert for; null: all styles in the manifest"
     )
-    rank: Count = Field(4, description="rank of each expert's A and B")
-    alpha: Positive = Field(4.0, description="the update is scaled by alpha/rank")
+    rank: Count = Field(4, description="LoRA rank of each expert")
+    alpha: Positive = Field(4.0, description="LoRA alpha: the update is scaled by alpha/rank")
     targets: Literal["regionroute", "styleexpert"] | Names = Field(
         "regionroute",
-        description="layers that get experts: regionroute (to_q, to_k, to_v, to_out.0), "
-        "styleexpert (attention and feed-forward of both streams), or a list of module name "
-        "endings",
+        description="target modules: regionroute (to_q, to_k, to_v, to_out.0), styleexpert "
+        "(attention and feed-forward of both streams), or a list of module name endings",
     )
-    dropout: Fraction = Field(0.0, description="dropout on the input of A")
+    dropout: Fraction = Field(0.0, description="LoRA dropout, on the input of A")
     shared_rank: CountOrZero = Field(
-        0, description="rank of one more expert that every sample uses; 0: none"
+        0, description="rank of an additional expert that every sample uses; 0: none"
     )
     router: Literal["style", "similarity"] = Field(
         "style",
-        description="what chooses the experts: the style's name, one expert each, or in every "
-        "layer the embedding of an example picture",
+        description="how experts are selected: style (by the style's name, one expert per style) "
+        "or similarity (in every layer, by the embedding of an example image)",
     )
     num_experts: Count | None = Field(
-        None, description="experts a layer; null: one a style, or 16 with router similarity"
+        None, description="experts per layer; null: one per style, or 16 with router similarity"
     )
-    top_k: Count = Field(2, description="router similarity: experts used at a time")
+    top_k: Count = Field(
+        2, description="router similarity: number of experts that are active for a sample"
+    )
     style_encoder: Name | None = Field(
         None,
         description="router similarity: folder of a style encoder (train/style_encoder/run.py); "
@@ -133,39 +139,41 @@ class ExpertsConfig(Section):
     )
     style_pictures: Name | None = Field(
         None,
-        description="router similarity: folder of one folder of example pictures a style; null: "
-        "the restyled objects of the manifest",
+        description="router similarity: folder with one subfolder of example images per style; "
+        "null: the restyled objects of the manifest",
     )
     load_balance: NonNegative = Field(
-        0.0, description="router similarity: weight of the loss that evens out the use of experts"
+        0.0, description="router similarity: weight of the load-balancing loss"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of the exported files; training keeps float32 weights"
     )
     license: Name | None = Field(
-        None, description="licence that the model card names, as on the hub; null: not stated"
+        None, description="licence for the model card, by its hub identifier; null: not stated"
     )
 
     @model_validator(mode="after")
     def _router_fits(self) -> "ExpertsConfig":
         if self.router == "style":
             if self.num_experts is not None:
-                raise ValueError("leave num_experts null with router style: one a style")
+                raise ValueError("leave num_experts null with router style: one per style")
             if self.load_balance:
-                raise ValueError("have load_balance 0 with router style, which learns no choice")
+                raise ValueError("have load_balance 0 with router style, which learns no routing")
         elif self.top_k > (self.num_experts or SIMILARITY_EXPERTS):
             raise ValueError(f"have a top_k ({self.top_k}) of at most num_experts")
         return self
 
 
 class PerceptualConfig(Section):
-    """A perceptual loss on the pictures that predictions decode to; its decoding keeps a graph."""
+    """A perceptual loss on decoded predictions, with gradients through the decoder."""
 
     vgg: Name | None = Field(
-        None, description="torchvision's VGG16 weights (safetensors); null: no such loss"
+        None, description="file with torchvision's VGG16 weights (safetensors); null: off"
     )
     weight: NonNegative = Field(0.15, description="weight of this loss")
-    bfloat16: bool = Field(False, description="run VGG in bf16, faster where the processor has it")
+    bfloat16: bool = Field(
+        False, description="run VGG in bfloat16, which is faster where the hardware supports it"
+    )
 
 
 class FlowConfig(Section):
@@ -178,15 +186,15 @@ class FlowConfig(Section):
     std: Positive = Field(1.0, description="logit_normal: standard deviation before the sigmoid")
     mask_weight: Positive = Field(
         1.0,
-        description="weight of pixels inside the mask in the flow loss (outside 1), renormalised "
-        "to mean one",
+        description="weight of pixels inside the mask in the flow loss (1 outside), normalised to "
+        "mean 1",
     )
     guidance: NonNegative = Field(
-        1.0, description="guidance told to a guidance-distilled base in training"
+        1.0, description="guidance value fed to a guidance-distilled base during training"
     )
     perceptual: PerceptualConfig = Field(
         PerceptualConfig(),
-        description="a loss on the pictures that predictions decode to, for edits of few steps",
+        description="perceptual loss on decoded predictions, for edits of few steps",
     )
 
 
@@ -203,32 +211,34 @@ class SupervisionConfig(Section):
     layers: Literal["all"] | Names = Field(
         "all",
         description='supervised blocks: all, or names such as "double.1" (mean over its heads), '
-        '"double.1:0,3" (over two heads), "double.1.context" (asked by the context picture)',
+        '"double.1:0,3" (over two heads), "double.1.context" (queries of the context image)',
     )
     queries: Queries = Field(
         "target",
-        description="image tokens whose attention to the style words is read, where a layer does "
-        "not say it",
+        description="image tokens used as queries of the attention maps, for layers that do not "
+        "name them",
     )
     norm: Literal["full", "text", "selected"] = Field(
         "full",
-        description="keys the attention is normalised over: all, the text's, or the selected "
-        "words' (as in the released code)",
+        description="keys of the softmax: full (all keys), text (all text tokens), or selected "
+        "(the style tokens only, losses per token, as in the published code)",
     )
     focus_input: Literal["ratio", "prob"] = Field(
         "ratio",
-        description="what Focus's softmax sees: the log of the map, which at tau 1 gives the map "
-        "over its sum, or the map itself (as published)",
+        description="input of the softmax in Focus: ratio (log of the map; with tau 1 the softmax "
+        "is the map over its sum) or prob (the map itself, as published)",
     )
-    tau: Positive = Field(1.0, description="temperature of Focus's softmax over the pixels")
+    tau: Positive = Field(1.0, description="temperature of the softmax over pixels in Focus")
     cover_mode: Literal["logratio", "prob"] = Field(
         "logratio",
-        description="what Cover's sigmoid sees: the log of the map over its mean, or the map "
-        "itself (as published)",
+        description="input of the sigmoid in Cover: logratio (log of the map over its mean) or "
+        "prob (the map itself, as published)",
     )
-    alpha: Positive = Field(1.0, description="scale in front of Cover's sigmoid")
+    alpha: Positive = Field(1.0, description="scale of the input of the sigmoid in Cover")
     aggregate: Literal["layer", "map"] = Field(
-        "layer", description="losses of each layer's map averaged, or the loss of the mean map"
+        "layer",
+        description="layer: average the losses of the layers' maps; map: one loss of their mean "
+        "map",
     )
 
     gradient_norms_every: CountOrZero = Field(
@@ -256,7 +266,7 @@ class SupervisionConfig(Section):
         except UserError as error:
             raise ValueError(f"hold names of blocks: {error}") from error
         if any(spec.word != "style" for spec in specs):
-            raise ValueError('name no "@object": the losses teach the style words')
+            raise ValueError('not name "@object": the losses supervise the style words')
         return layers
 
 
@@ -265,54 +275,55 @@ class RoutingConfig(Section):
 
     branch: Literal["expert", "base"] = Field(
         "expert",
-        description="what restyles inside the gates: the style's expert, or the base alone where "
-        "it knows the style better",
+        description="model that predicts inside the gates: the style's expert, or the base "
+        "without experts where it renders the style better",
     )
     prompt: Literal["image", "object"] = Field(
         "image",
-        description="what that is told: to restyle the whole image, or the prompt itself, which "
-        "names the object, as the experts were trained",
+        description="prompt of that branch: image (restyle the whole image) or object (the edit's "
+        "own prompt, which names the object, as in training)",
     )
     mirror: bool = Field(
         False,
-        description="read maps from the picture's mirror image too and take the mean; one model "
-        "call more an edit",
+        description="average the maps of the image and of its mirror image; one more model call "
+        "per edit",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.4, description="attention at which a gate is half open, relative to that on the object"
+        0.4, description="attention at which a gate is 0.5, relative to the attention on the object"
     )
     sharpness: Positive = Field(
-        2.0, description="of the way from closed to open, as a power of the attention"
+        2.0,
+        description="exponent of the attention in the gates: higher is closer to a hard threshold",
     )
     radius: NonNegative = Field(
         0.75,
-        description="window in which gates are fitted to the picture's edges, in tokens; 0: off",
+        description="radius in tokens of the filter that aligns gates with image edges; 0: off",
     )
     edge: Positive = Field(
-        1e-3, description="variance of the colours, in [0,1], below which there is no edge to fit"
+        1e-3, description="colour variance (colours in [0,1]) below which that filter sees no edge"
     )
     contrast: Annotated[float, Field(ge=1)] = Field(
-        4.0, description="steepness of the fitted gates at an edge"
+        4.0, description="steepness of the aligned gates at an edge"
     )
     colour: NonNegative = Field(
         0.0,
-        description="weight of what a pixel's colour tells, beside the map: whether it is one of "
-        "the region or of the rest; gates are fitted to both, with a radius. 0: off",
+        description="weight of colour evidence (is this pixel's colour typical of the region or "
+        "of the rest) in the aligned gates; needs a radius above 0. 0: off",
     )
     opening: Annotated[float, Field(ge=1)] = Field(
         1.0,
-        description="factor on gates whose region is cut out of the edit once more, for an exact "
-        "background; above 1 a half open token is restyled fully there, to be halved once",
+        description="factor on the token gates when pixel gates composite the edit afterwards; "
+        "above 1, soft gates are applied once (by the compositing) instead of twice",
     )
     sharpen: NonNegative = Field(
         0.0,
-        description="strength of an unsharp mask on what is restyled: edits of few steps are near "
-        "the mean of all that fits, and soft; 0: off",
+        description="strength of an unsharp mask inside the region, since edits of few steps are "
+        "soft; 0: off",
     )
     confidence: NonNegative = Field(
         3.0,
-        description="attention on the region, in multiples of what each token would get if all "
-        "got the same, below which an edit warns that the object was hardly found",
+        description="an edit warns that the object was hardly found when the attention on its "
+        "region is below this multiple of uniform attention",
     )
 
 
@@ -332,7 +343,8 @@ class RunConfig(Section):
         RoutingConfig(), description="how maps become gates when an edit is routed"
     )
     optim: OptimConfig = Field(
-        OptimConfig(), description="the optimizer, the learning rate's way, the experts' average"
+        OptimConfig(),
+        description="optimizer, learning rate schedule, moving average of the experts",
     )
     train: TrainConfig = Field(TrainConfig(), description="the loop")
 

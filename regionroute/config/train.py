@@ -18,15 +18,16 @@ PRODIGY_LR = 0.1  # a factor of the step size that Prodigy finds; below this it 
 
 
 class OptimConfig(Section):
-    """The optimizer, the learning rate's way, and the moving average of the experts."""
+    """The optimizer, the learning rate schedule, and the moving average of the experts."""
 
     name: Literal["adamw", "adamw8bit", "prodigy"] = Field(
         "adamw",
-        description="AdamW, AdamW with 8-bit moments (bitsandbytes), or Prodigy, which finds the "
-        "learning rate itself (optim.lr=1)",
+        description="AdamW, AdamW with 8-bit moments (bitsandbytes), or Prodigy, which adapts the "
+        "learning rate itself (set optim.lr=1)",
     )
     lr: Positive = Field(
-        1e-4, description="learning rate after the warm-up; prodigy: a factor of its own"
+        1e-4,
+        description="learning rate after the warm-up; with prodigy, a factor on its own estimate",
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="the optimizer's two betas")
     weight_decay: NonNegative = Field(0.0, description="decoupled weight decay")
@@ -35,18 +36,18 @@ class OptimConfig(Section):
         "constant", description="decay of the learning rate after the warm-up, to 0 at the end"
     )
     warmup: CountOrZero = Field(0, description="steps of linear warm-up")
-    clip: NonNegative = Field(1.0, description="largest norm of the gradient; 0: off")
+    clip: NonNegative = Field(1.0, description="gradient clipping: maximum norm; 0: off")
     ema: Fraction = Field(
         0.0,
-        description="decay of a moving average of the experts; validation, previews and the "
-        "exported experts are then the average's; 0: none",
+        description="decay of an exponential moving average of the experts, which is then used "
+        "for validation, previews and the exported experts; 0: off",
     )
 
     @model_validator(mode="after")
     def _lr_fits(self) -> "OptimConfig":
         if self.name == "prodigy" and self.lr < PRODIGY_LR:
             raise ValueError(
-                f"have an lr of about 1 with name prodigy, which finds the size itself ({self.lr} "
+                f"have an lr of about 1 with name prodigy, which adapts the step itself ({self.lr} "
                 "is one for adamw)"
             )
         return self
@@ -59,42 +60,43 @@ class TrainConfig(Section):
 
     steps: Count = Field(5000, description="optimizer steps")
     global_batch: Count = Field(
-        8, description="pairs an optimizer step, over all processes and accumulation"
+        8, description="pairs per optimizer step, over all processes and accumulation steps"
     )
     accumulation: Count = Field(
-        1, description="backward passes an optimizer step; divides global_batch"
+        1, description="backward passes per optimizer step; must divide global_batch"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     offload: Literal["none", "optimizer", "all"] = Field(
         "none",
-        description="what waits in the host's memory: the optimizer's state (zero_stage 1 to 3), "
-        "or the frozen weights as well (zero_stage 3)",
+        description="keep in CPU memory: optimizer (its state, zero_stage 1 to 3) or all (the "
+        "frozen weights too, zero_stage 3)",
     )
     compile: bool = Field(
-        False, description="compile the transformer's blocks with torch.compile: not zero_stage 3"
+        False,
+        description="compile the transformer's blocks with torch.compile; not with zero_stage 3",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
     log_every: Count = Field(10, description="steps between two rows of the log")
     save_every: Count = Field(500, description="steps between two checkpoints")
-    keep: Count = Field(2, description="newest checkpoints that are kept")
+    keep: Count = Field(2, description="number of checkpoints to keep, newest first")
     keep_best: bool = Field(
-        True, description="also keep the checkpoint of the lowest validation loss (validate_every)"
+        True,
+        description="also keep the checkpoint with the lowest validation loss (see validate_every)",
     )
-    validate_every: CountOrZero = Field(
-        0, description="steps between two validation losses; 0: none"
-    )
+    validate_every: CountOrZero = Field(0, description="steps between two validations; 0: off")
     validation_split: Name | None = Field(
-        None, description="held-out split for it; null: the first of val and test that there is"
+        None, description="split for validation; null: val, or test if there is no val"
     )
     validation_samples: Count = Field(
-        32, description="pairs of that split, evenly spread, each at every noise level"
+        32,
+        description="pairs of that split to validate on, evenly spaced, each at every noise level",
     )
     validation_levels: Count = Field(
-        4, description="noise levels of the validation loss, evenly spread in (0,1)"
+        4, description="noise levels of the validation, evenly spaced in (0,1)"
     )
-    preview_every: CountOrZero = Field(0, description="steps between two previews; 0: none")
+    preview_every: CountOrZero = Field(0, description="steps between two previews; 0: off")
     previews: Count = Field(4, description="pairs shown in a preview")
     loss_spike: NonNegative = Field(
         100.0,
@@ -102,24 +104,26 @@ class TrainConfig(Section):
         "last 100 steps (from step 50 on); 0: stop only when it is not finite",
     )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        ["tensorboard"], description="where the numbers go besides losses.jsonl"
+        ["tensorboard"], description="trackers to log to, in addition to losses.jsonl"
     )
-    project: Name = Field("regionroute", description="project of wandb and trackio")
-    resume: bool = Field(True, description="go on from the newest checkpoint in the output folder")
+    project: Name = Field("regionroute", description="project name for wandb and trackio")
+    resume: bool = Field(True, description="resume from the newest checkpoint in the output folder")
     deepspeed: str | None = Field(
-        None, description="DeepSpeed JSON file merged over the settings made from this file"
+        None, description="DeepSpeed JSON file that overrides the settings derived from this file"
     )
 
     @model_validator(mode="after")
     def _stage_fits(self) -> "TrainConfig":
         if self.deepspeed is not None:
             if self.offload != "none":
-                raise ValueError("have offload none beside a deepspeed file, which tells it itself")
+                raise ValueError(
+                    "have offload none with a deepspeed file, which sets offloading itself"
+                )
             return self
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(
-                f"have zero_stage 3 (it is {self.zero_stage}) with offload all: only then the "
-                "weights are in pieces that can wait elsewhere"
+                f"have zero_stage 3 (it is {self.zero_stage}) with offload all: other stages "
+                "cannot offload weights"
             )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("have a zero_stage of at least 1 with offload optimizer")

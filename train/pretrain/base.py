@@ -23,13 +23,12 @@ from regionroute.diffusion.flow import (
 from regionroute.diffusion.latents import decode_latents, encode_images
 from regionroute.errors import UserError
 from regionroute.models.codec import PatchCodec
-from train.engine.states import load_states, save_states
-from train.monitor.logs import append_row, rewind
+from train.engine.single_process import CHECKPOINT, LOG_FILE
+from train.engine.states import save_states
+from train.monitor.logs import append_row
 from train.perceptual import PerceptualLoss
 from train.pretrain.config import BaseTrainingConfig
 from train.pretrain.model import NanoModel
-
-CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -83,19 +82,10 @@ def learning_rate(step: int, cfg: BaseTrainingConfig) -> float:
     return cfg.lr * warm * min(1.0, max(0.01, left))
 
 
-def start_or_resume(
-    cfg: BaseTrainingConfig, model: NanoModel, output: Path
-) -> tuple[torch.optim.Optimizer, int]:
-    """The optimizer and the step to start from; model and optimizer as the checkpoint has them.
-
-    Raises:
-        UserError: the checkpoint is damaged or of a model of other sizes.
-    """
+def new_optimizer(cfg: BaseTrainingConfig, model: NanoModel) -> torch.optim.Optimizer:
+    """AdamW over the parameters that are trained."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
-    )
-    return optimizer, load_states(output / CHECKPOINT, model=model, optimizer=optimizer)
+    return torch.optim.AdamW(parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
 
 
 def train_base(
@@ -115,11 +105,11 @@ def train_base(
 
     Args:
         cfg: steps, rates, tasks.
-        model: see `start_or_resume`.
+        model: trained in place.
         codec: decodes the pictures of validation and of the perceptual loss.
         source: of the pairs.
         output: folder of the run.
-        optimizer: of the model, see `start_or_resume`.
+        optimizer: of the model, see `new_optimizer`.
         start: steps done already.
         edit_steps: sampling steps of an edit, in validation.
 
@@ -127,7 +117,6 @@ def train_base(
         UserError: the loss is not finite, or a vision network's weights cannot be read.
     """
     log = output / LOG_FILE
-    rewind(log, start)
     perceptual = _perceptual(cfg, codec)
     averages: dict[str, float] = {}
     clock = time.perf_counter()

@@ -28,34 +28,39 @@ class PhotoPairsConfig(Section):
             "highlight": 0.35,
             "absent": 0.05,
         },
-        description="share of each task; highlight: the object white on black; absent: a word that "
-        "is not in the picture, nothing to do",
+        description="fraction of each task; highlight: the object white on black; absent: the "
+        "named object is not in the image, which stays as it is",
     )
     pasted: tuple[Share, Share, Share] = Field(
-        (0.45, 0.35, 0.2), description="shares of pictures with 0, 1, 2 objects of other photos"
+        (0.45, 0.35, 0.2),
+        description="fractions of images with 0, 1 and 2 pasted objects of other photos",
     )
     pasted_size: tuple[Size, Size] = Field(
-        (0.3, 0.85), description="least and greatest longer side of a pasted object, in sides"
+        (0.3, 0.85),
+        description="range of the longer side of a pasted object, relative to the image",
     )
     least_scale: Size = Field(
         1.0,
-        description="photos are scaled by a factor between this and 1 before they are cropped, as "
-        "far as they still fill the picture; 1: cropped only",
+        description="smallest scale of a photo before it is cropped, as long as it still fills "
+        "the image; 1: crop only",
     )
     least_area: float = Field(
-        0.01, description="share of the picture from which an object is named", gt=0, lt=1
+        0.01,
+        description="smallest fraction of the image that an object must cover to be named",
+        gt=0,
+        lt=1,
     )
     twins: float = Field(
         0.7,
-        description="share of named objects that are followed by the same picture and another word",
+        description="fraction of named objects followed by the same image with another object word",
         ge=0,
         le=1,
     )
     other_colours: Share = Field(
-        0.0, description="share of highlighted pictures that are shown in other colours", le=1
+        0.0, description="fraction of highlight images with changed colours", le=1
     )
     word_balance: float = Field(
-        0.5, description="0: every photo is drawn alike; 1: every word", ge=0, le=1
+        0.5, description="sampling: 0 draws every photo equally often, 1 every word", ge=0, le=1
     )
 
     @model_validator(mode="after")
@@ -75,16 +80,19 @@ class CorpusConfig(Section):
         description="corpus manifest, from `regionroute scenes --pretrain`",
     )
     bank: str | None = Field(
-        None, description="folder of a bank, from `regionroute bank`, in place of the manifest"
+        None,
+        description="folder of an object bank (`regionroute bank`), used instead of the manifest",
     )
     photos: PhotoPairsConfig = Field(
-        PhotoPairsConfig(), description="how pairs are composed from the bank"
+        PhotoPairsConfig(), description="how pairs are composed from the object bank"
     )
-    workers: int = Field(1, description="processes that compose pairs from the bank", ge=0)
+    workers: int = Field(1, description="processes that compose pairs from the object bank", ge=0)
     resolution: int = Field(
-        64, description="side of the pictures in pixels, a multiple of 16", ge=32, multiple_of=16
+        64, description="side of the images in pixels, a multiple of 16", ge=32, multiple_of=16
     )
-    held_out: int = Field(256, description="last scenes of the corpus kept for validation", ge=1)
+    held_out: int = Field(
+        256, description="number of scenes, the last of the corpus, held out for validation", ge=1
+    )
 
 
 class CodecConfig(Section):
@@ -94,8 +102,8 @@ class CodecConfig(Section):
 
     latent_channels: int = Field(
         24,
-        description="latent channels of the pixels; packed 2x2 a token has 4x as many of its 192 "
-        "numbers",
+        description="latent channels that encode pixels; a token packs 2x2 of them and so has 4 "
+        "times as many, out of its 192 pixel values",
         ge=1,
         le=48,
     )
@@ -104,7 +112,9 @@ class CodecConfig(Section):
         description="file of an image encoder from train/pretrain/train_image_encoder.py, whose "
         "features become further latent channels; null: none, or that of init_from",
     )
-    pictures: int = Field(12000, description="pictures of the corpus it is fitted to", ge=1)
+    pictures: int = Field(
+        12000, description="images of the corpus that the codec is fitted to", ge=1
+    )
 
 
 class ModelConfig(Section):
@@ -115,18 +125,19 @@ class ModelConfig(Section):
     num_attention_heads: int = Field(6, description="heads", ge=1)
     attention_head_dim: int = Field(32, description="head width", ge=8)
     axes_dims_rope: tuple[Width, Width, Width] = Field(
-        (8, 12, 12), description="rotary widths of frame, row, column; sum = head width"
+        (8, 12, 12),
+        description="rotary widths of frame, row and column; their sum is the head width",
     )
     text_dim: int = Field(96, description="width of both text encoders", ge=16, multiple_of=4)
     text_layers: int = Field(1, description="layers of both text encoders", ge=1)
     text_length: int = Field(32, description="text tokens, in training and at inference", ge=8)
     words: str | None = Field(
-        None, description="file with further words (one a line) that get a token of their own"
+        None, description="file with additional words, one per line, that get their own token"
     )
     sentence_encoder: str | None = Field(
         None,
-        description="folder of a sentence encoder (BERT): its vocabulary, as a frozen table of "
-        "word vectors, is the T5 encoder's",
+        description="folder of a sentence encoder (BERT) whose word embeddings become the frozen "
+        "vocabulary of the T5 encoder",
     )
 
     @model_validator(mode="after")
@@ -155,41 +166,45 @@ class BaseTrainingConfig(Section):
     """Flow-matching pre-training of the transformer, text encoders included."""
 
     steps: int = Field(20000, description="training steps", ge=1)
-    batch: int = Field(16, description="pairs a step", ge=1)
+    batch: int = Field(16, description="pairs per step", ge=1)
     lr: float = Field(1e-3, description="peak learning rate", gt=0)
     betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="AdamW betas")
     weight_decay: float = Field(0.0, description="AdamW weight decay", ge=0)
     warmup: int = Field(200, description="linear warm-up steps", ge=0)
     decay: float = Field(
         0.4,
-        description="last share of the steps over which the rate falls linearly to 1 %",
+        description="fraction of the steps, at the end, over which the rate falls linearly to 1 %",
         gt=0,
         le=1,
     )
     clip: float = Field(1.0, description="gradient-norm clip", gt=0)
     coarse_resolution: int | None = Field(
         None,
-        description="side of the pictures in the first steps, when larger ones would be waste",
+        description="side of the images in the first steps, for speed; null: always the full one",
         ge=32,
         multiple_of=16,
     )
-    coarse_share: float = Field(0.5, description="share of the steps that are coarse", ge=0, lt=1)
+    coarse_share: float = Field(
+        0.5, description="fraction of the steps at coarse_resolution", ge=0, lt=1
+    )
     tasks: dict[str, Share] = Field(
         {"copy": 0.1, "style": 0.45, "recolour": 0.4, "tint": 0.05},
-        description="share of each task in a batch of scenes (of a bank: corpus.photos.tasks)",
+        description="fraction of each task in a batch of scenes (for a bank: corpus.photos.tasks)",
     )
     alignment: AlignmentConfig = AlignmentConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
     perceptual_tasks: tuple[PhotoTask, ...] | None = Field(
         None,
-        description="tasks of a bank whose pairs get the perceptual loss, which is most of a "
+        description="tasks of a bank whose pairs get the perceptual loss, which takes most of a "
         "step's time; null: all",
     )
     timestep_mean: float = Field(
         1.5, description="mean of the normal whose sigmoid is the noise level"
     )
     timestep_std: float = Field(1.2, description="its standard deviation", gt=0)
-    bfloat16: bool = Field(True, description="autocast to bf16 (faster where the processor has it)")
+    bfloat16: bool = Field(
+        True, description="autocast to bfloat16, which is faster where the hardware supports it"
+    )
     log_every: int = Field(50, description="steps between log rows", ge=1)
     save_every: int = Field(500, description="steps between checkpoints", ge=1)
     validate_every: int = Field(2000, description="steps between validations", ge=1)
@@ -209,7 +224,7 @@ class PretrainConfig(Section):
         description="folder of a finished base to start from, with its pixel codec and its words; "
         "its sizes must equal those of model and codec",
     )
-    threads: int | None = Field(None, description="CPU threads (None: torch's own choice)", ge=1)
+    threads: int | None = Field(None, description="CPU threads; null: torch's default", ge=1)
     corpus: CorpusConfig = CorpusConfig()
     codec: CodecConfig = CodecConfig()
     model: ModelConfig = ModelConfig()

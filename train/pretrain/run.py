@@ -7,23 +7,22 @@
     regionroute bank --labels PHOTOS/labels.jsonl --styles small_paintings --out data/bank
     python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml
 
-The result is a diffusers Kontext folder, `<output>/base`. A stopped run goes on from its newest
-checkpoint when the command is given again.
+The result is a diffusers Kontext folder, `<output>/base`. A stopped run resumes from its newest
+checkpoint when the same command is started again.
 """
 
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from regionroute.config.io import command_settings, dump_config, save_config
+from regionroute.config.io import dump_config
 from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
-from regionroute.files import check_output_folder
 from regionroute.models.codec import PatchCodec
 from regionroute.models.loading import Backbone, load_base
-from train.pretrain.base import PairSource, start_or_resume, train_base
+from train.engine.single_process import resume, run_training
+from train.pretrain.base import PairSource, new_optimizer, train_base
 from train.pretrain.config import PretrainConfig
 from train.pretrain.corpus import load_corpus, to_model_range
 from train.pretrain.image_encoder.file import load_image_encoder
@@ -35,31 +34,28 @@ from train.pretrain.word_table import word_table
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    cfg = command_settings("train/pretrain/run.py", __doc__, PretrainConfig, argv)
-    if cfg is None:
-        return 0
-    check_output_folder(cfg.output)
-    output = Path(cfg.output)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    torch.manual_seed(cfg.seed)
+    return run_training("train/pretrain/run.py", __doc__, PretrainConfig, argv, pretrain)
+
+
+def pretrain(cfg: PretrainConfig, output: Path) -> None:
+    """Trains a base and saves it in the folder `output`."""
     if cfg.corpus.bank is not None:
-        return _pretrain_on_photos(cfg, output)
+        _pretrain_on_photos(cfg, output)
+        return
     base = None if cfg.init_from is None else load_base(cfg.init_from)
     corpus = load_corpus(cfg.corpus, output / "pictures.pt")
     stride = max(1, len(corpus.pictures) // cfg.codec.pictures)
     codec = fit_codec(cfg, corpus.pictures[::stride], base)
     model = _model(cfg, corpus.prompts, output, codec, base)
-    source = SceneSource(cfg.base, corpus, codec, model, cfg.seed)
-    return _train(cfg, model, codec, source, output)
+    _train(cfg, model, codec, SceneSource(cfg.base, corpus, codec, model, cfg.seed), output)
 
 
-def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> int:
+def _pretrain_on_photos(cfg: PretrainConfig, output: Path) -> None:
     base = None if cfg.init_from is None else load_base(cfg.init_from)
     bank = ObjectBank(str(cfg.corpus.bank))
     codec = fit_codec(cfg, bank_pictures(bank, cfg.codec.pictures), base)
     model = _model(cfg, prompts_of(bank), output, codec, base)
-    return _train(cfg, model, codec, PhotoSource(cfg, codec, model), output)
+    _train(cfg, model, codec, PhotoSource(cfg, codec, model), output)
 
 
 def _model(
@@ -78,13 +74,12 @@ def _model(
 
 def _train(
     cfg: PretrainConfig, model: NanoModel, codec: PatchCodec, source: PairSource, output: Path
-) -> int:
-    optimizer, start = start_or_resume(cfg.base, model, output)
-    save_config(cfg, output)  # only now: a refused run leaves the earlier one's
+) -> None:
+    optimizer = new_optimizer(cfg.base, model)
+    start = resume(cfg, output, model=model, optimizer=optimizer)
     train_base(cfg.base, model, codec, source, output, optimizer, start, cfg.edit_steps)
     save_base(model, codec, output / "base", cfg, _card(cfg))
     print(f"base saved in {output / 'base'}")
-    return 0
 
 
 def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> PatchCodec:

@@ -26,19 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from regionroute.config.io import command_settings, save_config
 from regionroute.data.images import write_image
 from regionroute.errors import UserError, command
-from regionroute.files import check_output_folder
 from regionroute.models.image_encoder import Bottleneck, EightBitConv, VisionNet
-from train.engine.states import load_states, save_states
-from train.monitor.logs import append_row, rewind
+from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
+from train.engine.states import save_states
+from train.monitor.logs import append_row
 from train.pretrain.corpus import to_model_range
 from train.pretrain.image_encoder.config import ImageEncoderConfig
 from train.pretrain.image_encoder.file import save_image_encoder
 from train.pretrain.image_encoder.views import Views, draw, load_views
 
-CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
 RESULT, SHEET = "image_encoder.safetensors", "seen.png"
 SHOWN = 12  # photos on the sheet
 
@@ -68,29 +66,23 @@ class NormalisedConv(nn.Module):
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    cfg = command_settings(
-        "train/pretrain/train_image_encoder.py", __doc__, ImageEncoderConfig, argv
-    )
-    if cfg is None:
-        return 0
-    check_output_folder(cfg.output)
-    output = Path(cfg.output)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    torch.manual_seed(cfg.seed)
+    prog = "train/pretrain/train_image_encoder.py"
+    return run_training(prog, __doc__, ImageEncoderConfig, argv, train_and_save)
+
+
+def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
+    """Trains an image encoder and saves it in the folder `output`."""
     training, held_out = load_views(cfg, output)
     network = new_network(cfg)
     average = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = _optimizer(network, cfg)
-    start = load_states(output / CHECKPOINT, network=network, average=average, optimizer=optimizer)
-    save_config(cfg, output)  # only now: a refused run leaves the earlier one's
+    start = resume(cfg, output, network=network, average=average, optimizer=optimizer)
     train(cfg, network, average, optimizer, training, held_out, start)
     frozen = freeze(average)
     save_image_encoder(frozen, output / RESULT)
     write_image(output / SHEET, sheet(frozen, held_out))
     scores = ", ".join(f"{k} {v:.3f}" for k, v in explained(frozen, held_out, training).items())
-    print(f"saved in {output / RESULT} ({scores}); {output / SHEET} shows what it sees")
-    return 0
+    print(f"image encoder saved in {output / RESULT} ({scores}); {output / SHEET} shows features")
 
 
 def new_network(cfg: ImageEncoderConfig) -> VisionNet:
@@ -139,12 +131,11 @@ def train(
     """
     output = Path(cfg.output)
     log = output / LOG_FILE
-    rewind(log, start)
     spread = (
         training.features[:: max(1, len(training.features) // 500)].float().var((0, 2, 3)).sum()
     )
     with tqdm(
-        range(start, cfg.steps), initial=start, total=cfg.steps, desc="vision", unit="step"
+        range(start, cfg.steps), initial=start, total=cfg.steps, desc="image encoder", unit="step"
     ) as bar:
         for step in bar:
             for group in optimizer.param_groups:

@@ -7,7 +7,7 @@
 `pictures.source` holds one folder of pictures a style. Pictures of one name (starry/dog.png,
 cubism/dog.png) show the same thing; a style is learnt from pairs that show different ones. The
 result, `<output>/style_encoder`, goes into experts.style_encoder of train/run.py. A stopped run
-goes on from its checkpoint when the command is given again.
+resumes from its checkpoint when the same command is started again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from regionroute.adapters.style_encoder import (
     new_tower,
     save_style_encoder,
 )
-from regionroute.config.io import command_settings, save_config
 from regionroute.data.images import write_image
 from regionroute.errors import UserError, command
-from regionroute.files import check_output_folder, write_json
+from regionroute.files import write_json
 from regionroute.models.devices import pick_device
-from train.engine.states import load_states, save_states
-from train.monitor.logs import append_row, rewind
+from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
+from train.engine.states import save_states
+from train.monitor.logs import append_row
 from train.style_encoder.config import StyleEncoderConfig
 from train.style_encoder.contrastive import info_nce, nearest_neighbours
 from train.style_encoder.images import (
@@ -52,7 +52,6 @@ from train.style_encoder.images import (
     styles_of,
 )
 
-CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
 NEIGHBOURS = 5
 
 
@@ -81,19 +80,18 @@ class StyleData:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    cfg = command_settings("train/style_encoder/run.py", __doc__, StyleEncoderConfig, argv)
-    if cfg is None:
-        return 0
-    check_output_folder(cfg.output)
-    output, device = Path(cfg.output), torch.device(pick_device(cfg.device))
+    prog = "train/style_encoder/run.py"
+    return run_training(prog, __doc__, StyleEncoderConfig, argv, train)
+
+
+def train(cfg: StyleEncoderConfig, output: Path) -> None:
+    """Trains and saves a style encoder in the folder `output`."""
+    device = torch.device(pick_device(cfg.device))
     pictures = read_style_pictures(cfg.pictures.source, cfg.pictures.split)
     training, held_out = hold_out(pictures, cfg.pictures.held_out, cfg.seed)
     encoder = build_encoder(cfg, styles_of(pictures)).to(device)
     optimizer = make_optimizer(encoder, cfg)
-    start = 0
-    if cfg.resume:
-        start = load_states(output / CHECKPOINT, encoder=encoder, optimizer=optimizer)
-    save_config(cfg, output)  # only now: a refused run leaves the earlier one's
+    start = resume(cfg, output, encoder=encoder, optimizer=optimizer)
     bank = load_bank(pictures, encoder.image_size, output / "pictures.npy")
     styles = styles_of(pictures)
     labels = torch.tensor([styles.index(picture.style) for picture in pictures])
@@ -105,7 +103,6 @@ def main(argv: list[str] | None = None) -> int:
         write_image(output / "neighbours.png", neighbour_sheet(encoder, data))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     print(f"style encoder saved in {output / FOLDER} ({shown})")
-    return 0
 
 
 def build_encoder(cfg: StyleEncoderConfig, styles: Sequence[str]) -> StyleEncoder:
@@ -156,7 +153,6 @@ def train_encoder(
     """
     output, scores = Path(cfg.output), {}
     log = output / LOG_FILE
-    rewind(log, start)
     encoder.train()
     with tqdm(
         range(start, cfg.steps), initial=start, total=cfg.steps, desc="style encoder", unit="step"

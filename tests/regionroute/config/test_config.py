@@ -102,7 +102,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("flow.timesteps=cosine", "flow.timesteps must be 'uniform' or 'logit_normal', not cosine"),
         ("supervision.layers=5", "supervision.layers must be 'all' or be a valid array, not 5"),
         ("supervision.layers=[a b]", 'layers must hold names of blocks: "a b" is not of the form'),
-        ("supervision.layers=[double.1@object]", 'layers must name no "@object"'),
+        ("supervision.layers=[double.1@object]", 'layers must not name "@object"'),
         ("train.zero_stage=4", "train.zero_stage must be 0, 1, 2 or 3, not 4"),
         ("train.accumulation=3", r"global_batch \(8\) that its accumulation \(3\) divides"),
         ("train.steps", "write it as key=value"),

@@ -188,7 +188,7 @@ def test_an_object_that_would_be_cut_off_is_left_out(runs, mixed, tiny_manifest,
     sample = dataclasses.replace(mixed.samples[0], regions=(lost,))
     write_manifest(tiny_manifest, [sample, *mixed.samples[1:]])
     assert runs("run", "data.buckets=false", "train.steps=1") == 0
-    assert "1 samples are left out: an object lies at an edge" in capsys.readouterr().out
+    assert "1 samples are skipped: an object lies at an edge" in capsys.readouterr().out
 
 
 def test_a_second_start_encodes_nothing_and_gives_the_same_losses(runs, mixed, encodings, capsys):

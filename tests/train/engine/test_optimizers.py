@@ -144,7 +144,7 @@ def test_compiled_blocks_are_refused_where_weights_come_and_go(tmp_path):
         (["train.offload=all", "train.zero_stage=2"], r"zero_stage 3 \(it is 2\) with offload all"),
         (
             ["train.offload=all", "train.zero_stage=3", "train.deepspeed=x.json"],
-            "offload none beside a deepspeed file",
+            "offload none with a deepspeed file",
         ),
         (["optim.name=sgd"], "optim.name must be 'adamw', 'adamw8bit' or 'prodigy', not sgd"),
         (["optim.ema=1"], "optim.ema must be less than 1"),

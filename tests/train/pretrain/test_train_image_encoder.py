@@ -194,10 +194,10 @@ def test_another_file_is_no_image_encoder(tmp_path):
     with pytest.raises(UserError, match=r"codec\.image_encoder=.*no such file"):
         load_image_encoder(tmp_path / "absent.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"not a network of train/vision\.py"):
+    with pytest.raises(UserError, match=r"not a network of train/pretrain/train_image_encoder\.py"):
         load_image_encoder(tmp_path / "cut.safetensors")
     save_file({"stem.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"not a network of train/vision\.py"):
+    with pytest.raises(UserError, match=r"not a network of train/pretrain/train_image_encoder\.py"):
         load_image_encoder(tmp_path / "other.safetensors")
     network = freeze(new_network(config()))
     save_image_encoder(network, tmp_path / "good.safetensors")

@@ -1,0 +1,92 @@
+"""What the commands of trainings in one process share: settings, folder, seed, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel
+
+from regionroute.config.io import command_settings, save_config
+from regionroute.files import check_output_folder
+from train.engine.output_lock import locked_output
+from train.engine.states import Stateful, load_states
+from train.monitor.logs import rewind
+
+CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
+
+
+class TrainingSettings(Protocol):
+    """Settings that every training has."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+
+    @property
+    def output(self) -> str:
+        """Folder of the run."""
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def run_training(
+    prog: str,
+    description: str | None,
+    model: type[Settings],
+    argv: Sequence[str] | None,
+    train: Callable[[Settings, Path], None],
+) -> int:
+    """Reads settings and trains in their output folder, which is locked meanwhile.
+
+    Args:
+        prog: the command's name.
+        description: what ``--help`` says.
+        model: class of the settings, with `TrainingSettings` and perhaps `threads`.
+        argv: arguments; None for those of the process.
+        train: trains by its settings in the folder.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        UserError: wrong settings, an output that cannot be used, or anything `train` refuses.
+    """
+    settings = command_settings(prog, description, model, argv)
+    if settings is None:
+        return 0
+    given: TrainingSettings = settings  # type: ignore[assignment]
+    check_output_folder(given.output)
+    threads = getattr(settings, "threads", None)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(given.seed)
+    output = Path(given.output)
+    with locked_output(output):
+        train(settings, output)
+    return 0
+
+
+def resume(settings: BaseModel, output: Path, **parts: Stateful) -> int:
+    """Restores the parts from the folder's checkpoint and readies its log; stores the settings.
+
+    Args:
+        settings: of the run; with a `resume` that is false, the checkpoint is not read.
+        output: folder of the run.
+        parts: networks and optimizers by the names that `save_states` got.
+
+    Returns:
+        Steps done before: 0 without a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of other sizes.
+    """
+    start = 0
+    if getattr(settings, "resume", True):
+        start = load_states(output / CHECKPOINT, **parts)
+    save_config(settings, output)  # only now: a refused run leaves the earlier one's
+    rewind(output / LOG_FILE, start)
+    return start
