@@ -1,8 +1,8 @@
-"""What was measured once and need not be again: values by the content they were measured on.
+"""Measured values, cached by the content of the files they were measured on.
 
-One file of JSON lines, appended to after every batch: a run that is killed goes on from there, and
-a further metric or method costs only itself. Nothing is ever stale, because the key is made of the
-hashes of all files of a pair and a value's name of the metric's whole definition.
+One file of JSON lines, appended to after every batch: a killed run resumes there, and a further
+metric or method costs only itself. Entries cannot be stale: a key is a hash over all files of a
+pair, and the name of a value includes a hash of the metric's definition.
 """
 
 import json
@@ -26,7 +26,7 @@ class FileHashes:
         self._known: dict[Path, str] = {}
 
     def of(self, path: Path) -> str:
-        """The hash; a mark of its own for a file that cannot be read."""
+        """The hash, or a placeholder for a file that cannot be read."""
         if path not in self._known:
             try:
                 self._known[path] = file_hash(path)
@@ -63,7 +63,7 @@ class ValueCache:
     """Records by key, kept in a file.
 
     Args:
-        path: the file, made when the first record is put; None keeps nothing.
+        path: the file, created with the first record; None: nothing is written.
 
     Raises:
         UserError: the path is a folder.
@@ -89,7 +89,7 @@ class ValueCache:
                 continue
 
     def get(self, key: str | None) -> dict[str, Any] | None:
-        """What is known of a key."""
+        """The record of a key, None if there is none."""
         return None if key is None else self._records.get(key)
 
     def put(self, records: dict[str, dict[str, Any]]) -> None:

@@ -32,15 +32,15 @@ from regionroute.files import check_output_file, write_json
 from regionroute.models.loading import load_base
 
 SCHEMA_VERSION = 1
-MAX_PSNR = 100.0  # dB, for a picture that comes back exactly
+MAX_PSNR = 100.0  # dB, for an image that comes back exactly
 DEFINITIONS = {
-    "psnr_context": f"10 log10(1 / MSE) of contexts, pictures in [0,1], at most {MAX_PSNR:.0f} dB",
+    "psnr_context": f"10 log10(1 / MSE) of contexts, images in [0,1], at most {MAX_PSNR:.0f} dB",
     "psnr_target": "the same of targets",
-    "mse_bg": "background error of the context's round trip, pictures in [-1,1]",
+    "mse_bg": "background error of the context's round trip, images in [-1,1]",
     "leak": "leak of the context's round trip",
-    "in_mask_error": "object error of the target's round trip, pictures in [-1,1]",
-    "in_mask_ratio": "that over the object error of the unedited picture, mean over samples",
-    RELATIVE: "mean in_mask_error over the mean object error of the unedited picture",
+    "in_mask_error": "object error of the target's round trip, images in [-1,1]",
+    "in_mask_ratio": "that over the object error of the unedited image, mean over samples",
+    RELATIVE: "mean in_mask_error over the mean object error of the unedited image",
 }
 
 
@@ -56,13 +56,13 @@ class Codec(Protocol):
         ...
 
     def fit_size(self, height: int, width: int) -> tuple[int, int]:
-        """The (H',W') at which the base works on pictures of (H,W)."""
+        """The (H',W') at which the base works on images of (H,W)."""
         ...
 
 
 @torch.no_grad()
 def round_trip(codec: Codec, images: Tensor) -> Tensor:
-    """Pictures [B,3,H,W] in [0,1] through the autoencoder and back, at their own size.
+    """Images [B,3,H,W] in [0,1] through the autoencoder and back, at their own size.
 
     Where the base works at another size, resizing there and back is part of the trip, as it is
     part of an edit.
@@ -74,7 +74,7 @@ def round_trip(codec: Codec, images: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures [B,3,H,W] in [0,1]: [B], at most 100."""
+    """Peak signal-to-noise ratio in dB of images [B,3,H,W] in [0,1]: [B], at most 100."""
     error = (a.float() - b.float()).square().mean((1, 2, 3))
     return (-10 * error.log10()).clamp(max=MAX_PSNR)
 
@@ -84,8 +84,8 @@ def measure(codec: Codec, sources: Iterable[Source], batch_size: int = 8) -> lis
 
     Args:
         codec: the base.
-        sources: samples with their pictures.
-        batch_size: pictures at once; a batch also ends where the size changes.
+        sources: samples with their images.
+        batch_size: images at once; a batch also ends where the size changes.
     """
     rows = []
     batch: list[Source] = []
@@ -137,7 +137,7 @@ def _estimates(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def readable(manifest: Manifest, split: str) -> Iterable[Source]:
-    """The split's samples with their pictures; one that cannot be read is named and left out."""
+    """The split's samples with their images; one that cannot be read is skipped with a message."""
     samples = select_split(manifest, split)
     for index, sample in enumerate(tqdm(samples, desc="round trips", unit="sample")):
         try:

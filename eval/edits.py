@@ -1,6 +1,6 @@
-"""Finds and reads what a method made: the picture, its sidecar and its attention map.
+"""Finds and reads a method's edits: the image, its sidecar and its attention map.
 
-An edits folder holds for each sample ``<id>.png`` (or another picture of that name), else one of
+An edits folder holds for each sample ``<id>.png`` (or another image of that name), else one of
 the context's file name, and, as `regionroute edit` writes them, ``<id>.json`` (sidecar) and
 ``<id>.map.png`` (8-bit grey, 128 is the decision boundary).
 """
@@ -29,13 +29,13 @@ SIZE_RULE = (
     f"and counted if its aspect ratio is within {ASPECT_TOLERANCE:.0%} of the context's; any other "
     "is not scored"
 )
-RESIZED, GREY, FULL_MASK, NO_MAP = "other size", "grey-scale", "full mask", "map left out"
+RESIZED, GREY, FULL_MASK, NO_MAP = "other size", "greyscale", "full mask", "map skipped"
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something about an edit that was scored all the same.
+    """Something unusual about an edit that was scored nevertheless.
 
     Attributes:
         kind: one of the four constants above; remarks are counted by it.
@@ -48,7 +48,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Edit:
-    """One edited picture.
+    """One edited image.
 
     Attributes:
         image: [3,H,W] in [0,1] at the context's size.
@@ -83,11 +83,11 @@ def parse_edits(items: list[str]) -> dict[str, Path]:
 
 
 class EditFinder:
-    """Says which file of a method's folder is a sample's edit.
+    """Finds the file of a sample's edit in a method's folder.
 
     Args:
         folders: {method: folder}.
-        samples: all that are scored; a context's name is no use where two of them share it.
+        samples: all that are scored; a context name shared by two of them identifies neither.
     """
 
     def __init__(self, folders: dict[str, Path], samples: Sequence[EditSample]) -> None:
@@ -132,7 +132,7 @@ def map_path(folder: Path, sample_id: str) -> Path:
 
 
 def load_edit(path: Path, sample_id: str, size: tuple[int, int]) -> Edit:
-    """Reads a sample's edit and the map beside it; a bad map costs only the map.
+    """Reads a sample's edit and the map next to it; a bad map costs only the map.
 
     Args:
         path: of the edit.
@@ -151,7 +151,7 @@ def load_edit(path: Path, sample_id: str, size: tuple[int, int]) -> Edit:
         remarks.append(remark)
     with Image.open(path) as opened:
         if opened.mode in _GREY_MODES:
-            remarks.append(Remark(GREY, f"{path}: grey-scale, read as three equal channels"))
+            remarks.append(Remark(GREY, f"{path}: greyscale, read as three equal channels"))
     if not map_path(path.parent, sample_id).exists():
         return Edit(image, None, remarks)
     try:

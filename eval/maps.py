@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     samples = select_split(manifest, args.split)
     require_maps(methods, samples)
     metrics = build_metrics(names=MAP_METRICS)
-    # The page holds its pictures, so the rows may name them from where we stand.
+    # The page embeds its images, so file names relative to the working folder will do.
     scorer = Scorer(manifest, methods, metrics, Path(), on_problem=_say)
     rows = scorer.score(samples)
     require_readable(rows)
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def require_maps(methods: dict[str, Path], samples: Sequence[EditSample]) -> None:
-    """Refuses a folder without a single map of these samples.
+    """Rejects a folder without a single map of these samples.
 
     Raises:
         UserError: naming the folder and the command that makes maps.
@@ -99,7 +99,7 @@ def require_maps(methods: dict[str, Path], samples: Sequence[EditSample]) -> Non
 
 
 def require_readable(rows: Sequence[Row]) -> None:
-    """Refuses a method of which no map could be measured.
+    """Rejects a method without a single measurable map.
 
     Raises:
         UserError: naming the method and what was wrong with its first sample.
@@ -120,9 +120,9 @@ def has_map(row: Row) -> bool:
 def choose(rows: Sequence[Row], count: int, seed: int) -> list[list[Row]]:
     """The samples to show, as the rows of their edits in the samples' order.
 
-    One after another the sample is taken that adds most: a picture not shown yet, then the style
-    shown least, then the flag shown least. Equal ones are drawn at random. Samples with a map of
-    every method come before those that lack one; those without any map are not shown.
+    Greedy: the next sample is the one that adds most: an image not shown yet, then the style
+    shown least, then the flag shown least; ties are broken at random. Samples with a map of every
+    method come first; those without any map are not shown.
 
     Args:
         rows: of every sample and method.
@@ -141,10 +141,10 @@ def choose(rows: Sequence[Row], count: int, seed: int) -> list[list[Row]]:
     def rank(group: list[Row]) -> tuple[float, ...]:
         lacking = sum(not has_map(row) for row in group)
         row = group[0]
-        picture = shown["picture", row["files"]["source"]]
+        image = shown["image", row["files"]["source"]]
         style = sum(shown["style", style] for style in row["styles"])
         flags = [shown["flag", flag] for flag in row["flags"] or [""]]
-        return lacking, picture, style, min(flags), sum(flags)
+        return lacking, image, style, min(flags), sum(flags)
 
     chosen: list[list[Row]] = []
     while waiting and len(chosen) < count:
@@ -154,7 +154,7 @@ def choose(rows: Sequence[Row], count: int, seed: int) -> list[list[Row]]:
         row = best[0]
         shown.update(("style", style) for style in row["styles"])
         shown.update(("flag", flag) for flag in row["flags"] or [""])
-        shown["picture", row["files"]["source"]] += 1
+        shown["image", row["files"]["source"]] += 1
     return sorted(chosen, key=lambda group: places[group[0]["id"]])
 
 

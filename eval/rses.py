@@ -48,7 +48,12 @@ Measured values are kept in OUT/cache.jsonl by the content of their files: a sto
 and a further metric or method costs only itself.
 
 Groups of metrics: rse (the Regional Style Editing Score), vlm (its four questions to a
-vision-language model), and those of other papers: styleexpert, stylegallery, stylemamba; or all.
+vision-language model), aggregate, and those of other papers: styleexpert, stylegallery, stylemamba;
+or all.
+
+The Regional Style Editing Score consists of components; the paper defines no single number.
+--metrics rse,aggregate adds one of our own, rse_aggregate: the geometric mean of the normalised
+style match and the preservation of the background, in [0,1], shown next to both.
 
 `eval.rses.score` does the same in Python.
 
@@ -80,10 +85,11 @@ def parser() -> Parser:
     add("--metrics", default="rse", metavar="A,B", help="metrics and groups of metrics (rse)")
     add(
         "--scope",
-        choices=("object", "picture"),
+        type=_scope,
+        choices=("object", "image"),
         default="object",
-        help="where the metrics of other papers look: each region's padded box, or the whole "
-        "image as they were published (object)",
+        help="what the metrics of other papers are measured on: each region's padded box, or the "
+        "whole image as published (object)",
     )
     add(
         "--fail-if",
@@ -99,6 +105,14 @@ def parser() -> Parser:
     add_seed(parser, "the bootstrap intervals")
     _add_networks(parser)
     return parser
+
+
+def _scope(text: str) -> str:
+    """The scope; "picture" is its older name."""
+    if text == "picture":
+        print("--scope picture: this is now `--scope image`", file=sys.stderr)
+        return "image"
+    return text
 
 
 def _add_networks(parser: Parser) -> None:

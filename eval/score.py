@@ -142,7 +142,7 @@ def score(
         split: samples to score, "all" for every one.
         metrics: names of metrics and groups (`eval.metrics.GROUPS`), or one text with commas.
         networks: where the networks of the metrics are.
-        scope: "object": each region's padded box; "picture": the whole image, as published.
+        scope: "object": each region's padded box; "image": the whole image, as published.
         fail_if: conditions such as ``"lpips_bg>0.1"`` (any method) or ``"ours:success<0.8"``.
         report: HTML file to write as well.
         title: heading of the report.

@@ -1,7 +1,7 @@
-"""Goes through the samples once and scores every method: rows, in batches of equal size.
+"""Scores every method in one pass over the samples, in batches of images of equal size.
 
 Every (sample, method) pair gives exactly one row: its numbers, or the sentence that says why there
-are none. Nothing is dropped. Pictures that were measured before are not opened again.
+are none. Nothing is dropped. Images that were measured before are not opened again.
 """
 
 import math
@@ -44,7 +44,7 @@ class Scorer:
         metrics: see :func:`eval.metrics.build_metrics`.
         out: the folder that gets the rows; file names in rows are relative to it.
         device: where the metrics run.
-        on_problem: gets one line for each failure and each remark.
+        on_problem: receives one line per failure and per remark.
         cache: of values measured before.
     """
 
@@ -99,7 +99,7 @@ class Scorer:
                 yield [(index, self._row(sample, name, str(error))) for name in self.methods]
                 continue
             waiting[source.size].append(source)
-            # Many sizes must not mean many pictures in memory: then batches are smaller.
+            # Many sizes must not mean many images in memory: then batches are smaller.
             crowded = sum(map(len, waiting.values())) >= 2 * batch_size
             fullest = max(waiting, key=lambda size: len(waiting[size]))
             if crowded or len(waiting[fullest]) == batch_size:
@@ -229,7 +229,7 @@ class Scorer:
         }
 
     def _files(self, sample: EditSample, method: str) -> dict[str, Any]:
-        """The pictures behind a row, relative to the rows' own folder so that both can move."""
+        """The images behind a row, relative to the rows' own folder so that both can move."""
         root = self.manifest.root
         files: dict[str, Any] = {
             "source": self._relative(root / sample.context),
@@ -239,7 +239,7 @@ class Scorer:
         if method in self.folders:
             try:
                 edit = self._finder.path(method, sample)
-            except UserError:  # told where the edit is read
+            except UserError:  # reported where the edit is read
                 return files
             files["edit"] = self._relative(edit)
             if map_path(edit.parent, sample.id).exists():

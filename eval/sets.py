@@ -1,6 +1,6 @@
-"""Measures of a whole set of edits: FID against the styles' pictures, and ArtFID.
+"""Measures of a whole set of edits: FID against the styles' images, and ArtFID.
 
-Features are made once a picture and kept in a file; the distance itself is torchmetrics', whose
+Features are made once per image and kept in a file; the distance itself is torchmetrics', whose
 memory does not depend on their number.
 """
 
@@ -18,15 +18,15 @@ from eval.encoders.extras import FrechetDistance
 from eval.encoders.vision import ImageEncoder
 from eval.metrics.views import SCOPES, Scope, crop_box
 from eval.scoring import Row
-from eval.style_pictures import StylePictures
+from eval.style_images import StyleImages
 from regionroute.data.images import read_image, read_mask
 from regionroute.files import file_hash, settings_hash
 
 CHUNK = 256  # feature vectors at a time
 DEFINITIONS = {
     "fid": "Frechet inception distance (torchmetrics, features of torch-fidelity's Inception) "
-    "between the edits and the pictures of the styles that occur, each once; biased upwards by few "
-    "pictures: compare at equal n only",
+    "between the edits and the images of the styles that occur, each once; biased upwards by few "
+    "images: compare at equal n only",
     "artfid": "(1 + mean LPIPS) (1 + FID)",
 }
 
@@ -55,7 +55,7 @@ class FeatureStore:
             self._keys.write_text("")
         keys = self._keys.read_text().split("\n")[:-1]
         whole = min(len(keys), self._numbers.stat().st_size // (4 * width))
-        # What was being written when a run was killed is cut off.
+        # A killed run may have left an incomplete entry.
         with self._numbers.open("r+b") as file:
             file.truncate(whole * 4 * width)
         self._keys.write_text("".join(key + "\n" for key in keys[:whole]))
@@ -73,7 +73,7 @@ class FeatureStore:
         self._place[key] = len(self._place)
 
     def read(self, keys: Sequence[str]) -> Iterator[Tensor]:
-        """The vectors of keys in chunks [N,width]; a key that stands twice is given twice."""
+        """The vectors of keys in chunks [N,width]; a repeated key gives its vector again."""
         places = sorted(self._place[key] for key in keys)
         if not places:
             return
@@ -86,7 +86,7 @@ def score_sets(
     rows: Sequence[Row],
     scores: Path,
     encoder: ImageEncoder,
-    styles: StylePictures,
+    styles: StyleImages,
     scope: Scope,
     width: int = 2048,
 ) -> dict[str, dict[str, Any]]:
@@ -97,18 +97,18 @@ def score_sets(
         scores: the folder that their file names are relative to; features are kept in it.
         encoder: the Inception.
         styles: the reference.
-        scope: what is looked at.
+        scope: what is measured.
         width: numbers in a feature vector.
 
     Returns:
         {method: {"fid": {"value", "n", "n_reference"}, "artfid": {...}}}; a value is None with
-        fewer than two pictures on a side.
+        fewer than two images on a side.
     """
     identity = encoder.identity()
     store = FeatureStore(scores / "features", settings_hash([identity, scope]), width)
     good = [row for row in rows if not row["error"]]
     edits: dict[str, list[str]] = {}
-    for row in tqdm(good, desc="FID features", unit="picture"):
+    for row in tqdm(good, desc="FID features", unit="image"):
         edits.setdefault(row["method"], []).extend(_row_keys(row, scores, encoder, scope, store))
     reference = _reference_keys(good, encoder, styles, store)
     found: dict[str, dict[str, Any]] = {}
@@ -141,7 +141,7 @@ def _distance(store: FeatureStore, edits: Sequence[str], reference: Sequence[str
 def _row_keys(
     row: Row, scores: Path, encoder: ImageEncoder, scope: Scope, store: FeatureStore
 ) -> list[str]:
-    """The keys of a row's views (one of the whole picture); what is not stored yet is made."""
+    """The keys of a row's views (one of the whole image); what is not stored yet is made."""
     files = row["files"]
     name = files.get("edit") or files["source" if row["method"] == FLOOR else "target"]
     masks = [scores / mask for mask in files["masks"]] if scope == "object" else [None]
@@ -158,7 +158,7 @@ def _row_keys(
 
 
 def _view(picture: Tensor, mask: Path, size: Sequence[int]) -> Tensor:
-    """The mask's padded box in a picture that may be of another size than its context."""
+    """The mask's padded box in an image that may be of another size than its context."""
     y0, x0, y1, x1 = crop_box(read_mask(mask))
     down, across = picture.shape[1] / size[0], picture.shape[2] / size[1]
     rows = slice(round(y0 * down), round(y1 * down))
@@ -166,7 +166,7 @@ def _view(picture: Tensor, mask: Path, size: Sequence[int]) -> Tensor:
 
 
 def _reference_keys(
-    rows: Iterable[Row], encoder: ImageEncoder, styles: StylePictures, store: FeatureStore
+    rows: Iterable[Row], encoder: ImageEncoder, styles: StyleImages, store: FeatureStore
 ) -> list[str]:
     keys = []
     for style in sorted({style for row in rows for style in row["styles"]}):

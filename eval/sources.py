@@ -1,4 +1,4 @@
-"""The samples to score and their own pictures."""
+"""The samples to score and their own images."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from regionroute.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """A sample with its pictures.
+    """A sample with its images.
 
     Attributes:
         index: place in the manifest's selection.
@@ -54,7 +54,7 @@ def select_split(manifest: Manifest, split: str) -> list[EditSample]:
 
 
 def load_source(manifest: Manifest, index: int, sample: EditSample) -> Source:
-    """Reads a sample's own pictures.
+    """Reads a sample's own images.
 
     Raises:
         UserError: one is missing, damaged or of another size, or a mask is empty.
@@ -70,7 +70,7 @@ def load_source(manifest: Manifest, index: int, sample: EditSample) -> Source:
     )
     for name, picture in ((sample.context, source.content), (sample.target, source.target)):
         if not torch.isfinite(picture).all():
-            raise UserError(f"{manifest.path(name)}: holds values that are not finite, mend it")
+            raise UserError(f"{manifest.path(name)}: holds values that are not finite, fix it")
     for region, mask in zip(sample.regions, source.region_masks, strict=True):
         if not mask.any():
             raise UserError(f"{manifest.path(region.mask)}: the mask is empty, nothing to score")

@@ -17,11 +17,11 @@ SCHEMA_VERSION = 1
 ALL = "all"
 RELATIVE = "in_mask_relative"
 RELATIVE_DEFINITION = (
-    "mean in_mask_error / mean in_mask_error of the unedited picture, over the same samples"
+    "mean in_mask_error / mean in_mask_error of the unedited image, over the same samples"
 )
 
 
-SMALL_AREA = 0.05  # of the picture, as everywhere in the project
+SMALL_AREA = 0.05  # of the image, as everywhere in the project
 
 
 def slices_of(row: Row) -> list[str]:

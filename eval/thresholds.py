@@ -21,14 +21,14 @@ _FORM = re.compile(r"\s*(?:(.+):)?\s*([a-z0-9_]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\
 
 @dataclass(frozen=True)
 class Threshold:
-    """Fails when the metric's mean compares so with the limit.
+    """A condition that fails the command when a metric's mean meets it.
 
     Attributes:
         method: whose mean, None for every method's.
         metric: its name.
         sign: one of > >= < <=.
         limit: in the unit of summary.json (shares in [0,1]).
-        text: as it was given.
+        text: as given.
     """
 
     method: str | None
@@ -82,7 +82,7 @@ def violations(thresholds: Iterable[Threshold], summary: dict[str, Any]) -> list
                 continue
             value = _mean(summary, method, threshold.metric)
             if value is None:
-                said.append(f'{method}: "{threshold.text}" cannot be told, there is no value')
+                said.append(f'{method}: "{threshold.text}" cannot be checked, there is no value')
             elif _COMPARISONS[threshold.sign](value, threshold.limit):
                 said.append(f'{method}: "{threshold.text}", it is {_shown(threshold, value)}')
     return said

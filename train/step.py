@@ -36,8 +36,8 @@ class Batch:
 
     Attributes:
         ids: sample ids, B of them.
-        target: latents of the styled picture, [B,C,h,w] fp32.
-        context: latents of the source picture, [B,C,h,w] fp32.
+        target: latents of the styled image, [B,C,h,w] fp32.
+        context: latents of the source image, [B,C,h,w] fp32.
         noise: standard normal, [B,C,h,w] fp32.
         sigma: noise level in (0,1], [B] fp32.
         prompt_embeds: text states, [B,T,D] in the base's dtype.
@@ -45,8 +45,9 @@ class Batch:
         expert_ids: long [B], the samples' styles.
         plan: style tokens [B,S,K] and soft object masks [B,S,h/2,w/2].
         inside: soft union of the object masks on the latent grid, [B,1,h,w] in [0,1].
-        style_emb: embeddings of example pictures, [B,Ds] fp32, where they choose the experts.
-        semantic_channels: how many of the C channels, the last ones, no picture is decoded from.
+        style_emb: embeddings of style images, [B,Ds] fp32; None where the style's name selects
+            the expert.
+        semantic_channels: the last ones of the C channels, which are not decoded to pixels.
     """
 
     ids: tuple[str, ...]
@@ -64,7 +65,7 @@ class Batch:
 
     @property
     def route(self) -> RouteContext:
-        """Which experts each sample uses: by its style, or by its example picture."""
+        """Which experts each sample uses: by its style, or by its style image."""
         return RouteContext(self.expert_ids, self.style_emb)
 
     def to(self, device: torch.device) -> Batch:
@@ -89,7 +90,7 @@ class StepLosses:
             graph; both of the supervision's weights under the cap where there is one.
         iou: of the region map at its boundary .5 with the mask, [B]; NaN when not measured.
         share: of the attention that lies inside the mask, [B]; NaN when not measured.
-        balance: unevenness of the experts' use, the same for all samples, [B]; NaN when off.
+        balance: load-balance loss, the same for all samples, [B]; NaN when off.
         perceptual: distance of the decoded prediction, unweighted, [B]; NaN when off.
     """
 
@@ -119,7 +120,7 @@ def training_step(
     supervision_scale: float = 1.0,
     perceptual: PerceptualLoss | None = None,
 ) -> Iterator[StepLosses]:
-    """Runs one batch forward; the caller runs backward inside the ``with`` block.
+    """Runs the forward pass of a batch; the caller runs backward inside the ``with`` block.
 
     Gradient checkpointing runs the blocks again during backward, and needs the routing and the
     recording processors to be still in place::
@@ -131,10 +132,11 @@ def training_step(
         transformer: adapted, or the engine around it.
         batch: on the model's device.
         config: its flow, supervision and experts parts are read. Without supervision (both
-            weights 0) nothing is recorded and nothing it costs is paid, unless `measure` asks.
+            weights 0) nothing is recorded, unless `measure` asks for it.
         measure: also score the attention maps; changes no loss and no gradient.
-        supervision_scale: of the weights of Focus and Cover, see `train.monitor.gradient_norms`.
-        perceptual: looks at the pictures that the predictions decode to.
+        supervision_scale: factor on the weights of Focus and Cover, see
+            `train.monitor.gradient_norms`.
+        perceptual: loss on the images that the predictions decode to; None: off.
 
     Yields:
         Losses with their graph.
@@ -189,7 +191,7 @@ def _predicted(transformer: Any, batch: Batch, config: RunConfig) -> tuple[Tenso
 
 
 def _flow_loss(velocity: Tensor, batch: Batch, config: RunConfig) -> Tensor:
-    """Mean squared error of the velocity of what a picture is decoded from, [B] fp32 (spec §3)."""
+    """Mean squared error of the velocity of the channels that are decoded, [B] fp32."""
     drawn = velocity.shape[1] - batch.semantic_channels
     error = (velocity - velocity_target(batch.target, batch.noise))[:, :drawn].square()
     return (error * pixel_weights(batch.inside, config.flow.mask_weight)).mean((1, 2, 3))
@@ -200,7 +202,7 @@ def pixel_weights(inside: Tensor, mask_weight: float) -> Tensor:
 
     Args:
         inside: [B,1,h,w] in [0,1].
-        mask_weight: > 0; 1 leaves the plain mean.
+        mask_weight: > 0; 1 gives the plain mean.
 
     Returns:
         [B,1,h,w].

@@ -34,7 +34,7 @@ _TOP = {
 
 
 class CsdEncoder:
-    """Style embeddings of pictures.
+    """Style embeddings of images.
 
     Args:
         model: the vision tower (`CLIPVisionModel`).
@@ -53,7 +53,7 @@ class CsdEncoder:
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Tensor]) -> Tensor:
-        """V pictures [3,h,w] in [0,1] to unit vectors [V,E]."""
+        """V images [3,h,w] in [0,1] to unit vectors [V,E]."""
         pixels = self.processor(images=[to_pil(image) for image in images], return_tensors="pt")
         pooled = self.model(pixels["pixel_values"].to(self.head.device)).pooler_output
         return F.normalize(pooled.float() @ self.head.float(), dim=1)

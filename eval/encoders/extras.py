@@ -81,12 +81,12 @@ class FrechetDistance:
         self.counts = {True: 0, False: 0}
 
     def update(self, features: Tensor, *, reference: bool) -> None:
-        """Takes vectors [N,width] of the reference's pictures or of the edits."""
+        """Takes vectors [N,width] of the reference's images or of the edits."""
         self._metric.update(features.double(), real=reference)
         self.counts[reference] += len(features)
 
     def compute(self) -> float | None:
-        """The distance; None with fewer than two pictures on a side."""
+        """The distance; None with fewer than two images on a side."""
         if min(self.counts.values()) < 2:
             return None
         return float(self._metric.compute())

@@ -1,7 +1,7 @@
-"""The networks behind the metrics: found, loaded and hashed; never downloaded behind one's back.
+"""LPIPS and CLIP: found, loaded and hashed; downloaded only when the user names a hub model.
 
-A network whose weights are absent is reported as absent. None is ever replaced by another or left
-with random weights: a number from random weights must not look like a result.
+A network without weights is reported as missing. None is replaced by another or run with random
+weights: a number from random weights must not look like a result.
 """
 
 import os
@@ -21,7 +21,7 @@ from regionroute.data.images import to_pil
 from regionroute.errors import UserError
 
 LPIPS_VARIABLE = "REGIONROUTE_LPIPS"
-LPIPS_MIN_SIDE = 32  # smaller pictures shrink to nothing inside AlexNet
+LPIPS_MIN_SIDE = 32  # smaller images shrink to nothing inside AlexNet
 HUB_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's own name in the torch hub cache
 LPIPS_REMEDY = (
     "give --lpips-weights FILE with torchvision's AlexNet weights (safetensors or pth), set "
@@ -32,10 +32,10 @@ CLIP_REMEDY = "give --clip NAME_OR_FOLDER, for example --clip openai/clip-vit-la
 
 
 class ImageTextEncoder(Protocol):
-    """Puts pictures and texts into one space, as CLIP does."""
+    """Maps images and texts to one embedding space, as CLIP does."""
 
     def encode_image(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """B pictures [3,h,w] in [0,1], sizes may differ, to embeddings [B,D]."""
+        """B images [3,h,w] in [0,1], sizes may differ, to embeddings [B,D]."""
         ...
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -43,7 +43,7 @@ class ImageTextEncoder(Protocol):
         ...
 
     def identity(self) -> dict[str, str]:
-        """Name and weight hash, written beside every number made with this encoder."""
+        """Name and weight hash, written next to every number made with this encoder."""
         ...
 
 
@@ -103,11 +103,11 @@ class PerceptualDistance(nn.Module):
         return {"encoder": "LPIPS 0.1 AlexNet", "weights": weights_hash(self.net)}
 
     def spatial_map(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance at every pixel: the layers' maps, upsampled to the pictures and summed.
+        """Distance at every pixel: the layers' maps, upsampled to the images and summed.
 
         Args:
-            a: pictures [B,3,H,W] in [0,1].
-            b: pictures [B,3,H,W] in [0,1].
+            a: images [B,3,H,W] in [0,1].
+            b: images [B,3,H,W] in [0,1].
 
         Returns:
             [B,1,H,W] ≥ 0; NaN everywhere if a side is below 32 pixels, too small for AlexNet.
@@ -115,7 +115,7 @@ class PerceptualDistance(nn.Module):
         return self._layers(a, b, spatial=True)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """The usual LPIPS of whole pictures [B,3,H,W] in [0,1]: [B]; NaN below 32 pixels."""
+        """The usual LPIPS of whole images [B,3,H,W] in [0,1]: [B]; NaN below 32 pixels."""
         return self._layers(a, b, spatial=False)[:, 0, 0, 0]
 
     @torch.no_grad()
@@ -123,7 +123,7 @@ class PerceptualDistance(nn.Module):
         if min(a.shape[2:]) < LPIPS_MIN_SIDE:
             return torch.full_like(a[:, :1], torch.nan)
         self.net.spatial = spatial
-        # Two equal pictures give bit-equal features, hence exactly zero.
+        # Two equal images give bit-equal features, hence exactly zero.
         value: Tensor = self.net(a.float(), b.float(), normalize=True)
         return value
 
@@ -206,7 +206,7 @@ class ClipEncoder:
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """B pictures [3,h,w] in [0,1], sizes may differ, to unit vectors [B,D]."""
+        """B images [3,h,w] in [0,1], sizes may differ, to unit vectors [B,D]."""
         pixels = self.processor(images=[to_pil(image) for image in images], return_tensors="pt")
         features = self.model.get_image_features(
             pixel_values=pixels["pixel_values"].to(self.model.device, self.model.dtype)

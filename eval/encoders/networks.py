@@ -1,8 +1,7 @@
-"""What the metrics need beside the pictures: found where the user says, loaded when asked for.
+"""The networks and files of the metrics, loaded from where the user says.
 
-A metric is left out, with the line that says how to get what it lacks, when a need of it is not
-there. Nothing is downloaded unless the user names a hub's model, nothing replaced by something
-else.
+A metric whose network is missing is skipped, with a line on how to get it. Nothing is downloaded
+unless the user names a hub model, and no network is replaced by another.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,14 +25,14 @@ from eval.encoders.features import (
 from eval.judge.answers import Judge
 from eval.judge.model import load_judge
 from eval.judge.questions import load_judge_config
-from eval.style_pictures import StylePictures
+from eval.style_images import StyleImages
 from regionroute.errors import UserError, nearest
 
 REMEDIES = {
     "lpips": f"no AlexNet weights; {LPIPS_REMEDY}",
     "clip": f"no image-text encoder; {CLIP_REMEDY}",
     "judge": "no judge; give --judge NAME_OR_FOLDER, for example Qwen/Qwen2.5-VL-7B-Instruct",
-    "styles": "no pictures of the styles; give --style-images FOLDER with <style>.jpg or "
+    "styles": "no images of the styles; give --style-images FOLDER with <style>.jpg or "
     "<style>/*.jpg",
     "dino": "no DINO; give --encoder dino=NAME_OR_FOLDER, for example facebook/dinov2-base",
     "csd": "no CSD; give --encoder csd=FILE, the checkpoint of github.com/learn2phrase/CSD",
@@ -58,7 +57,7 @@ _LOADERS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass
 class Networks:
-    """Each thing a metric may need, None where it is not there."""
+    """What metrics may need; None where it is not available."""
 
     lpips: PerceptualDistance | None = None
     clip: ImageTextEncoder | None = None
@@ -69,10 +68,10 @@ class Networks:
     vgg: vision.VggEncoder | None = None
     inception: vision.InceptionFeatures | None = None
     judge: Judge | None = None
-    styles: StylePictures | None = None
+    styles: StyleImages | None = None
 
     def lacks(self, needs: Iterable[str]) -> str | None:
-        """The first of the needs that is not there."""
+        """The first of the needs that is not available, None if all are."""
         known = {field.name for field in fields(self)}
         absent = (name for name in needs if name in known and getattr(self, name) is None)
         return next(absent, None)
@@ -108,7 +107,7 @@ def load_networks(
     out: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Networks:
-    """Loads what is needed and there.
+    """Loads the networks that are needed and given.
 
     Args:
         needed: names of :class:`Networks`.
@@ -117,7 +116,7 @@ def load_networks(
         clip: hub name or folder.
         judge: hub name or folder.
         judge_config: YAML file of :class:`eval.judge.questions.JudgeConfig`.
-        style_images: folder of :class:`eval.style_pictures.StylePictures`.
+        style_images: folder of :class:`eval.style_images.StyleImages`.
         out: folder for the judge's answers.
         device: of the networks.
 
@@ -131,7 +130,7 @@ def load_networks(
     if "clip" in wanted and clip:
         networks.clip = load_clip(clip, device)
     if "styles" in wanted and style_images:
-        networks.styles = StylePictures(style_images)
+        networks.styles = StyleImages(style_images)
     if "judge" in wanted and judge:
         config = load_judge_config(judge_config)
         log = out / "judge.jsonl" if out else None

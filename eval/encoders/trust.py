@@ -1,7 +1,7 @@
-"""Which weights may make numbers: trained ones alone.
+"""Accepts trained weights only.
 
-A number from random weights looks like any other. So every network is checked before it may judge:
-a transformers model by what training never leaves as it was made, the files of torchvision and
+A number from random weights looks like any other, so every network is checked before use: a
+transformers model for parameters that training always changes, the files of torchvision and
 torch-fidelity by their known checksums.
 """
 
@@ -31,7 +31,7 @@ def tensors_hash(tensors: dict[str, Tensor]) -> str:
 
 
 def looks_untrained(module: nn.Module) -> bool:
-    """Whether every bias and norm weight still has the value it is made with.
+    """Whether every bias and norm weight still has its initial value.
 
     Frameworks start biases at 0 and norm weights at 1; no training leaves all of them there.
     """
@@ -41,7 +41,7 @@ def looks_untrained(module: nn.Module) -> bool:
 
 
 def check_trained(module: nn.Module, where: str) -> None:
-    """Refuses a network as it was made.
+    """Rejects an untrained network.
 
     Args:
         module: the network.
@@ -58,7 +58,7 @@ def check_trained(module: nn.Module, where: str) -> None:
 
 
 def check_features(network: str, features: dict[str, Tensor], file: Path, where: str) -> None:
-    """Refuses convolutions that are not torchvision's, by their hash or by the file's name.
+    """Rejects convolutions that are not torchvision's, by their hash or by the file's name.
 
     torchvision names its files by the beginning of their SHA-256 (``vgg19-dcbb9e9d.pth``).
 

@@ -1,4 +1,4 @@
-"""Vision networks of the sister systems' measures: VGG, DINO, CSD, DreamSim, Inception, aesthetics.
+"""Vision networks of other papers' metrics: VGG, DINO, CSD, DreamSim, Inception, aesthetics.
 
 Like those of `eval.encoders.features` each comes from a hub name or a local folder, is hashed, and
 is refused when its weights are not trained ones.
@@ -39,14 +39,14 @@ DREAMSIM_FILES = (
 
 
 class ImageEncoder(Protocol):
-    """Puts pictures into a space."""
+    """Maps images to embeddings."""
 
     def encode_image(self, images: Sequence[Tensor]) -> Tensor:
-        """V pictures [3,h,w] in [0,1], sizes may differ, to embeddings [V,D]."""
+        """V images [3,h,w] in [0,1], sizes may differ, to embeddings [V,D]."""
         ...
 
     def identity(self) -> dict[str, str]:
-        """Name and weight hash, written beside every number made with this encoder."""
+        """Name and weight hash, written next to every number made with this encoder."""
         ...
 
 
@@ -66,7 +66,7 @@ class DinoEncoder:
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Tensor]) -> Tensor:
-        """V pictures [3,h,w] in [0,1] to unit vectors [V,D]."""
+        """V images [3,h,w] in [0,1] to unit vectors [V,D]."""
         pixels = self.processor(images=[to_pil(image) for image in images], return_tensors="pt")
         output = self.model(pixels["pixel_values"].to(self.model.device, self.model.dtype))
         return F.normalize(output.last_hidden_state[:, 0].float(), dim=1)
@@ -188,7 +188,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Tensor]) -> Tensor:
-        """V pictures [3,h,w] in [0,1] to features [V,2048]; the network resizes them itself."""
+        """V images [3,h,w] in [0,1] to features [V,2048]; the network resizes them itself."""
         device = next(self.network.parameters()).device
         levels = [(image[None] * 255).round().clamp(0, 255).byte().to(device) for image in images]
         return torch.cat([self.network(level)[0].float().cpu() for level in levels])

@@ -64,7 +64,7 @@ class Judge:
         Args:
             name: of the question, see `VERDICTS`.
             where: sample, method and region, for the log.
-            images: pictures [3,h,w] in [0,1].
+            images: images [3,h,w] in [0,1].
             text: the question.
         """
         pixels = [(image * 255).round().byte().cpu().contiguous() for image in images]

@@ -14,10 +14,10 @@ from regionroute.files import text_hash
 
 
 class VisionLanguageModel(Protocol):
-    """Answers a question about pictures."""
+    """Answers a question about images."""
 
     def answer(self, images: Sequence[Tensor], question: str, config: JudgeConfig) -> str:
-        """The words of the answer about pictures [3,h,w] in [0,1]."""
+        """The words of the answer about images [3,h,w] in [0,1]."""
         ...
 
     def identity(self) -> dict[str, str]:
@@ -69,7 +69,7 @@ def load_judge(place: str, device: str | torch.device = "cpu") -> TransformersJu
     """A judge by hub name or local folder.
 
     Raises:
-        UserError: it cannot be loaded, is untrained, or cannot be asked about pictures.
+        UserError: it cannot be loaded, is untrained, or cannot be asked about images.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

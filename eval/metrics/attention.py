@@ -1,4 +1,4 @@
-"""Does the style word look at the object? The region map against the mask."""
+"""Agreement of the style word's region map with the object's mask."""
 
 import torch
 from torch import Tensor
@@ -30,11 +30,11 @@ def attention_iou(region_map: Tensor, mask: Tensor, boundary: float = MAP_BOUNDA
 
 
 def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:
-    """Share of the picture's attention that falls on the object: [B].
+    """Share of the image's attention that falls on the object: [B].
 
     A region map is r = M / (M + b) with the attention b at its boundary (its mean, or that at which
     a gate is half open), so M / b = r / (1 - r); the attention M itself is not kept. A cell counts
-    by the part of it that is object. Even attention gives the object's share of the picture.
+    by the part of it that is object. Even attention gives the object's share of the image.
 
     Args:
         region_map: [B,1,h,w] in [0,1] as read from a map file, level / 256 of the level r x 255.

@@ -14,12 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Pictures of one size and everything the metrics may ask about them.
+    """Images of one size and everything the metrics may ask about them.
 
     Attributes:
         ids: B sample ids.
-        content: the unedited pictures [B,3,H,W] in [0,1].
-        output: the edited pictures [B,3,H,W] in [0,1].
+        content: the unedited images [B,3,H,W] in [0,1].
+        output: the edited images [B,3,H,W] in [0,1].
         target: the exact or pseudo targets [B,3,H,W] in [0,1].
         mask: union of each sample's regions [B,1,H,W] in {0,1}.
         region_masks: for each sample its regions one by one, [S,1,H,W] in {0,1}.
@@ -57,10 +57,10 @@ class MetricInfo:
         better: which way is better.
         unit: "share" is in [0,1] and shown in percent, "fraction" in [0,1] and shown as it is,
             "value" is any number, "pixels" a length.
-        short: one sentence for somebody who meets the metric for the first time.
+        short: one sentence for a reader who sees the metric for the first time.
         definition: exact formula with value range, thresholds and padding.
-        group: what it is chosen by together with others, see `eval.metrics.GROUPS`.
-        needs: the networks and files it cannot do without, see `eval.encoders.networks.REMEDIES`.
+        group: name under which it is selected with others, see `eval.metrics.GROUPS`.
+        needs: the networks and files it requires, see `eval.encoders.networks.REMEDIES`.
     """
 
     name: str
@@ -79,7 +79,7 @@ class MetricInfo:
 
 
 class Metric(Protocol):
-    """What the command asks of a metric; set metrics (of no single sample) return None."""
+    """The interface of a metric; set metrics, which have no value per sample, return None."""
 
     @property
     def name(self) -> str:
@@ -93,15 +93,15 @@ class Metric(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be there beside the pictures."""
+        """Networks and files required besides the images."""
         ...
 
     def update(self, batch: EvalBatch) -> Tensor | None:
-        """Takes a batch in; its values [B], or None for a set metric."""
+        """Adds a batch; returns its values [B], or None for a set metric."""
         ...
 
     def compute(self) -> dict[str, float]:
-        """Mean, std, n and n_invalid of all that was taken in."""
+        """Mean, std, n and n_invalid over all batches."""
         ...
 
     def reset(self) -> None:
@@ -111,14 +111,14 @@ class Metric(Protocol):
 
 @dataclass
 class SampleMetric:
-    """A metric with one value a sample, computed by a pure function.
+    """A metric with one value per sample, computed by a pure function.
 
     Attributes:
         info: the description.
         function: batch to values [B]; NaN where the metric is undefined.
-        needs: what must be there beside the pictures.
+        needs: networks and files required besides the images.
         encoder: name and weight hash of the network used, empty if none.
-        remark: what is added to the description's definition, such as the scope.
+        remark: added to the definition, such as the scope.
     """
 
     info: MetricInfo

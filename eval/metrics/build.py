@@ -1,4 +1,4 @@
-"""From a metric's name to the function that computes it with the networks that are there."""
+"""From a metric's name to the function that computes it with the available networks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,12 +30,12 @@ def build_metrics(
     names: Sequence[str] | None = None,
     scope: Scope = "object",
 ) -> list[SampleMetric]:
-    """The metrics that can be computed with what is there, in the catalogue's order.
+    """The metrics that the available networks allow, in the catalogue's order.
 
     Args:
-        networks: what is there; nothing by default.
-        names: of the metrics, all by default; set metrics are passed over.
-        scope: what the sister systems' measures look at.
+        networks: the available ones; none by default.
+        names: of the metrics, all by default; set metrics are ignored.
+        scope: what the metrics of other papers are measured on.
     """
     networks = networks or Networks()
     chosen = CATALOGUE if names is None else [name for name in CATALOGUE if name in names]
@@ -52,7 +52,7 @@ def build_metrics(
 
 
 def _identity(networks: Networks, needs: Sequence[str]) -> dict[str, str]:
-    """Names and hashes of everything a metric looks through, in one dict."""
+    """Names and hashes of all networks of a metric, in one dict."""
     parts = [getattr(networks, name) for name in needs if name not in ("map", "styles")]
     entries = [part.identity() for part in parts]
     joined = {}
@@ -64,7 +64,7 @@ def _identity(networks: Networks, needs: Sequence[str]) -> dict[str, str]:
 
 
 def _plain() -> dict[str, Function]:
-    """Those that need nothing but the pictures and the map."""
+    """Those that need nothing but the images and the map."""
     return {
         "success": lambda b: success(b.output, b.content, b.target, b.mask),
         "in_mask_ratio": lambda b: in_mask_ratio(b.output, b.content, b.target, b.mask),
@@ -107,7 +107,7 @@ def _from_map(batch: EvalBatch, measure: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def _networked(networks: Networks, scope: Scope) -> dict[str, Function]:
-    """Those that look through a network; only those whose needs are there may be called."""
+    """Those that need a network; call only those whose networks are available."""
     see = _Seeing(networks, scope)
     names = (
         *("lpips_bg", "rsm", "csd", "dreamsim", "aesthetic", "gram", "style_match", "lpips"),
@@ -121,10 +121,9 @@ def _networked(networks: Networks, scope: Scope) -> dict[str, Function]:
 
 
 class _Seeing:
-    """Views of a batch through the networks, each made once a batch.
+    """Features of a batch's views, each computed once per batch.
 
-    Which networks are there is settled before any of this is called, hence `Any` is all that the
-    type checker need know of them.
+    Only metrics whose networks are available call these methods, hence the `Any`.
     """
 
     def __init__(self, networks: Networks, scope: Scope) -> None:
@@ -202,8 +201,8 @@ class _Seeing:
         return found
 
     def rse_aggregate(self, batch: EvalBatch) -> Tensor:
-        matches = (self.rsm(batch, which).cpu() for which in ("output", "content", "target"))
-        return rse_aggregate(*matches, self.lpips_bg(batch).cpu())
+        edit, source, target = (self.rsm(batch, w).cpu() for w in ("output", "content", "target"))
+        return rse_aggregate(edit, source, target, self.lpips_bg(batch).cpu())
 
     def lpips(self, batch: EvalBatch) -> Tensor:
         output, content = (self.views(batch, which) for which in ("output", "content"))
@@ -243,7 +242,7 @@ class _Seeing:
         own = self.views(batch, "output")
         return self._referred(
             batch,
-            "pictures",
+            "images",
             lambda pictures: pictures,
             lambda n, refs: self.networks.dreamsim.distance([own[n]] * len(refs), refs).mean(),
         )
@@ -279,7 +278,7 @@ class _Seeing:
         make: Callable[[list[Tensor]], Any],
         measure: Callable[[int, Any], Tensor],
     ) -> Tensor:
-        """A measure of each view against its style's pictures, NaN for a style without any."""
+        """A measure of each view against its style's images, NaN for a style without any."""
         values = []
         for number, (_, _, name) in enumerate(_words(batch)):
             made = self.networks.styles.made(what, name, make)
@@ -310,12 +309,12 @@ def _asked(batch: EvalBatch, networks: Networks, scope: Scope, name: str, counte
     """[B]: the share of regions with this verdict, NaN where no answer was clear."""
     judge, values = networks.judge, []
     assert judge is not None
-    seen = views(batch, batch.output, scope if name == SEMANTIC else "picture")
+    seen = views(batch, batch.output, scope if name == SEMANTIC else "image")
     places = [(n, r) for n, masks in enumerate(batch.region_masks) for r in range(len(masks))]
     for (number, region), picture, words in zip(places, seen, _words(batch), strict=True):
         shown = [picture]
         if name == SEMANTIC and networks.styles is not None:
-            shown = networks.styles.made("pictures", words[2], lambda p: p) or []
+            shown = networks.styles.made("images", words[2], lambda p: p) or []
             shown = [*shown[:1], picture]
         if name == SEMANTIC and len(shown) < 2:
             values.append(float("nan"))

@@ -1,4 +1,4 @@
-"""Which metrics are asked for, and what they need."""
+"""Selection of metrics by name and group, and what they need."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ SET_METRICS = {  # of no single sample, see eval/sets.py: what they need and the
 
 
 def choose_metrics(text: str, judged: bool = False) -> list[str]:
-    """Names of the metrics that are asked for, in the catalogue's order.
+    """Names of the selected metrics, in the catalogue's order.
 
     Args:
         text: names and groups with commas between them; "all" is every one.
-        judged: there is a judge, so that its four questions are asked too.
+        judged: whether there is a judge; its four questions are then included.
 
     Raises:
         UserError: an unknown name.

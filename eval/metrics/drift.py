@@ -1,7 +1,7 @@
 """Size drift: has the background been shifted or zoomed? Phase correlation, tile by tile.
 
-Editors that work at a size of their own hand back pictures a few pixels off, which every pixel
-measure of the background takes for damage. Tiles are correlated instead of whole pictures because
+Editors that work at a size of their own hand back images a few pixels off, which every pixel
+measure of the background takes for damage. Tiles are correlated instead of whole images because
 a hole in the shape of the object would correlate with itself at no shift, and because a zoom is
 then read from how the tiles' shifts grow away from the centre.
 """
@@ -26,13 +26,13 @@ def drift(output: Tensor, content: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     """Shift and zoom of the background.
 
     Args:
-        output: edited pictures [B,3,H,W] in [0,1].
-        content: unedited pictures [B,3,H,W] in [0,1].
+        output: edited images [B,3,H,W] in [0,1].
+        content: unedited images [B,3,H,W] in [0,1].
         mask: [B,1,H,W], 1 on the object.
 
     Returns:
-        Shift of the picture's centre in pixels, [B] ≥ 0, and zoom |scale − 1|, [B] ≥ 0. Both NaN
-        where fewer than three tiles of background have structure in both pictures.
+        Shift of the image's centre in pixels, [B] ≥ 0, and zoom |scale − 1|, [B] ≥ 0. Both NaN
+        where fewer than three tiles of background have structure in both images.
     """
     pairs = [_drift_of(o, c, m) for o, c, m in zip(output, content, mask, strict=True)]
     shifts, zooms = zip(*pairs, strict=True)
@@ -80,7 +80,7 @@ def _starts(height: int, width: int, side: int) -> Tensor:
 
 
 def _tiles(picture: Tensor, starts: Tensor, side: int) -> Tensor:
-    """Tiles [T,side,side] of a picture [H,W]."""
+    """Tiles [T,side,side] of an image [H,W]."""
     return torch.stack([picture[y : y + side, x : x + side] for y, x in starts.tolist()])
 
 
@@ -92,7 +92,7 @@ def phase_correlation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         a: tiles [T,S,S].
-        b: the same places in the other picture.
+        b: the same places in the other image.
 
     Returns:
         Shifts (y, x) in pixels [T,2], at most a quarter of S, and the peaks' heights [T].
@@ -133,7 +133,7 @@ def _vertex(before: Tensor, peak: Tensor, after: Tensor) -> Tensor:
 
 
 def _similarity(places: Tensor, moved: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and zoom that explain the tiles' movements best; outliers are left out the second time.
+    """Shift and zoom that explain the tiles' movements best; outliers are excluded the second time.
 
     Args:
         places: [T,2] from the centre.
@@ -147,7 +147,7 @@ def _similarity(places: Tensor, moved: Tensor, weights: Tensor) -> tuple[Tensor,
         middle = (w * places).sum(0) / w.sum()
         away = places - middle
         zoom = (w * away * (moved - shift)).sum() / (w * away.square()).sum().clamp_min(1e-12)
-        shift = shift - zoom * middle  # of the picture's centre
+        shift = shift - zoom * middle  # of the image's centre
         rest = (moved - shift - zoom * places).norm(dim=1)
         kept = (rest <= 3 * rest.median().clamp_min(0.05)).float()
     if rest.median() > MAX_REST:

@@ -1,4 +1,4 @@
-"""Measures in an encoder's space: of the style's words, of the source, of the style's pictures.
+"""Measures in an encoder's space: of the style's words, of the source, of the style's images.
 
 Those of StyleExpert (CLIP-I, DINO, CSD) and StyleMamba (CLIP score, directional CLIP). All take
 unit vectors of V views and return [V].
@@ -20,7 +20,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def directional(output: Tensor, content: Tensor, styled: Tensor, photo: Tensor) -> Tensor:
     """cos(E(output) − E(content), E(styled text) − E(photo text)): [V] in [-1,1].
 
-    The directional similarity of StyleGAN-NADA (Gal et al. 2021). NaN where the picture did not
+    The directional similarity of StyleGAN-NADA (Gal et al. 2021). NaN where the image did not
     move at all, because then it has no direction.
 
     Args:

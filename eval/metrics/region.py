@@ -1,6 +1,6 @@
 """Pixel measures inside and outside the edited object.
 
-All functions are pure, take float32 pictures [B,3,H,W] in [0,1] and masks [B,1,H,W] in {0,1}, and
+All functions are pure, take float32 images [B,3,H,W] in [0,1] and masks [B,1,H,W] in {0,1}, and
 return [B]. Where a sample has no background (or no object) its value is NaN, never 0.
 """
 
@@ -12,7 +12,7 @@ from regionroute.data.region_scores import in_mask_ratio, masked_mean, squared_e
 
 CHANGE_THRESHOLD = 0.1  # a pixel counts as changed above this, largest channel, [0,1] range
 BAND_SHARE = 0.02  # width of the boundary band as a share of the shorter side
-SUCCESS_RATIO = 0.5  # an edit succeeds when less than this share of the unedited error is left
+SUCCESS_RATIO = 0.5  # an edit succeeds when its residual error is below this
 
 
 def boundary_band(mask: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ def leak(
     """Share of background pixels that changed: [B].
 
     Args:
-        output: edited pictures [B,3,H,W] in [0,1].
-        content: unedited pictures [B,3,H,W] in [0,1].
+        output: edited images [B,3,H,W] in [0,1].
+        content: unedited images [B,3,H,W] in [0,1].
         mask: [B,1,H,W], 1 on the object.
         threshold: a pixel changed when the largest of its three channel differences is above this.
     """
@@ -63,6 +63,6 @@ def coverage(
 def _changed(output: Tensor, content: Tensor, threshold: float) -> Tensor:
     """1 where a pixel changed: [B,1,H,W]."""
     if output.shape != content.shape:
-        raise ValueError(f"pictures differ in shape: {output.shape} and {content.shape}")
+        raise ValueError(f"images differ in shape: {output.shape} and {content.shape}")
     difference = (output.float() - content.float()).abs().amax(1, keepdim=True)
     return torch.where(difference.isnan(), difference, (difference > threshold).float())

@@ -13,10 +13,10 @@ STYLE_TEXT = "{style} style"
 
 
 def rsm(output: Tensor, mask: Tensor, styles: Sequence[str], encoder: ImageTextEncoder) -> Tensor:
-    """(1 + cos(image(crop), text("{style} style"))) / 2 (RegionRoute §9): [B].
+    """(1 + cos(image(crop), text("{style} style"))) / 2, RegionRoute's RSM: [B].
 
     Args:
-        output: edited pictures [B,3,H,W] in [0,1].
+        output: edited images [B,3,H,W] in [0,1].
         mask: one region each, [B,1,H,W] in {0,1}, none empty.
         styles: B style phrases.
         encoder: see :class:`eval.encoders.features.ImageTextEncoder`.
@@ -28,7 +28,7 @@ def rsm(output: Tensor, mask: Tensor, styles: Sequence[str], encoder: ImageTextE
         ValueError: B differs among the arguments, or a mask is empty.
     """
     if not len(output) == len(mask) == len(styles):
-        raise ValueError(f"{len(output)} pictures, {len(mask)} masks, {len(styles)} styles")
+        raise ValueError(f"{len(output)} images, {len(mask)} masks, {len(styles)} styles")
     boxes = [crop_box(one) for one in mask]
     pairs = zip(output, boxes, strict=True)
     crops = [picture[:, y0:y1, x0:x1] for picture, (y0, x0, y1, x1) in pairs]

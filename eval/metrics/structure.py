@@ -30,7 +30,7 @@ def lpips(
     """LPIPS of V pairs [3,h,w] in [0,1], sizes may differ: [V]; NaN below 32 pixels."""
     values = []
     for a, b in zip(output, content, strict=True):
-        # Equal pictures have distance zero; the network need not be asked.
+        # Equal images have distance zero; the network need not be asked.
         same = torch.equal(a, b)
         values.append(torch.zeros(()) if same else distance.distance(a[None], b[None])[0].cpu())
     return torch.stack(values)

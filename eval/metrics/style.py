@@ -1,7 +1,7 @@
-"""How near an edit is to pictures of its style, and how near its content to the source: by VGG.
+"""How near an edit is to images of its style, and how near its content to the source: by VGG.
 
 The measures of StyleGallery (Gram, Style) and StyleMamba (VGG content). Each gets views of one
-size, V of them, and a list of reference pictures for each.
+size, V of them, and a list of reference images for each.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def gram_matrices(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StyleFeatures:
-    """All that the three measures ask of V views, from one pass of the network.
+    """What the three measures need of V views, from one pass of the network.
 
     Attributes:
         grams: Gram matrices of five layers, each [V,C,C].
@@ -45,7 +45,7 @@ class StyleFeatures:
 
 
 def style_features(pictures: Tensor, network: VggEncoder) -> StyleFeatures:
-    """The features of pictures [V,3,H,W] in [0,1], a few at a time to spare memory."""
+    """The features of images [V,3,H,W] in [0,1], a few at a time to spare memory."""
     names = (*GRAM_LAYERS, *CONTENT_LAYERS)
     parts = []
     for some in pictures.split(AT_ONCE):
@@ -96,7 +96,7 @@ def vgg_content(output: Sequence[Tensor], content: Sequence[Tensor]) -> Tensor:
     """Σ over conv4_2 and conv5_2 of the mean squared difference of features: [V].
 
     Args:
-        output: of the edited pictures, two of [V,C,h,w].
+        output: of the edited images, two of [V,C,h,w].
         content: of the unedited ones.
     """
     layers = [(a - b).square().mean((1, 2, 3)) for a, b in zip(output, content, strict=True)]

@@ -1,7 +1,7 @@
-"""What a network is shown of a picture: each region's padded box, or the whole picture.
+"""What a network sees of an image: the padded box of each region, or the whole image.
 
-The sister systems restyle whole pictures and measure whole pictures. Of a regional edit that would
-reward the edit that spills over everything, so the object's box is what is measured by default.
+StyleExpert, StyleGallery and StyleMamba restyle and measure whole images. For regional edits that
+would reward a method that restyles everything, so the default scope is the object's box.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from eval.metrics.base import EvalBatch
 from regionroute.data.manifest import mask_box
 
-Scope = Literal["object", "picture"]
+Scope = Literal["object", "image"]
 CROP_PADDING = 0.05  # of the longer side of the mask's box
 CROP_MIN_PADDING = 8  # pixels
 SCOPES: dict[Scope, str] = {
     "object": "measured on the box of each region's mask, padded by 5 % of its longer side, at "
     "least 8 pixels, clipped; mean over the regions",
-    "picture": "measured on the whole picture",
+    "image": "measured on the whole image",
 }
 
 
 def crop_box(mask: Tensor) -> tuple[int, int, int, int]:
-    """The padded box (y0, x0, y1, x1), half-open, around a mask [1,H,W], clipped to the picture.
+    """The padded box (y0, x0, y1, x1), half-open, around a mask [1,H,W], clipped to the image.
 
     Padding is 5 % of the longer side of the box, at least 8 pixels, on each side.
 
@@ -38,33 +38,33 @@ def crop_box(mask: Tensor) -> tuple[int, int, int, int]:
     return max(0, y0 - pad), max(0, x0 - pad), min(height, y1 + pad), min(width, x1 + pad)
 
 
-def views(batch: EvalBatch, pictures: Tensor, scope: Scope) -> list[Tensor]:
+def views(batch: EvalBatch, images: Tensor, scope: Scope) -> list[Tensor]:
     """One view for each region of each sample, V in all, in the order of the batch.
 
     Args:
         batch: gives the masks.
-        pictures: [B,3,H,W], the batch's content, output or target.
+        images: [B,3,H,W], the batch's content, output or target.
         scope: what a view shows.
 
     Returns:
-        V pictures [3,h,w]; of the whole picture as many as there are regions.
+        V images [3,h,w]; of the whole image as many as there are regions.
     """
     found = []
-    for picture, masks in zip(pictures, batch.region_masks, strict=True):
+    for image, masks in zip(images, batch.region_masks, strict=True):
         for mask in masks:
-            if scope == "picture":
-                found.append(picture)
+            if scope == "image":
+                found.append(image)
             else:
                 y0, x0, y1, x1 = crop_box(mask)
-                found.append(picture[:, y0:y1, x0:x1])
+                found.append(image[:, y0:y1, x0:x1])
     return found
 
 
-def square(pictures: list[Tensor], side: int) -> Tensor:
-    """V pictures [3,h,w] resized to [V,3,side,side], bilinear and antialiased."""
+def square(images: list[Tensor], side: int) -> Tensor:
+    """V images [3,h,w] resized to [V,3,side,side], bilinear and antialiased."""
     resized = [
         F.interpolate(p[None], (side, side), mode="bilinear", antialias=True, align_corners=False)
-        for p in pictures
+        for p in images
     ]
     return torch.cat(resized)
 

@@ -27,7 +27,7 @@ from regionroute.errors import Parser, UserError, command
 from regionroute.files import read_json, read_jsonl
 
 TITLE = "Regional style editing"
-LIMIT = 120  # samples with pictures in the report; numbers are always over all
+LIMIT = 120  # samples with images in the report; numbers are always over all
 WORST_BY = "in_mask_ratio"
 
 
@@ -46,7 +46,7 @@ def write_report(
         out: the HTML file.
         title: heading.
         notes: facts {label, value}; an entry {"codec": {...}} becomes a reference row.
-        limit: the most samples shown with pictures.
+        limit: the most samples shown with images.
 
     Raises:
         UserError: the folder holds no scores, or of another version; the notes are malformed.
@@ -103,8 +103,8 @@ def _is_codec(value: Any) -> bool:
 def choose_samples(rows: Sequence[View], limit: int) -> tuple[list[list[View]], str]:
     """The rows of each sample to show, and a sentence on the choice (empty when all are shown).
 
-    Over the limit, half are those with the most error left (or a failure), the others are taken
-    at even steps; the order stays that of the rows.
+    Above the limit, half are those with the largest residual error (or a failure), the others
+    are evenly spaced; the order stays that of the rows.
     """
     grouped: dict[str, list[View]] = {}
     for row in rows:
@@ -119,8 +119,8 @@ def choose_samples(rows: Sequence[View], limit: int) -> tuple[list[list[View]], 
     even = {others[place * len(others) // count] for place in range(count)} if count else set()
     chosen = [groups[number] for number in sorted(worst | even)]
     return chosen, (
-        f"Pictures of {len(chosen)} of {len(groups)} samples: the {len(worst)} with the most error "
-        f"left on the object and {len(even)} at even steps. The numbers above are over all."
+        f"Images of {len(chosen)} of {len(groups)} samples: the {len(worst)} with the largest "
+        f"residual error and {len(even)} at even steps. The numbers above are over all."
     )
 
 
@@ -131,7 +131,7 @@ def _worst(group: Sequence[View]) -> float:
 
 
 def sample_view(scores: Path, group: Sequence[View], metrics: Sequence[str], place: int) -> View:
-    """One row of the gallery: pictures, and numbers both as text and for sorting.
+    """One row of the gallery: images, and numbers both as text and for sorting.
 
     Args:
         scores: folder the rows' file names are relative to.
@@ -173,7 +173,7 @@ def sample_view(scores: Path, group: Sequence[View], metrics: Sequence[str], pla
 
 
 def _number(row: View, metric: str) -> str:
-    """One sample's value as text; success of a single picture is a yes or a no."""
+    """One sample's value as text; success of a single image is a yes or a no."""
     value = None if row["error"] else row["metrics"].get(metric)
     if metric == "success" and value is not None:
         return "yes" if value else "no"

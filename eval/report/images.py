@@ -1,4 +1,4 @@
-"""Pictures of the report: small enough to embed, large enough to see, as data addresses."""
+"""Images of the report: small enough to embed, large enough to see, as data addresses."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from regionroute.data.images import to_pil
 from regionroute.data.region_scores import MAP_BOUNDARY
 
-MAX_SIDE = 320  # larger pictures are reduced to this for the report; the numbers are not
+MAX_SIDE = 320  # larger images are reduced to this for the report; the numbers are not
 PIXEL_ART_SIDE = 128  # up to this the report shows single pixels, as lossless PNG
 OVERLAY_SIDE = 224  # overlays are drawn at least this large, so that the heat looks smooth
 HEAT_OPACITY = 0.72
@@ -28,7 +28,7 @@ _HEAT = torch.tensor(
 
 
 def data_address(image: Tensor) -> str:
-    """A picture [3,H,W] in [0,1] as text for an ``src`` attribute.
+    """An image [3,H,W] in [0,1] as text for an ``src`` attribute.
 
     Up to 128 pixels it is a PNG with the very pixels; above, a JPEG of at most 320 pixels.
     """
@@ -103,7 +103,7 @@ def overlay(source: Tensor, region_map: Tensor, mask: Tensor, *, contour: bool =
 
 
 def change_map(source: Tensor, edit: Tensor, mask: Tensor) -> Tensor:
-    """Where an edit changed the picture, as heat over its own grey, with the mask's rim in white.
+    """Where an edit changed the image, as heat over its own grey, with the mask's rim in white.
 
     Args:
         source: [3,H,W] in [0,1].
@@ -125,11 +125,11 @@ def change_map(source: Tensor, edit: Tensor, mask: Tensor) -> Tensor:
 
 
 def _with_rim(picture: Tensor, mask: Tensor) -> Tensor:
-    """The picture [3,H',W'] with the rim of the mask [1,H,W] in white, edged in black outside."""
+    """The image [3,H',W'] with the rim of the mask [1,H,W] in white, edged in black outside."""
     size = (picture.shape[1], picture.shape[2])
     large = F.interpolate(mask[None], size, mode="nearest-exact")[0]
     edge = F.max_pool2d(large[None], 3, stride=1, padding=1)[0] - large
-    edged = torch.where(edge > 0, torch.zeros(()), picture)  # seen on light pictures too
+    edged = torch.where(edge > 0, torch.zeros(()), picture)  # seen on light images too
     return torch.where(mask_outline(large) > 0, torch.ones(()), edged)
 
 

@@ -41,14 +41,14 @@ def maps_view(
         "metrics": [IOU, SHARE],
         "table": [_slice_row(summary, methods, part, even.get(part)) for part in summary["slices"]],
         "pairs": [_pair(pair) for pair in summary["pairs"]],
-        "gallery": [_sample(root, group) for group in tqdm(chosen, desc="pictures", unit="sample")],
+        "gallery": [_sample(root, group) for group in tqdm(chosen, desc="images", unit="sample")],
         "legend": heat_gradient(),
         "lines": [_line(summary, name) for name in methods],
     }
 
 
 def _even_shares(rows: Sequence[Row], method: str) -> dict[str, float]:
-    """{slice: mean share of the picture that is object}: what even attention would give."""
+    """{slice: mean share of the image that is object}: what even attention would give."""
     parts = group_by_slice(row for row in rows if row["method"] == method and not row["error"])
     means = {part: describe([row["mask_share"] for row in own]) for part, own in parts.items()}
     return {part: entry.mean for part, entry in means.items() if entry.mean is not None}
@@ -97,7 +97,7 @@ def _pair(pair: View) -> View:
 
 
 def _sample(root: Path, group: Sequence[Row]) -> View:
-    """One sample of the gallery: its picture, then each method's edit and map with numbers."""
+    """One sample of the gallery: its image, then each method's edit and map with numbers."""
     first = group[0]
     measured = [row for row in group if not row["error"]]
     return {
@@ -108,7 +108,7 @@ def _sample(root: Path, group: Sequence[Row]) -> View:
         "flags": first["flags"],
         "even": format_value(SHARE, measured[0]["mask_share"] if measured else None),
         "source": [
-            figure("picture", None, lambda: read_image(root / first["files"]["source"])),
+            figure("image", None, lambda: read_image(root / first["files"]["source"])),
             figure("object", None, lambda: outlined(*read_source(root, first["files"]))),
         ],
         "edits": [_edit(root, row, number % COLOURS) for number, row in enumerate(group)],

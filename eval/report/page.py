@@ -1,4 +1,4 @@
-"""What the HTML pages share: figures, the row of a sample's pictures, rendering into one file."""
+"""What the HTML pages share: figures, the row of a sample's images, rendering into one file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -65,12 +65,12 @@ def write_page(template: str, out: Path, **values: Any) -> None:
 
 
 def figure(caption: str, colour: int | None, read: Callable[[], Tensor]) -> View:
-    """A picture, or the reason why there is none.
+    """An image, or the reason why there is none.
 
     Args:
-        caption: below the picture.
+        caption: below the image.
         colour: number of the method's colour, None for none.
-        read: gives the picture [3,H,W] in [0,1]; may raise `UserError`.
+        read: gives the image [3,H,W] in [0,1]; may raise `UserError`.
     """
     try:
         image = read()
@@ -89,12 +89,12 @@ def figure(caption: str, colour: int | None, read: Callable[[], Tensor]) -> View
 
 
 def missing(caption: str, colour: int | None, problem: str) -> View:
-    """The place of a picture that is not there, with the reason."""
+    """The place of an image that is not there, with the reason."""
     return {"caption": caption, "colour": colour, "src": None, "problem": problem}
 
 
 def read_source(scores: Path, files: View) -> tuple[Tensor, Tensor]:
-    """The unedited picture [3,H,W] and the union of the masks [1,H,W] of a row's files.
+    """The unedited image [3,H,W] and the union of the masks [1,H,W] of a row's files.
 
     Raises:
         UserError: one is missing or damaged.
@@ -104,7 +104,7 @@ def read_source(scores: Path, files: View) -> tuple[Tensor, Tensor]:
 
 
 def map_overlay(scores: Path, row: View, *, contour: bool = False) -> Tensor:
-    """A row's map over its unedited picture, see :func:`eval.report.images.overlay`.
+    """A row's map over its unedited image, see :func:`eval.report.images.overlay`.
 
     Raises:
         UserError: a file is missing or damaged.

@@ -56,7 +56,7 @@ def markdown(summary: dict[str, Any]) -> str:
         "# Scores",
         f"{summary['manifest']['samples']} samples of `{summary['manifest']['path']}`, split "
         f"`{summary['manifest']['split']}`. Means with {LEVEL:.0%} bootstrap intervals. `floor` "
-        "is the unedited picture, `ceiling` the target itself.",
+        "is the unedited image, `ceiling` the target itself.",
         main_table(summary, metrics),
         SCORE_NOTE,
     ]
@@ -150,7 +150,7 @@ def set_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = ["–" if value is None else f"{value:.3f}" for value in values]
         counts = next(iter(entry.values()), {"n": 0, "n_reference": 0})
         rows.append([method, str(counts["n"]), str(counts["n_reference"]), *cells])
-    headings = ["method", "edits", "style pictures", *(f"{SET_LABELS[name]} ↓" for name in names)]
+    headings = ["method", "edits", "style images", *(f"{SET_LABELS[name]} ↓" for name in names)]
     return headings, rows
 
 
@@ -160,7 +160,7 @@ def _set_lines(summary: dict[str, Any]) -> list[str]:
         return []
     definitions = summary["sets"]["definitions"]
     lines = [f"- **{SET_LABELS[name]}**: {text}." for name, text in definitions.items()]
-    return ["## Of whole sets", _grid(headings, rows), "\n".join(lines)]
+    return ["## Metrics of whole sets", _grid(headings, rows), "\n".join(lines)]
 
 
 def latex(summary: dict[str, Any]) -> str:

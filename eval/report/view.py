@@ -1,4 +1,4 @@
-"""What the report says in numbers and words, as plain values for the template."""
+"""The contents of the report, as plain values for the template."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ View = dict[str, Any]
 
 CODEC = "codec"
 REFERENCES = {
-    FLOOR: "the unedited picture",
+    FLOOR: "the unedited image",
     CEILING: "the target itself",
     CODEC: "through the autoencoder and back, no edit",
 }
@@ -106,18 +106,18 @@ def _sentences(summary: View, methods: Sequence[str], shown: Sequence[MetricInfo
     said = []
     if "in_mask_ratio" in means:
         text = Markup(
-            "On {} pictures, {} leaves <b>{}</b> of the error on the named object and brings "
-            "<b>{}</b> of the objects more than half way to their target."
+            "On {} images, {} has a residual error of <b>{}</b> on the named object and a success "
+            "rate of <b>{}</b>."
         )
         said.append(
             text.format(count, _chip(methods, main), means["in_mask_ratio"], means["success"])
         )
     if "leak" in means:
-        text = Markup("Of the background, <b>{}</b> of the pixels change visibly.")
+        text = Markup("<b>{}</b> of the background pixels change visibly.")
         said.append(text.format(means["leak"]))
     if "attention_iou" in means:
         text = Markup(
-            "The place its style word attends to overlaps the object with an IoU of <b>{}</b>."
+            "The attention of its style word overlaps the object with an IoU of <b>{}</b>."
         )
         said.append(text.format(means["attention_iou"]))
     pairs = [pair for pair in summary["pairs"] if pair["a"] == main]
@@ -135,7 +135,7 @@ def _comparison(pair: View, shown: Sequence[MetricInfo], methods: Sequence[str])
         for key, labels in verdicts.items()
         if labels
     ]
-    return Markup("Against {} on the same pictures, {} is {}.").format(
+    return Markup("Against {} on the same images, {} is {}.").format(
         _chip(methods, pair["b"]),
         _chip(methods, pair["a"]),
         Markup("; ").join(said) or "not comparable",
@@ -148,7 +148,7 @@ def _chip(methods: Sequence[str], name: str) -> Markup:
 
 
 def verdict(info: MetricInfo, entry: View) -> str:
-    """How a beats b: better, worse, equal, or unclear when the interval holds zero."""
+    """How a compares with b: better, worse, equal, or unclear when the interval holds zero."""
     low, high = entry["low"], entry["high"]
     if low == high == 0:
         return "equal"
@@ -216,7 +216,7 @@ def _rows(
 
 
 def _main_cell(info: MetricInfo, estimates: View) -> View:
-    """A cell; beside the mean of ratios stands the steadier ratio of means."""
+    """A cell; the ratio of means, which is steadier, is given next to the mean of ratios."""
     cell = {**_cell(info, estimates.get(info.name)), "note": ""}
     relative = estimates.get(RELATIVE)
     if info.name == "in_mask_ratio" and relative and relative["n"]:

@@ -22,7 +22,7 @@ function show(image) {
 byId("gallery").addEventListener("click", (event) => {
   if (event.target.tagName === "IMG") show(event.target);
 });
-// Left and right step through the pictures of the same sample, which is how edits are compared.
+// Left and right step through the images of the same sample, which is how edits are compared.
 zoom.addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!step) return;

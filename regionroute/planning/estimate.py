@@ -75,7 +75,7 @@ class Data:
         samples: how many, None if that is not known.
         prompts: different ones among them.
         masks: different masks.
-        pictures: different pictures.
+        images: different images.
         styles: how many.
         note: where the numbers come from.
     """
@@ -123,7 +123,7 @@ class Plan:
 
     @property
     def bytes_in_caching(self) -> int:
-        """Memory of each GPU while the cache is filled: the whole base and one picture.
+        """Memory of each GPU while the cache is filled: the whole base and one image.
 
         Of a transformer that waits on the host there is nothing.
         """
@@ -324,7 +324,7 @@ def step_memory(trace: Trace, zero: Zero, gpus: int, optim: OptimConfig) -> dict
 
 
 def cache_bytes(base: BaseSizes, shape: StepShape, config: RunConfig) -> dict[str, int]:
-    """Bytes on disk of one cached picture, one prompt and one mask, without file headers."""
+    """Bytes on disk of one cached image, one prompt and one mask, without file headers."""
     channels, height, width = shape.latent
     tokens, states = shape.text
     each = getattr(torch, config.base.dtype).itemsize

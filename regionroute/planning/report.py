@@ -80,7 +80,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         plain = retraced(plan, without_supervision(plan.config))
         extra = plan.trace.activations - plain.trace.activations
         yield _row("  of it for the supervision", extra)
-    yield _row("while caching (base, encoders, one picture)", plan.bytes_in_caching)
+    yield _row("while caching (base, encoders, one image)", plan.bytes_in_caching)
 
 
 def _time(plan: Plan, chip: str) -> Iterator[str]:

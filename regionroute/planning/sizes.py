@@ -128,13 +128,13 @@ class BaseSizes:
         return made
 
     def latent_size(self, resolution: int) -> int:
-        """Latent rows of a square picture; other aspects have the same area."""
+        """Latent rows of a square image; other aspects have the same area."""
         return 2 * max(1, round(resolution / (2 * self.vae_scale)))
 
 
 @dataclass(frozen=True)
 class CachingSizes:
-    """What the encoders take while the cache is filled, one picture or prompt at a time.
+    """What the encoders take while the cache is filled, one image or prompt at a time.
 
     Attributes:
         values: parameters of autoencoder and text encoders.
@@ -185,7 +185,7 @@ def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: in
     Args:
         base: whose encoders.
         dtype: of their weights.
-        resolution: side of the picture in pixels.
+        resolution: side of the image in pixels.
         text: tokens of a prompt.
     """
     side = base.latent_size(resolution) * base.vae_scale

@@ -1,4 +1,4 @@
-"""A stub encoder of known geometry and a small set of edits beside the tiny manifest."""
+"""A stub encoder of known geometry and a small set of edits next to the tiny manifest."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from regionroute.data.manifest import load_manifest
 
 
 class StubEncoder:
-    """Mean colour of a picture, and for each text a given vector."""
+    """Mean colour of an image, and for each text a given vector."""
 
     def __init__(self, texts):
         self.texts = texts

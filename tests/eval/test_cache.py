@@ -43,7 +43,7 @@ def test_nothing_is_measured_or_opened_twice(score, measured, monkeypatch):
     first = score()
     assert measured
     measured.clear()
-    monkeypatch.setattr(scoring, "load_source", lambda *_: pytest.fail("a picture was opened"))
+    monkeypatch.setattr(scoring, "load_source", lambda *_: pytest.fail("an image was opened"))
     assert score() == first
     assert measured == []
 

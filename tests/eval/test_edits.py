@@ -143,11 +143,11 @@ def test_unusual_input_is_one_line_each_and_counted(unusual, tiny_manifest, tmp_
     for sentence in (
         "good: pair-0: the mask is full, the background's measures are undefined",
         "pair-1.png: 32x32 pixels but its context is 64x64, resampled to that",
-        "pair-2.png: grey-scale, read as three equal channels",
+        "pair-2.png: greyscale, read as three equal channels",
         "pair-3.tif: holds values that are not finite",
     ):
         assert said.count(sentence) == 1
-    for line in ("1 of 4: full mask", "1 of 4: grey-scale", "1 of 4: other size", "1 of 4 failed"):
+    for line in ("1 of 4: full mask", "1 of 4: greyscale", "1 of 4: other size", "1 of 4 failed"):
         assert f"good: {line}" in said
     summary = read_json(out / "summary.json")
     entry = summary["methods"]["good"]
@@ -162,7 +162,7 @@ def test_unusual_input_is_one_line_each_and_counted(unusual, tiny_manifest, tmp_
     assert kinds["pair-3"] == []  # the last row is the ceiling's
     # Said again when nothing is measured again.
     rses.main([*arguments, "--out", str(out)])
-    assert capsys.readouterr().err.count("grey-scale, read as") == 1
+    assert capsys.readouterr().err.count("greyscale, read as") == 1
 
 
 def test_a_source_with_nan_costs_every_method(tiny_manifest, edits, tmp_path, capsys, spoil):

@@ -32,7 +32,7 @@ def page(tiny_manifest, edits, tmp_path, capsys):
 
 @pytest.fixture
 def two(edits, tiny_manifest):
-    """The half-way edits get maps that are bright on the left half of the picture."""
+    """The half-way edits get maps that are bright on the left half of the image."""
     for sample in load_manifest(tiny_manifest).samples:
         bright = torch.zeros(1, 64, 64)
         bright[..., :32] = 0.8
@@ -46,7 +46,7 @@ def test_one_file_with_pictures_maps_and_numbers(page, two):
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]+"', html)
     assert "@import" not in html
     assert "url(" not in html
-    # Four samples: picture, outline, and for both methods edit and map.
+    # Four samples: image, outline, and for both methods edit and map.
     assert html.count('src="data:image/') == 4 * 6
     assert 'class="missing"' not in html
     assert "make the square in pixel-art style" in html
@@ -59,7 +59,7 @@ def test_the_means_are_those_of_the_score(page, two, tiny_manifest, edits, tmp_p
     samples = read_jsonl(tiny_manifest / "manifest.jsonl")
     samples[0]["flags"] = samples[2]["flags"] = ["small"]
     write_jsonl(tiny_manifest / "manifest.jsonl", samples)
-    _, html, _, _ = page("--count", "1", methods=two)  # pictures of one, means of all
+    _, html, _, _ = page("--count", "1", methods=two)  # images of one, means of all
     arguments = ["--manifest", str(tiny_manifest), "--split", "all", "--out", str(tmp_path / "s")]
     methods = [part for name in two for part in ("--edits", f"{name}={edits[name]}")]
     assert rses.main([*arguments, *methods]) == 0

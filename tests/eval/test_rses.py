@@ -160,7 +160,7 @@ def test_an_encoder_makes_rsm(score, stub_encoder, monkeypatch):
 def test_bad_edits_are_one_line_each_and_counted(score, edits, tiny_manifest, capsys):
     folder = edits["half"]
     (folder / "pair-0.png").unlink()
-    (folder / "pair-1.png").write_bytes(b"no picture")
+    (folder / "pair-1.png").write_bytes(b"no image")
     write_image(folder / "pair-2.png", torch.rand(3, 64, 48))
     code, summary, rows = score()
     assert code == 0
@@ -205,9 +205,9 @@ def test_a_bad_map_costs_only_the_map(score, edits, capsys):
     entry = summary["methods"]["good"]["slices"]["all"]["attention_iou"]
     assert (entry["n"], entry["n_invalid"]) == (2, 2)
     said = capsys.readouterr().err
-    assert said.count("map left out: ") == 2
-    assert "good: 2 of 4: map left out" in said
-    assert summary["methods"]["good"]["remarks"] == {"map left out": 2}
+    assert said.count("map skipped: ") == 2
+    assert "good: 2 of 4: map skipped" in said
+    assert summary["methods"]["good"]["remarks"] == {"map skipped": 2}
 
 
 def test_pictures_of_several_sizes_keep_their_order(score, tiny_manifest, edits):
@@ -266,3 +266,11 @@ def test_it_starts_as_a_script():
     )
     assert result.returncode == 0, result.stderr
     assert "--edits ours=out/a" in result.stdout
+
+
+def test_the_older_name_of_a_scope_is_read_with_one_line(capsys):
+    arguments = ["--manifest", "m", "--edits", "e", "--out", "o", "--scope"]
+    assert rses.parser().parse_args([*arguments, "picture"]).scope == "image"
+    assert capsys.readouterr().err.count("--scope picture: this is now `--scope image`") == 1
+    assert rses.parser().parse_args([*arguments, "image"]).scope == "image"
+    assert capsys.readouterr().err == ""

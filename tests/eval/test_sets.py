@@ -6,7 +6,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from eval.encoders.extras import FrechetDistance
 from eval.sets import FeatureStore, artfid, score_sets
-from eval.style_pictures import StylePictures
+from eval.style_images import StyleImages
 from regionroute.data.images import write_image
 from regionroute.errors import UserError
 from regionroute.files import read_jsonl
@@ -109,33 +109,33 @@ class Colours:
 
 @pytest.fixture
 def styles(tmp_path):
-    """Two pictures of pixel-art, one of line-art."""
+    """Two images of pixel-art, one of line-art."""
     folder = tmp_path / "styles"
     rng = torch.Generator().manual_seed(0)
     for name in ("PixelArt/a.png", "PixelArt/b.png", "Line Art.png"):
         write_image(folder / name, torch.rand(3, 20, 30, generator=rng))
-    (folder / "README.md").write_text("not a picture")
+    (folder / "README.md").write_text("not an image")
     return folder
 
 
 def test_style_pictures_go_by_letters_alone(styles, tmp_path):
-    found = StylePictures(styles)
+    found = StyleImages(styles)
     assert [file.name for file in found.of("pixel-art")] == ["a.png", "b.png"]
     assert len(found.pictures("line_art")) == 1
     assert found.missing(["pixel-art", "cubism", "cubism"]) == ["cubism"]
     assert found.made("x", "cubism", len) is None
     before = found.identity()
     write_image(styles / "Line Art.png", torch.zeros(3, 900, 600))
-    changed = StylePictures(styles)
+    changed = StyleImages(styles)
     assert changed.identity() != before
     assert changed.pictures("line-art")[0].shape == (3, 512, 341)
     (tmp_path / "none").mkdir()
-    for place, told in ((tmp_path / "none", "no picture"), (tmp_path / "no", "no such folder")):
+    for place, told in ((tmp_path / "none", "no image"), (tmp_path / "no", "no such folder")):
         with pytest.raises(UserError, match=told):
-            StylePictures(place)
+            StyleImages(place)
 
 
-@pytest.mark.parametrize("scope", ["object", "picture"])
+@pytest.mark.parametrize("scope", ["object", "image"])
 def test_methods_against_the_style_pictures(tiny_manifest, edits, styles, tmp_path, scope):
     from eval import rses
 
@@ -147,7 +147,7 @@ def test_methods_against_the_style_pictures(tiny_manifest, edits, styles, tmp_pa
         if row["metrics"]:
             row["metrics"]["lpips"] = 0.5
     encoder = Colours()
-    found = score_sets(rows, out, encoder, StylePictures(styles), scope, width=6)
+    found = score_sets(rows, out, encoder, StyleImages(styles), scope, width=6)
     assert list(found) == ["floor", "good", "ceiling"]
     assert found["good"]["fid"]["n"] == 4
     assert found["good"]["fid"]["n_reference"] == 3
@@ -157,5 +157,5 @@ def test_methods_against_the_style_pictures(tiny_manifest, edits, styles, tmp_pa
     assert value != pytest.approx(found["ceiling"]["fid"]["value"], rel=1e-3)
     assert found["floor"]["artfid"]["value"] == pytest.approx(1.5 * (1 + value))
     asked = encoder.asked
-    assert score_sets(rows, out, encoder, StylePictures(styles), scope, width=6) == found
+    assert score_sets(rows, out, encoder, StyleImages(styles), scope, width=6) == found
     assert encoder.asked == asked  # all features were kept

@@ -163,7 +163,7 @@ def test_clip_embeds_like_the_model_itself(clip_folder):
     images, words = encoder.encode_image(crops), encoder.encode_text(texts)
     assert images.shape == words.shape == (2, 8)
     torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
-    # Alone, a picture and a text give the same vectors as together.
+    # Alone, an image and a text give the same vectors as together.
     torch.testing.assert_close(encoder.encode_image(crops[1:]), images[1:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.encode_text(texts[1:]), words[1:], rtol=1e-4, atol=1e-5)
     # The model's own forward is the reference for what an embedding is.

@@ -13,7 +13,7 @@ from eval.metrics.embedding import PHOTO_TEXT, STYLED_TEXT, directional
 from eval.metrics.views import crop_box
 from eval.scoring import make_batch
 from eval.sources import load_source
-from eval.style_pictures import StylePictures
+from eval.style_images import StyleImages
 from regionroute.data.images import write_image
 from regionroute.data.manifest import load_manifest
 from regionroute.errors import UserError
@@ -85,7 +85,7 @@ def box(picture, mask):
     return picture[:, y0:y1, x0:x1]
 
 
-@pytest.mark.parametrize("scope", ["object", "picture"])
+@pytest.mark.parametrize("scope", ["object", "image"])
 def test_the_scope_is_what_is_embedded(batch, scope):
     encoder = Embedder()
     found = Networks(clip=encoder, dino=encoder)
@@ -118,7 +118,7 @@ def test_without_movement_there_is_no_direction():
 
 
 class Sum:
-    """A distance between pictures."""
+    """A distance between images."""
 
     def distance(self, a, b):
         pairs = zip(a, b, strict=True)
@@ -131,7 +131,7 @@ class Sum:
 def test_style_pictures_are_averaged_and_missing_ones_are_undefined(batch, tmp_path):
     for number, name in enumerate(("a", "b")):
         write_image(tmp_path / "pixel-art" / f"{name}.png", torch.full((3, 9, 9), number / 2))
-    pictures = StylePictures(tmp_path)
+    pictures = StyleImages(tmp_path)
     encoder = Embedder()
     found = Networks(csd=encoder, dreamsim=Sum(), styles=pictures)
     metrics = build_metrics(found, ["csd", "dreamsim"])
@@ -142,7 +142,7 @@ def test_style_pictures_are_averaged_and_missing_ones_are_undefined(batch, tmp_p
     assert values["csd"][0] == pytest.approx(float(sum(own @ o for o in others) / 2), abs=1e-5)
     expected = sum(abs(float(view.mean() - r.mean())) for r in references) / 2
     assert values["dreamsim"][0] == pytest.approx(expected, abs=1e-5)
-    assert values["csd"][2:].isnan().all()  # line-art has no picture
+    assert values["csd"][2:].isnan().all()  # line-art has no image
     assert metrics[0].encoder["style_images"] == pictures.identity()
 
 
@@ -151,9 +151,9 @@ def test_vgg_metrics_know_an_edit_from_its_source(batch, assets, tmp_path):
     write_image(tmp_path / "line-art.png", batch.output[2])
     place = {"vgg": str(assets / "weights" / "lpips")}
     found = load_networks({"vgg", "styles"}, place, style_images=str(tmp_path))
-    metrics = build_metrics(found, ["gram", "style_match", "vgg_content", "ssim"], "picture")
+    metrics = build_metrics(found, ["gram", "style_match", "vgg_content", "ssim"], "image")
     values = {metric.name: metric.update(batch) for metric in metrics}
-    # The first edit is (up to eight bits) its style's picture.
+    # The first edit is (up to eight bits) its style's image.
     assert values["gram"][0] < values["gram"][1] / 10
     assert values["style_match"][0] > 0.999 > values["style_match"][1]
     assert (values["vgg_content"] > 0).all()
@@ -167,7 +167,7 @@ def test_what_is_left_out_is_told_once_with_its_remedy(tiny_manifest, edits, tmp
     said = capsys.readouterr().err
     skipped = read_json(out / "summary.json")["skipped"]
     for name in ("q1", "dino", "csd", "dreamsim", "gram", "fid", "artfid"):
-        assert f"\n{said}".count(f"\n{name} is left out: no ") == 1
+        assert f"\n{said}".count(f"\n{name} is skipped: no ") == 1
         assert "give --" in skipped[name]
     assert "ssim" in read_json(out / "summary.json")["metrics"]
 
@@ -195,6 +195,6 @@ def test_fid_comes_out_of_the_command(tiny_manifest, edits, tmp_path, monkeypatc
     assert sets["methods"]["half"]["fid"]["n_reference"] == 2
     assert "artfid" not in sets["methods"]["half"]
     assert "| half | 4 | 2 |" in (tmp_path / "scores" / "summary.md").read_text()
-    assert "Of whole sets" in report.read_text()
+    assert "Metrics of whole sets" in report.read_text()
     assert rses.main([*arguments, "--fail-if", "half:fid>0"]) == 3
     assert "half:fid>0" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_the_semantic_question_shows_the_reference_first(
     estimates = read_json(out / "summary.json")["methods"]["good"]["slices"]["all"]
     assert estimates["semantic"]["mean"] == 0
     assert estimates["semantic_color"]["mean"] == 1
-    # Two of the four styles have no picture.
+    # Two of the four styles have no image.
     assert (estimates["semantic"]["n"], estimates["semantic"]["n_invalid"]) == (2, 2)
 
 
@@ -257,9 +257,9 @@ def test_a_model_of_a_real_class_answers_the_same_again(tiny_judge):
     judge = load_judge(str(tiny_judge))
     pictures = [torch.rand(3, 40, 60), torch.rand(3, 30, 30)]
     for config in (JudgeConfig(), JudgeConfig(temperature=2.0, seed=3)):
-        first = judge.answer(pictures[:1], "is the picture in style ?", config)
-        assert judge.answer(pictures[:1], "is the picture in style ?", config) == first
-    # Two pictures at once as well, and the draws follow the seed.
+        first = judge.answer(pictures[:1], "is the image in style ?", config)
+        assert judge.answer(pictures[:1], "is the image in style ?", config) == first
+    # Two images at once as well, and the draws follow the seed.
     said = {
         judge.answer(pictures, "is it ?", JudgeConfig(temperature=9.0, seed=seed))
         for seed in range(4)

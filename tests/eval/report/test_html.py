@@ -81,7 +81,7 @@ def test_remarks_and_definitions_are_on_the_page(scores, tmp_path):
     (scores / "summary.json").write_text(json.dumps(summary))
     write_report(scores, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "half: 2 of 4 edits: grey-scale." in html
+    assert "half: 2 of 4 edits: greyscale." in html
     assert "measured by hand" in html
 
 

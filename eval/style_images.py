@@ -1,4 +1,4 @@
-"""Pictures of the styles, which some measures compare an edit's style with."""
+"""Style images, the references of some metrics."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,16 +18,16 @@ _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _Found = TypeVar("_Found")
 
 
-class StylePictures:
-    """The pictures of a folder by style: ``<style>.jpg`` or ``<style>/*.jpg``.
+class StyleImages:
+    """The images of a folder by style: ``<style>.jpg`` or ``<style>/*.jpg``.
 
     Names are compared by `style_key`: PixelArt.jpg is "pixel-art", watercolor.jpg "watercolour".
 
     Args:
-        folder: with a picture or a folder of pictures for each style.
+        folder: with an image or a folder of images for each style.
 
     Raises:
-        UserError: it is no folder or holds no picture.
+        UserError: it is no folder or holds no image.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -41,11 +41,11 @@ class StylePictures:
             if pictures:
                 self.files.setdefault(style_key(path.stem), []).extend(pictures)
         if not self.files:
-            raise UserError(f"--style-images {folder}: no picture in this folder")
+            raise UserError(f"--style-images {folder}: no image in this folder")
         self._made: dict[tuple[str, str], object] = {}
 
     def missing(self, styles: Iterable[str]) -> list[str]:
-        """The styles without a picture."""
+        """The styles without an image."""
         return sorted({style for style in styles if style_key(style) not in self.files})
 
     def of(self, style: str) -> list[Path]:
@@ -53,7 +53,7 @@ class StylePictures:
         return self.files.get(style_key(style), [])
 
     def pictures(self, style: str) -> list[Tensor]:
-        """A style's pictures [3,h,w] in [0,1], none for an unknown style.
+        """A style's images [3,h,w] in [0,1], none for an unknown style.
 
         Raises:
             UserError: one is damaged.
@@ -61,12 +61,12 @@ class StylePictures:
         return [_reduced(read_image(file)) for file in self.of(style)]
 
     def made(self, what: str, style: str, make: Callable[[list[Tensor]], _Found]) -> _Found | None:
-        """What a network makes of a style's pictures, made once; None for an unknown style.
+        """What a network makes of a style's images, made once; None for an unknown style.
 
         Args:
             what: a name for what is made.
             style: the style.
-            make: pictures to whatever it is.
+            make: images to whatever it is.
         """
         key = (what, style_key(style))
         if key not in self._made:
@@ -76,7 +76,7 @@ class StylePictures:
         return found
 
     def identity(self) -> str:
-        """A hash of all pictures and the styles they stand for."""
+        """A hash of all images and the styles they stand for."""
         return settings_hash(
             {style: [file_hash(file) for file in files] for style, files in self.files.items()}
         )
