@@ -30,7 +30,7 @@ class FileHashes:
         if path not in self._known:
             try:
                 self._known[path] = file_hash(path)
-            except OSError:
+            except (OSError, UserError):
                 self._known[path] = _MISSING
         return self._known[path]
 

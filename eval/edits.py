@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -144,8 +143,6 @@ def load_edit(path: Path, sample_id: str, size: tuple[int, int]) -> Edit:
     """
     remarks = []
     image = read_image(path)
-    if not torch.isfinite(image).all():
-        raise UserError(f"{path}: holds values that are not finite, make the edit again")
     if image.shape[1:] != size:
         image, remark = _resampled(path, image, size)
         remarks.append(remark)
@@ -183,8 +180,6 @@ def load_map(folder: Path, sample_id: str) -> Tensor:
     """
     path = map_path(folder, sample_id)
     pixels = read_image(path)
-    if not torch.isfinite(pixels).all():
-        raise UserError(f"{path}: holds values that are not finite, make the map again")
     if not (pixels == pixels[:1]).all():
         raise UserError(f"{path}: a map is an 8-bit greyscale image, this one has colours")
     grey = (pixels[0] * 255).round() / MAP_LEVELS

@@ -75,7 +75,7 @@ def test_a_map_with_nan_costs_only_that_map(tiny_manifest, edits, tmp_path, caps
     arguments = ["--manifest", str(tiny_manifest), "--split", "all", "--out", str(out)]
     arguments += ["--edits", str(edits["good"]), "--report", str(page)]
     assert rses.main(arguments) == 0
-    assert "pair-1.map.png: holds values that are not finite" in capsys.readouterr().err
+    assert "pair-1.map.png: the image holds values that are not finite" in capsys.readouterr().err
     entry = read_json(out / "summary.json")["methods"]["good"]
     assert entry["n_scored"] == 4
     assert entry["slices"]["all"]["attention_iou"]["n"] == 3
@@ -84,7 +84,7 @@ def test_a_map_with_nan_costs_only_that_map(tiny_manifest, edits, tmp_path, caps
     # A map that is spoiled later, before another report of the same scores.
     _float_tiff(np.nan).save(edits["good"] / "pair-2.map.png", format="TIFF")
     html.write_report(out, page)
-    assert "pair-2.map.png: holds values that are not finite" in page.read_text()
+    assert "pair-2.map.png: the image holds values that are not finite" in page.read_text()
 
 
 def test_a_shared_context_needs_ids(tiny_manifest, spoil, tmp_path):
@@ -144,14 +144,14 @@ def test_unusual_input_is_one_line_each_and_counted(unusual, tiny_manifest, tmp_
         "good: pair-0: the mask is full, the background's measures are undefined",
         "pair-1.png: 32x32 pixels but its context is 64x64, resampled to that",
         "pair-2.png: greyscale, read as three equal channels",
-        "pair-3.tif: holds values that are not finite",
+        "pair-3.tif: the image holds values that are not finite",
     ):
         assert said.count(sentence) == 1
     for line in ("1 of 4: full mask", "1 of 4: greyscale", "1 of 4: other size", "1 of 4 failed"):
         assert f"good: {line}" in said
     summary = read_json(out / "summary.json")
     entry = summary["methods"]["good"]
-    assert entry["remarks"] == {"full mask": 1, "grey-scale": 1, "other size": 1}
+    assert entry["remarks"] == {"full mask": 1, "greyscale": 1, "other size": 1}
     assert (entry["n_scored"], entry["n_failed"]) == (3, 1)
     estimates = entry["slices"]["all"]
     assert (estimates["mse_bg"]["n"], estimates["mse_bg"]["n_invalid"]) == (2, 1)
@@ -173,5 +173,5 @@ def test_a_source_with_nan_costs_every_method(tiny_manifest, edits, tmp_path, ca
     assert rses.main([*arguments, "--out", str(tmp_path / "scores")]) == 0
     said = capsys.readouterr().err
     assert said.count("every method: ") == 1
-    assert "1.context.tif: holds values that are not finite" in said
+    assert "1.context.tif: the image holds values that are not finite" in said
     assert "good: 1 of 4 failed" in said

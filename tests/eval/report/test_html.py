@@ -76,7 +76,7 @@ def test_the_page_opens_with_the_plot_and_the_worst_cases(scores, tmp_path):
 
 def test_remarks_and_definitions_are_on_the_page(scores, tmp_path):
     summary = json.loads((scores / "summary.json").read_text())
-    summary["methods"]["half"]["remarks"] = {"grey-scale": 2}
+    summary["methods"]["half"]["remarks"] = {"greyscale": 2}
     summary["metrics"]["mse_bg"]["definition"] += "; measured by hand"
     (scores / "summary.json").write_text(json.dumps(summary))
     write_report(scores, tmp_path / "report.html")
