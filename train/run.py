@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Idle CPU threads sleep instead of spinning: beside another busy program spinning made a step
+# Idle CPU threads sleep instead of spinning: next to another busy program spinning made a step
 # twenty times slower. Read once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

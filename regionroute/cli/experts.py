@@ -106,7 +106,7 @@ def _show(args: argparse.Namespace) -> None:
     if registry.shared_rank:
         print(f"shared:  one more expert of rank {registry.shared_rank} for all")
     if registry.router and registry.learned:
-        print(f"router:  {registry.router.top_k} at a time, by an example picture of the style")
+        print(f"router:  {registry.router.top_k} at a time, chosen by a style image")
         print(f"styles:  {', '.join(registry.extra.get('styles', ())) or 'not stated'}")
     print(f"license: {registry.extra.get('license') or 'not stated'}")
     print(f"experts: {len(registry.experts)}")

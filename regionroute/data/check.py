@@ -117,7 +117,7 @@ def _region_problems(region: Region, mask: Tensor) -> Iterator[str]:
     height, width = mask.shape[1:]
     y0, x0, y1, x1 = region.box
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-        yield f"box {region.box} of {region.object!r} is not within the {width}x{height} picture"
+        yield f"box {region.box} of {region.object!r} is not within the {width}x{height} image"
     elif not mask[:, y0:y1, x0:x1].any():
         yield f"box {region.box} of {region.object!r} does not touch its mask {region.mask}"
 

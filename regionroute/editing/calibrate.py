@@ -55,23 +55,23 @@ def draw_examples(
     Raises:
         UserError: not enough images.
     """
-    by_picture: dict[str, list[EditSample]] = {}
+    by_image: dict[str, list[EditSample]] = {}
     for sample in manifest.samples:
         usable = sample.regions and (styles is None or sample.regions[0].style in styles)
         if sample.split == split and usable:
-            by_picture.setdefault(sample.context, []).append(sample)
-    if len(by_picture) < FEWEST:
+            by_image.setdefault(sample.context, []).append(sample)
+    if len(by_image) < FEWEST:
         known = ", ".join(sorted({sample.split for sample in manifest.samples})) or "none"
         raise UserError(
-            f"{manifest.root}: split {split!r} has {len(by_picture)} images with masks for "
+            f"{manifest.root}: split {split!r} has {len(by_image)} images with masks for "
             f"these experts, at least {FEWEST} are needed (splits: {known})"
         )
     rng, taken = random.Random(seed), Counter[str]()
     examples = []
-    for picture in rng.sample(sorted(by_picture), min(count, len(by_picture))):
-        of_picture = by_picture[picture]
-        rng.shuffle(of_picture)
-        sample = min(of_picture, key=lambda one: taken[one.regions[0].style])
+    for context in rng.sample(sorted(by_image), min(count, len(by_image))):
+        of_image = by_image[context]
+        rng.shuffle(of_image)
+        sample = min(of_image, key=lambda one: taken[one.regions[0].style])
         taken[sample.regions[0].style] += 1
         request = replace(sample_request(sample, seed), also=())
         examples.append(LabelledEdit(sample, request, image_size(manifest.path(sample.context))))
@@ -109,8 +109,8 @@ def calibrate(scan: HeadScan, top: int) -> Found:
     Raises:
         UserError: an image, a mask or a phrase that cannot be used.
     """
-    pictures, registry = len(scan.examples), scan.editor.registry
-    on = np.arange(pictures) < (pictures + 1) // 2
+    count, registry = len(scan.examples), scan.editor.registry
+    on = np.arange(count) < (count + 1) // 2
     every = MapChoice(layers=every_head(scan.editor), combine="normalised", steps="first")
     bare = scan.scores(every, bare=True)
     heads = {"base alone": bare}

@@ -225,7 +225,7 @@ class TestResuming:
         arguments = ["--labels", str(photos / "labels.jsonl"), *KEEP, "--size", "96", "--out"]
         main([*arguments, str(tmp_path / "whole")])
         out = tmp_path / "out"
-        command_line = [sys.executable, "-m", "pseudo_labels.label", *arguments, str(out)]
+        command_line = [sys.executable, "-m", "regionroute.cli", "label", *arguments, str(out)]
         process = subprocess.Popen(command_line, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while len(list(out.glob("targets/*.png"))) < 5 and time.monotonic() < deadline:

@@ -75,7 +75,7 @@ CASES = [
     ([*BASE, "clusters.source=sam"], "needs --sam FILE"),
     ([*BASE, "--sam", "file"], "no checkpoint of SAM"),
     ([*BASE, "--depth", "empty"], "--depth empty"),
-    ([*BASE, "--dino", "none", "matching.statistical=0", "matching.geometric=0"], "DINOv2 only"),
+    ([*BASE, "--dino", "none", "matching.statistical=0", "matching.geometric=0"], "needs DINOv2"),
 ]  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_wrong_files_are_found(tiny_manifest, spoil, told):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"region_box": [0, 0, 65, 64]}, "is not within the 64x64 picture"),
+        ({"region_box": [0, 0, 65, 64]}, "is not within the 64x64 image"),
         ({"region_box": [5, 5, 5, 9]}, "is not within"),
         ({"region_box": [0, 0, 2, 2]}, "does not touch its mask"),
         ({"prompt": "make the dog in pixel-art style"}, "'circle' is not in it"),
