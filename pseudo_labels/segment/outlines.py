@@ -1,7 +1,6 @@
 """COCO's outlines, polygons and run lengths, as masks; everything is checked before it is drawn."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -163,7 +162,7 @@ def _pieces(outline: Any) -> list[np.ndarray]:
 
 def _is_number(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) < _LARGEST
+    return number and abs(value) < _LARGEST  # which NaN and infinity are not
 
 
 def corner_box(bbox: Any) -> Box:

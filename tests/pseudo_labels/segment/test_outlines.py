@@ -113,6 +113,7 @@ def test_the_same_object_in_every_form_and_scale(outline):
         ([[True] * 6], "must be polygons"),
         ([[float("nan")] * 6], "must be polygons"),
         ([[1e300] * 6], "must be polygons"),
+        ([[10**400] * 6], "must be polygons"),
         ([[1, 2, 3, 4]], "no polygon has 3 corners"),
         ([[1, 2], [3, 4]], "no polygon has 3 corners"),
         ([[1, 2, 3, 4, 5, 6, 7]], "x and y must come in pairs"),
