@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -22,8 +21,8 @@ from regionroute.diffusion.flow import TIMESTEPS
 from regionroute.editing.editor import Editor
 from regionroute.editing.inputs import (
     OUTPUT_TYPES,
+    EditOutput,
     ImageInput,
-    ImageOutput,
     OutputType,
     map_to_output,
     size_batches,
@@ -44,25 +43,6 @@ from regionroute.routing.instances import Instance
 StepEndCallback: TypeAlias = Callable[
     ["RegionRoutePipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None
 ]
-
-
-@dataclass
-class EditOutput:
-    """Edited images, in the order of the input.
-
-    Attributes:
-        images: of the size of their inputs: PIL images, arrays [H,W,3] float32 in [0,1] ("np"),
-            or tensors [3,H,W] float32 in [0,1] on the CPU ("pt").
-        region_maps: where the words drew attention, in [0,1] with the region's boundary at 0.5:
-            grey PIL images of the input's size, or arrays or tensors [h,w] on the token grid;
-            None for an image without a map, and everywhere if no maps were asked for.
-        metadata: of each image, the settings that reproduce it (`regionroute edit` writes the same
-            into its JSON file), and under "warnings" what to look at.
-    """
-
-    images: list[ImageOutput]
-    region_maps: list[ImageOutput | None]
-    metadata: list[dict[str, Any]]
 
 
 class RegionRoutePipeline:
@@ -90,6 +70,7 @@ class RegionRoutePipeline:
         torch_dtype: torch.dtype = torch.float32,
         quantize: Quantize | None = None,
         device: str | torch.device = "cpu",
+        revision: str | None = None,
     ) -> RegionRoutePipeline:
         """Load a base and its experts.
 
@@ -102,6 +83,7 @@ class RegionRoutePipeline:
             torch_dtype: of the networks; bfloat16 for FLUX.1-Kontext on a GPU.
             quantize: store the transformer's blocks in fewer bits, "nf4" or "fp8".
             device: to load to; `to` moves later.
+            revision: branch, tag or commit of a hub id; None: its main branch.
 
         Raises:
             UserError: base or experts cannot be loaded.
@@ -111,7 +93,7 @@ class RegionRoutePipeline:
             experts = bundled_experts(base, by_example=True)
         if experts is not None and experts != "auto":
             read_registry(experts)  # a wrong folder is reported before a large base is loaded
-        pipe = cls(load_base(base, torch_dtype, device, quantize))
+        pipe = cls(load_base(base, torch_dtype, device, quantize, revision))
         pipe._quantized = quantize is not None
         if experts == "auto":
             pipe._follow_bundled = True
@@ -217,15 +199,13 @@ class RegionRoutePipeline:
         Raises:
             UserError: the base's VAE cannot work in tiles.
         """
-        self._tileable_vae().enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Encode and decode images in one piece again.
-
-        Raises:
-            UserError: the base's VAE cannot work in tiles.
-        """
-        self._tileable_vae().disable_tiling()
+        vae = self.backbone.vae
+        if not hasattr(vae, "use_tiling"):
+            raise UserError(
+                f"base {self.backbone.name}: its VAE ({type(vae).__name__}) does not work in "
+                "tiles: leave out enable_vae_tiling"
+            )
+        vae.enable_tiling()
 
     def __call__(
         self,
@@ -319,14 +299,7 @@ class RegionRoutePipeline:
         )
         return EditOutput(
             [to_output(result.image, output_type) for result in results],
-            [
-                None
-                if result.region_map is None
-                else map_to_output(
-                    result.region_map, (source.shape[1], source.shape[2]), output_type
-                )
-                for source, result in zip(images, results, strict=True)
-            ],
+            [map_to_output(result.region_map, result.image, output_type) for result in results],
             [result.settings for result in results],
         )
 
@@ -372,12 +345,3 @@ class RegionRoutePipeline:
         if folder is not None and folder != self.editor.experts_dir:
             self.load_experts(folder)
             self._follow_bundled = True
-
-    def _tileable_vae(self) -> Any:
-        vae = self.backbone.vae
-        if not hasattr(vae, "use_tiling"):
-            raise UserError(
-                f"base {self.backbone.name}: its VAE ({type(vae).__name__}) does not work in "
-                "tiles: leave out VAE tiling"
-            )
-        return vae

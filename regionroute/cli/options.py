@@ -153,9 +153,10 @@ def add_renamed(group: Group, old: str, new: str, **how: Any) -> None:
         group: where the new option is.
         old: ``--old``.
         new: ``--new``.
-        how: `type`; ``nargs=0, const=value`` of a flag; ``const=list`` if it may be repeated.
+        how: `type`; ``nargs=0, const=value`` of a flag; ``const=list`` if it may be repeated;
+            `dest` if `new` does not say it.
     """
-    dest = new.removeprefix("--").replace("-", "_")
+    dest = how.pop("dest", new.removeprefix("--").replace("-", "_"))
     group.add_argument(
         old,
         dest=dest,

@@ -6,7 +6,8 @@ Shape legend: B images, H W pixels, h w the grid of a region map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,25 @@ ImageInput: TypeAlias = Image.Image | np.ndarray | Tensor
 ImageOutput: TypeAlias = Image.Image | np.ndarray | Tensor
 OutputType = Literal["pil", "np", "pt"]
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
+
+
+@dataclass
+class EditOutput:
+    """Edited images, in the order of the input.
+
+    Attributes:
+        images: of the size of their inputs: PIL images, arrays [H,W,3] float32 in [0,1] ("np"),
+            or tensors [3,H,W] float32 in [0,1] on the CPU ("pt").
+        region_maps: where the words drew attention, in [0,1] with the region's boundary at 0.5:
+            grey PIL images of the input's size, or arrays or tensors [h,w] on the token grid;
+            None for an image without a map, and everywhere if no maps were asked for.
+        metadata: of each image, the settings that reproduce it (`regionroute edit` writes the same
+            into its JSON file), and under "warnings" what to look at.
+    """
+
+    images: list[ImageOutput]
+    region_maps: list[ImageOutput | None]
+    metadata: list[dict[str, Any]]
 
 
 def to_tensors(image: ImageInput | Sequence[ImageInput], name: str = "image") -> list[Tensor]:
@@ -113,11 +133,13 @@ def to_output(image: Tensor, output_type: OutputType) -> ImageOutput:
 
 
 def map_to_output(
-    region_map: Tensor, size: tuple[int, int], output_type: OutputType
-) -> ImageOutput:
-    """A region map [h,w] in [0,1]: a grey PIL image of `size`, or an array or tensor [h,w]."""
+    region_map: Tensor | None, image: Tensor, output_type: OutputType
+) -> ImageOutput | None:
+    """A region map [h,w] in [0,1]: a grey PIL image of the image's size, or an array or tensor."""
+    if region_map is None:
+        return None
     if output_type == "pil":
-        return to_pil(enlarge_map(region_map, *size))
+        return to_pil(enlarge_map(region_map, image.shape[-2], image.shape[-1]))
     return region_map if output_type == "pt" else region_map.numpy()
 
 

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from regionroute import pipeline
-from regionroute.cli import edit as edit_command
+from regionroute.cli import edit_arguments as edit_command
 from regionroute.cli import main as cli
+from regionroute.cli import options
 from regionroute.config.run import QUANTIZE
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import read_image
@@ -190,7 +191,7 @@ def test_the_old_name_of_refine_crop_is_an_alias(
     for flag, wanted in (("closer", True), ("no_closer", False), ("refine_crop", True)):
         assert run(photo, **options, **{flag: True}) == 0
         assert json.loads(out.with_suffix(".json").read_text())["refine_crop"] is wanted
-        note = "note: regionroute edit: --closer is now called --refine-crop, please rename it\n"
+        note = f"note: --{flag.replace('_', '-')} is now called --"
         assert capsys.readouterr().err.count(note) == (flag != "refine_crop")
 
 
@@ -565,4 +566,4 @@ def test_every_command_teaches_with_an_example(
 
 
 def test_the_command_offers_every_way_to_store_a_base() -> None:
-    assert edit_command.QUANTIZE == QUANTIZE
+    assert options.QUANTIZE == QUANTIZE

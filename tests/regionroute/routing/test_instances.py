@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from regionroute.cli import edit as edit_command
+from regionroute.cli import edit_arguments as edit_command
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
