@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from train.monitor.logs import Reporter
 
 ROUTER = ("entropy", "overlap_within", "overlap_between")
-LOSSES = (*StepLosses.NAMES, *ROUTER)  # numbers of the log that the card tells
+LOSSES = (*StepLosses.NAMES, *ROUTER)  # numbers of the log that the card shows
 
 
 def experts_writer(

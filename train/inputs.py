@@ -75,7 +75,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
     """Reads manifest and base and finds every mistake that needs no computing.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: anything the user can fix.
     """
     if config.base.dtype == "float16":
         raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
@@ -141,7 +141,7 @@ def _aside(
 def _references(
     config: RunConfig, selection: Selection, cache: Cache, ranks: Ranks
 ) -> References | None:
-    """The example pictures, where they choose the experts."""
+    """The example images, where they choose the experts."""
     if config.experts.router != "similarity":
         return None
     styles = [style.name for style in selection.styles]

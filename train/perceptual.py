@@ -1,4 +1,4 @@
-"""A perceptual loss on the pictures that a model's predictions decode to.
+"""A perceptual loss on the images that a model's predictions decode to.
 
 Where an edit is one step from noise, a squared error alone makes that step the mean of all that
 fits: brush strokes come out as a blur. Distances of a vision network's features (Johnson et al.,
@@ -25,11 +25,11 @@ LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3")
 
 
 class PerceptualLoss:
-    """Distance, in the features of a frozen VGG, of the pictures that latents decode to.
+    """Distance, in the features of a frozen VGG, of the images that latents decode to.
 
     Args:
         cfg: where the network's weights are.
-        decode: latents [B,C,h,w] to pictures [B,3,H,W] in [0,1], differentiable.
+        decode: latents [B,C,h,w] to images [B,3,H,W] in [0,1], differentiable.
         setting: what named the weights, for errors.
         network: a VGG that is loaded already, in place of the file's.
 

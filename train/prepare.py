@@ -47,7 +47,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     """Loads, checks and caches all a run needs and continues from its newest checkpoint.
 
     Raises:
-        UserError: anything the user can mend, the same on all processes.
+        UserError: anything the user can fix, the same on all processes.
     """
     output = Path(config.output)
     cache = Cache(Path(config.data.cache) if config.data.cache else output / "cache")

@@ -76,7 +76,7 @@ class Trainer:
         ranks: this process's place.
         engine: around the adapted transformer.
         data: the batches.
-        state: where the run stands; replaced after every step.
+        state: the progress of the run; replaced after every step.
         reporter: bar and logs.
         write_experts: writes the experts and their registry into a folder.
         previews: None if there are to be none.

@@ -58,7 +58,7 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
         _merge(settings, _checked(extra, model, source), model)
         sources[current] = source
     try:
-        # Strict JSON mode: lists stand for tuples, but 1 is no bool and "4" no number.
+        # Strict JSON mode: lists are read as tuples, but 1 is no bool and "4" no number.
         return model.model_validate_json(_as_json(settings, str(path or "overrides")), strict=True)
     except ValidationError as error:
         raise UserError(
@@ -160,7 +160,7 @@ def _file_settings(path: AnyPath) -> dict[str, Any]:
 
 
 def _parse_override(override: str, source: str) -> tuple[str, dict[str, Any]]:
-    """The dotted key and the nested settings that an override stands for."""
+    """The dotted key and the nested settings of an override."""
     key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key:
         raise UserError(f"{source}: write it as key=value, for example train.steps=400")
@@ -217,7 +217,7 @@ def _value_problem(
     file: str,
     sources: dict[str, str],
 ) -> str:
-    """One sentence on the wrong values; the branches of a union are told as alternatives."""
+    """One sentence on the wrong values; the branches of a union are listed as alternatives."""
     known = set(known_keys(model))
     expected: dict[str, list[str]] = {}
     for item in error.errors():
@@ -230,8 +230,8 @@ def _value_problem(
         source = next((text for name, text in sources.items() if _covers(name, key)), file)
         alternatives = " or ".join(dict.fromkeys(wants))
         value = _value_at(settings, key)
-        told = wants == ["be given"] or isinstance(value, dict)
-        given = "" if told or _is_group(key, model) else f", not {_inline_yaml(value)}"
+        missing = wants == ["be given"] or isinstance(value, dict)
+        given = "" if missing or _is_group(key, model) else f", not {_inline_yaml(value)}"
         sentences.append(f"{source}: {key} must {alternatives}{given}")
     return "; ".join(sentences)
 

@@ -25,7 +25,7 @@ Queries = Literal["target", "context", "both"]
 Tokens = Literal["target", "context"]
 Word = Literal["style", "object"]
 WORDS: tuple[Word, ...] = get_args(Word)
-ALL = "all"  # stands for every block
+ALL = "all"  # means every block
 
 _FORM = re.compile(
     r"(?P<block>[a-z_]+(?:\.\d+)?)(?:\.(?P<tokens>target|context))?"

@@ -109,7 +109,7 @@ def test_two_processes_share_the_caching_and_the_buckets(launch, runs, tiny_mani
     code, output = launch.finish(launch.deepspeed(2, runs.arguments("two")))
     assert code == 0, output[-3000:]
     assert output.count("0 entries cached, 12 to encode") == 1
-    assert "pictures at 32x32 (2), 40x28 (1)" in output
+    assert "images at 32x32 (2), 40x28 (1)" in output
     shares = [len(Shard(path).keys) for path in (runs.folder / "cache").rglob("*.safetensors")]
     assert sorted(shares) == [1, 1, 2, 2, 3, 3]  # of 3 masks, 3 texts, 6 pictures
     assert runs("one", f"data.cache={runs.folder / 'other'}") == 0

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def hash_files(config: RunConfig, files: Files, ranks: Ranks) -> None:
-    """Has each of several processes hash a share of the pictures; all must call it.
+    """Has each of several processes hash a share of the images; all must call it.
 
-    One process alone hashes as it goes. Mistakes are left to whoever needs the pictures.
+    One process alone hashes as it goes. Mistakes are left to whoever needs the images.
     """
     if ranks.world == 1:
         return
@@ -64,7 +64,7 @@ def provide(
         ranks: this process's place.
 
     Raises:
-        SharedMistake: a picture or mask that cannot be used.
+        SharedMistake: an image or mask that cannot be used.
     """
     own = distributed.agree(lambda: {kind: cache.absent(kind, k) for kind, k in keys.items()})
     found = distributed.everyones((own, cache.remarks))
@@ -90,7 +90,7 @@ def seen_of(encoder: Encoder, selection: Selection) -> tuple[Selection, tuple[fl
         It, and the share of a picture that is cut off: the mean and the most.
 
     Raises:
-        UserError: a picture is missing or damaged, or nothing is left.
+        UserError: an image is missing or damaged, or nothing is left.
     """
     kept, total, most = array("q"), 0.0, 0.0
     for place, sample in enumerate(selection.samples):
@@ -100,7 +100,7 @@ def seen_of(encoder: Encoder, selection: Selection) -> tuple[Selection, tuple[fl
             total, most = total + window.lost, max(most, window.lost)
     if not kept:
         raise UserError(
-            "data.buckets: every object lies at an edge that is cut off, crop the pictures nearer "
+            "data.buckets: every object lies at an edge that is cut off, crop the images nearer "
             "to a square"
         )
     lost = len(selection.samples) - len(kept)
@@ -126,7 +126,7 @@ def of_one_size(encoder: Encoder, samples: Sequence[EditSample], count: int) -> 
     """The first samples of the size that most of them have; a sheet of previews needs one.
 
     Raises:
-        UserError: a picture is missing or damaged.
+        UserError: an image is missing or damaged.
     """
     groups: dict[tuple[int, int], list[EditSample]] = {}
     for sample in samples:
@@ -136,12 +136,12 @@ def of_one_size(encoder: Encoder, samples: Sequence[EditSample], count: int) -> 
 
 
 def bucket_remark(examples: TrainingExamples, lost: tuple[float, float]) -> str:
-    """At which sizes the model sees the pictures; and what `seen_of` says is cut off."""
+    """At which sizes the model sees the images; and what `seen_of` says is cut off."""
     counts = np.bincount(examples.buckets, minlength=len(examples.sizes)).tolist()
     found = sorted(zip(counts, examples.sizes, strict=True), reverse=True)
     shown = ", ".join(f"{width}x{height} ({count})" for count, (height, width) in found[:8])
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
     cut = ""
     if lost[1]:
-        cut = f"; edges cut off: {lost[0]:.1%} of a picture on average, {lost[1]:.1%} at most"
-    return f"pictures at {shown}{more}{cut}"
+        cut = f"; edges cut off: {lost[0]:.1%} of an image on average, {lost[1]:.1%} at most"
+    return f"images at {shown}{more}{cut}"

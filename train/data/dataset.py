@@ -42,7 +42,7 @@ __all__ = [
     "stream",
 ]
 
-WHOLE = 0.999  # share of the picture from which a mask is all of it
+WHOLE = 0.999  # share of the image from which a mask is all of it
 
 
 class StyleTokens:
@@ -89,7 +89,7 @@ class TrainingData:
         seed: of order, noise and noise levels.
         global_batch: samples an optimizer step.
         flow: distribution of the noise levels.
-        references: where each sample gets an example picture from, if that chooses the experts.
+        references: where each sample gets an example image from, if that chooses the experts.
         semantic_channels: of the base, see `Batch`.
     """
 
@@ -185,7 +185,7 @@ class TrainingData:
         inside = [torch.stack([mask["latents"] for mask in group]).amax(0) for group in masks]
         objects = [torch.ones(len(group), dtype=torch.bool) for group in masks]
         padded = pad_sequence(on_tokens, batch_first=True)  # [B,S,h,w], zero where there is none
-        # An object that is the whole picture teaches no place.
+        # An object that is the whole image teaches no place.
         teaches = padded.sum((-2, -1)).gt(0) & padded.mean((-2, -1)).lt(WHOLE)
         plan = AttentionPlan(
             token_index=pad_token_index([example.token_index for example in examples]),

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from regionroute.models.loading import Backbone
     from regionroute.data.manifest import EditSample, Manifest
 
-PARTS = "__tensor_flatten__"  # a tensor that is made of others tells which
-VALUES_PER_WEIGHT = 256  # looked at to tell two encoders apart
+PARTS = "__tensor_flatten__"  # names the tensors that a tensor subclass is made of
+VALUES_PER_WEIGHT = 256  # compared to distinguish two encoders
 
 
 def model_size(backbone: Backbone, sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    """The one size (H,W) at which the model sees all pictures of a run without buckets.
+    """The one size (H,W) at which the model sees all images of a run without buckets.
 
     Args:
         backbone: its `fit_size` and resolution decide.
-        sizes: (height, width) of the pictures.
+        sizes: (height, width) of the images.
 
     Returns:
         Their own aspect where they have one, else a square.
@@ -68,9 +68,9 @@ class Encoder:
     """Names and computes what training needs of each sample.
 
     Attributes:
-        backbone: encodes pictures and prompts.
+        backbone: encodes images and prompts.
         manifest: where the files are.
-        size: (H,W) at which the model sees all pictures; None: each in the bucket of its aspect.
+        size: (H,W) at which the model sees all images; None: each in the bucket of its aspect.
         files: remembers hashes and sizes of files.
     """
 
@@ -126,7 +126,7 @@ class Encoder:
         )
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which the model sees a picture.
+        """The size at which the model sees an image.
 
         Raises:
             UserError: one side is more than 16 times the other.
@@ -138,7 +138,7 @@ class Encoder:
         return nearest_bucket(height, width, sizes)
 
     def window_of(self, sample: EditSample) -> Window:
-        """The part of a sample's pictures that the model sees."""
+        """The part of a sample's images that the model sees."""
         own = self.files.of(self.manifest.path(sample.context)).size
         return crop_window(*own, self.size_of(*own))
 
@@ -159,7 +159,7 @@ class Encoder:
     def _image(
         self, paths: Sequence[Path], size: tuple[int, int], read: Callable[[], Tensor]
     ) -> CacheEntry:
-        """The latents of the picture that `read` makes of some files."""
+        """The latents of the image that `read` makes of some files."""
         known = [self.files.of(path) for path in paths]
         hashes = [facts.content for facts in known]
         facts: list[Any] = [hashes[0] if len(hashes) == 1 else hashes, self._image_identity, size]
@@ -186,7 +186,7 @@ class Encoder:
         cells = 2 * self.backbone.vae_scale
         height, width = size[0] // cells, size[1] // cells
         window = crop_window(*own, size)
-        # The size a mask must have is part of what it is: with another picture it may be wrong.
+        # The size a mask must have is part of what it is: with another image it may be wrong.
         facts: list[Any] = [self.files.of(path).content, own, height, width]
         key = settings_hash(facts + ([dataclasses.astuple(window)[:4]] if window.lost else []))
 

@@ -24,9 +24,9 @@ class TrainingExample:
     Attributes:
         id: the sample's.
         expert: index of its style, and of that style's expert where each has one.
-        content: what its pictures show, see `train.style_encoder.images`.
+        content: what its images show, see `train.style_encoder.images`.
         token_index: for each region, the positions of its style phrase among the T5 tokens.
-        size: (H,W) in pixels at which the model sees its pictures.
+        size: (H,W) in pixels at which the model sees its images.
         context, target, text: cache keys.
         masks: cache keys, one a region.
     """

@@ -1,6 +1,6 @@
-"""What is known of the pictures of a run: content hash and size, kept between runs.
+"""What is known of the images of a run: content hash and size, kept between runs.
 
-Hashing reads every byte of every picture. A picture whose length and times are those of the last
+Hashing reads every byte of every image. An image whose length and times are those of the last
 look is not read again.
 """
 
@@ -38,17 +38,17 @@ Row: TypeAlias = tuple[int, int, int, int, int, int, int]
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A picture's content hash and its (height, width) after EXIF rotation."""
+    """An image's content hash and its (height, width) after EXIF rotation."""
 
     content: str
     size: tuple[int, int]
 
 
 class Files:
-    """Looks at pictures, each once.
+    """Looks at images, each once.
 
     Args:
-        folder: holds what is known between runs, 48 bytes a picture, mapped and not read into
+        folder: holds what is known between runs, 48 bytes an image, mapped and not read into
             memory; None: nothing is kept.
     """
 
@@ -59,10 +59,10 @@ class Files:
         self._new: dict[int, Row] = {}
 
     def of(self, path: Path) -> FileFacts:
-        """A picture's facts.
+        """An image's facts.
 
         Raises:
-            UserError: it is missing, damaged or not a picture.
+            UserError: it is missing, damaged or not an image.
         """
         name = int(text_hash(os.path.abspath(path)), 16)
         row = self._find(name)
@@ -71,7 +71,7 @@ class Files:
         return FileFacts(f"{row[4]:016x}", (row[5], row[6]))
 
     def look_at(self, paths: Iterable[Path], *, show: bool = False) -> None:
-        """Looks at pictures ahead of time; what is wrong with one is told when it is asked for."""
+        """Looks at images ahead of time; errors are raised when the image is asked for."""
         for path in tqdm(paths, "hashing pictures", unit="picture", disable=not show, leave=False):
             try:
                 self.of(path)

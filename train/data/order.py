@@ -30,7 +30,7 @@ class SampleOrder:
     Args:
         count: how many samples.
         seed: of the permutations.
-        name: tells several orders of one run apart.
+        name: distinguishes several orders of one run.
     """
 
     def __init__(self, count: int, seed: int, *name: str) -> None:
@@ -52,7 +52,7 @@ class BatchOrder:
     Every bucket is an `SampleOrder` of its own, cut into batches; what does not fill a batch goes into
     the bucket's next one. An epoch is as many batches of each bucket as its samples have filled
     since the last one, in drawn order: over time every sample comes equally often. All processes
-    compute pictures of one size at a time, so none waits for one with larger pictures. With a
+    compute images of one size at a time, so none waits for one with larger images. With a
     single bucket this is `SampleOrder` itself.
 
     Args:

@@ -1,4 +1,4 @@
-"""Example pictures in training: each pair gets one of its style, which shows something else."""
+"""Example images in training: each pair gets one of its style, which shows something else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from train.style_encoder.images import StylePicture, only_styles, read_style_pic
 
 
 def without_style_words(sample: EditSample) -> EditSample:
-    """The sample with "reference" where its prompt named styles: there a picture shows them.
+    """The sample with "reference" where its prompt named styles: there an image shows them.
 
     Raises:
         UserError: a style or an object is not found in the prompt.
@@ -54,7 +54,7 @@ def without_style_words(sample: EditSample) -> EditSample:
 
 @dataclass
 class References:
-    """The example pictures of a run, and the encoder that makes embeddings of them.
+    """The example images of a run, and the encoder that makes embeddings of them.
 
     Attributes:
         encoder: folder of the style encoder.
@@ -79,7 +79,7 @@ class References:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Cache keys of the pictures."""
+        """Cache keys of the images."""
         identity = encoder_identity(self.encoder)
         hashes = {path: file_hash(path) for path in {p.path for p in self.pictures}}
         return [settings_hash([hashes[p.path], p.box, identity]) for p in self.pictures]
@@ -105,21 +105,21 @@ class References:
 
     @cached_property
     def _by_style(self) -> list[dict[str, list[int]]]:
-        """For each style the positions of its pictures by their contents."""
+        """For each style the positions of its images by their contents."""
         places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for position, picture in enumerate(self.pictures):
             places[picture.style][picture.content].append(position)
         return [places[style] for style in self.styles]
 
     def draw(self, style: int, content: str, generator: torch.Generator) -> Tensor:
-        """The embedding [Ds] of a picture in a style that shows something else than `content`."""
+        """The embedding [Ds] of an image in a style that shows something else than `content`."""
         places = self._by_style[style]
         contents = sorted(places.keys() - {content})
         shown = places[contents[_one_of(len(contents), generator)]]
         return self.embeddings[shown[_one_of(len(shown), generator)]]
 
     def save(self, folder: Path) -> None:
-        """Puts what an edit needs beside the experts: the encoder, and the styles by name."""
+        """Puts what an edit needs next to the experts: the encoder, and the styles by name."""
         copy_style_encoder(self.encoder, folder / FOLDER)
         self.means().save(folder)
 
@@ -140,7 +140,7 @@ def _one_of(count: int, generator: torch.Generator) -> int:
 def find_references(
     experts: ExpertsConfig, base: str, manifest: Path, split: str, styles: Sequence[str]
 ) -> tuple[Path, list[StylePicture]]:
-    """The encoder and the example pictures of a run.
+    """The encoder and the example images of a run.
 
     Args:
         experts: style_encoder and style_pictures are read.
@@ -150,10 +150,10 @@ def find_references(
         styles: that are trained.
 
     Returns:
-        The encoder's folder, and the pictures of these styles.
+        The encoder's folder, and the images of these styles.
 
     Raises:
-        UserError: no encoder, or no pictures of a style.
+        UserError: no encoder, or no images of a style.
     """
     encoder = Path(experts.style_encoder) if experts.style_encoder else _own_encoder(base)
     encoder_identity(encoder)

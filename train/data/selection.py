@@ -30,7 +30,7 @@ class Selection:
     Attributes:
         samples: the split's, each of one trained style; see `one_style_each`.
         styles: one an expert, in the order of the experts.
-        skipped: how many samples of the split were left out, by reason.
+        skipped: how many samples of the split were omitted, by reason.
     """
 
     samples: Chosen
@@ -42,7 +42,7 @@ def select(manifest: Manifest, config: RunConfig) -> Selection:
     """Chooses the samples of the run.
 
     One expert edits at a time, so a sample whose regions have several styles becomes one of each;
-    whole-picture tasks and styles not trained are left out.
+    whole-picture tasks and styles not trained are omitted.
 
     Raises:
         UserError: nothing to train on, or a style that the split does not have.
@@ -214,7 +214,7 @@ def _phrases(prompt: str, region: Region) -> tuple[str, str]:
 
 
 def _phrase(style: str, words: set[str]) -> str | None:
-    """The words that stand for a style in all prompts, None if they are its name or differ."""
+    """The phrase used for a style in all prompts, None if they are its name or differ."""
     return next(iter(words)) if len(words) == 1 and words != {style.casefold()} else None
 
 
@@ -222,7 +222,7 @@ def target_of(manifest: Manifest, sample: EditSample) -> Tensor:
     """A sample's target [3,H,W] in [0,1]; of a part, the source outside its own masks.
 
     Raises:
-        UserError: a picture or a mask is missing, damaged or of another size.
+        UserError: an image or a mask is missing, damaged or of another size.
     """
     target = manifest.target(sample)
     if PART not in sample.provenance:

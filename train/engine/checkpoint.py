@@ -76,7 +76,7 @@ ORDER = {
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
         step: optimizer steps done.
@@ -278,7 +278,7 @@ def load(engine: DeepSpeedEngine, folder: Path) -> TrainerState:
 def _verify(engine: DeepSpeedEngine, folder: Path) -> None:
     """Compares the restored adapters with the files that were written beside them.
 
-    DeepSpeed's lenient loading, needed because the base is left out, would also accept a
+    DeepSpeed's lenient loading, needed because the base is omitted, would also accept a
     checkpoint that lacks adapters.
     """
     if (folder / ADAPTERS_FILE).is_file():

@@ -105,7 +105,7 @@ def _holder(file: IO[str]) -> str:
 
 
 def check_log_is_there(path: Path) -> None:
-    """Refuses to go on when a log file that this run writes was deleted.
+    """Check that a log file of this run was not deleted.
 
     Raises:
         UserError: the file is missing.

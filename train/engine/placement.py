@@ -17,7 +17,7 @@ def place(backbone: Backbone, config: RunConfig, ranks: Ranks) -> None:
     """Moves the networks to this process's device; all processes must call it.
 
     Where weights are to wait in the host's memory (``train.offload=all``, or a DeepSpeed file with
-    ``offload_param``) the transformer never stands on the device as a whole: DeepSpeed takes its
+    ``offload_param``) the transformer is never on the device as a whole: DeepSpeed takes its
     parameters over one by one, before the encoders come.
     """
     settings = engine_settings(config, ranks.world, 1)

@@ -52,7 +52,7 @@ HARMLESS = (
     "train.validation_samples",
     "train.validation_split",
 )
-# Names and paths; `checkpoint.check_facts` compares what they stand for.
+# Names and paths; `checkpoint.check_facts` compares what they refer to.
 BY_CONTENT = {
     "base.name": "base_weights",
     "base.revision": "base_weights",

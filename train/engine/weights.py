@@ -1,4 +1,4 @@
-"""The trained weights as they stand: whole by name, in a file, or this process's part of them.
+"""The trained weights: whole, by name, in a file, or this process's part of them.
 
 Under ZeRO-3 every process keeps an equal slice of each flattened weight (``ds_tensor``), the last
 one filled up with zeros. Without it a process's part is the weight itself.

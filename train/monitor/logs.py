@@ -1,4 +1,4 @@
-"""What a run tells: one progress bar, trackers, a row of losses a step, facts in run.json."""
+"""A run's output: one progress bar, trackers, a row of losses per step, facts in run.json."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Reporter:
         log_every: steps between two rows for the trackers.
         main: whether this process writes.
         trackers: where the numbers go besides the run's own files.
-        speed: tells memory and the share of the chip's peak.
+        speed: measures memory and the fraction of the chip's peak.
 
     Attributes:
         latest: the means of the newest tracked row; empty before the first.
@@ -80,7 +80,7 @@ class Reporter:
             self._rows = (output / LOSSES_FILE).open("a", encoding="utf-8")
 
     def check(self) -> None:
-        """Refuses to go on without the log file that this process writes.
+        """Checks the log file that this process writes.
 
         Raises:
             UserError: it or the output folder was deleted.
@@ -175,7 +175,7 @@ class Reporter:
         self.picture("router/experts", histogram.expand(3, -1, -1), step)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """Gives a picture [3,H,W] in [0,1] to the trackers."""
+        """Gives an image [3,H,W] in [0,1] to the trackers."""
         for tracker in self._trackers:
             tracker.picture(name, image, step)
 
@@ -185,7 +185,7 @@ class Reporter:
             tqdm.write(sentence)
 
     def close(self) -> None:
-        """Closes the files and leaves the bar as it stands."""
+        """Closes the files and leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -197,7 +197,7 @@ class Reporter:
 
 
 def _shown(row: dict[str, float]) -> dict[str, str]:
-    """The numbers worth a place beside the bar."""
+    """The numbers worth a place next to the bar."""
     return {name: f"{row[name]:.3f}" for name in ("flow", "focus", "cover", "iou") if name in row}
 
 

@@ -1,6 +1,6 @@
-"""The pairs behind a run's previews, as a small manifest of their own beside the edits.
+"""The pairs behind a run's previews, as a small manifest of their own next to the edits.
 
-With it previews are scored like any other edits, while a run goes on or after it::
+With it previews are scored like any other edits, during a run or after it::
 
     python eval/rses.py --manifest runs/x/previews --split all --out runs/x/previews/scores \
         --edits 500=runs/x/previews/step-000500 --edits 1000=runs/x/previews/step-001000
@@ -24,7 +24,7 @@ from train.data.selection import target_of
 if TYPE_CHECKING:
     from regionroute.data.manifest import EditSample, Manifest
 
-PAIRS = "pairs"  # folder of the pictures
+PAIRS = "pairs"  # folder of the images
 
 
 def file_id(sample_id: str) -> str:
@@ -41,12 +41,12 @@ def windows(masks: Tensor, size: Size) -> Tensor:
 def write_pairs(
     folder: Path, manifest: Manifest, samples: Sequence[EditSample], size: Size
 ) -> None:
-    """Writes pictures, masks and manifest of the pairs as the model sees them.
+    """Writes images, masks and manifest of the pairs as the model sees them.
 
     Args:
-        folder: where the manifest goes; the pictures go to "pairs" in it.
+        folder: where the manifest goes; the images go to "pairs" in it.
         manifest: where the samples are from.
-        samples: to write; regions that lie outside of what the model sees are left out.
+        samples: to write; regions that lie outside of what the model sees are omitted.
         size: of the edits.
     """
     rows = []

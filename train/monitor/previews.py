@@ -40,7 +40,7 @@ CELL, GAP, LINE = 192, 8, 18  # pixels
 def choose(manifest: Manifest, styles: Sequence[StyleSpec], count: int) -> list[EditSample]:
     """The samples to show: of the first of `SPLITS` that has any, the styles taking turns.
 
-    Each picture is shown once as long as there are others.
+    Each image is shown once as long as there are others.
     """
     names = [style.name for style in styles]
     for split in SPLITS:
@@ -60,7 +60,7 @@ def choose(manifest: Manifest, styles: Sequence[StyleSpec], count: int) -> list[
 
 
 def _in_turns(queues: list[list[EditSample]], count: int) -> list[EditSample]:
-    """One sample of each queue after another, those of new pictures first."""
+    """One sample of each queue after another, those of new images first."""
     seen = Counter[str]()
     chosen: list[EditSample] = []
     for queue in cycle(queues):
@@ -81,7 +81,7 @@ class Previews:
     Attributes:
         config: the run's.
         backbone: its scheduler and settings, and on the first process its autoencoder.
-        manifest: where the pictures are.
+        manifest: where the images are.
         samples: by id.
         batch: of these samples, on the CPU; its noise is where sampling starts.
     """
@@ -182,7 +182,7 @@ def draw_sheet(title: str, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Tens
 
     Args:
         title: in the corner.
-        rows: label and pictures [3,H,W] in [0,1] of each row.
+        rows: label and images [3,H,W] in [0,1] of each row.
 
     Returns:
         [3,H',W'] in [0,1].

@@ -57,7 +57,7 @@ class RouterLog:
 
         Returns:
             "entropy" (mean over layers), "overlap_within" and "overlap_between" styles, for the
-            row of losses; what no pair of samples could tell is left out.
+            row of losses; numbers without a pair of samples to compare are omitted.
         """
         rows, self._rows = self._rows, []
         if not rows:

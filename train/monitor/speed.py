@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Speed:
-    """What a process can tell of itself while it trains.
+    """Speed and memory that a process measures while it trains.
 
     Attributes:
         device: where it computes.

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: TensorBoard, Weights & Biases, Trackio."""
+"""Where a run's numbers and images go: TensorBoard, Weights & Biases, Trackio."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SERVICES = ("wandb", "trackio")
 
 
 class Tracker(Protocol):
-    """Takes numbers by name ("loss/flow") and pictures [3,H,W] in [0,1], each at a step."""
+    """Takes numbers by name ("loss/flow") and images [3,H,W] in [0,1], each at a step."""
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """Records numbers of one step."""
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """Records a picture."""
+        """Records an image."""
 
     def close(self) -> None:
         """Writes what is still to be written."""
@@ -57,7 +57,7 @@ class TensorBoard:
 class Service:
     """A run at wandb, or at trackio, whose functions have the same names.
 
-    Steps are told as a number of their own: a continued run goes back behind what it had logged,
+    Steps are logged as a metric of their own: a continued run goes back behind what it had logged,
     which wandb's own steps do not allow.
 
     Args:

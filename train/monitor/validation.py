@@ -79,7 +79,7 @@ class Validation:
         config: the run's.
         examples: the held-out pairs.
         cache: holds their tensors.
-        references: example pictures, where they choose the experts.
+        references: example images, where they choose the experts.
     """
 
     config: RunConfig
@@ -112,7 +112,7 @@ class Validation:
         count = len(self.examples)
         turns = math.ceil(count / ranks.world)
         model.eval()
-        # Under ZeRO-3 all processes must run equally often: the last pair stands in.
+        # Under ZeRO-3 all processes must run equally often: the last pair is repeated.
         places = [min(turn * ranks.world + ranks.rank, count - 1) for turn in range(turns)]
         rows = torch.stack([self._losses(model, place, ranks) for place in places])
         model.train()

@@ -2,7 +2,7 @@
 
 A small base sees few photos and has to find out by itself what a dog looks like. Representation
 alignment (REPA, Yu et al., arXiv:2410.06940) gives it what a network trained on ImageNet sees: a
-projection of the states of the picture's tokens after one block is drawn towards that network's
+projection of the states of the image's tokens after one block is drawn towards that network's
 features. The projection is thrown away with the training's end.
 """
 
@@ -60,7 +60,7 @@ class Alignment(nn.Module):
         """Mean 1 - cosine of projected states and features, weighted; a scalar in fp32.
 
         Args:
-            pictures: the context pictures [B,3,H,W] in [0,1] of the transformer's last call.
+            pictures: the context images [B,3,H,W] in [0,1] of the transformer's last call.
             grid: rows and columns of their tokens.
         """
         assert self._states is not None, "the transformer has not been called"

@@ -2,7 +2,7 @@
 
     python train/pretrain/average.py runs/first/base runs/second/base --out runs/mean/base
 
-Runs that go on from each other end near each other, and between them there may be weights better
+Runs that resume from each other end near each other, and between them there may be weights better
 than both (Wortsman et al., arXiv:2203.05482); measure before you keep them. What the bases have
 beside weights, and weights that are no fractions, they must have in common; the card is the last
 one's, with a line on the mean.

@@ -39,7 +39,7 @@ class LatentPairs:
         pictures: the context, [B,3,H,W] in [0,1].
         context, target: latents [B,C,h,w] float32.
         clip_ids, t5_ids: tokens of the prompts, [B,T] each.
-        semantic_channels: how many of the C, the last ones, no picture is decoded from.
+        semantic_channels: how many of the C, the last ones, no image is decoded from.
         painted: bool [B], which get the perceptual loss; None: all.
         generator: draws what else the step needs.
     """
@@ -56,7 +56,7 @@ class LatentPairs:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs kept for validation: pictures [N,3,S,S] in [0,1] and prompts."""
+    """Pairs kept for validation: images [N,3,S,S] in [0,1] and prompts."""
 
     context: Tensor
     target: Tensor
@@ -71,7 +71,7 @@ class PairSource(Protocol):
         ...
 
     def held_out(self, step: int) -> dict[str, HeldOut]:
-        """Task -> validation pairs, at the size that this step's pictures have."""
+        """Task -> validation pairs, at the size that this step's images have."""
         ...
 
 
@@ -106,7 +106,7 @@ def train_base(
     Args:
         cfg: steps, rates, tasks.
         model: trained in place.
-        codec: decodes the pictures of validation and of the perceptual loss.
+        codec: decodes the images of validation and of the perceptual loss.
         source: of the pairs.
         output: folder of the run.
         optimizer: of the model, see `new_optimizer`.
@@ -220,7 +220,7 @@ def validate(
             generator=torch.Generator().manual_seed(0),
         )
         picture = decode_latents(codec, edited)
-        # 4: pictures are in [0,1] here, the error is told in [-1,1].
+        # 4: images are in [0,1] here, the error is given in [-1,1].
         scores[task] = 4 * F.mse_loss(picture, pairs.target).item()
         scores[f"{task}_unedited"] = 4 * F.mse_loss(pairs.context, pairs.target).item()
     return scores

@@ -11,7 +11,7 @@ def in_other_colours(pictures: Tensor, generator: Generator) -> Tensor:
 
     Args:
         pictures: [B,3,S,S] in [0,1].
-        generator: decides, for each picture anew.
+        generator: decides, for each image anew.
 
     Returns:
         [B,3,S,S] in [0,1].

@@ -1,4 +1,4 @@
-"""The pre-training corpus in memory: pictures as bytes, rows as indices."""
+"""The pre-training corpus in memory: images as bytes, rows as indices."""
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Corpus:
     """Pictures [P, 3, S, S] uint8 and rows that pair them.
 
     Attributes:
-        pictures: every distinct picture once.
-        context, target: picture index of each row, [R] each.
+        pictures: every distinct image once.
+        context, target: image index of each row, [R] each.
         prompts: distinct prompts; `prompt` [R] indexes them.
         tasks: task name -> row indices for training.
         held_out: task name -> row indices kept for validation.
@@ -38,10 +38,10 @@ class Corpus:
 
 
 def load_corpus(cfg: CorpusConfig, cache: Path) -> Corpus:
-    """Read the manifest's pictures once and keep them as one tensor file beside the run.
+    """Read the manifest's images once and keep them as one tensor file next to the run.
 
     Raises:
-        UserError: the manifest holds no rows or too few scenes, a row has no task, or a picture
+        UserError: the manifest holds no rows or too few scenes, a row has no task, or an image
             is not of the configured size.
     """
     manifest = load_manifest(cfg.manifest)
@@ -99,7 +99,7 @@ def _load_pictures(paths: list[Path], size: int, cache: Path, key: str) -> Tenso
 
 
 def _read_cache(cache: Path, key: str) -> Tensor | None:
-    """The pictures kept under this key; None if there are none, or others, or they are damaged."""
+    """The images kept under this key; None if there are none, or others, or they are damaged."""
     if not cache.is_file():
         return None
     try:
@@ -111,7 +111,7 @@ def _read_cache(cache: Path, key: str) -> Tensor | None:
 
 
 def _read_chunk(job: tuple[list[Path], int]) -> np.ndarray:
-    """uint8 pictures [P, 3, S, S]; numpy, since sharing tensors between processes costs more."""
+    """uint8 images [P, 3, S, S]; numpy, since sharing tensors between processes costs more."""
     torch.set_num_threads(1)
     paths, size = job
     pictures = np.empty((len(paths), 3, size, size), np.uint8)
@@ -126,5 +126,5 @@ def _read_chunk(job: tuple[list[Path], int]) -> np.ndarray:
 
 
 def to_model_range(pictures: Tensor) -> Tensor:
-    """uint8 pictures -> float in [-1, 1]."""
+    """uint8 images -> float in [-1, 1]."""
     return pictures.float().div(127.5).sub(1)

@@ -202,8 +202,8 @@ def save_base(
         model: trained parts.
         codec: the fitted autoencoder.
         folder: target folder; an older one is replaced when the new one is complete.
-        cfg: names the side of the pictures and how they are edited by default.
-        card: text of the README beside the weights.
+        cfg: names the side of the images and how they are edited by default.
+        card: text of the README next to the weights.
     """
     pipeline = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=False),

@@ -1,7 +1,7 @@
 """Pairs for pre-training, composed from a bank of photos.
 
 A pair starts from a photo and may get objects of other photos pasted over it, so that words must
-be told apart in one picture; what the instruction asks for is composed from the renderings in the
+be distinguished in one image; what the instruction asks for is composed from the renderings in the
 same way. A pair depends on its generator alone.
 """
 
@@ -41,7 +41,7 @@ TASKS: tuple[PhotoTask, ...] = get_args(PhotoTask)
 
 @dataclass(frozen=True)
 class Pair:
-    """One instruction with its pictures.
+    """One instruction with its images.
 
     Attributes:
         context, target: [3,S,S] in [0,1].
@@ -59,7 +59,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layer:
-    """A photo of the bank, placed in a picture.
+    """A photo of the bank, placed in an image.
 
     Attributes:
         photo: its number.
@@ -80,7 +80,7 @@ class PairMaker:
     Args:
         bank: the photos.
         split: "train" or "test".
-        side: of the pictures in pixels, at most the bank's.
+        side: of the images in pixels, at most the bank's.
         cfg: what pairs are made of.
 
     Raises:
@@ -114,7 +114,7 @@ class PairMaker:
     def pairs(self, generator: Generator, count: int) -> list[Pair]:
         """Pairs of a batch.
 
-        An object that is named may be followed by a twin: the same picture, another word, of
+        An object that is named may be followed by a twin: the same image, another word, of
         another object in it or of none. What the two have in common then says nothing about the
         word, so that it must be read.
         """
@@ -160,7 +160,7 @@ class PairMaker:
     ) -> Pair:
         """One of the words recoloured or highlighted; without words one that is not there.
 
-        A highlighted object is white on black: all that the error can tell is where it is.
+        A highlighted object is white on black: so the error depends only on its location.
         """
         visible = _visible(layers)
         if not words and task == "recolour":
@@ -206,12 +206,12 @@ class PairMaker:
         return Layer(photo, torch.ones(1, side, side), _by_word(words, masks), place)
 
     def _crop(self, generator: Generator) -> int:
-        """Side of the window of a photo that a picture shows."""
+        """Side of the window of a photo that an image shows."""
         widest = min(self.bank.side, round(self.side / self.cfg.least_scale))
         return self.side + _below(widest - self.side + 1, generator)
 
     def _cut_out(self, photo: int, generator: Generator) -> Layer | None:
-        """One object of a photo, somewhere in the picture; None if it is unfit to be cut out."""
+        """One object of a photo, somewhere in the image; None if it is unfit to be cut out."""
         masks = self.bank.masks(photo)
         number = _below(len(masks), generator)
         mask = masks[number : number + 1]

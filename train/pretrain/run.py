@@ -83,7 +83,7 @@ def _train(
 
 
 def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> PatchCodec:
-    """The codec: fitted to uint8 pictures [P,3,S,S], or as far as there is one that of `base`.
+    """The codec: fitted to uint8 images [P,3,S,S], or as far as there is one that of `base`.
 
     Raises:
         UserError: the image encoder cannot be read, or the base has another codec.
@@ -119,7 +119,7 @@ def _card(cfg: PretrainConfig) -> str:
     seen = "photos and compositions of them" if cfg.corpus.bank else "procedural scenes"
     return (
         "# nano\n\nA small Kontext base of the stock diffusers classes, pre-trained by "
-        f"`train/pretrain/run.py` on {seen}: it copies, restyles whole pictures, recolours "
+        f"`train/pretrain/run.py` on {seen}: it copies, restyles whole images, recolours "
         "and highlights named objects. It has never seen a restyled region.\n\nConfiguration:\n\n"
         "```yaml\n" + dump_config(cfg) + "\n```\n"
     )

@@ -25,12 +25,12 @@ HELD_OUT_PAIRS = 64  # a task, in validation
 
 
 class SceneSource:
-    """Pairs of a corpus of scenes, whose pictures are encoded once.
+    """Pairs of a corpus of scenes, whose images are encoded once.
 
     Args:
         cfg: batch and shares of the tasks.
         corpus: see `load_corpus`.
-        codec: encodes the pictures.
+        codec: encodes the images.
         model: its tokenizers encode the prompts.
         seed: of batches and noise.
 
@@ -98,7 +98,7 @@ class PhotoSource:
 
     Args:
         cfg: the run's settings.
-        codec: encodes the pictures.
+        codec: encodes the images.
         model: its tokenizers encode the prompts.
 
     Raises:
@@ -192,7 +192,7 @@ def prompts_of(bank: ObjectBank) -> list[str]:
 
 
 def bank_pictures(bank: ObjectBank, count: int) -> Tensor:
-    """uint8 pictures [N,3,S,S] of a bank, photos and renderings alike, spread over all."""
+    """uint8 images [N,3,S,S] of a bank, photos and renderings alike, spread over all."""
     photos = bank.split("train")
     names = ["photos", *bank.renderings]
     stride = max(1, len(photos) * len(names) // count)
@@ -202,7 +202,7 @@ def bank_pictures(bank: ObjectBank, count: int) -> Tensor:
 
 
 def side_at(cfg: PretrainConfig, step: int) -> int:
-    """Side of the pictures of a step: coarse ones first, where the settings say so."""
+    """Side of the images of a step: coarse ones first, where the settings say so."""
     coarse = cfg.base.coarse_resolution
     if coarse is not None and step < cfg.base.coarse_share * cfg.base.steps:
         return coarse
@@ -234,7 +234,7 @@ def _stacked(pictures: list[Tensor], side: int) -> Tensor:
 
 @torch.no_grad()
 def _encode_corpus(codec: torch.nn.Module, corpus: Corpus) -> Tensor:
-    """Latents [P,C,h,w] float16 of every picture."""
+    """Latents [P,C,h,w] float16 of every image."""
     parts = corpus.pictures.split(256)
     bar = tqdm(parts, desc="encoding", unit="batch")
     return torch.cat([encode_images(codec, (to_model_range(p) + 1) / 2).half() for p in bar])

@@ -174,7 +174,7 @@ def learning_rate(step: int, cfg: ImageEncoderConfig) -> float:
 
 @torch.no_grad()
 def explained(network: VisionNet, held_out: Views, training: Views) -> dict[str, float]:
-    """Share of the teacher's variance that the network tells, on held-out photos.
+    """Fraction of the variance of the teacher's features that the network explains.
 
     Over all features and over their first quarter, which are the strongest directions; what is
     there to tell is the squared distance from the training pictures' mean.

@@ -1,4 +1,4 @@
-"""InfoNCE between two batches of labelled pictures, and what an embedding is worth."""
+"""InfoNCE between two batches of labelled images, and what an embedding is worth."""
 
 import torch
 import torch.nn.functional as F

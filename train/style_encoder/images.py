@@ -1,7 +1,7 @@
 """Pictures whose style is known: where they are, what they show, and drawing pairs of them.
 
-A picture's content is what it shows, named by the stem of its file (or of the photo it was made
-from): ``starry/dog-3.png`` and ``cubism/dog-3.png`` show the same thing. Two pictures make a pair
+An image's content is what it shows, named by the stem of its file (or of the photo it was made
+from): ``starry/dog-3.png`` and ``cubism/dog-3.png`` show the same thing. Two images make a pair
 that teaches style only if their contents differ.
 """
 
@@ -27,7 +27,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class StylePicture:
-    """A picture in a style.
+    """An image in a style.
 
     Attributes:
         path: its file.
@@ -53,12 +53,12 @@ class StylePicture:
         y0, x0, y1, x1 = self.box
         part = image[:, y0:y1, x0:x1]
         if part.shape[1:] != (y1 - y0, x1 - x0) or 0 in part.shape:
-            raise UserError(f"{self.path}: the box {self.box} is not inside this picture, mend it")
+            raise UserError(f"{self.path}: the box {self.box} is not inside this image, fix it")
         return part
 
 
 def read_style_pictures(source: str | Path, split: str | None = "train") -> list[StylePicture]:
-    """Finds the pictures of a folder of folders, or the restyled objects of a manifest.
+    """Finds the images of a folder of folders, or the restyled objects of a manifest.
 
     Args:
         source: folder with one folder a style, or a manifest (file or folder).
@@ -83,19 +83,19 @@ def read_style_pictures(source: str | Path, split: str | None = "train") -> list
         ]
     else:
         raise UserError(
-            f"{source}: no such folder, give one with a folder of pictures for each style, or a "
+            f"{source}: no such folder, give one with a folder of images for each style, or a "
             "manifest"
         )
     if not found:
         where = f"split {split!r} has" if is_manifest else "has"
         raise UserError(
-            f"{source}: {where} no pictures of styles, put them into one folder a style"
+            f"{source}: {where} no images of styles, put them into one folder per style"
         )
     for style, contents in _contents(found).items():
         if len(contents) < 2:
             raise UserError(
-                f"{source}: style {style!r} has pictures of one thing only, a style is learnt from "
-                "two different things at least: add pictures or remove it"
+                f"{source}: style {style!r} has images of one content only, but a style is learned "
+                "from at least two: add images or remove the style"
             )
     return found
 
@@ -111,7 +111,7 @@ def _of_manifest(path: Path, split: str | None) -> list[StylePicture]:
 
 
 def content_of(sample: EditSample) -> str:
-    """What a sample's pictures show: the stem of its context's file."""
+    """What a sample's images show: the stem of its context's file."""
     return Path(sample.context).stem
 
 
@@ -130,7 +130,7 @@ def styles_of(pictures: Sequence[StylePicture]) -> list[str]:
 def only_styles(
     pictures: Sequence[StylePicture], wanted: Sequence[str], source: str
 ) -> list[StylePicture]:
-    """The pictures of some styles.
+    """The images of some styles.
 
     Raises:
         UserError: a style has none.
@@ -139,7 +139,7 @@ def only_styles(
     for style in wanted:
         if style not in known:
             raise UserError(
-                f"{source}: no pictures of style {style!r}, the nearest is "
+                f"{source}: no images of style {style!r}, the nearest is "
                 f"{nearest(style, known)!r}: add a folder of that name"
             )
     return [picture for picture in pictures if picture.style in wanted]
@@ -175,18 +175,18 @@ def hold_out(
 
 
 def load_bank(pictures: Sequence[StylePicture], size: int, cache: Path) -> np.ndarray:
-    """All pictures as the tower sees them, read once into a file that is mapped into memory.
+    """All images as the tower sees them, read once into a file that is mapped into memory.
 
     Args:
         pictures: P of them.
         size: S.
-        cache: the file; made again if it is of other pictures.
+        cache: the file; made again if it is of other images.
 
     Returns:
         uint8 [P,3,S,S].
 
     Raises:
-        UserError: a picture is missing or damaged.
+        UserError: an image is missing or damaged.
     """
     facts = [
         [str(p.path), p.path.stat().st_mtime_ns, p.path.stat().st_size, p.box] for p in pictures
@@ -212,9 +212,9 @@ def draw_pairs(
 ) -> tuple[list[int], list[int]]:
     """Two batches for InfoNCE, row by row of one style and of different contents.
 
-    The contents of each style are divided at random between the two batches, so that no picture
+    The contents of each style are divided at random between the two batches, so that no image
     of one batch shows the same thing in the same style as any of the other: such a pair would be
-    told by its content. The same thing in another style may well be there, as a hard negative.
+    recognised by its content. The same content in another style may occur, as a hard negative.
 
     Args:
         pictures: see `read_style_pictures`.

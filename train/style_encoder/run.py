@@ -1,10 +1,10 @@
-"""Train the style encoder: which pictures are alike in style, whatever they show.
+"""Train the style encoder: which images are alike in style, whatever they show.
 
     regionroute scenes --out data/scenes --train 64 --test 32 --style-images
     python train/style_encoder/run.py --config configs/nano_style_encoder.yaml
     python train/style_encoder/run.py --config configs/style_encoder.yaml pictures.source=styles/
 
-`pictures.source` holds one folder of pictures a style. Pictures of one name (starry/dog.png,
+`pictures.source` holds one folder of images a style. Images of one name (starry/dog.png,
 cubism/dog.png) show the same thing; a style is learnt from pairs that show different ones. The
 result, `<output>/style_encoder`, goes into experts.style_encoder of train/run.py. A stopped run
 resumes from its checkpoint when the same command is started again.
@@ -57,7 +57,7 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class StyleData:
-    """The pictures of a run.
+    """The images of a run.
 
     Attributes:
         pictures: P of them.
@@ -143,7 +143,7 @@ def train_encoder(
 ) -> dict[str, float]:
     """Trains in place, with checkpoints and a log in the output folder.
 
-    A step's pictures depend on (seed, step) alone: an interrupted run gives the same encoder.
+    A step's images depend on (seed, step) alone: an interrupted run gives the same encoder.
 
     Returns:
         The last validation.
@@ -220,7 +220,7 @@ def embed_all(encoder: StyleEncoder, data: StyleData, positions: Sequence[int]) 
 
 
 def validate(encoder: StyleEncoder, data: StyleData) -> dict[str, float]:
-    """How often the nearest training picture of a held-out one is of its style; and by chance."""
+    """How often the nearest training image of a held-out one is of its style; and by chance."""
     queries, gallery = (embed_all(encoder, data, p) for p in (data.held_out, data.training))
     found = nearest_neighbours(queries, gallery)[:, 0]
     wanted, shown = data.labels[data.held_out], data.labels[data.training]
@@ -232,7 +232,7 @@ def validate(encoder: StyleEncoder, data: StyleData) -> dict[str, float]:
 
 
 def neighbour_sheet(encoder: StyleEncoder, data: StyleData) -> Tensor:
-    """One held-out picture a style and, right of it, the training pictures most like it."""
+    """One held-out image a style and, right of it, the training images most like it."""
     gallery = embed_all(encoder, data, data.training)
     labels, rows = data.labels[data.held_out], []
     for label in sorted(set(labels.tolist())):

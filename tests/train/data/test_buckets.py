@@ -138,7 +138,7 @@ def test_a_run_says_what_it_sees_and_how_much_is_cut_off(runs, mixed, capsys, ti
     texts = ["train.preview_every=6", "base.max_text_length=24"]
     assert runs("run", *texts) == 0
     said = capsys.readouterr().out
-    assert "pictures at 28x40 (1), 32x32 (1), 40x28 (1); edges cut off: " in said
+    assert "images at 28x40 (1), 32x32 (1), 40x28 (1); edges cut off: " in said
     assert (runs.output("run") / "previews" / "step-000006.png").is_file()
     # One text length in training and at inference.
     editor = Editor(load_base(str(tiny_base)), runs.output("run") / "experts")
@@ -180,7 +180,7 @@ def test_a_stopped_run_continues_bit_for_bit_in_the_same_buckets(runs, mixed, mo
 
 def test_without_buckets_all_are_cut_to_one_size(runs, mixed, capsys):
     assert runs("run", "data.buckets=false", "train.steps=1") == 0
-    assert "pictures at 32x32 (3); edges cut off: " in capsys.readouterr().out
+    assert "images at 32x32 (3); edges cut off: " in capsys.readouterr().out
 
 
 def test_an_object_that_would_be_cut_off_is_left_out(runs, mixed, tiny_manifest, capsys):
@@ -274,8 +274,8 @@ def test_encoders_are_gone_while_it_trains(runs, mixed, monkeypatch):
     references, alive = [], []
     load, run = train.inputs.load_base, Trainer.run
 
-    def watched(*arguments):
-        backbone = load(*arguments)
+    def watched(*arguments, **options):
+        backbone = load(*arguments, **options)
         networks = (backbone.vae, backbone.text_encoder, backbone.text_encoder_2)
         references.extend(weakref.ref(network) for network in networks)
         return backbone

@@ -137,7 +137,7 @@ def test_the_manifests_own_objects_serve_as_examples(runs, encoder, capsys):
     # Each style of this manifest shows one thing only.
     status = runs("run", "experts.router=similarity", f"experts.style_encoder={encoder}")
     assert status == 2
-    assert "has pictures of one thing only" in capsys.readouterr().err
+    assert "has images of one content only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_is_missing_is_said_before_training(by_example, capsys, changes, me
 def test_a_style_without_pictures_is_said(by_example, pictures, capsys):
     (pictures / "pixel-art").rename(pictures / "pixel")
     assert by_example("run") == 2
-    assert "no pictures of style 'pixel-art', the nearest is 'pixel'" in capsys.readouterr().err
+    assert "no images of style 'pixel-art', the nearest is 'pixel'" in capsys.readouterr().err
 
 
 def test_another_encoder_does_not_continue_a_run(by_example, encoder, capsys):

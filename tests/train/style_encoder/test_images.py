@@ -55,8 +55,8 @@ def test_restyled_objects_are_cut_out_of_a_manifest(tiny_manifest):
     ("prepare", "message"),
     [
         (lambda p: p / "nowhere", "no such folder"),
-        (lambda p: write(p / "empty", "x.png"), "has no pictures of styles"),
-        (lambda p: write(p / "one", "ink/a.png"), "'ink' has pictures of one thing only"),
+        (lambda p: write(p / "empty", "x.png"), "has no images of styles"),
+        (lambda p: write(p / "one", "ink/a.png"), "'ink' has images of one content only"),
     ],
 )
 def test_nothing_to_learn_from_is_said(tmp_path, prepare, message):
@@ -65,14 +65,14 @@ def test_nothing_to_learn_from_is_said(tmp_path, prepare, message):
 
 
 def test_an_unknown_split_of_a_manifest_is_said(tiny_manifest):
-    with pytest.raises(UserError, match="split 'dev' has no pictures"):
+    with pytest.raises(UserError, match="split 'dev' has no images"):
         read_style_pictures(tiny_manifest, "dev")
 
 
 def test_styles_are_chosen_and_missed(styles):
     pictures = read_style_pictures(styles)
     assert styles_of(only_styles(pictures, ["oil"], "here")) == ["oil"]
-    with pytest.raises(UserError, match="here: no pictures of style 'oils', the nearest is 'oil'"):
+    with pytest.raises(UserError, match="here: no images of style 'oils', the nearest is 'oil'"):
         only_styles(pictures, ["oils"], "here")
 
 

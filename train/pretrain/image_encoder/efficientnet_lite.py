@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 without its head: the network that an embedded base's eyes learn from.
+"""EfficientNet-Lite0 without its head: the teacher of the image encoder.
 
 EfficientNet (Tan and Le, arXiv:1905.11946) without squeeze-and-excitation and with ReLU6, as its
 authors published it for small devices. Batch normalisation is folded into the convolutions;

