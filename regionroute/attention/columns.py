@@ -36,9 +36,9 @@ def attend(
     """Scaled dot-product attention and the attention probabilities of chosen keys.
 
     ``probs[b,h,i,s,k] = exp(q_i·k_j·scale − logsumexp_i)`` with ``j = columns[b,s,k]`` and the
-    log-sum-exp over all N keys (RegionRoute spec §4). It costs one fused attention: memory grows
-    with N·S and not with N². Gradients are exact through both outputs, also through the
-    log-sum-exp, which plain autograd through a fused kernel leaves out.
+    log-sum-exp over all N keys: the attention that RegionRoute (arXiv:2602.19254) supervises. It
+    costs one fused attention: memory grows with N·S and not with N². Gradients are exact through
+    both outputs, also through the log-sum-exp, which plain autograd through a fused kernel omits.
 
     Args:
         query: [B,H,N,D] after QK-norm and rotary embedding; bf16, fp16, fp32 or fp64. Under
@@ -49,18 +49,19 @@ def attend(
         value: [B,H,N,D].
         columns: long [B,S] or [B,S,K] key positions of each sample, -1 = padding.
         scale: factor on the logits, None: 1/sqrt(D).
-        rows: query rows wanted in `probs`, None: all.
+        rows: query rows of `probs`; None: all.
         mask: bool (True: may attend) or additive, broadcastable to [B,H,N,N], without gradient;
             every row must keep a key.
-        backend: "auto" takes the first of cpu, flash, efficient, dense that can; cudnn, xformers
-            and flex (FlexAttention) are for the asking. "dense" runs anywhere, in chunks of rows.
+        backend: "auto" takes the first of cpu, flash, efficient, dense that can run; cudnn,
+            xformers and flex (FlexAttention) run only when named. "dense" runs anywhere, in
+            chunks of rows.
 
     Returns:
         ``out`` [B,H,N,D], equal to F.scaled_dot_product_attention, and ``probs`` [B,H,R,S] or
         [B,H,R,S,K] in fp32 (fp64 for fp64 input), 0 at padding.
 
     Raises:
-        UserError: the named backend cannot run here; says why.
+        UserError: the named backend cannot run here; the message says why.
         ValueError: `columns` or `mask` do not fit.
     """
     wanted = _checked_columns(columns, query)
@@ -99,7 +100,7 @@ def attend_among(
 
     That is not the model's attention. It is here for comparison: the share among the text tokens,
     and the published code's share among the selected tokens only, where a single token gets the
-    constant 1 and no gradient (RegionRoute spec §4, defect 1).
+    constant 1 and no gradient.
 
     Args:
         query: [B,H,N,D].
@@ -108,7 +109,7 @@ def attend_among(
         columns: long [B,S] or [B,S,K] key positions of each sample, -1 = padding.
         text_len: the first so many keys are the rivals; None: the pair's own K tokens.
         scale: factor on the logits, None: 1/sqrt(D).
-        rows: query rows wanted in `probs`, None: all.
+        rows: query rows of `probs`; None: all.
         mask: of the attention, as in `attend`; the shares do not see it.
 
     Returns:

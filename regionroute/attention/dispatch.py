@@ -14,7 +14,7 @@ from regionroute.errors import UserError
 Backend = Literal["auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-# Tried in this order by "auto"; PyTorch's own attention prefers the same ones. "dense" takes all.
+# Tried in this order by "auto", as PyTorch's own attention does. "dense" takes any input.
 _PREFERRED = ("cpu", "flash", "efficient", "dense")
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def choose_backend(backend: Backend, query: Tensor, value: Tensor, mask: Tensor 
         mask: of the attention, or None.
 
     Raises:
-        UserError: the named one cannot run here; says why.
+        UserError: the named one cannot run here; the message says why.
         ValueError: there is no such backend.
     """
     if backend not in BACKENDS:
@@ -67,16 +67,16 @@ def _say_once(chosen: str, device: str, dtype: torch.dtype, width: int) -> None:
 def _verify(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a kernel's backward pass is wrong, found on a small example.
 
-    A kernel library that computes the output again in its backward pass (some builds of xformers
-    do) would lose the gradient of the log-sum-exp without a word.
+    A kernel library that recomputes the output in its backward pass (some builds of xformers do)
+    would silently lose the gradient of the log-sum-exp.
     """
     generator = torch.Generator().manual_seed(0)
     tensors = torch.randn(3, 1, 2, 24, 32, generator=generator).to(device, dtype)
     weights = torch.randn(1, 2, 24, generator=generator).to(device)
 
     def gradient(run: Callable[..., tuple[Tensor, Tensor]], *rest: Any) -> Tensor:
-        # Own hooks: those of a checkpointed block would count these tensors among the block's, and
-        # miss them when it is run again.
+        # Hooks of our own: those of a checkpointed block would count these tensors among the
+        # block's and miss them in the recomputation.
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
         with torch.enable_grad(), hooks:
             query, key, value = tensors.detach().requires_grad_().unbind()

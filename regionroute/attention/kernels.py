@@ -1,19 +1,19 @@
 """Fused attention that also returns the log-sum-exp of every row, differentiable through both.
 
 PyTorch's fused kernels compute the log-sum-exp but their backward takes no gradient for it, and
-plain autograd through them drops that path without a word (50 to 60 % of the gradient of an
-attention probability). `fused_attention` restores it. The kernels' backward is
+plain autograd through them silently drops that path (50 to 60 % of the gradient of an attention
+probability). `fused_attention` restores it. The kernels' backward is
 
     dS = P * (dO V^T - delta),    delta = rowsum(dO * O),
 
-and a gradient dLSE wants ``delta - dLSE`` in the place of delta. Since `out` enters the backward
-through delta alone, there are two exact ways to get there; both are here because neither serves
-every precision (`bench/attention.py` measures them):
+and a gradient dLSE needs ``delta - dLSE`` in place of delta. Since `out` enters the backward only
+through delta, there are two exact ways to get there; both are here because neither works in every
+precision (`bench/attention.py` measures them):
 
-- `_fold`: another `out` with the wanted row product. No extra width, 0 to 3 % of the time. It
+- `_fold`: another `out` with the required row product. No extra width, 0 to 3 % of the time. It
   divides by the size of dO, for which float16 has too few exponents.
-- `_pad`: eight more columns, dLSE in one of dO's against ones in V's. Takes float16, costs the
-  width (7 to 9 % of the time at 64 columns; a CUDA kernel for 128 columns becomes one for 192).
+- `_pad`: eight more columns, dLSE in one column of dO against ones in V. Works in float16, costs
+  the width (7 to 9 % of the time at 64 columns; a CUDA kernel for 128 columns becomes one for 192).
 
 Shape legend: B batch, H heads, N tokens, D head width.
 """
@@ -35,7 +35,7 @@ from regionroute.compat import attention_operators
 
 aten = attention_operators()
 _HALF = (torch.float16, torch.bfloat16)
-_PAD = 8  # columns; what CUDA kernels want the width to be a multiple of
+_PAD = 8  # columns; CUDA kernels need a width that is a multiple of it
 # The smallest dO that `_fold` divides by, next to dLSE and by itself.
 _SMALL_RATIO, _SMALLEST = 2.0**-40, 1e-30
 
@@ -61,9 +61,9 @@ class Kernel:
 
     Attributes:
         refusal: (query, value, mask) -> why it cannot take them, None if it can.
-        forward: inputs -> output, log-sum-exp [B,H,N or more], what else the backward needs.
-        backward: (inputs, dO, output, log-sum-exp, what else) -> dQ, dK, dV. It has to use the
-            output and the log-sum-exp it is given instead of computing them again.
+        forward: inputs -> output, log-sum-exp [B,H,N or more], other tensors the backward needs.
+        backward: (inputs, dO, output, log-sum-exp, others) -> dQ, dK, dV. It must use the
+            output and the log-sum-exp it is given instead of recomputing them.
     """
 
     refusal: Callable[[Tensor, Tensor, Tensor | None], str | None]
@@ -105,7 +105,7 @@ class _FusedAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, bias, out, lse, *saved)
         ctx.scale, ctx.backend = scale, backend
         ctx.set_materialize_grads(False)
-        # A view, or a copy where the kernel made rows up to its block's size.
+        # A view, or a copy where the kernel pads rows to its block size.
         return out, lse[..., : query.shape[2]]
 
     @staticmethod
@@ -132,8 +132,8 @@ def needs_padding(dtype: torch.dtype) -> bool:
 def _fold(grad_out: Tensor, out: Tensor, grad_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Another dO and O, with rowsum(dO' * O') = rowsum(dO * O) - dLSE.
 
-    dO stays, but for rows where it is next to nothing beside dLSE (the last block's unused rows,
-    where it is zero): there its first entry becomes 2^-40 of dLSE, which no gradient can see.
+    dO stays, except in rows where it is negligible next to dLSE (the last block's unused rows,
+    where it is zero): there its first entry becomes 2^-40 of dLSE, too little to change a gradient.
     """
     wide = torch.promote_types(out.dtype, torch.float32)
     wanted = grad_lse.to(wide)[..., None]
@@ -157,7 +157,7 @@ def _pad(
         F.pad(tensor, (0, _PAD)) for tensor in (grad_out, query, key, value, out)
     )
     grad_out[..., width] = grad_lse.to(out.dtype)
-    # What rounding to half precision took away, in a column of its own.
+    # The rounding error of half precision, in a column of its own.
     grad_out[..., width + 1] = (grad_lse - grad_out[..., width]).to(out.dtype)
     value[..., width : width + 2] = 1
     return grad_out, query, key, value, out
@@ -180,12 +180,12 @@ def _additive(mask: Tensor, query: Tensor) -> Tensor:
 
 def _same_width(query: Tensor, value: Tensor) -> str | None:
     if query.shape[-1] != value.shape[-1]:
-        return f"it wants values as wide as queries, not {value.shape[-1]} and {query.shape[-1]}"
+        return f"it needs values as wide as queries, not {value.shape[-1]} and {query.shape[-1]}"
     return None
 
 
 def _width(query: Tensor) -> int:
-    """Head width, with what `_pad` will add."""
+    """Head width including what `_pad` adds."""
     return query.shape[-1] + (_PAD if needs_padding(query.dtype) else 0)
 
 
@@ -204,7 +204,7 @@ def _refuse_cuda(query: Tensor, value: Tensor, dtypes: tuple[torch.dtype, ...]) 
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"it takes {names}, not {str(query.dtype).removeprefix('torch.')}"
     if query.shape[-1] % 8:
-        return f"it wants a head width that is a multiple of 8, not {query.shape[-1]}"
+        return f"it needs a head width that is a multiple of 8, not {query.shape[-1]}"
     return _same_width(query, value)
 
 

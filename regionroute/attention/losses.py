@@ -1,4 +1,4 @@
-"""Focus and Cover: what the attention of a style's words should look like (RegionRoute spec §4).
+"""Focus and Cover: the losses on a style phrase's attention maps (RegionRoute, arXiv:2602.19254).
 
 Both are pure functions of maps [B,S,h,w] in fp32 and return one value a sample, the mean over the
 sample's valid objects (0 if there is none). A row depends on nothing outside its own sample.

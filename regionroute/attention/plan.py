@@ -1,4 +1,4 @@
-"""What to record of one batch: where the phrases stand and where their objects are."""
+"""What to record of one batch: the tokens of its phrases and the masks of their objects."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """What to record of one batch and where it should lie. Spans are per sample, never pooled.
+    """Phrases to record for one batch, and their object masks. Spans are per sample, never pooled.
 
     Attributes:
         token_index: long [B,S,K] positions of each pair's phrase among the text tokens, -1 pads.
@@ -18,7 +18,7 @@ class AttentionPlan:
         image_len: number of noisy-target tokens, h·w.
 
     Raises:
-        ValueError: shapes that do not belong together, or a position outside the text.
+        ValueError: shapes that do not match, or a position outside the text.
     """
 
     token_index: Tensor
@@ -41,7 +41,7 @@ class AttentionPlan:
                 f"masks on a {self.masks.shape[2]}x{self.masks.shape[3]} grid do not match "
                 f"{self.image_len} image tokens"
             )
-        # Where a plan is made; a look at the values later would make the GPU wait.
+        # Checked where a plan is made: reading the values later would make the GPU wait.
         on_cpu = self.token_index.device.type == "cpu"
         if on_cpu and bool((self.token_index >= self.text_len).any()):
             raise ValueError(f"a token position lies outside the {self.text_len} text tokens")

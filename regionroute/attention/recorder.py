@@ -27,12 +27,12 @@ class AttentionRecorder:
     """Swaps the attention processors of chosen blocks for recording ones, and puts them back.
 
     Keep the `recording` context open until the backward pass has ended: gradient checkpointing
-    runs the blocks again in it, and those runs must do the same work. They do not record: a run
+    reruns the blocks in it, and those runs must do the same work. They do not record: a run
     inside a backward pass is a recomputation.
 
     ``torch.compile`` may be on, of the whole transformer or of its blocks, switched on before or
     inside the context. A recorded block runs its attention core uncompiled (a graph break), the
-    rest compiled. The first recording and the first forward after it compile anew; from then on
+    rest compiled. The first recording and the first forward after it recompile; from then on
     entering and leaving, other recorders, plans, heads and tokens compile nothing, and the number
     of blocks does not matter. ``fullgraph=True`` forbids the break: with it the compiler refuses
     to record. With gradient checkpointing compile the blocks
@@ -211,10 +211,10 @@ class AttentionRecorder:
             mask: of the attention, as `columns.attend` takes it.
 
         Raises:
-            RuntimeError: a graph is wanted but re-entrant checkpointing took it away.
+            RuntimeError: gradients are required but re-entrant checkpointing dropped the graph.
         """
         plan = self._plan
-        assert plan is not None, "the recording processors outlived their context"
+        assert plan is not None, "a recording processor was called outside its context"
         rows = _rows(sites, plan, query.shape[2])
         if self.norm == "full":
             out, probs = attend(query, key, value, plan.token_index, rows=rows, mask=mask)
@@ -264,7 +264,7 @@ class _RecordingProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        # [B,N,H,D]; in a double block the text comes apart and goes first.
+        # [B,N,H,D]; a double block gets the text separately, and it goes first.
         query, key, value, rest = self.family.project(attn, hidden_states, encoder_hidden_states)
         if image_rotary_emb is not None:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
@@ -277,14 +277,16 @@ class _RecordingProcessor:
 
     # A method of the processor: the compiler then sees nothing of what differs between blocks and
     # recorders, and one compiled block serves them all.
-    @torch.compiler.disable(reason="maps are kept aside: to record, compile without fullgraph=True")
+    @torch.compiler.disable(
+        reason="maps are stored outside the graph: to record, compile without fullgraph=True"
+    )
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """From [B,N,H,D] to [B,N,H,D]."""
         return self.recorder._core(self.sites, query, key, value, mask)
 
 
 class _JoinedRecordingProcessor(_RecordingProcessor):
-    """Of blocks that are not handed the text apart and leave that argument out."""
+    """For blocks that take all tokens together and have no text argument."""
 
     def __call__(  # type: ignore[override]
         self,
@@ -317,7 +319,7 @@ def _rows(sites: Sequence[AttentionSite], plan: AttentionPlan, tokens: int) -> s
     end = plan.text_len + 2 * plan.image_len
     if tokens < end - plan.image_len or ("context" in asked and tokens != end):
         raise ValueError(
-            f"the plan speaks of {plan.text_len} text and {plan.image_len} image tokens, the "
+            f"the plan has {plan.text_len} text and {plan.image_len} image tokens, the "
             f"model sees {tokens} tokens (context queries need a context of the target's size)"
         )
     starts = [_first_row(one, plan) for one in asked]
@@ -338,7 +340,7 @@ def stock_processor(name: str, attn: Any, family: Family) -> Any:
     """
     processor = attn.get_processor()
     if type(processor) not in family.processors:
-        raise ValueError(f"{name}: cannot record beside a {type(processor).__name__}")
+        raise ValueError(f"{name}: cannot record with a {type(processor).__name__}")
     if attn.fused_projections:
         raise ValueError(f"{name}: cannot record fused projections, call unfuse_qkv_projections()")
     if not uses_default_attention(processor):

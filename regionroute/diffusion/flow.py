@@ -1,6 +1,7 @@
 """Flow matching: noise levels, the noisy latent and its velocity, the model call, the sampler.
 
-x_σ = (1−σ)·z + σ·ε with velocity ε − z, σ in [0,1], 1 is pure noise (spec §3).
+x_σ = (1−σ)·z + σ·ε with velocity ε − z, σ in [0,1], 1 is pure noise (rectified flow,
+arXiv:2209.03003).
 Shape legend: B batch, C latent channels, h w latent rows and columns, T text tokens, D text width,
 P pooled width.
 """
@@ -45,7 +46,7 @@ def draw_sigmas(
         generator: on the CPU, so that the draw is the same for every device.
 
     Returns:
-        [n] float32 on the CPU, never 0 (the velocity there says nothing of the picture).
+        [n] float32 on the CPU, never 0 (the velocity there carries no information about the image).
 
     Raises:
         ValueError: unknown distribution.
@@ -94,7 +95,7 @@ def predict_velocity(
     Args:
         transformer: of any family and size, with or without adapters.
         noisy: x_σ, [B,C,h,w].
-        context: latents of the picture to edit, [B,C,h',w']; usually the same size.
+        context: latents of the image to edit, [B,C,h',w']; usually the same size.
         prompt_embeds: text states, [B,T,D]; their dtype is the dtype of the whole call.
         pooled: pooled text state, [B,P]; P is 0 where the family has none.
         sigma: [B] in [0,1].
@@ -135,7 +136,7 @@ def predict_rows(
     """As `predict_velocity`, but the transformer is given some of the image tokens only.
 
     Call it inside `RowCache.partial`, which knows the positions of these tokens; those that the
-    transformer is told here mean nothing.
+    transformer gets here are ignored.
 
     Args:
         transformer: see :func:`predict_velocity`, as all that follow.
@@ -178,7 +179,7 @@ def guided(
     sigma: Tensor,
     guidance: float,
 ) -> Tensor:
-    """Classifier-free guidance (arXiv:2207.12598), for bases that are not told its strength.
+    """Classifier-free guidance (arXiv:2207.12598), for bases without embedded guidance.
 
     Args:
         velocity: predicted for the prompt, [B,C,h,w].
@@ -187,7 +188,7 @@ def guided(
         noisy: [B,C,h,w].
         context: [B,C,h',w'].
         sigma: [B].
-        guidance: how far to go beyond the empty prompt's velocity; 1 stays.
+        guidance: weight of the difference to the empty prompt's velocity; 1 changes nothing.
 
     Returns:
         [B,C,h,w].
@@ -230,7 +231,7 @@ def sample(
     Args:
         transformer: the model.
         scheduler: see :func:`denoise`.
-        context: latents of the picture to edit, [B,C,h,w]; the result has the same shape.
+        context: latents of the image to edit, [B,C,h,w]; the result has the same shape.
         prompt_embeds: [B,T,D].
         pooled: [B,P].
         steps: number of model calls, at least 1.
@@ -243,7 +244,7 @@ def sample(
         negative: see :func:`guided`.
 
     Returns:
-        Latents of the edited picture, [B,C,h,w].
+        Latents of the edited image, [B,C,h,w].
     """
     if noise is None:
         noise = torch.randn(context.shape, generator=generator)
@@ -269,7 +270,7 @@ def denoise(
     *,
     shift: Callable[[Any, int, int], float],
 ) -> Tensor:
-    """Follows a velocity from pure noise (σ = 1) to a picture; gradients are off.
+    """Follows a velocity from pure noise (σ = 1) to an image; gradients are off.
 
     Args:
         velocity: of (step, latents [B,C,h,w], σ [B]), [B,C,h,w].

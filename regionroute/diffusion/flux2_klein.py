@@ -75,7 +75,7 @@ class Klein(Family):
         "scheduler": ("scheduler_config.json",),
     }
     processors = (Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor)
-    # As on FLUX.1-Kontext where the layers are the same. A single block projects queries, keys,
+    # As for FLUX.1-Kontext where the layers are the same. A single block projects queries, keys,
     # values and its feed-forward in one layer, which is adapted whole.
     targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "regionroute": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj"),
@@ -197,7 +197,7 @@ class Klein(Family):
         ).hidden_states
 
     def token_indices(self, parts: Parts, text: str, span: Span) -> list[int]:
-        """Among the tokens of the chat that asks for the prompt."""
+        """Positions among the tokens of the chat that wraps the prompt."""
         tokenizer, length = parts.tokenizer, parts.text_length
         before = _chat(tokenizer, _PLACEHOLDER).index(_PLACEHOLDER)
         chat = _chat(tokenizer, text)

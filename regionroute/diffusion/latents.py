@@ -1,8 +1,8 @@
-"""Latents of a Kontext model: range, packing into tokens, and their position ids.
+"""Latents of a Kontext model: scaling, packing into tokens, and position ids.
 
 Shape legend: B batch, C latent channels, H W pixels, h w latent rows and columns
 (H / vae scale), N = (h/2)(w/2) image tokens, T text tokens, S (object, style) pairs.
-Each function states one fact of ``FluxKontextPipeline`` (diffusers); tests compare them with it.
+Each function restates one step of ``FluxKontextPipeline`` (diffusers); tests compare them with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 TARGET_FRAME = 0
-CONTEXT_FRAME = 1  # the released trainer left 0 here, and disagreed with its own inference
+CONTEXT_FRAME = 1  # 0 in the released trainer, which disagrees with its own inference
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         tokens: [B,(h/2)(w/2),4C].
-        height: h, rows of the latents (not of the picture).
+        height: h, rows of the latents (not of the image).
         width: w, columns of the latents.
 
     Returns:
@@ -64,11 +64,11 @@ def image_ids(h_tokens: int, w_tokens: int, frame: int) -> Tensor:
     Args:
         h_tokens: rows of tokens, h/2.
         w_tokens: columns of tokens, w/2.
-        frame: 0 for the noisy target, 1 for the context picture.
+        frame: 0 for the noisy target, 1 for the context image.
 
     Returns:
         [h_tokens * w_tokens, 3] float32. Float32 whatever the model's dtype: bfloat16 cannot
-        tell positions above 256 apart.
+        distinguish positions above 256.
     """
     ids = torch.zeros(h_tokens, w_tokens, 3)
     ids[..., 0] = frame
@@ -83,10 +83,10 @@ def text_ids(length: int) -> Tensor:
 
 
 def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Pictures to scaled latents; the mode of the posterior, so the same each time.
+    """Images to scaled latents; the mode of the posterior, so the same each time.
 
     Args:
-        vae: an ``AutoencoderKL``; gradients flow if its weights or ``images`` ask for them.
+        vae: an ``AutoencoderKL``; gradients flow if its weights or ``images`` require them.
         images: [B,3,H,W] in [0,1], sides multiples of the vae's scale.
 
     Returns:
@@ -97,7 +97,7 @@ def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Scaled latents to pictures.
+    """Scaled latents to images.
 
     Args:
         vae: an ``AutoencoderKL``.
@@ -112,10 +112,10 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def mask_to_grid(masks: Tensor, h_tokens: int, w_tokens: int) -> Tensor:
-    """Object masks on the grid of image tokens, as the share of each cell that is object.
+    """Object masks on the grid of image tokens, as the part of each cell that the object covers.
 
-    Area averaging keeps thin objects that nearest-neighbour sampling loses (spec §4, defect 8):
-    its windows cover every pixel, so a mask with any pixel set has a positive sum here too.
+    Area averaging keeps thin objects that nearest-neighbour sampling loses: its
+    windows cover every pixel, so a mask with any pixel set has a positive sum here too.
 
     Args:
         masks: [...,1,H,W] in {0,1}, usually [B,S,1,H,W] or [S,1,H,W].

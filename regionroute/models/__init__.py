@@ -1,1 +1,1 @@
-"""Bases to edit with: one loader for Kontext folders, hub ids and the embedded nano."""
+"""Base models: one loader for folders, hub ids and the embedded bases."""

@@ -1,14 +1,13 @@
-"""The embedded base's autoencoder: a linear patch transform fitted to pictures.
+"""The embedded base's autoencoder: a linear patch transform fitted to images.
 
-It answers to the calls that a Kontext pipeline makes of an ``AutoencoderKL`` (``encode``,
-``decode``, ``config``), so a base that carries it loads and runs like any other. Fitting is a
-closed form (an eigen-decomposition), encoding one strided convolution: on a CPU that leaves all the
-time to the transformer.
+It has the interface that a Kontext pipeline uses of an ``AutoencoderKL`` (``encode``, ``decode``,
+``config``), so a base that contains it loads and runs like any other. Fitting is a
+closed form (an eigen-decomposition), encoding one strided convolution: on a CPU nearly all time
+remains for the transformer.
 
-It may carry a frozen vision network beside it, whose features of the picture are further latent
-channels: a small base sees too few photos to learn by itself what a dog looks like. That features
-stand beside the pixels is as in ReDi (Kouzelis et al., arXiv:2504.16064); here they are only read,
-from the context, and decoding leaves them out.
+It may contain a frozen image encoder, whose features are additional latent channels: a small base
+sees too few photos to learn by itself what a dog looks like. Features next to pixels are as in ReDi
+(Kouzelis et al., arXiv:2504.16064); here they are only read, from the context, and not decoded.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from regionroute.models.image_encoder import STRIDE, VisionNet
 
 @dataclass(frozen=True)
 class PatchPosterior:
-    """A posterior without spread: the transform is exact about what it keeps."""
+    """A posterior without variance: the transform is deterministic."""
 
     mean: Tensor
 
@@ -35,20 +34,20 @@ class PatchPosterior:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """[B,C,h,w], the mode: there is nothing to draw."""
+        """[B,C,h,w], the mode."""
         return self.mean
 
 
 @dataclass(frozen=True)
 class PatchEncoding:
-    """What ``encode`` returns; named as diffusers names it."""
+    """What ``encode`` returns, as in diffusers."""
 
     latent_dist: PatchPosterior
 
 
 @dataclass(frozen=True)
 class PatchDecoding:
-    """What ``decode`` returns; named as diffusers names it."""
+    """What ``decode`` returns, as in diffusers."""
 
     sample: Tensor
 
@@ -68,13 +67,13 @@ class PatchCodec(ModelMixin, ConfigMixin):
             Kontext pipeline reads it.
         scaling_factor: always 1, the scale is inside the transform.
         shift_factor: always 0.
-        semantic_channels: S, the last of the C channels: what the vision network tells of a token,
-            4·S numbers. 0: no vision network.
+        semantic_channels: S, the last of the C channels: the image encoder's features, 4·S per
+            token. 0: no image encoder.
         vision_widths: its sizes, see `VisionNet`.
         vision_depths: likewise.
 
     Raises:
-        ValueError: a vision network where a token is not one of its features.
+        ValueError: an image encoder whose stride is not the token size.
     """
 
     @register_to_config
@@ -95,7 +94,9 @@ class PatchCodec(ModelMixin, ConfigMixin):
         self.vision: VisionNet | None = None
         if semantic_channels:
             if self.patch != STRIDE:
-                raise ValueError(f"tokens of {self.patch} px, the vision network's are of {STRIDE}")
+                raise ValueError(
+                    f"tokens of {self.patch} px, but the image encoder's stride is {STRIDE} px"
+                )
             self.vision = VisionNet(4 * semantic_channels, vision_widths, vision_depths)
         self.analysis = nn.Parameter(torch.zeros(token, pixels))
         self.synthesis = nn.Parameter(torch.zeros(pixels, token))
@@ -103,7 +104,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Set the transform from pictures.
+        """Fit the transform to images.
 
         Args:
             images: [B,3,H,W] in [-1,1], sides multiples of the patch.
@@ -121,20 +122,20 @@ class PatchCodec(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def take_pixels(self, other: PatchCodec) -> None:
-        """Take over the pixels' transform of a codec with as many channels of pixels.
+        """Copy the pixel transform of a codec with the same number of pixel channels.
 
         Raises:
             ValueError: it has another number.
         """
         if self.analysis.shape != other.analysis.shape:
             raise ValueError(
-                f"{other.pixel_channels} channels of pixels where {self.pixel_channels} are wanted"
+                f"{other.pixel_channels} pixel channels, expected {self.pixel_channels}"
             )
         for name in ("analysis", "synthesis", "mean"):
             getattr(self, name).copy_(getattr(other, name))
 
     def encode(self, x: Tensor, return_dict: bool = True) -> PatchEncoding | tuple[PatchPosterior]:
-        """Pictures [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
+        """Images [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
         tokens = self._pixel_tokens(x)
         if self.vision is not None:
             with torch.no_grad():
@@ -146,12 +147,12 @@ class PatchCodec(ModelMixin, ConfigMixin):
         return PatchEncoding(posterior) if return_dict else (posterior,)
 
     def encode_pixels(self, x: Tensor) -> Tensor:
-        """As `encode`, but zeros in the semantic channels, which cost the most: [B,C,H/f,W/f]."""
+        """As `encode`, with zeros in the expensive semantic channels: [B,C,H/f,W/f]."""
         tokens = F.pad(self._pixel_tokens(x), (0, 4 * self.config.semantic_channels))
         return F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
 
     def decode(self, z: Tensor, return_dict: bool = True) -> PatchDecoding | tuple[Tensor]:
-        """Latents [B,C,h,w] to pictures [B,3,f·h,f·w] in [-1,1] (not clamped)."""
+        """Latents [B,C,h,w] to images [B,3,f·h,f·w] in [-1,1] (not clamped)."""
         tokens = F.pixel_unshuffle(z[:, : self.pixel_channels], 2).permute(0, 2, 3, 1)
         pixels = tokens @ self.synthesis.T + self.mean
         images = F.pixel_shuffle(pixels.permute(0, 3, 1, 2), self.patch)

@@ -1,4 +1,4 @@
-"""Which device a command runs on, and no chatter of the libraries beside its output."""
+"""The device a command runs on, and quiet libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name; None: cuda where there is one, else the processor.
+    """The device of that name; None: cuda if available, else cpu.
 
     Raises:
         UserError: it cannot be used here.
@@ -26,7 +26,7 @@ def pick_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    # What an absent accelerator raises depends on how torch was built.
+    # The error for an absent accelerator depends on how torch was built.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not usable here ({reason}); try cpu") from None
@@ -34,12 +34,12 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def quiet_libraries() -> None:
-    """Keeps libraries from printing beside the one sentence a user needs."""
+    """Silences warnings and logs of libraries that do not concern the user."""
     import torch
 
     if not torch.cuda.is_available():
         # DeepSpeed, imported by diffusers' LoRA code, reports on stderr that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # It tells, whenever it is installed, of a faster kernel for 4 bits on some processors.
+    # It advertises a faster 4-bit kernel for some processors whenever it is imported.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regionroute.errors import UserError
 
-SCENES = "nano"  # 64 px, procedural scenes: the laboratory of studies and tests
+SCENES = "nano"  # 64 px, drawn scenes, for studies and tests
 PHOTOS = "nano-photos"  # 128 px, photos
 NAMES = (SCENES, PHOTOS)
 USUAL = PHOTOS  # where none is named

@@ -1,8 +1,8 @@
-"""What an embedded base sees of a picture beside its pixels.
+"""The image encoder of an embedded base.
 
 A small residual network (bottleneck blocks, He et al., arXiv:1512.03385) at one eighth and one
-sixteenth of the picture's size, trained by `train/pretrain/train_image_encoder.py`, then frozen:
-batch normalisation is folded into the convolutions, whose weights are kept in 8 bits.
+sixteenth of the image's size, trained by `train/pretrain/train_image_encoder.py`, then frozen:
+batch normalisation is folded into the convolutions, whose weights are stored in 8 bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Layer = Callable[[int, int, int, int], nn.Module]  # channels in, channels out, 
 
 
 class EightBitConv(nn.Module):
-    """Convolution with weights of 8 bits and a scale a channel, padded by half the kernel."""
+    """Convolution with 8-bit weights and one scale per channel, padded by half the kernel."""
 
     weight: Tensor
 
@@ -49,14 +49,14 @@ class EightBitConv(nn.Module):
 
 
 class VisionNet(nn.Module):
-    """Pictures to features, one for every 8x8 pixels.
+    """Images to features, one for every 8x8 pixels.
 
     Args:
         channels: of the features.
-        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the picture's size.
-        depths: residual blocks at 1/4, 1/8, 1/16, and at 1/8 again where both meet.
-        layer: makes a convolution, ``layer(channels, out, kernel, stride)``; in training one with
-            a normalisation behind it.
+        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the image's size.
+        depths: residual blocks at 1/4, 1/8, 1/16, and at 1/8 after both are merged.
+        layer: builds a convolution, ``layer(channels, out, kernel, stride)``; in training one
+            followed by a normalisation.
 
     Raises:
         ValueError: not four widths and four depths.
@@ -72,9 +72,9 @@ class VisionNet(nn.Module):
         super().__init__()
         if len(widths) != WIDTHS or len(depths) != DEPTHS:
             raise ValueError(
-                f"{len(widths)} widths and {len(depths)} depths, {WIDTHS} and {DEPTHS} are wanted"
+                f"{len(widths)} widths and {len(depths)} depths, expected {WIDTHS} and {DEPTHS}"
             )
-        # What makes a network of these sizes again.
+        # The arguments that build a network of the same sizes.
         self.sizes: dict[str, Any] = {
             "channels": channels, "widths": [*widths], "depths": [*depths],
         }  # fmt: skip
@@ -93,9 +93,9 @@ class VisionNet(nn.Module):
         self.last_blocks = blocks(widths[2], depths[3])
         self.head = layer(widths[2], channels, 1, 1)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B,3,H,W] in [-1,1], sides multiples of 8, to [B,channels,H/8,W/8]."""
-        x = self.quarter_blocks(self.quarter(self.stem(pictures).relu()).relu())
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in [-1,1], sides multiples of 8, to [B,channels,H/8,W/8]."""
+        x = self.quarter_blocks(self.quarter(self.stem(images).relu()).relu())
         near = self.eighth_blocks(self.eighth(x).relu())
         far = self.back(self.sixteenth_blocks(self.sixteenth(near).relu()))
         size = near.shape[-2:]

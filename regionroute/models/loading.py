@@ -56,7 +56,7 @@ class Backbone:
         fingerprint: of the transformer's configuration and size; experts fit only their own.
         execution_device: where stages run when the networks are otherwise kept on the CPU (model
             offloading); None: the networks stay where they are.
-        semantic_channels: the last latent channels, of which no picture is decoded: they tell what
+        semantic_channels: the last latent channels, which are not decoded: they encode what
             it shows.
         revision: the commit it was loaded from, None for a local folder.
     """
@@ -170,11 +170,11 @@ class Backbone:
         return self.family.arranged(draw_noise(shape, seed))
 
     def fit_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which the model sees a picture: same aspect, area near resolution².
+        """The size at which the model processes an image: same aspect, area near resolution².
 
         Args:
-            height: H of the picture.
-            width: W of the picture.
+            height: H of the image.
+            width: W of the image.
 
         Returns:
             (H', W'), multiples of 2 · vae scale.
@@ -184,7 +184,7 @@ class Backbone:
         """
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise UserError(
-                f"the picture is {width}x{height}: one side is more than {MAX_ASPECT} times the "
+                f"the image is {width}x{height}: one side is more than {MAX_ASPECT} times the "
                 "other, crop it first"
             )
         multiple = 2 * self.vae_scale
@@ -249,7 +249,7 @@ load_backbone = load_base  # its earlier name, for one release
 
 
 def load_skeleton(spec: str) -> Any:
-    """A base's transformer without its weights: names, sizes and fingerprint, at no cost.
+    """A base's transformer without its weights, for names, sizes and fingerprint.
 
     Args:
         spec: see `load_base`.
@@ -304,7 +304,7 @@ def _load_parts(
             parts[name], report = kind.from_pretrained(
                 source, subfolder=name, dtype=dtype, output_loading_info=True, **where
             )
-            # Both libraries fill what a file lacks with random numbers and only print a line.
+            # Both libraries fill missing weights with random numbers and only print a line.
             if report["missing_keys"]:
                 first = min(report["missing_keys"])
                 raise UserError(f"base {spec}: the weights of {name} lack {first}; copy them again")
@@ -313,7 +313,7 @@ def _load_parts(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of the two libraries; for local files, which load in moments."""
+    """Disables progress bars of both libraries, for local files, which load quickly."""
     bars = (
         transformers_logging.is_progress_bar_enabled(),
         diffusers_logging.is_progress_bar_enabled(),

@@ -41,7 +41,7 @@ def quantize_blocks(
 
     Args:
         transformer: plain and frozen.
-        kind: see the module's own words.
+        kind: see the module's docstring.
         device: where the quantised layers go; they are quantised there.
 
     Raises:
@@ -55,7 +55,7 @@ def quantize_blocks(
 
 
 def stored_bytes(name: str, weight: Tensor, kind: Quantize | None) -> float:
-    """Memory of a plain weight once it is stored so; of a moment's plain weights nothing is said.
+    """Memory of a plain weight once it is stored so; temporary plain weights are not counted.
 
     Args:
         name: in the transformer.
@@ -91,7 +91,7 @@ def _nf4(layer: nn.Linear, device: str | torch.device) -> nn.Module:
         layer.weight.data, requires_grad=False, quant_type="nf4", module=small
     )
     small.bias = layer.bias
-    # On some processors it would store the weights anew, rounded, whenever nothing is learnt.
+    # On some processors it would repack the weights, rounded, in evaluation mode.
     small.support_avx512bf16_for_cpu = False
     result: nn.Module = small.to(device).train(layer.training)
     return result

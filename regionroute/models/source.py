@@ -1,4 +1,4 @@
-"""Where a base comes from and whether it is all there: folder, hub id or embedded name.
+"""Finds a base (folder, hub id or embedded name) and checks that it is complete.
 
 Every way this can fail ends in one sentence; diffusers and transformers answer with tracebacks,
 with invented tokenizers, or with random weights.
@@ -38,14 +38,14 @@ KNOWN = " or ".join(PIPELINES)
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """What a base was made for; ``regionroute.json`` in its folder overrides its family's defaults.
+    """Settings of a base: its family's defaults, overridden by ``regionroute.json`` in its folder.
 
     Attributes:
         steps: model calls for one edit.
         guidance: strength fed to guidance-distilled transformers, or of classifier-free guidance.
         max_text_length: tokens a prompt is padded to, the same in training and inference
             because Flux attends to padding; at most 512.
-        resolution: side of the square whose area a picture is resized to.
+        resolution: side of the square whose area an image is resized to.
         refine_crop: whether routed edits of larger images restyle the object once more in a crop
             around it, see `regionroute.editing.refine_crop`.
     """
@@ -114,7 +114,7 @@ def read_settings(folder: Path) -> BaseSettings:
 
 
 def default_settings(index: dict[str, Any]) -> BaseSettings:
-    """What ``model_index.json`` alone says of a base."""
+    """Settings of a base that has only its ``model_index.json``."""
     values: dict[str, Any] = family_in(index).defaults(is_distilled(index))
     return BaseSettings(**values)
 
@@ -173,7 +173,7 @@ def read_index(spec: str, source: Path | str, revision: str | None = None) -> di
 
 @contextlib.contextmanager
 def explained(spec: str, source: Path | str) -> Iterator[None]:
-    """Turns what goes wrong while a base loads into one sentence.
+    """Turns errors while a base loads into one sentence.
 
     Raises:
         UserError: in place of any other error of a missing, forbidden or damaged base.
@@ -221,14 +221,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); mend or remove the file") from None
+        raise UserError(f"{path}: not valid JSON ({error}); fix or remove the file") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a JSON object")
     return data
 
 
 def _check_folder(folder: Path) -> None:
-    """Says what a folder lacks before half of it has been loaded."""
+    """Checks a folder for missing files before anything is loaded."""
     if not (folder / INDEX_FILE).is_file():
         raise UserError(
             f"base {folder}: no model_index.json; give a folder saved by "
@@ -242,7 +242,7 @@ def _check_folder(folder: Path) -> None:
         if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
             raise UserError(f"base {folder}: {name} has no weights; copy the whole folder")
     for name, files in family.small_files.items():
-        # transformers makes up an empty tokenizer when there is none.
+        # transformers creates an empty tokenizer when there is none.
         if not any((folder / name / file).is_file() for file in files):
             raise UserError(
                 f"base {folder}: {name} has no {' or '.join(files)}; copy the whole folder"

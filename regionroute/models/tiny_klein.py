@@ -32,7 +32,7 @@ def build_tiny_klein(folder: str | Path, seed: int = 0, distilled: bool = False)
     Args:
         folder: where; created if absent.
         seed: of the weights.
-        distilled: says that it needs no guidance, as FLUX.2-klein-4B does.
+        distilled: marks it as needing no guidance, like FLUX.2-klein-4B.
 
     Returns:
         The folder: what ``load_base`` and the stock ``Flux2KleinPipeline`` both load.

@@ -125,5 +125,5 @@ def test_a_codec_that_sees_is_saved_with_its_eight_bits(pictures, tmp_path):
 
 def test_a_transform_of_other_channels_is_not_taken(pictures):
     codec = PatchCodec(latent_channels=12)
-    with pytest.raises(ValueError, match="24 channels of pixels where 12"):
+    with pytest.raises(ValueError, match="24 pixel channels, expected 12"):
         codec.take_pixels(fitted(pictures, 24))

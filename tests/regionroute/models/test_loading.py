@@ -219,7 +219,7 @@ def hub_error(kind: type[Exception]) -> Exception:
 def test_hub_failures_are_explained(
     failure: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(repository: str, file: str) -> None:
+    def fail(repository: str, file: str, **options: object) -> None:
         raise failure
 
     monkeypatch.setattr(source, "hf_hub_download", fail)
@@ -239,7 +239,9 @@ def test_a_hub_base_of_another_class_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_index(tmp_path, '{"_class_name": "FluxPipeline"}')
-    monkeypatch.setattr(source, "hf_hub_download", lambda repository, file: str(tmp_path / file))
+    monkeypatch.setattr(
+        source, "hf_hub_download", lambda repository, file, **options: str(tmp_path / file)
+    )
     with pytest.raises(UserError, match="FluxPipeline"):
         load_base("someone/flux")
 
