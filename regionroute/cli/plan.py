@@ -140,7 +140,7 @@ def _planned(config: RunConfig, machine: Machine, args: argparse.Namespace) -> P
             samples=args.samples,
             prompts=args.prompts or args.samples,
             masks=args.samples,
-            pictures=2 * args.samples,
+            images=2 * args.samples,
             note="--samples",
         )
     return make_plan(config, machine, planned_step, data)

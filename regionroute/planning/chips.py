@@ -1,4 +1,4 @@
-"""What common accelerators can do, from their makers' data sheets."""
+"""Peak throughput and memory of common accelerators, from their data sheets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Chip(NamedTuple):
     """An accelerator.
 
     Attributes:
-        name: the maker's.
-        teraflops: dense bfloat16 products with float32 sums, 10^12 operations a second.
-        memory: GiB as sold.
-        pattern: what its driver calls it, as a regular expression.
+        name: full name.
+        teraflops: peak of dense bfloat16 with float32 accumulation, 10^12 operations per second.
+        memory: nominal GiB.
+        pattern: regular expression for the name that the driver reports.
     """
 
     name: str
@@ -43,19 +43,19 @@ CHIPS = {
 
 
 def chip(name: str) -> Chip:
-    """The chip of that short name.
+    """The chip of a short name.
 
     Raises:
-        UserError: it is not in the table; names the nearest.
+        UserError: it is not in the table; the message names the nearest.
     """
     if name.lower() not in CHIPS:
         raise UserError(
             f"--chip {name}: not in the table ({', '.join(CHIPS)}); did you mean "
-            f"{nearest(name, CHIPS)}? Another one of equal speed does, with its own --gpu-memory"
+            f"{nearest(name, CHIPS)}? For another, name one of equal speed and set --gpu-memory"
         )
     return CHIPS[name.lower()]
 
 
 def chip_of(device: str) -> Chip | None:
-    """The chip that a driver names so ("NVIDIA A100-SXM4-80GB"), None if it is not in the table."""
+    """The chip of a driver's name ("NVIDIA A100-SXM4-80GB"), None if it is not in the table."""
     return next((chip for chip in CHIPS.values() if re.search(chip.pattern, device)), None)

@@ -1,4 +1,4 @@
-"""From a configuration and a number of GPUs to memory, time and disk: the arithmetic of a plan."""
+"""Memory, time and disk of a run, estimated from its configuration and the number of GPUs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ GIB = 2**30
 FP32 = 4
 GPU_BUCKET = 500_000_000  # values DeepSpeed reduces at a time, at most
 LIVE_VALUES = 1_000_000_000  # values ZeRO-3 keeps gathered, DeepSpeed's default
-# What the optimizers keep of a trained value: two moments of float32; of 8 bits, with a scale for
-# each 256; and Prodigy's also with the first weights and a running sum.
+# Optimizer state per trained value: two float32 moments; two 8-bit moments with a scale per 256
+# values; for Prodigy also the initial weights and a running sum.
 STATE_BYTES = {"adamw": 2 * FP32, "adamw8bit": 2 * (1 + FP32 / 256), "prodigy": 4 * FP32}
-STYLES = 4  # where neither the configuration nor a manifest tells
+STYLES = 4  # if neither the configuration nor a manifest names them
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Machine:
     """What a run is planned for.
 
     Attributes:
-        gpus: processes, one a GPU.
-        memory: GiB of each.
-        reserve: GiB of it that no tensor gets: the driver's context, kernels' workspaces, pieces.
-        teraflops: a GPU's peak.
-        share: of the peak that a step reaches.
-        link: GB/s at which a GPU receives from the others.
+        gpus: number of GPUs, one process each.
+        memory: GiB per GPU.
+        reserve: GiB of it that tensors cannot use: driver context, workspaces, fragmentation.
+        teraflops: peak of a GPU.
+        share: fraction of the peak that a step reaches.
+        link: bandwidth between GPUs, GB/s.
     """
 
     gpus: int
@@ -52,13 +52,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Zero:
-    """How DeepSpeed shares what a run holds.
+    """How DeepSpeed partitions the state of a run.
 
     Attributes:
         stage: 0 to 3.
-        offload_weights: frozen and trained weights wait in the host's memory (stage 3).
-        offload_optimizer: the optimizer's state does.
-        live: values that stage 3 keeps gathered.
+        offload_weights: frozen and trained weights stay in host memory (stage 3).
+        offload_optimizer: the optimizer state stays in host memory.
+        live: values that stage 3 keeps gathered at most.
     """
 
     stage: int
@@ -72,32 +72,32 @@ class Data:
     """The pairs of a run.
 
     Attributes:
-        samples: how many, None if that is not known.
-        prompts: different ones among them.
-        masks: different masks.
-        images: different images.
-        styles: how many.
-        note: where the numbers come from.
+        samples: number of pairs, None if unknown.
+        prompts: distinct prompts.
+        masks: distinct masks.
+        images: distinct images.
+        styles: number of styles.
+        note: source of the numbers.
     """
 
     samples: int | None
     prompts: int
     masks: int
-    pictures: int
+    images: int
     styles: int
     note: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """Estimated memory, time and disk of a run.
 
     Attributes:
         config: the run's.
         machine: what it is planned for.
         base: sizes of its base.
         data: its pairs.
-        zero: how DeepSpeed shares.
+        zero: how DeepSpeed partitions.
         shape: of one backward pass.
         trace: of one backward pass.
         caching: of the encoders.
@@ -118,14 +118,14 @@ class Plan:
 
     @property
     def bytes_in_step(self) -> int:
-        """Memory of each GPU in a step, the reserve included."""
+        """Memory per GPU in a training step, reserve included."""
         return sum(self.memory.values()) + self.reserve
 
     @property
     def bytes_in_caching(self) -> int:
-        """Memory of each GPU while the cache is filled: the whole base and one image.
+        """Memory per GPU while the cache is filled: the whole base and one image.
 
-        Of a transformer that waits on the host there is nothing.
+        An offloaded transformer takes none.
         """
         caching = self.caching
         frozen = 0 if self.zero.offload_weights else self.trace.frozen_bytes
@@ -133,54 +133,54 @@ class Plan:
 
     @property
     def reserve(self) -> int:
-        """Bytes of a GPU that no tensor gets."""
+        """Bytes per GPU that tensors cannot use."""
         return round(self.machine.reserve * GIB)
 
     @property
     def fits(self) -> bool:
-        """Whether steps and caching stay inside a GPU's memory."""
+        """Whether training and caching fit in the memory of a GPU."""
         return max(self.bytes_in_step, self.bytes_in_caching) <= self.machine.memory * GIB
 
     @property
     def seconds_computing(self) -> float:
-        """Of an optimizer step, at the assumed share of the peak."""
+        """Compute time of an optimizer step, at the assumed share of the peak."""
         passes = self.config.train.accumulation
         return passes * self.trace.flops / (self.machine.teraflops * 1e12 * self.machine.share)
 
     @property
     def seconds_gathering(self) -> float:
-        """Of an optimizer step: ZeRO-3's weights over the link, at best hidden by computing."""
+        """Communication time of ZeRO-3 per optimizer step, at best hidden by computation."""
         if self.zero.stage < 3 or self.machine.gpus == 1:
             return 0.0
         others = (self.machine.gpus - 1) / self.machine.gpus
         weights = self.trace.frozen_bytes + FP32 * self.trace.trainable
-        # Forward and backward each need all of them; recomputation goes with backward.
+        # Forward and backward each gather all weights; recomputation is part of backward.
         moved = 2 * weights * others * self.config.train.accumulation
         return moved / (self.machine.link * 1e9)
 
     @property
     def seconds(self) -> float:
-        """Of an optimizer step."""
+        """Time of an optimizer step."""
         return max(self.seconds_computing, self.seconds_gathering)
 
     @property
     def micro_batch(self) -> int:
-        """Pairs of one backward pass on one GPU."""
+        """Pairs per backward pass and GPU."""
         return self.shape.batch
 
 
 def make_plan(config: RunConfig, machine: Machine, step: Step, data: Data | None = None) -> Plan:
-    """What a run takes on a machine.
+    """Estimates a run on a machine.
 
     Args:
         config: the run's.
         machine: what it is planned for.
         step: the training step, `train.planned.planned_step`.
-        data: None: read from the manifest if it is there.
+        data: counts of the pairs; None: read from the manifest if it exists.
 
     Raises:
-        UserError: a base that is not known here, a batch that cannot be shared, a broken manifest
-            or DeepSpeed file, targets or blocks that the base does not have.
+        UserError: an unknown base, a batch that does not divide, a broken manifest or DeepSpeed
+            file, targets or blocks that the base does not have.
     """
     if config.base.dtype == "float16":
         raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
@@ -200,13 +200,13 @@ def step_shape(config: RunConfig, base: BaseSizes, data: Data, gpus: int) -> Ste
     """Sizes of one backward pass on one GPU.
 
     Raises:
-        UserError: the batch cannot be shared evenly.
+        UserError: the batch does not divide evenly.
     """
     train, parts = config.train, base.parts["transformer"]
     micro, rest = divmod(train.global_batch, gpus * train.accumulation)
     if rest or not micro:
         raise UserError(
-            f"train.global_batch={train.global_batch} cannot be shared by {gpus} GPUs x "
+            f"train.global_batch={train.global_batch} does not divide by {gpus} GPUs x "
             f"train.accumulation={train.accumulation}: make it a multiple of "
             f"{gpus * train.accumulation}"
         )
@@ -226,7 +226,7 @@ def step_shape(config: RunConfig, base: BaseSizes, data: Data, gpus: int) -> Ste
 
 
 def _style_dim(config: RunConfig, base: BaseSizes) -> int:
-    """Width of the style embedding: of the encoder if it is here, else as released."""
+    """Width of the style embedding: of the given encoder, else of the released one."""
     settings, folder = EncoderSettings(), config.experts.style_encoder
     place = Path(folder) if folder else base.folder and base.folder / FOLDER
     if place and (place / SETTINGS_FILE).is_file():
@@ -235,7 +235,7 @@ def _style_dim(config: RunConfig, base: BaseSizes) -> int:
 
 
 def read_data(config: RunConfig) -> Data:
-    """Counts the pairs of the run's manifest; without one, only styles are known.
+    """Counts the pairs of the run's manifest; without one, only the styles are known.
 
     Raises:
         UserError: the manifest is broken.
@@ -252,14 +252,14 @@ def read_data(config: RunConfig) -> Data:
         samples=len(samples),
         prompts=len({sample.prompt for sample in samples}),
         masks=len({region.mask for sample in samples for region in sample.regions}),
-        pictures=len({file for sample in samples for file in (sample.context, sample.target)}),
+        images=len({file for sample in samples for file in (sample.context, sample.target)}),
         styles=len(named or styles) or STYLES,
         note=str(manifest_file(config.data.manifest)),
     )
 
 
 def read_zero(config: RunConfig) -> Zero:
-    """How DeepSpeed shares, by ``train.zero_stage``, ``train.offload`` and ``train.deepspeed``.
+    """How DeepSpeed partitions, by ``train.zero_stage``, ``train.offload`` and ``train.deepspeed``.
 
     Raises:
         UserError: the file is missing or not JSON.
@@ -274,27 +274,27 @@ def read_zero(config: RunConfig) -> Zero:
     def on_host(key: str) -> bool:
         return (section.get(key) or {}).get("device", "none") in ("cpu", "nvme")
 
-    stage, told = section.get("stage", config.train.zero_stage), config.train.offload
+    stage, offload = section.get("stage", config.train.zero_stage), config.train.offload
     return Zero(
         stage=int(stage),
-        offload_weights=stage == 3 and (told == "all" or on_host("offload_param")),
-        offload_optimizer=stage > 0 and (told != "none" or on_host("offload_optimizer")),
+        offload_weights=stage == 3 and (offload == "all" or on_host("offload_param")),
+        offload_optimizer=stage > 0 and (offload != "none" or on_host("offload_optimizer")),
         live=int(section.get("stage3_max_live_parameters", LIVE_VALUES)),
     )
 
 
 def step_memory(trace: Trace, zero: Zero, gpus: int, optim: OptimConfig) -> dict[str, int]:
-    """What each GPU holds in a step, in bytes.
+    """Bytes per GPU in a training step (Rajbhandari et al., arXiv:1910.02054).
 
-    Trained values are float32: without ZeRO a gradient and what the optimizer keeps beside each;
-    ZeRO 1 and 2 share the latter and a copy of the weights, 2 also the gradients, which pass
-    through a bucket; 3 shares all weights and gathers some of them for as long as they are used.
+    Trained values are float32. Without ZeRO each has a gradient and optimizer state. ZeRO 1
+    partitions the state and a copy of the weights, ZeRO 2 also the gradients, which pass through a
+    bucket, ZeRO 3 all weights, which are gathered while they are used.
 
     Args:
         trace: of a backward pass; its activations are over weights and whole gradients.
-        zero: how DeepSpeed shares.
-        gpus: among how many.
-        optim: the optimizer, and whether the weights are averaged.
+        zero: how DeepSpeed partitions.
+        gpus: number of GPUs.
+        optim: the optimizer and the moving average.
     """
     trained = FP32 * trace.trainable
     bucket = FP32 * min(trace.trainable, GPU_BUCKET) if zero.stage else 0
@@ -329,7 +329,7 @@ def cache_bytes(base: BaseSizes, shape: StepShape, config: RunConfig) -> dict[st
     tokens, states = shape.text
     each = getattr(torch, config.base.dtype).itemsize
     return {
-        "picture": channels * height * width * each,
+        "image": channels * height * width * each,
         "prompt": (tokens * states + shape.pooled) * each,
         "mask": FP32 * (height * width + shape.image_tokens),
     }
@@ -341,7 +341,7 @@ def disk_bytes(plan: Plan) -> dict[str, int]:
     if data.samples is None:
         return {}
     return {
-        "pictures": data.pictures * each["picture"],
+        "images": data.images * each["image"],
         "prompts": data.prompts * each["prompt"],
         "masks": data.masks * each["mask"],
     }

@@ -1,4 +1,4 @@
-"""What to change in a configuration that does not fit, each change planned again."""
+"""Changes to a configuration that does not fit, each with its own estimate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of the configuration, and what it would leave of the memory.
+    """A change of the configuration and the plan it leads to.
 
     Attributes:
         setting: as on the command line.
-        why: what it does, and what it costs.
-        plan: with it.
+        why: effect and cost.
+        plan: estimate with the change.
     """
 
     setting: str
@@ -33,7 +33,7 @@ Change = tuple[str, str, Callable[[Plan], "RunConfig | None"]]
 
 
 def remedies(plan: Plan) -> list[Remedy]:
-    """Single changes that lower the memory of a plan, each planned again."""
+    """Single changes that lower the memory of a plan, smallest result first."""
     found = []
     for setting, why, change in _changes(plan):
         config = change(plan)
@@ -48,13 +48,13 @@ def _changes(plan: Plan) -> list[Change]:
     micro = plan.micro_batch * plan.config.train.accumulation
     half = (plan.config.data.resolution or plan.base.settings.resolution) // 2
     return [
-        ("train.gradient_checkpointing=true", "computes blocks twice, about 4/3 of the time",
+        ("train.gradient_checkpointing=true", "recomputes blocks, about 4/3 of the time",
          lambda p: None if p.config.train.gradient_checkpointing
          else _changed(p, "train", gradient_checkpointing=True)),
-        ("train.zero_stage=3", "shares the frozen weights, which then travel in every pass",
+        ("train.zero_stage=3", "partitions the frozen weights, which are gathered in every pass",
          lambda p: None if p.zero.stage == 3 or p.machine.gpus == 1 or p.config.train.deepspeed
          else _changed(p, "train", zero_stage=3)),
-        (f"train.accumulation={micro}", "one pair a pass, the same steps",
+        (f"train.accumulation={micro}", "one pair per pass, same steps",
          lambda p: None if p.micro_batch == 1 else _changed(p, "train", accumulation=micro)),
         ("base.dtype=bfloat16", "half of the frozen weights and activations",
          lambda p: None if p.config.base.dtype == "bfloat16"
@@ -82,7 +82,7 @@ def checkpointing(config: RunConfig, on: bool) -> RunConfig:
 
 
 def retraced(plan: Plan, config: RunConfig) -> Plan:
-    """The plan of a configuration that differs in nothing but how a step is computed."""
+    """The plan of a configuration that differs only in how a step is computed."""
     transformer = plan.base.parts["transformer"]
     trace = trace_step(transformer, config, plan.shape, plan.step, plan.base.autoencoder)
     memory = step_memory(trace, plan.zero, plan.machine.gpus, config.optim)

@@ -1,4 +1,4 @@
-"""The sizes of a base without its weights: of the transformer, the autoencoder and the encoders."""
+"""Sizes of a base without its weights: transformer, autoencoder and text encoders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regionroute.models.source import BaseSettings, family_in, read_index, read_
 from regionroute.planning.counter import counted
 
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
-# The public sizes of FLUX.1-Kontext-dev, whose own files need a licence accepted and the network.
+# Public sizes of FLUX.1-Kontext-dev; its files need an accepted licence and network access.
 KONTEXT_PARTS: dict[str, dict[str, Any]] = {
     "transformer": {
         "num_layers": 19,
@@ -59,7 +59,7 @@ KONTEXT_PARTS: dict[str, dict[str, Any]] = {
         "feed_forward_proj": "gated-gelu",
     },
 }
-# Those of FLUX.2-klein-base-4B and its distilled version; its autoencoder's are its class's own.
+# Sizes of FLUX.2-klein-base-4B and its distilled version; the autoencoder has its class's defaults.
 KLEIN_PARTS: dict[str, dict[str, Any]] = {
     "transformer": {
         "_class_name": "Flux2Transformer2DModel",
@@ -92,8 +92,8 @@ class BaseSizes:
     """A base's configurations, by the parts' names in the pipeline.
 
     Attributes:
-        name: what the user asked for.
-        origin: where the configurations come from, in words.
+        name: as the user gave it.
+        origin: source of the configurations, in words.
         folder: of a local base.
         settings: see `BaseSettings`.
         parts: part -> its ``config.json``.
@@ -109,7 +109,7 @@ class BaseSizes:
 
     @property
     def family(self) -> Family:
-        """What kind of base it is."""
+        """Family of the base."""
         return family_of_config(self.parts["transformer"])
 
     @property
@@ -134,7 +134,7 @@ class BaseSizes:
 
 @dataclass(frozen=True)
 class CachingSizes:
-    """What the encoders take while the cache is filled, one image or prompt at a time.
+    """Memory of the encoders while the cache is filled, one image or prompt at a time.
 
     Attributes:
         values: parameters of autoencoder and text encoders.
@@ -180,7 +180,7 @@ def read_sizes(spec: str) -> BaseSizes:
 
 
 def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: int) -> CachingSizes:
-    """Runs the encoders without numbers.
+    """Runs the encoders on fake tensors.
 
     Args:
         base: whose encoders.
@@ -190,10 +190,10 @@ def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: in
     """
     side = base.latent_size(resolution) * base.vae_scale
 
-    def picture(vae: Any) -> None:
+    def image(vae: Any) -> None:
         vae.encode(torch.empty(1, 3, side, side))
 
-    runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [(base.autoencoder, picture)]
+    runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [(base.autoencoder, image)]
     runs += [_text_run(base, part, text) for part in base.family.text_networks()]
     values = weights = peak = 0
     for make, run in runs:
@@ -204,7 +204,7 @@ def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: in
             before = counter.now
             values += sum(p.numel() for p in model.parameters())
             weights += sum(p.numel() * p.element_size() for p in model.parameters())
-            counter.peak = before  # the making of the weights is over
+            counter.peak = before  # initialisation does not count
             run(model.eval())
             peak = max(peak, counter.peak - before)
     return CachingSizes(values, weights, peak)
@@ -226,6 +226,6 @@ def _words(length: int) -> torch.Tensor:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what only its library's own files say."""
+    """A configuration without the keys that only the library's own files have."""
     left_out = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
     return {key: value for key, value in settings.items() if key not in left_out}

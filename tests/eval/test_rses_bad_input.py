@@ -159,7 +159,7 @@ PICTURES = [
         "every method",
         "1.mask.png: the mask is 65x64 pixels",
     ),
-    (lambda s: s.row(region_mask="m" * 300), "every method", "no such mask"),
+    (lambda s: s.row(region_mask="m" * 300), "every method", "the file name is too long"),
     (lambda s: s.row(regions=[]), "every method", "sample pair-1: it has no region"),
 ]
 

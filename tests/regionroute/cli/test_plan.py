@@ -14,7 +14,7 @@ def test_report(capsys):
     shown = capsys.readouterr().out
     for part in ("frozen weights", "optimizer state", "with checkpointing", "a second", "fits 80"):
         assert part in shown
-    assert "pictures" in shown.partition("cache on disk")[2]
+    assert "images" in shown.partition("cache on disk")[2]
 
 
 def test_numbers(capsys):

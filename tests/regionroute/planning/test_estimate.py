@@ -283,8 +283,8 @@ def test_plan_of_nano():
     assert plan.seconds == 2 * plan.trace.flops / 50e12
     assert plan.bytes_in_step == sum(plan.memory.values()) + 2 * 2**30
     each = cache_bytes(plan.base, plan.shape, plan.config)
-    assert disk_bytes(plan)["pictures"] == 150 * each["picture"]
-    assert each["picture"] == 4 * torch.Size(plan.shape.latent).numel()
+    assert disk_bytes(plan)["images"] == 150 * each["image"]
+    assert each["image"] == 4 * torch.Size(plan.shape.latent).numel()
 
 
 def test_gathering_takes_the_link():
@@ -325,7 +325,7 @@ def test_chips():
     ("overrides", "said"),
     [
         (["base.dtype=float16"], "base.dtype: float16 overflows"),
-        (["train.global_batch=6"], "train.global_batch=6 cannot be shared by 4 GPUs"),
+        (["train.global_batch=6"], "train.global_batch=6 does not divide by 4 GPUs"),
         (["base.name=someone/else"], "base.name=someone/else: only the sizes of"),
         (["base.name=./nowhere"], "no such folder"),
         (["supervision.layers=[double.99]"], "double.99"),
