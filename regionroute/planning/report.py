@@ -67,19 +67,19 @@ def _what(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     on = plan.config.train.gradient_checkpointing
-    yield "memory of each GPU in a step"
+    yield "memory per GPU in a training step"
     for name, size in plan.memory.items():
         shown = f"activations, checkpointing {'on' if on else 'off'}"
         yield _row(shown if name == "activations" else name, size)
     yield _row("reserve (--reserve)", plan.reserve)
-    yield _row("together", plan.bytes_in_step)
+    yield _row("total", plan.bytes_in_step)
     other = retraced(plan, checkpointing(plan.config, not on))
     yield _row(f"  with checkpointing {'off' if on else 'on'}", other.bytes_in_step)
     supervision = plan.config.supervision
     if supervision.focus or supervision.cover:
         plain = retraced(plan, without_supervision(plan.config))
         extra = plan.trace.activations - plain.trace.activations
-        yield _row("  of it for the supervision", extra)
+        yield _row("  of which supervision", extra)
     yield _row("while caching (base, encoders, one image)", plan.bytes_in_caching)
 
 
@@ -89,12 +89,12 @@ def _time(plan: Plan, chip: str) -> Iterator[str]:
         f"time, at {machine.share:.0%} of the {machine.teraflops:g} TFLOP/s of {chip} "
         "(assumed, --share)"
     )
-    yield f"  {'operations of a pass':<44}{plan.trace.flops / 1e12:>12,.1f} TFLOP"
+    yield f"  {'operations per pass':<44}{plan.trace.flops / 1e12:>12,.1f} TFLOP"
     yield f"  {'optimizer step':<44}{plan.seconds:>12.2f} s"
     if plan.seconds_gathering:
         yield f"  {'  computing':<44}{plan.seconds_computing:>12.2f} s"
-        yield f"  {'  gathering weights, at best hidden':<44}{plan.seconds_gathering:>12.2f} s"
-    yield f"  {'pairs':<44}{train.global_batch / plan.seconds:>12.2f} a second"
+        yield f"  {'  gathering weights (may be hidden)':<44}{plan.seconds_gathering:>12.2f} s"
+    yield f"  {'pairs':<44}{train.global_batch / plan.seconds:>12.2f} per second"
     hours = train.steps * plan.seconds / 3600
     yield f"  {f'{train.steps:,} steps (train.steps)':<44}{hours:>12.1f} hours"
 
@@ -102,7 +102,7 @@ def _time(plan: Plan, chip: str) -> Iterator[str]:
 def _disk(plan: Plan) -> Iterator[str]:
     yield "cache on disk, without file headers"
     each = cache_bytes(plan.base, plan.shape, plan.config)
-    yield "  " + ", ".join(f"a {name} {size / 1e6:,.2f} MB" for name, size in each.items())
+    yield "  " + ", ".join(f"{size / 1e6:,.2f} MB per {name}" for name, size in each.items())
     for name, size in disk_bytes(plan).items():
         yield f"  {name:<44}{size / 1e9:>12,.2f} GB"
 
@@ -116,8 +116,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
     yield f"does not fit {machine.memory:g} GiB"
     if plan.bytes_in_caching > machine.memory * 2**30:
         yield (
-            "  caching: fill data.cache on a larger GPU or on the processor first; a run that "
-            "finds its cache whole still loads the encoders"
+            "  caching: fill data.cache on a larger GPU or on the CPU first; a run with a "
+            "complete cache still loads the encoders"
         )
     if plan.bytes_in_step > machine.memory * 2**30:
         for remedy in remedies(plan):

@@ -190,10 +190,10 @@ def caching_sizes(base: BaseSizes, dtype: torch.dtype, resolution: int, text: in
     """
     side = base.latent_size(resolution) * base.vae_scale
 
-    def image(vae: Any) -> None:
+    def encode(vae: Any) -> None:
         vae.encode(torch.empty(1, 3, side, side))
 
-    runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [(base.autoencoder, image)]
+    runs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [(base.autoencoder, encode)]
     runs += [_text_run(base, part, text) for part in base.family.text_networks()]
     values = weights = peak = 0
     for make, run in runs:

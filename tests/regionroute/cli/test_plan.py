@@ -12,7 +12,13 @@ NANO = ["--config", "configs/nano.yaml", "--chip", "a100", "data.manifest=nowher
 def test_report(capsys):
     assert main([*NANO, "--samples", "1000", "--prompts", "40"]) == 0
     shown = capsys.readouterr().out
-    for part in ("frozen weights", "optimizer state", "with checkpointing", "a second", "fits 80"):
+    for part in (
+        "frozen weights",
+        "optimizer state",
+        "with checkpointing",
+        "per second",
+        "fits 80",
+    ):
         assert part in shown
     assert "images" in shown.partition("cache on disk")[2]
 
