@@ -94,11 +94,11 @@ STYLES = [
     ("styles: {a: {stylizer: filter, settings: {filter: sepia}}}", "unknown filter 'sepia'"),
     (
         "styles: {a: {stylizer: filter, settings: {filter: 3}}}",
-        "the filter of a filter style is 3: ",
+        "filter of a filter style is 3",
     ),
     (
         "styles: {a: {stylizer: filter, settings: {filter: [x]}}}",
-        "the filter of a filter style is ['x']: ",
+        "of a filter style is ['x']",
     ),
 ]
 

@@ -25,7 +25,7 @@ def test_equal_pictures_have_an_ssim_of_one():
 def test_ssim_refuses_what_it_cannot_compare():
     with pytest.raises(ValueError, match="smaller than the window"):
         ssim(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))
-    with pytest.raises(ValueError, match="pictures of"):
+    with pytest.raises(ValueError, match="images of"):
         ssim(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 20, 21))
 
 

@@ -211,7 +211,7 @@ class TestPainting:
             ({}, "either 'style'"),
             ({"style": 1, "reference": "x.png"}, "either 'style'"),
             ({"style": 26}, "no painting style 26"),
-            ({"style": "blue"}, "style of a painting style is 'blue'"),
+            ({"style": "blue"}, "no painting style blue"),
             ({"style": {}}, "no painting style"),
             ({"style": 1, "strength": 1.5}, "strength"),
             ({"style": 1, "size": 10}, "size"),
