@@ -265,7 +265,10 @@ def test_train_kontext_wants_a_gpu():
 
 @pytest.mark.slow
 def test_edit_start(tmp_path):
-    result = run(tmp_path, "edit_start", "--rounds", "2", "--size", "96")
+    result = run(
+        tmp_path, "edit_start", "--rounds", "2", "--size", "96", "--against", str(REPOSITORY)
+    )
+    assert all(ratio > 0 for ratio in result["edit over the other checkout"].values())
     assert result["processes"]["import of the stock pipeline"]["over the rival"] == 1
     assert all(row["processor seconds, median"] > 0 for row in result["processes"].values())
 
