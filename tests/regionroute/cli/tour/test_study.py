@@ -1,11 +1,14 @@
+import importlib
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from regionroute.cli.main import COMMANDS
-from regionroute.cli.tour import stages, study
+from regionroute.cli.tour import demo, stages, study
+from regionroute.config.run import load_config
 from regionroute.errors import UserError
+from regionroute.files import write_json
 
 
 def test_the_two_arms_differ_in_supervision_alone(monkeypatch, tmp_path):
@@ -49,15 +52,24 @@ def test_a_failed_stage_stops_the_tour_and_names_it(monkeypatch, capsys):
     assert commands == [[sys.executable, "-m", "regionroute.cli", "edit", "a b.png"]]
 
 
-def test_every_stage_is_a_command_that_there_is(monkeypatch, tmp_path):
+@pytest.mark.parametrize("tour", [demo, study])
+def test_every_stage_is_a_command_with_arguments_it_takes(monkeypatch, tmp_path, tour):
+    monkeypatch.chdir(tmp_path)
     commands = []
 
     def start(command, **_):
-        commands.append(command)
+        commands.append(command[3:])
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(stages.subprocess, "run", start)
     monkeypatch.setattr(study, "_headline", lambda out: None)
-    assert study.main(["--out", str(tmp_path / "study")]) == 0
-    assert len(commands) > 8
-    assert {command[3] for command in commands} <= set(COMMANDS)
+    slices = {"all": {"in_mask_relative": {"mean": 0.4}}}
+    methods = {demo.NEW_STYLE: {"slices": slices}}
+    write_json(tmp_path / "out" / "scores" / "summary.json", {"methods": methods})
+    assert tour.main(["--out", "out", "--steps", "3"]) == 0
+    assert len(commands) > 5
+    for name, *arguments in commands:
+        parser = importlib.import_module(COMMANDS[name].module).parser()
+        args = parser.parse_intermixed_args(arguments)
+        if name == "train":
+            load_config(args.config, args.overrides)
