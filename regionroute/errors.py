@@ -1,4 +1,4 @@
-"""Errors a user can mend, and the wrapper that turns them into one sentence and an exit code."""
+"""Errors a user can fix, and the wrapper that turns them into one sentence and an exit code."""
 
 import argparse
 import difflib
@@ -87,7 +87,7 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
 
     Returns:
         A function of the same form. It prints ``error: <sentence>`` on stderr and returns 2 for
-        `UserError` and for system errors a user can mend (disk full, no permission, not enough
+        `UserError` and for system errors a user can fix (disk full, no permission, not enough
         memory, ...), returns 130 after Ctrl-C and 141 when the reader of our output has gone.
         Anything else is a bug of ours and keeps its traceback.
     """
@@ -124,7 +124,7 @@ def _sentence(error: Exception) -> str | None:
     # Python and numpy have a class for it, torch one for GPUs and on the processor only words.
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if named or "can't allocate memory" in text:
-        return "not enough memory: use smaller pictures or a smaller batch"
+        return "not enough memory: use smaller images or a smaller batch"
     # Libraries written in Rust, such as safetensors, put the number into words of their own.
     number = re.search(r"\(os error (\d+)\)", text)
     if number and int(number[1]) in _REMEDIES:

@@ -23,7 +23,7 @@ class Detection:
     """A place where a word was found.
 
     Attributes:
-        box: around the object, inside the picture.
+        box: around the object, inside the image.
         score: confidence in [0, 1].
         mask: [1, H, W] in {0, 1} where the finder cuts out by itself, else None.
     """
@@ -45,7 +45,7 @@ class Grounder(Protocol):
     masks: bool
 
     def ground(self, image: Tensor, words: Sequence[str]) -> list[list[Detection]]:
-        """Look for words in a picture [3, H, W] in [0, 1]; the picture is looked at once.
+        """Look for words in an image [3, H, W] in [0, 1]; the image is encoded once.
 
         Returns:
             For each word its places, the best first; an empty list where it is not there.
@@ -63,7 +63,7 @@ class BoxSegmenter(Protocol):
     name: str
 
     def segment(self, image: Tensor, boxes: Sequence[Box]) -> list[tuple[Tensor, float]]:
-        """Masks of several boxes of a picture [3, H, W] in [0, 1]; it is embedded once for all.
+        """Masks of several boxes of an image [3, H, W] in [0, 1]; it is embedded once for all.
 
         Returns:
             For each box a mask [1, H, W] in {0, 1}, which may be empty, and a score in [0, 1].
@@ -73,7 +73,7 @@ class BoxSegmenter(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """One mask of a picture.
+    """One mask of an image.
 
     Attributes:
         word: the object word.
@@ -91,7 +91,7 @@ class Segment:
 
     @property
     def area(self) -> float:
-        """Share of the picture under the mask, in (0, 1]."""
+        """Share of the image under the mask, in (0, 1]."""
         return float(self.mask.mean())
 
     @property
@@ -104,12 +104,12 @@ def choose_instances(segments: list[Segment], policy: str) -> list[Segment]:
     """Which of several objects of one word are meant.
 
     Args:
-        segments: segments of one picture.
+        segments: segments of one image.
         policy: "all", "largest", or a number: "1" is the leftmost, "2" the next.
 
     Returns:
         Segments with masks of a word united ("all") or with the one chosen; a word with fewer
-        objects than the number asked for is left out.
+        objects than that number is skipped.
 
     Raises:
         UserError: another policy.
@@ -143,10 +143,10 @@ def _middle(segment: Segment) -> int:
 
 
 def merge_words(segments: list[Segment]) -> list[Segment]:
-    """One segment a word: a prompt that says "the dog" means every dog of the picture.
+    """One segment per word: a prompt that says "the dog" means every dog of the image.
 
     Args:
-        segments: segments of one picture.
+        segments: segments of one image.
 
     Returns:
         Segments with masks united and counts added up, in order of first appearance.

@@ -190,13 +190,13 @@ def distinct(
     """One detection an object, the best first.
 
     Args:
-        boxes: [N, 4] as (x0, y0, x1, y1) in pixels, possibly beyond the picture.
+        boxes: [N, 4] as (x0, y0, x1, y1) in pixels, possibly beyond the image.
         scores: [N].
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         masks: N masks [1, H, W] in {0, 1}, or None.
 
     Returns:
-        Detections with whole pixels inside the picture; of boxes that cover each other the best.
+        Detections with whole pixels inside the image; of boxes that cover each other the best.
     """
     from torchvision.ops import nms  # brings torchvision along, which given masks do without
 
@@ -210,7 +210,7 @@ def distinct(
 
 
 def _inside(box: Tensor, size: tuple[int, int]) -> Box | None:
-    """Whole pixels of a box within the picture, None if nothing is left."""
+    """Whole pixels of a box within the image, None if nothing is left."""
     height, width = size
     x0, y0 = (max(0, int(value)) for value in box[:2].floor())
     x1, y1 = (int(value) for value in box[2:].ceil())

@@ -1,4 +1,4 @@
-"""Names of grounders and segmenters, as the command line takes them, and what stands behind them.
+"""Names of grounders and segmenters, as the command line takes them, and what they load.
 
 grounder    salient[:FILE]            the one salient object (U²-Net-p), for one word
             yolox:FILE                80 words (ONNX)
@@ -57,7 +57,7 @@ class FinderSettings:
         return [self.segmenter] if self.grounder is None else [self.grounder, self.segmenter]
 
     def fingerprint(self) -> str:
-        """Changes whenever the same picture could give other masks; loads nothing."""
+        """Changes whenever the same image could give other masks; loads nothing."""
         parts = (_identity(name) for name in self._names())
         return " ".join([f"find {_REVISION} {self.threshold} {self.instances}", *parts])
 
@@ -118,7 +118,7 @@ def _segmenter(name: str, device: str) -> BoxSegmenter:
 
 
 def _identity(name: str) -> str:
-    """Name and content of what stands behind it, where that is a file or folder here."""
+    """Name and content of what it loads, where that is a file or folder here."""
     kind, _, source = name.partition(":")
     if kind in ("salient", "offline", "yolox", "sam") and source and source not in CHECKPOINTS:
         return f"{kind} {fingerprint(source) if Path(source).exists() else source}"

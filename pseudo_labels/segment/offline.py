@@ -111,7 +111,7 @@ def _fit(opinion: Tensor) -> float:
 
 
 def _middle(image: Tensor, box: Box) -> Tensor:
-    """Preference [1, h, w] for the box's middle, weak towards sides where the picture ends."""
+    """Preference [1, h, w] for the box's middle, weak towards sides where the image ends."""
     y0, x0, y1, x1 = box
     height, width = image.shape[-2:]
     y = _ramp(y1 - y0, before=y0 == 0, after=y1 == height)
@@ -120,7 +120,7 @@ def _middle(image: Tensor, box: Box) -> Tensor:
 
 
 def _ramp(length: int, before: bool, after: bool) -> Tensor:
-    """Distance from the middle, 1 at the ends, 0.3 at ends where the picture cuts the object."""
+    """Distance from the middle, 1 at the ends, 0.3 at ends where the image cuts the object."""
     place = torch.linspace(-1, 1, length)
     ends = torch.where(place < 0, 0.3 if before else 1.0, 0.3 if after else 1.0)
     return place.abs() * ends

@@ -1,4 +1,4 @@
-"""U²-Net-p: the one salient object of a picture, by a network of 4.6 MB that runs anywhere.
+"""U²-Net-p: the one salient object of an image, by a network of 4.6 MB that runs anywhere.
 
 The network is that of `rembg` (Qin et al., U²-Net, 2020; Apache-2.0), run by onnxruntime with its
 preprocessing; the file is found where rembg keeps it.
@@ -31,7 +31,7 @@ _ISLAND = 0.08  # parts smaller than this share of the largest are dirt
 
 
 class SalientNetwork:
-    """Saliency of a picture's pixels.
+    """Saliency of an image's pixels.
 
     Args:
         weights: the network's file, None to look for it and fetch it if it is nowhere.
@@ -45,7 +45,7 @@ class SalientNetwork:
         onnx_session(self.path)
 
     def saliency(self, image: Tensor) -> Tensor:
-        """Picture [3, H, W] in [0, 1] to probabilities [1, H, W], scaled up from 320 px."""
+        """Image [3, H, W] in [0, 1] to probabilities [1, H, W], scaled up from 320 px."""
         picture = to_pil(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         array = np.asarray(picture, dtype=np.float32)
         array = (array / max(float(array.max()), 1e-6) - _MEAN) / _STD

@@ -1,6 +1,6 @@
 """Segment Anything from boxes: the `segment-anything` package, and SAM 1, 2 and 3 of transformers.
 
-Either way the image encoder, nearly all of the work, runs once a picture for all its boxes.
+Either way the image encoder, nearly all of the work, runs once per image for all its boxes.
 """
 
 from collections.abc import Sequence

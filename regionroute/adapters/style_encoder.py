@@ -1,6 +1,6 @@
-"""The style of a picture as a vector: a SigLIP tower read at three depths (StyleExpert spec §2).
+"""The style of an image as a vector: a SigLIP tower read at three depths (StyleExpert spec §2).
 
-Shape legend: B pictures, H W pixels, N tokens of the tower, D its width, L levels, n tokens kept
+Shape legend: B images, H W pixels, N tokens of the tower, D its width, L levels, n tokens kept
 of each level, d values kept of each token, Ds = L·n·d the style embedding.
 """
 
@@ -40,7 +40,7 @@ class EncoderSettings(BaseModel):
         levels: which hidden states are read, counted from the last.
         tokens: n.
         width: d.
-        mean, std: with which the tower wants its pictures normalised.
+        mean, std: with which the tower wants its images normalised.
         styles: names of the styles it was trained to tell apart.
     """
 
@@ -83,7 +83,7 @@ class LevelHead(nn.Module):
 
 
 class StyleEncoder(nn.Module):
-    """Pictures to style embeddings.
+    """Images to style embeddings.
 
     Args:
         tower: any `SiglipVisionModel`. Frozen if the settings name where it comes from.
@@ -113,7 +113,7 @@ class StyleEncoder(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the square at which the tower sees pictures."""
+        """Side of the square at which the tower sees images."""
         return int(self.tower.config.image_size)
 
     @property
@@ -134,7 +134,7 @@ class StyleEncoder(nn.Module):
         return self
 
     def prepare(self, image: Tensor) -> Tensor:
-        """A picture [3,H,W] or pictures [B,3,H,W] in [0,1] as the tower sees them, still in [0,1].
+        """An image [3,H,W] or images [B,3,H,W] in [0,1] as the tower sees them, still in [0,1].
 
         As SigLIP's own preparation it neither crops nor keeps the aspect: [B,3,S,S].
         """
@@ -162,7 +162,7 @@ class StyleEncoder(nn.Module):
 
     @torch.no_grad()
     def embed(self, image: Tensor) -> Tensor:
-        """The style of one picture [3,H,W] in [0,1]: [Ds] fp32 on the encoder's device."""
+        """The style of one image [3,H,W] in [0,1]: [Ds] fp32 on the encoder's device."""
         embedding: Tensor = self(self.prepare(image.to(self.device)))
         return embedding[0]
 
@@ -186,7 +186,7 @@ def new_tower(image_size: int, patch_size: int, width: int, layers: int, heads: 
 
 
 def load_tower(source: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A trained SigLIP tower from a folder or the hub; any SigLIP model's picture side will do.
+    """Load the image encoder of a SigLIP model from a folder or the hub.
 
     Args:
         source: folder or hub id.
@@ -250,7 +250,7 @@ def load_style_encoder(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}, mend or train it again") from error
+        raise UserError(f"{path}: {where}: {first['msg']}, fix or train it again") from error
     tower = load_tower(settings.tower or str(folder / TOWER_FOLDER))
     encoder = StyleEncoder(tower, settings)
     _load_head(encoder, folder / HEAD_FILE)

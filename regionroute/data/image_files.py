@@ -107,8 +107,8 @@ def opened(path: AnyPath, kind: str = "image") -> Iterator[Image.Image]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not a decoder's
             raise UserError(f"{shown}: this {kind} cannot be read: {error.strerror}") from error
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{shown}: this {kind} cannot be read, it is damaged ({told})") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{shown}: this {kind} cannot be read, it is damaged ({reason})") from error
 
 
 def image_header(path: AnyPath) -> ImageHeader:

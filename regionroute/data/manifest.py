@@ -1,6 +1,6 @@
-"""Training pairs on disk: one JSON line a sample beside its pictures.
+"""Training pairs on disk: one JSON line per sample, next to its images.
 
-A manifest is a folder with ``manifest.jsonl`` and the pictures it names by relative paths. Every
+A manifest is a folder with ``manifest.jsonl`` and the images it names by relative paths. Every
 row carries ``"schema": 1`` and the fields of `EditSample`. A large one may be cut into files
 ``manifest-*.jsonl`` of that folder (`regionroute.data.shards`).
 """
@@ -48,7 +48,7 @@ class Region:
     Attributes:
         object: the word that names the object.
         style: the style's name.
-        mask: relative path of a picture of the sample's size, white inside the object.
+        mask: relative path of an image of the sample's size, white inside the object.
         box: (y0, x0, y1, x1) in pixels, half-open.
         score: the segmenter's confidence in [0,1]; 1 for exact masks.
         object_span: characters [start, end) of the object phrase in the prompt, None: find it.
@@ -72,9 +72,9 @@ class EditSample:
 
     Attributes:
         id: unique in the manifest and usable as a file name; caches and results are keyed by it.
-        context: the picture before the edit.
-        target: the picture after it, of the same size.
-        regions: the restyled objects; empty when the whole picture is the task.
+        context: the image before the edit.
+        target: the image after it, of the same size.
+        regions: the restyled objects; empty when the whole image is restyled.
         prompt: the instruction.
         split: "train", "val", ...
         flags: remarks such as "touching" or "occluded".
@@ -151,11 +151,11 @@ class Manifest(Sequence[EditSample]):
         return self.root / relative
 
     def context(self, sample: EditSample) -> Tensor:
-        """The picture before the edit: [3,H,W] in [0,1]."""
+        """The image before the edit: [3,H,W] in [0,1]."""
         return read_image(self.path(sample.context))
 
     def target(self, sample: EditSample) -> Tensor:
-        """The picture after the edit: [3,H,W] in [0,1].
+        """The image after the edit: [3,H,W] in [0,1].
 
         Raises:
             UserError: it is missing, damaged or not of the context's size.
@@ -232,7 +232,7 @@ def has_manifest(path: AnyPath) -> bool:
 
 
 def load_manifest(path: AnyPath) -> Manifest:
-    """Reads and validates every row; pictures are opened later, when they are asked for.
+    """Reads and validates every row; images are opened later, on access.
 
     Args:
         path: ``manifest.jsonl`` or its folder; or a pattern of several files. The rows of one file

@@ -130,7 +130,7 @@ def save_experts(
         base_name: what the experts were trained on, for messages.
         base_fingerprint: identity of that base, checked by `load_experts`.
         extra: anything else to remember, JSON-able (map layers, configuration, and what
-            `regionroute.adapters.files.card` tells).
+            `regionroute.adapters.files.card` shows).
         dtype: precision of the files.
 
     Returns:

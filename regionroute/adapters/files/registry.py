@@ -135,7 +135,7 @@ class ExpertRegistry(BaseModel):
             return self
         if self.learned:
             raise UserError(
-                "these experts are chosen by an example picture and belong together: load them all"
+                "these experts are chosen by an example image and belong together: load them all"
             )
         if not styles:
             raise UserError("no styles were asked for, name at least one")
@@ -163,7 +163,7 @@ def read_registry(folder: str | PathLike[str]) -> ExpertRegistry:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}, mend or export it again") from error
+        raise UserError(f"{path}: {where}: {first['msg']}, fix or export it again") from error
     files = [entry.file for entry in registry.experts]
     for name in [*files, registry.router.file] if registry.router else files:
         file = PurePosixPath(name)

@@ -44,7 +44,7 @@ class StyleEmbeddings:
         raise UserError(
             f'these experts were not trained on style "{style}", the nearest is '
             f'"{nearest(style, self.by_name)}" (known: {", ".join(self.by_name)}); or show them '
-            "an example picture"
+            "an example image"
         )
 
     def blend(self, weights: Mapping[str, float]) -> Tensor:
