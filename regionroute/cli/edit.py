@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments, None for the process's own.
 
     Returns:
-        0, or 1 when some rows failed; they are listed on stderr.
+        0, or 1 when some rows failed; they are listed on stderr, as are the warnings of all rows.
 
     Raises:
         UserError: anything the user has to fix before an edit can be made.
@@ -131,9 +131,12 @@ def _edit_many(args: argparse.Namespace) -> int:
         )  # fmt: skip
         editor, size = _load(args).editor, args.batch_size or 8
         written = run_jobs(editor, jobs, options, size, keep_exif=args.keep_exif)
-    print(f"edited {written}, skipped {skipped}, failed {len(jobs.problems)}")
-    for problem in jobs.problems:
-        print(f"error: {printable(problem)}", file=sys.stderr)
+    found = f"failed {len(jobs.problems)}, warnings {len(jobs.warnings)}"
+    print(f"edited {written}, skipped {skipped}, {found}")
+    lines = {"note": jobs.notes, "warning": jobs.warnings, "error": jobs.problems}
+    for kind, sentences in lines.items():
+        for sentence in sentences:
+            print(f"{kind}: {printable(sentence)}", file=sys.stderr)
     return 1 if jobs.problems else 0
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from regionroute.errors import UserError
 from regionroute.files import AnyPath
 from regionroute.data.images import from_pil, read_image, read_mask, to_pil, write_image
 from regionroute.data.manifest import EditSample, Manifest, Region, manifest_file, parse_rows
-from regionroute.data.prompts import find_spans
+from regionroute.data.prompts import find_spans, object_words
 
 CELL, LINE, GAP = 160, 16, 6  # contact sheet: cell side, line of text, space between, in pixels
+SAME = 0.5 / 255  # largest difference of equal pixels
 TINTS = ((1.0, 0.35, 0.1), (0.1, 0.65, 1.0), (0.3, 0.9, 0.3), (0.9, 0.3, 0.9))
 
 
@@ -42,8 +43,9 @@ def check_manifest(path: AnyPath) -> CheckReport:
 
     Returns:
         Counts over the readable rows, and the problems: invalid rows, missing or damaged images,
-        sizes that differ, empty masks, boxes outside the image or the mask, targets that differ
-        from the context outside the masks, phrases that are not in the prompt.
+        sizes that differ, empty masks, boxes outside the image or the mask, scores outside [0,1],
+        targets that differ from the context outside the masks or equal it inside one, phrases that
+        are not in the prompt, spans that mark other words than the region's object and style.
 
     Raises:
         UserError: there is no manifest.
@@ -51,8 +53,9 @@ def check_manifest(path: AnyPath) -> CheckReport:
     manifest, problems = read_leniently(path)
     if not manifest.samples and not problems:
         problems.append(f"{manifest_file(path)}: the manifest holds no samples")
+    styles = {region.style for sample in manifest.samples for region in sample.regions}
     for sample in tqdm(manifest.samples, desc="check", unit="pair", disable=None):
-        problems += [f"{sample.id}: {problem}" for problem in _problems(manifest, sample)]
+        problems += [f"{sample.id}: {problem}" for problem in _problems(manifest, sample, styles)]
     return CheckReport(_counts(manifest.samples), problems)
 
 
@@ -87,8 +90,11 @@ def _counts(samples: Sequence[EditSample]) -> dict[str, int | dict[str, int]]:
     }
 
 
-def _problems(manifest: Manifest, sample: EditSample) -> Iterator[str]:
-    yield from _prompt_problems(sample)
+def _problems(manifest: Manifest, sample: EditSample, styles: Collection[str]) -> Iterator[str]:
+    for region in sample.regions:
+        yield from _prompt_problems(sample, region, styles)
+        if not 0 <= region.score <= 1:
+            yield f"score {region.score} of {region.object!r} is not between 0 and 1"
     try:
         context = manifest.context(sample)
     except UserError as error:
@@ -109,8 +115,8 @@ def _problems(manifest: Manifest, sample: EditSample) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    if masks and len(masks) == len(sample.regions):
-        yield from _outside_problems(context, target, torch.stack(masks).amax(0))
+    if len(masks) == len(sample.regions):
+        yield from _target_problems(sample, context, target, masks)
 
 
 def _region_problems(region: Region, mask: Tensor) -> Iterator[str]:
@@ -122,27 +128,72 @@ def _region_problems(region: Region, mask: Tensor) -> Iterator[str]:
         yield f"box {region.box} of {region.object!r} does not touch its mask {region.mask}"
 
 
-def _outside_problems(context: Tensor, target: Tensor, mask: Tensor) -> Iterator[str]:
-    changed = (context - target).abs().amax(0, keepdim=True) * (1 - mask)
-    if changed.amax() > 0.5 / 255:
-        count, most = int((changed > 0.5 / 255).sum()), float(changed.amax()) * 255
+def _target_problems(
+    sample: EditSample, context: Tensor, target: Tensor, masks: Sequence[Tensor]
+) -> Iterator[str]:
+    """Where the target changes what it must not, or nothing where it must."""
+    changed = (context - target).abs().amax(0, keepdim=True)
+    if not masks:
+        if changed.amax() <= SAME:
+            yield "the target equals the context, so the pair shows no edit"
+        return
+    for region, mask in zip(sample.regions, masks, strict=True):
+        if (changed * mask).amax() <= SAME:
+            yield (
+                f"the target equals the context inside the mask {region.mask} of "
+                f"{region.object!r}, so the pair shows no edit there"
+            )
+    outside = changed * (1 - torch.stack(list(masks)).amax(0))
+    if outside.amax() > SAME:
+        count, most = int((outside > SAME).sum()), float(outside.amax()) * 255
         yield (
             f"the target differs from the context outside the masks, in {count} pixels by up to "
             f"{most:.0f} of 255"
         )
 
 
-def _prompt_problems(sample: EditSample) -> Iterator[str]:
-    for region in sample.regions:
-        spans = (region.object_span, region.style_span)
-        for span, kind in zip(spans, ("object", "style"), strict=True):
-            if span and not sample.prompt[max(span[0], 0) : max(span[1], 0)].strip():
-                yield f"{kind}_span {span} marks nothing in prompt {sample.prompt!r}"
-        if None in spans:
-            try:
-                find_spans(sample.prompt, region.object, region.style)
-            except UserError as error:
-                yield str(error)
+def _prompt_problems(sample: EditSample, region: Region, styles: Collection[str]) -> Iterator[str]:
+    prompt = sample.prompt
+    for kind, span in (("object", region.object_span), ("style", region.style_span)):
+        if span is None:
+            continue
+        marked = prompt[max(span[0], 0) : max(span[1], 0)]
+        if not marked.strip():
+            yield f"{kind}_span {span} marks nothing in prompt {prompt!r}"
+        elif kind == "object" and not _same_words(marked, region.object):
+            yield f"object_span {span} marks {marked!r}, but the object is {region.object!r}"
+        elif kind == "style" and not _marks_style(sample, region, marked, styles):
+            yield f"style_span {span} marks {marked!r}, but the style is {region.style!r}"
+    if None in (region.object_span, region.style_span):
+        try:
+            find_spans(prompt, region.object, region.style)
+        except UserError as error:
+            yield str(error)
+
+
+def _marks_style(
+    sample: EditSample, region: Region, marked: str, styles: Collection[str]
+) -> bool:
+    """Whether the marked words can stand for the region's style.
+
+    A style may be called otherwise in prompts than by its name ("line-art" for "lines"). So the
+    provenance's ``style_words`` are right too, and whatever the template has in the style's place
+    after the object, unless that is the name of another style.
+    """
+    given = sample.provenance.get("style_words")
+    if _same_words(marked, region.style) or (
+        isinstance(given, str) and _same_words(marked, given)
+    ):
+        return True
+    start, end = region.style_span or (0, 0)
+    words = " ".join(region.object.split())
+    in_template = sample.prompt[:start].endswith(f" {words} in ")
+    in_template &= sample.prompt[end:].startswith(" style")
+    return in_template and not any(_same_words(marked, style) for style in styles)
+
+
+def _same_words(one: str, other: str) -> bool:
+    return object_words(one) == object_words(other)
 
 
 def contact_sheet(manifest: Manifest, out_png: AnyPath, limit: int = 24) -> None:

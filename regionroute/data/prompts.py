@@ -22,6 +22,7 @@ TEMPLATE = "make the {object} in {style} style, keep other area unchanged"
 RESTYLE_TEMPLATE = "make the image in {style} style"
 REFERENCE = "reference"  # says the style where an example picture shows it
 _CLAUSE = "the {object} in {style} style"
+_ARTICLES = re.compile(r"^(?:(?:the|an|a)\s+)+(?=\S)", re.IGNORECASE)
 _MARKED = re.compile(r"\[[^\[\]{}]*\]|\{[^\[\]{}]*\}")
 _EXAMPLES = {"object": '"dog"', "style": '"pixel-art"'}
 
@@ -68,6 +69,25 @@ def build_prompt(pairs: Sequence[tuple[str, str]]) -> Prompt:
         styles.append((len(text), len(text) + len(style_phrase)))
         text += style_phrase + " style"
     return Prompt(text + after, tuple(objects), tuple(styles))
+
+
+def object_words(phrase: str) -> str:
+    """The words of an object phrase as the template takes them, after its own "the".
+
+    Leading articles go, hyphens and underscores become blanks, blanks are single and letters
+    small: "The teddy-bear" becomes "teddy bear". Plurals are left as they are: "two dogs" names
+    instances, and no rule turns every plural ("glasses", "scissors") into the right singular.
+
+    For requests only: prompts of training pairs keep the words of their labels.
+
+    Args:
+        phrase: what the user wrote.
+
+    Returns:
+        The words; empty if the phrase has none.
+    """
+    words = " ".join(phrase.replace("_", " ").split()).lower()
+    return " ".join(re.sub(r"[-\u2010\u2011]", " ", _ARTICLES.sub("", words)).split())
 
 
 def with_style(prompt: Prompt, style: str) -> Prompt:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from regionroute.data.images import LoadedImage, image_size, open_image, read_image
+from regionroute.data.images import LoadedImage, image_size, open_image
 from regionroute.data.manifest import EditSample, Manifest, manifest_file, parse_rows
 from regionroute.data.prompts import Prompt
 from regionroute.editing.editor import Editor
-from regionroute.editing.outputs import Destination, check_destination, write_edit
+from regionroute.editing.jobs import Job, Jobs
+from regionroute.editing.outputs import Destination, write_edit
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
-from regionroute.files import check_inputs_kept, numbered_lines, parse_json_line, text_hash
+from regionroute.files import numbered_lines, parse_json_line, text_hash
 
 ROW_KEYS = {
     "image": str,
@@ -35,107 +33,6 @@ ROW_KEYS = {
     "style_image": str,
 }
 KINDS = {str: "a string", int: "an integer", list: "a list"}
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One edit of a batch.
-
-    Attributes:
-        name: prefix of its error messages, for example "rows.jsonl:3".
-        image: the image to edit.
-        destination: where the results go.
-        request: what to do.
-        facts: further metadata, such as the id.
-        style_image: a reference image of the style.
-    """
-
-    name: str
-    image: Path
-    destination: Destination
-    request: EditRequest
-    facts: dict[str, Any]
-    style_image: Path | None = None
-
-    @property
-    def inputs(self) -> list[Path]:
-        """All files that are read."""
-        return [self.image] if self.style_image is None else [self.image, self.style_image]
-
-    def full_request(self) -> EditRequest:
-        """The request with its style image, which is read only now.
-
-        Raises:
-            UserError: the style image is missing or damaged.
-        """
-        if self.style_image is None:
-            return self.request
-        return replace(self.request, style_images=(read_image(self.style_image),))
-
-
-class Jobs:
-    """The edits to do, and the problems of those that cannot be done.
-
-    Attributes:
-        jobs: in the order of the file.
-        problems: one sentence each, in the order of discovery.
-    """
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.problems: list[str] = []
-        self._written: dict[str, str] = {}
-
-    def add(self, job: Job) -> None:
-        """Add a job after checking that its results can be written.
-
-        Raises:
-            UserError: they cannot, or another job writes the same file.
-        """
-        check_destination(job.destination, job.inputs)
-        files = [os.path.realpath(file) for file in job.destination.files]
-        for file, real in zip(job.destination.files, files, strict=True):
-            if other := self._written.get(real):
-                raise UserError(f"{file}: {other} writes the same file")
-        self._written |= dict.fromkeys(files, job.name)
-        self.jobs.append(job)
-
-    def check_inputs(self, others: Sequence[Path] = ()) -> None:
-        """Refuse the whole batch if one job would overwrite what it or another job reads.
-
-        Args:
-            others: further files to keep, such as the batch file.
-
-        Raises:
-            UserError: naming the job whose output is an input.
-        """
-        inputs = [*others, *(file for job in self.jobs for file in job.inputs)]
-        for job in self.jobs:
-            try:
-                check_inputs_kept(job.destination.files, inputs)
-            except UserError as error:
-                raise UserError(f"{job.name}: {error}") from error
-
-    def fail(self, name: str, error: UserError | OSError) -> None:
-        """Record why a job cannot be done.
-
-        Raises:
-            OSError: the disk is full, so that no other job can be done either.
-        """
-        if isinstance(error, OSError):
-            if error.errno in FULL_DISK:
-                raise error
-            self.problems.append(f"{name}: {error.filename}: {error.strerror}")
-        else:
-            text = str(error)
-            self.problems.append(text if text.startswith(name) else f"{name}: {text}")
-
-    def drop_existing(self) -> int:
-        """Skip the jobs whose result exists; returns how many."""
-        before = len(self.jobs)
-        self.jobs = [job for job in self.jobs if not job.destination.image.is_file()]
-        return before - len(self.jobs)
 
 
 def read_rows(path: Path, seed: int = 0) -> Jobs:
@@ -212,9 +109,12 @@ def run_jobs(
 ) -> int:
     """Do all jobs; failures are recorded in ``jobs.problems`` and the others continue.
 
+    What to look at in the edits that were written is recorded in ``jobs.warnings``, what could not
+    be kept of their images in ``jobs.notes``; both are in the edit's JSON file too.
+
     Args:
         editor: the loaded model.
-        jobs: see :func:`read_rows`; gains problems.
+        jobs: see :func:`read_rows`; gains problems, warnings and notes.
         options: of all jobs.
         batch_size: images of one size to edit at a time.
         keep_exif: the edits keep the EXIF of their images.
@@ -264,6 +164,7 @@ def _run_chunk(
                 job.facts | result.settings, loaded=image, keep_exif=keep_exif,
             )  # fmt: skip
             written += 1
+            jobs.warn(job.name, result.settings.get("warnings", ()), image.notes)
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)
     return written

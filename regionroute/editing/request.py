@@ -19,6 +19,7 @@ from regionroute.data.prompts import (
     Span,
     build_prompt,
     find_spans,
+    object_words,
     parse_marked,
     with_style,
 )
@@ -37,7 +38,8 @@ class EditRequest:
     """What to do with one image.
 
     Attributes:
-        object: word or phrase for the object; may be empty if ``prompt`` marks it.
+        object: word or phrase for the object; may be empty if ``prompt`` marks it. The template
+            takes its `regionroute.data.prompts.object_words`, the metadata keeps it as it is.
         style: name or phrase of the style, or a blend ("0.6 pixel-art + 0.4 line-art"); may be
             empty if ``prompt`` marks it or ``style_images`` show it.
         prompt: None for the template; else a text in which the phrases are marked ("turn the
@@ -156,7 +158,7 @@ class EditPlan:
     """One (object, style) pair of a request, checked and resolved.
 
     Attributes:
-        object: the object's phrase.
+        object: the object's phrase, as the user wrote it.
         style: the resolved style.
         prompt: the text to encode, with the spans of this pair first.
         seed: of the noise.
@@ -297,7 +299,7 @@ def _prompt(
 ) -> Prompt:
     """The prompt with the spans of exactly the requested pair."""
     if request.prompt is None:
-        return build_prompt([(object_phrase, style.words)])
+        return build_prompt([(object_words(object_phrase), style.words)])
     if isinstance(request.prompt, Prompt):
         return request.prompt
     if not _is_marked(request.prompt):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from regionroute.cli import main as cli
 from regionroute.cli import options
 from regionroute.config.run import QUANTIZE
 from regionroute.config.sites import MapChoice
-from regionroute.data.images import read_image
+from regionroute.data.images import open_image, read_image
 from regionroute.editing import batch
 from regionroute.editing.editor import Editor
 from regionroute.editing.outputs import enlarge_map, overlay, side_by_side
@@ -367,6 +368,84 @@ def test_a_manifest_row_with_several_regions_edits_the_first(
     assert len(jobs.problems) == 2
     assert "pair-1: the sample has no region to edit" in jobs.problems[0]
     assert "manifest.jsonl:4" in jobs.problems[1]
+
+
+@pytest.fixture
+def unsure(tiny_base: Path, tmp_path: Path, write_experts: Callable[..., Path]) -> Path:
+    """Experts whose edits warn whatever they find."""
+    routing = {"branch": "expert", "confidence": 1e6}
+    return write_experts(tmp_path / "unsure", load_base(str(tiny_base)), routing=routing)
+
+
+def test_warnings_of_rows_are_shown_counted_and_kept(
+    run: Run, photo: Path, unsure: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = row(out="b.png", object="d\x1b[31mog", also=[["cup", "pixel-art"]])
+    rows = write_rows(
+        photo.with_name("rows.jsonl"), row(out="a.png"), several, row(out="c.png", image="no.png")
+    )
+    assert run(batch=rows, experts=unsure, mode="routed") == 1
+    captured = capsys.readouterr()
+    assert captured.out.strip().endswith("edited 2, skipped 0, failed 1, warnings 3")
+    warnings = [line for line in captured.err.splitlines() if line.startswith("warning: ")]
+    found = [line.partition(" was hardly found in the image")[0] for line in warnings]
+    assert found == [
+        f'warning: {rows}:1: "dog"',
+        f'warning: {rows}:2: "d\\x1b[31mog"',
+        f'warning: {rows}:2: "cup"',
+    ]
+    for name, count in (("a", 1), ("b", 2)):
+        kept = json.loads(photo.with_name(f"{name}.json").read_text())["warnings"]
+        assert len(kept) == count
+        assert "was hardly found" in kept[-1]
+    assert not photo.with_name("c.json").exists()
+
+
+def test_warnings_of_a_manifest_name_the_sample(
+    run: Run, tiny_manifest: Path, tmp_path: Path, unsure: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    options = {"split": "val", "out_dir": tmp_path / "out", "mode": "routed", "experts": unsure}
+    file = tiny_manifest / "manifest.jsonl"
+    file.write_text(file.read_text().replace('"style": "line-art"', '"style": "lines"'))
+    assert run(manifest=tiny_manifest, **options) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip().endswith("edited 1, skipped 0, failed 0, warnings 1")
+    assert f'warning: {file}: sample pair-3: "circle" was hardly found' in captured.err
+
+
+def test_rows_say_what_could_not_be_kept_of_their_image(
+    run: Run, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = replace(open_image(photo), notes=("the profile is converted",))
+    monkeypatch.setattr(batch, "open_image", lambda path: opened)
+    rows = write_rows(photo.with_name("rows.jsonl"), row(out="a.png"))
+    assert run(batch=rows) == 0
+    captured = capsys.readouterr()
+    assert f"note: {rows}:1: the profile is converted\n" in captured.err
+    assert captured.out.strip().endswith("failed 0, warnings 0")
+
+
+@pytest.mark.parametrize("wording", ["the dog", " DOG", "a_dog", "Dog-"])
+def test_the_template_takes_the_bare_words_of_an_object(
+    run: Run, photo: Path, wording: str
+) -> None:
+    pairs = row(out="b.png", object="dog", also=[[wording, "pixel-art"]])
+    marked = row(out="c.png", object=None, style=None, prompt=f"the [{wording}] as {{line-art}}")
+    rows = write_rows(
+        photo.with_name("rows.jsonl"), row(out="a.png", object=wording), pairs, marked
+    )
+    assert run(batch=rows, mode="routed") == 0
+    a, b, c = (json.loads(photo.with_name(f"{name}.json").read_text()) for name in "abc")
+    assert a["prompt"] == "make the dog in line-art style, keep other area unchanged"
+    assert a["object"] == wording
+    assert b["prompt"][1] == "make the dog in pixel-art style, keep other area unchanged"
+    assert b["object"] == ["dog", wording]
+    assert c["prompt"] == f"the {wording} as line-art"
+    photo.with_name("one").mkdir()
+    assert run(photo, object=wording, style="lines", out=photo.with_name("one") / "a.png") == 0
+    one = json.loads((photo.with_name("one") / "a.json").read_text())
+    assert (one["prompt"], one["object"]) == (a["prompt"], wording)
 
 
 def test_a_full_disk_stops_the_batch_with_one_sentence(

@@ -78,6 +78,10 @@ def _changed_background(folder):
     _repaint(folder / "1.target.png", (0, 5, 1), 255)
 
 
+def _unchanged_target(folder):
+    (folder / "1.target.png").write_bytes((folder / "1.context.png").read_bytes())
+
+
 def _escaping_link(folder):
     (folder / "1.mask.png").rename(folder.parent / "mask.png")
     (folder / "1.mask.png").symlink_to(folder.parent / "mask.png")
@@ -93,6 +97,7 @@ def _escaping_link(folder):
         (_missing_mask, r"pair-1: .*1\.mask\.png: no such mask"),
         (_empty_mask, r"pair-1: .*1\.mask\.png: the mask is empty"),
         (_changed_background, r"pair-1: the target differs .* in 1 pixels by up to \d+ of 255"),
+        (_unchanged_target, r"pair-1: the target equals the context inside .*1\.mask\.png"),
         (_escaping_link, r"through a link"),
     ],
 )
@@ -112,7 +117,18 @@ def test_wrong_files_are_found(tiny_manifest, spoil, told):
         ({"prompt": "make the dog in pixel-art style"}, "'circle' is not in it"),
         ({"prompt": "make the circle nice"}, "'pixel-art' is not in it"),
         ({"prompt": "the circle by the circle in pixel-art"}, "'circle' is in it 2 times"),
-        ({"region_object_span": [900, 910], "region_style_span": [0, 4]}, "marks nothing"),
+        ({"region_object_span": [900, 910], "region_style_span": [19, 28]}, "marks nothing"),
+        ({"region_object_span": [0, 4], "region_style_span": [19, 28]}, "'make', but the object"),
+        ({"region_object_span": [9, 14], "region_style_span": [19, 28]}, "'circl', but the object"),
+        ({"region_object_span": [9, 15], "region_style_span": [9, 15]}, "'circle', but the style"),
+        ({"region_object_span": [9, 15], "region_style_span": [19, 24]}, "'pixel', but the style"),
+        (
+            {"region_style": "line-art", "region_object_span": [9, 15]}
+            | {"region_style_span": [19, 28]},
+            "'pixel-art', but the style is 'line-art'",
+        ),
+        ({"region_score": 1.5}, "score 1.5 of 'circle' is not between 0 and 1"),
+        ({"region_score": -0.1}, "score -0.1 of 'circle' is not between 0 and 1"),
     ],
 )
 def test_wrong_rows_are_found(tiny_manifest, changes, told):
@@ -123,10 +139,26 @@ def test_wrong_rows_are_found(tiny_manifest, changes, told):
     assert told in problems[0]
 
 
-def test_marked_phrases_need_not_be_the_words(tiny_manifest):
-    spans = {"region_object_span": [9, 14], "region_style_span": [22, 27]}
-    _change(tiny_manifest, 1, prompt="turn the thing into a 8-bit image", **spans)
+def test_a_style_may_have_words_of_its_own(tiny_manifest):
+    spans = {"region_object_span": [9, 15], "region_style_span": [19, 24]}
+    _change(tiny_manifest, 1, prompt="make the circle in 8-bit style", **spans)
     assert check_manifest(tiny_manifest).problems == []
+    spans = {"region_object_span": [9, 15], "region_style_span": [23, 28]}
+    words = {"style_words": "8-bit"}
+    _change(tiny_manifest, 1, prompt="turn the Circle into an 8-bit image", **spans)
+    assert len(check_manifest(tiny_manifest).problems) == 1
+    spans["region_style_span"] = [24, 29]
+    _change(tiny_manifest, 1, provenance=words, **spans)
+    assert check_manifest(tiny_manifest).problems == []
+
+
+def test_a_restyled_whole_image_must_differ(tiny_manifest):
+    _change(tiny_manifest, 1, regions=[], prompt="make the image in pixel-art style")
+    assert check_manifest(tiny_manifest).problems == []
+    _unchanged_target(tiny_manifest)
+    assert check_manifest(tiny_manifest).problems == [
+        "pair-1: the target equals the context, so the pair shows no edit"
+    ]
 
 
 def test_the_target_is_free_where_there_are_no_regions(tiny_manifest):

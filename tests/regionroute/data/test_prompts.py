@@ -9,6 +9,7 @@ from regionroute.data.prompts import (
     Prompt,
     build_prompt,
     find_spans,
+    object_words,
     parse_marked,
     restyle_prompt,
     token_indices,
@@ -49,6 +50,34 @@ def test_object_and_style_may_be_the_same_word() -> None:
     prompt = build_prompt([("style", "style")])
     assert phrases(prompt) == [("style", "style")]
     assert prompt.object_spans != prompt.style_spans
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("dog", "dog"),
+        ("the cat", "cat"),
+        ("A  Dog ", "dog"),
+        ("an\tapple", "apple"),
+        ("the_red_cup", "red cup"),
+        ("The the cat", "cat"),
+        ("teddy-bear", "teddy bear"),
+        ("teddy\u2011bear", "teddy bear"),
+        ("a-frame", "a frame"),  # no article
+        ("theatre", "theatre"),
+        ("the", "the"),
+        ("two dogs", "two dogs"),
+        ("glasses", "glasses"),
+        ("-", ""),
+    ],
+)
+def test_object_words(written: str, words: str) -> None:
+    assert object_words(written) == words
+
+
+def test_training_prompts_keep_the_words_of_their_labels() -> None:
+    prompt = build_prompt([("The teddy-bear", "pixel-art")])
+    assert phrases(prompt) == [("The teddy-bear", "pixel-art")]
 
 
 def test_restyle_prompt() -> None:
