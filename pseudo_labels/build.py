@@ -86,6 +86,7 @@ def build(
     settings: BuildSettings,
     *,
     test_share: float = 0.2,
+    hold_out_styles: Sequence[str] = (),
     limit: int | None = None,
     workers: int | None = None,
     encoder: str | None = None,
@@ -99,6 +100,7 @@ def build(
         out: folder of the data set, made if missing.
         settings: sizes, limits, and how objects are found.
         test_share: share of the photos whose samples go to the split "test".
+        hold_out_styles: all samples of these styles go to the split "test".
         limit: use only this many photos, the first ones.
         workers: processes, None to choose.
         encoder: image encoder that picks a style reference for each sample, None for none.
@@ -130,7 +132,7 @@ def build(
         reasons = [*found, *rejected]  # those of photos before those of other files
         reason = f"; the first reason: {reasons[0].reason}" if reasons else ""
         raise UserError(f"{source.name}: no sample could be made{reason}")
-    samples = split_by_photo(samples, test_share)
+    samples = hold_out(split_by_photo(samples, test_share), hold_out_styles)
     samples = [sample for sample in samples if sample.split == "train" or not sample.whole]
     if encoder is not None:
         samples = add_references(samples, out, encoder, settings.find.device)
@@ -218,6 +220,21 @@ def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[Edi
         dataclasses.replace(
             sample, split="test" if sample.provenance["photo_hash"] in test else "train"
         )
+        for sample in samples
+    ]
+
+
+def hold_out(samples: Sequence[EditSample], styles: Sequence[str]) -> list[EditSample]:
+    """Give every sample with a region in one of `styles` to the split "test".
+
+    Then no style of the split "train" is among them: the split by style of StyleExpert (188 seen,
+    21 unseen styles).
+    """
+    held = frozenset(styles)
+    return [
+        dataclasses.replace(sample, split="test")
+        if any(region.style in held for region in sample.regions)
+        else sample
         for sample in samples
     ]
 

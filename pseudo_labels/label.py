@@ -17,7 +17,7 @@ from pseudo_labels.segment.folder import list_photos
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import DEFAULT_GROUNDER
 from pseudo_labels.stylize.registry import load_styles
-from regionroute.errors import UserError
+from regionroute.errors import UserError, nearest
 from regionroute.files import check_output_folder
 
 
@@ -59,6 +59,7 @@ def label(
     settings: BuildSettings | None = None,
     references: str | None = None,
     test_share: float = 0.2,
+    hold_out_styles: Sequence[str] = (),
     limit: int | None = None,
     workers: int | None = None,
     exclude: str | Path | None = None,
@@ -79,6 +80,8 @@ def label(
         settings: size, limits of what is used, and how objects without masks are detected.
         references: image encoder (hub id or folder) that chooses a style image for each sample.
         test_share: fraction of the photos whose samples go to the split "test".
+        hold_out_styles: styles that go to the split "test" with all their samples, so that no
+            expert is trained for them.
         limit: only the first so many photos.
         workers: processes, None to choose by the amount of work.
         exclude: list of sample ids, saved on the review page, to exclude from now on.
@@ -94,6 +97,7 @@ def label(
     out, objects = Path(out), list(objects or ())
     _check(labels, images, objects, test_share)
     chosen = load_styles(styles, only)
+    _check_held_out(hold_out_styles, [entry.spec.name for entry in chosen])
     settings = settings or BuildSettings()
     if settings.multi and len(chosen) < 2:
         raise UserError("--multi needs two styles or more, as each object gets its own")
@@ -111,6 +115,7 @@ def label(
         out,
         settings,
         test_share=test_share,
+        hold_out_styles=hold_out_styles,
         limit=limit,
         workers=workers,
         encoder=references,
@@ -131,6 +136,18 @@ def _check(
         raise UserError("--objects goes with --images; a labels file has words of its own")
     if labels is None and not objects:
         raise UserError('--images needs --objects, the words to detect, such as "dog,cat"')
+
+
+def _check_held_out(held: Sequence[str], styles: list[str]) -> None:
+    """Refuses styles that are not made, and a split "train" without any."""
+    for name in held:
+        if name not in styles:
+            raise UserError(
+                f"--hold-out-styles: there is no style {name!r} among those that are made, the "
+                f"nearest is {nearest(name, styles)!r}"
+            )
+    if set(held) == set(styles):
+        raise UserError("--hold-out-styles names every style: leave at least one to train on")
 
 
 def _source(

@@ -150,7 +150,7 @@ class RegionRoutePipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the base; experts are float32."""
+        """The dtype of the base; experts are stored in float32 and cast to the activations."""
         dtype: torch.dtype = self.backbone.text_encoder.dtype
         return dtype
 

@@ -122,7 +122,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
         [*map(example, held_out)],
         [*shown, *held_out],
         encoder,
-        _remarks(config, selection, bucket_remark(examples, lost)),
+        _remarks(config, selection, bucket_remark(examples, lost), references),
         references,
     )
 
@@ -170,12 +170,19 @@ def _check_layers(backbone: Backbone, config: RunConfig) -> None:
         pass
 
 
-def _remarks(config: RunConfig, selection: Selection, pictures: str) -> list[str]:
+def _remarks(
+    config: RunConfig, selection: Selection, pictures: str, references: References | None
+) -> list[str]:
     names = ", ".join(style.name for style in selection.styles)
     remarks = [
         f"{len(selection.samples)} samples of split {config.data.split!r}, experts for {names}, "
         f"{pictures}"
     ]
+    if references and references.chosen:
+        remarks.append(
+            f"{len(references.chosen)} pairs have the example image that `label --references` "
+            "chose, the others draw one"
+        )
     for reason, count in selection.skipped.items():
         remarks.append(f"{count} samples are skipped: {reason}")
     return remarks

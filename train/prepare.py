@@ -14,7 +14,7 @@ from regionroute.adapters import (
 from regionroute.adapters.style_encoder import encoder_identity
 from regionroute.compat import whole_size
 from regionroute.config.run import SIMILARITY_EXPERTS, save_config
-from regionroute.files import settings_hash, text_hash
+from regionroute.files import text_hash
 from train.data.cache import Cache
 from train.data.caching import hash_files, provide
 from train.data.dataset import TrainingData, seeded
@@ -145,7 +145,7 @@ def run_facts(config: RunConfig, inputs: Inputs, ranks: Ranks) -> dict[str, Any]
         "router": config.experts.router,
         "num_experts": config.experts.num_experts,
         "style_encoder": references and encoder_identity(references.encoder),
-        "references": references and text_hash(settings_hash(references.keys)),
+        "references": references and references.identity(),
         "zero_stage": zero_stage(config),
         "optimizer": config.optim.name,
         "world": ranks.world,

@@ -100,7 +100,8 @@ def add_references(
         device: where it runs.
 
     Returns:
-        The samples in order; `provenance["reference"]` is the id of another sample, or None.
+        The samples in order; `provenance["reference"]` is the id of another sample of the same
+        split, or None.
 
     Raises:
         UserError: the encoder cannot be loaded.
@@ -110,7 +111,8 @@ def add_references(
     vectors = [_embedding(sample, out, encoder, device) for sample in bar]
     if not vectors:
         return list(samples)
-    styles = _numbers([sample.regions[0].style for sample in single])
+    # Of the same split, so that no photo of the test split shows a style in training.
+    styles = _numbers([f"{sample.split}/{sample.regions[0].style}" for sample in single])
     contents = _numbers([sample.provenance["photo_hash"] for sample in single])
     nearest = nearest_reference(torch.stack(vectors), styles, contents).tolist()
     chosen = {

@@ -83,6 +83,8 @@ def parser() -> Parser:
     share = 'fraction of the photos that goes to the split "test" (0.2)'
     add("--test-share", type=float, metavar="P", help=share)
     add_renamed(parser, "--split-val", "--test-share", type=float)
+    held = 'styles whose samples all go to the split "test", for tests on unseen styles (none)'
+    add("--hold-out-styles", metavar="A,B", help=held)
     add_workers(parser)
     add("--preview", type=int, metavar="N", help="make only a page of N samples, in OUT/preview")
     add("--exclude", metavar="FILE", help="exclude the samples of a list saved on the review page")
@@ -149,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         styles=args.styles,
         only=args.only.split(",") if args.only else None,
         settings=_settings(args),
+        hold_out_styles=comma_list(args.hold_out_styles) or (),
         **options,
     )
     print(_summary(report))

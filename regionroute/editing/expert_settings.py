@@ -14,6 +14,7 @@ from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import MapChoice, parse_sites
 from regionroute.errors import UserError
 from regionroute.files import read_json
+from regionroute.models import embedded
 from regionroute.models.source import BaseSettings
 
 MAP_KEY = "map"  # the calibrated `MapChoice`
@@ -39,13 +40,25 @@ def trained_sizes(
     return dataclasses.replace(settings, **changes)
 
 
-def stored_routing(extra: Mapping[str, Any], folder: str | PathLike[str]) -> RoutingConfig:
-    """The form of the gates.
+def stored_routing(
+    extra: Mapping[str, Any], folder: str | PathLike[str], base: str | None = None
+) -> RoutingConfig:
+    """The form of the gates, as stored; else the defaults.
+
+    Without stored settings (imported LoRAs) experts get the object prompt, as in training and in
+    plain edits. Those of the embedded bases paint better with the image prompt (measured).
+
+    Args:
+        extra: of ``experts.json``.
+        folder: of the experts, named in errors.
+        base: name of the base they are used with; None: not an embedded one.
 
     Raises:
         UserError: the settings are broken.
     """
-    return _validated(RoutingConfig, extra.get("routing", {}), "routing.", f"{folder}/experts.json")
+    unstored = {"prompt": "image" if base in embedded.NAMES else "object"}
+    stored = extra.get("routing", unstored)
+    return _validated(RoutingConfig, stored, "routing.", f"{folder}/experts.json")
 
 
 def stored_choice(extra: Mapping[str, Any], folder: str | PathLike[str]) -> MapChoice:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pseudo_labels import job as job_module
 from pseudo_labels import photo as photo_module
-from pseudo_labels.build import PhotoSource, build, split_by_photo
+from pseudo_labels.build import PhotoSource, build, hold_out, split_by_photo
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.job import BuildSettings, slug
 from pseudo_labels.scenes.draw import render_scene
@@ -21,7 +21,7 @@ from pseudo_labels.stylize.functional import FunctionalStylizer
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.cli.label import main
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import EditSample, load_manifest
+from regionroute.data.manifest import EditSample, Region, load_manifest
 from regionroute.errors import UserError, command
 from regionroute.files import read_jsonl
 
@@ -160,6 +160,17 @@ class TestSplit:
             sides.setdefault(sample.context, set()).add(sample.split)
         assert all(len(side) == 1 for side in sides.values())
         assert {s.split for s in report.samples} == {"train", "test"}
+
+    def test_styles_are_held_out_with_all_their_samples(self, photos, tmp_path):
+        report = run(photos, tmp_path / "out", test_share=0.0, hold_out_styles=["cyberpunk"])
+        sides = {(s.regions[0].style, s.split) for s in report.samples}
+        assert sides == {("pixel-art", "train"), ("cyberpunk", "test")}
+
+    def test_a_sample_with_one_held_out_style_is_held_out(self):
+        regions = [Region("dog", style, "m.png", (0, 0, 1, 1)) for style in ("a", "b", "c")]
+        pairs = [regions[:2], regions[1:]]
+        samples = [EditSample("s", "a.png", "b.png", tuple(pair), "p") for pair in pairs]
+        assert [s.split for s in hold_out(samples, ["a"])] == ["test", "train"]
 
     @staticmethod
     def samples(count):

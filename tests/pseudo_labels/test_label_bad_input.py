@@ -55,6 +55,11 @@ ARGUMENTS = [
     ([*GOOD, "--feather", "-1"], "feather is -1"),
     ([*GOOD, "--feather", "1000000000"], "feather is 1000000000: use 0 to 32 pixels"),
     ([*GOOD, "--split-val", "1.5"], "--test-share 1.5"),
+    ([*GOOD, "--hold-out-styles", "pixelart"], "no style 'pixelart' among those that are made"),
+    (
+        [*GOOD, "--only", "pixel-art", "--hold-out-styles", "pixel-art"],
+        "--hold-out-styles names every style",
+    ),
     ([*GOOD, "--split-val", "nan"], "--test-share nan"),
     ([*GOOD, "--split-val", "half"], "invalid float value: 'half'"),
     ([*GOOD, "--limit", "0"], "--limit 0"),

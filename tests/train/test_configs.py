@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import FluxTransformer2DModel
 
+from regionroute.adapters import SimilarityRouter, adapter_parameters, inject, target_names
 from regionroute.config.io import known_keys
 from regionroute.config.run import RunConfig, load_config
+from regionroute.diffusion.families import family_of
+from regionroute.planning.sizes import KONTEXT_PARTS
 from train.engine.engine import engine_settings
 from train.style_encoder.config import StyleEncoderConfig
 
@@ -70,6 +75,67 @@ def test_the_small_cards_configuration_is_the_papers_in_four_bits_or_from_the_ho
     same = ("experts", "flow", "supervision", "routing")
     assert all(getattr(config, name) == getattr(paper, name) for name in same)
     assert config.train.global_batch == paper.train.global_batch
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        *((name, "object") for name in ("kontext", "kontext_24gb", "kontext_released")),
+        *((name, "object") for name in ("kontext_styleexpert", "klein", "nano_by_example")),
+        ("nano", "image"),  # measured: the experts of the embedded bases paint better so
+        ("nano_photos", "image"),
+    ],
+)
+def test_the_prompt_inside_the_gates_is_the_one_of_training_on_large_bases(name, prompt):
+    assert load_config(str(CONFIGS / f"{name}.yaml")).routing.prompt == prompt
+
+
+def test_styleexpert_at_full_size_is_the_papers():
+    config = load_config(str(CONFIGS / "kontext_styleexpert.yaml"))
+    experts = config.experts
+    assert (experts.router, experts.num_experts, experts.top_k) == ("similarity", 16, 2)
+    assert (experts.rank, experts.alpha, experts.shared_rank) == (8, 16, 8)
+    assert (config.optim.lr, config.train.steps) == (1e-4, 10000)
+    assert (config.supervision.focus, config.supervision.cover) == (0, 0)
+    for processes in (1, 2, 4):
+        rest = [f"train.accumulation={4 // processes}"]
+        config = load_config(str(CONFIGS / "kontext_styleexpert.yaml"), rest)
+        settings = engine_settings(config, processes, 1000)
+        assert settings["train_micro_batch_size_per_gpu"] == 1
+        assert settings["train_batch_size"] == 4
+
+
+MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear")
+
+
+@pytest.mark.parametrize(
+    ("shared_rank", "modulation", "millions"),
+    [
+        (0, False, 543.52), (8, False, 576.21), (16, False, 608.89), (32, False, 674.27),
+        (64, False, 805.01), (0, True, 711.62), (8, True, 754.58), (16, True, 797.54),
+        (32, True, 883.46),
+    ],
+)  # fmt: skip
+def test_the_parameter_totals_of_styleexpert_in_the_docs(shared_rank, modulation, millions):
+    experts = load_config(str(CONFIGS / "kontext_styleexpert.yaml")).experts
+    heads = load_config(str(CONFIGS / "style_encoder.yaml"), (), StyleEncoderConfig).head
+    style_dim = len(heads.levels) * heads.tokens * heads.width
+    with torch.device("meta"):
+        flux = FluxTransformer2DModel.from_config(KONTEXT_PARTS["transformer"])
+    targets = [*family_of(flux).targets[experts.targets], *MODULATION * modulation]
+    names = inject(
+        flux, [name for name in target_names(flux, targets) if "transformer_blocks." in name],
+        experts.num_experts, experts.rank, experts.alpha, shared_rank=shared_rank,
+        router=lambda: SimilarityRouter(style_dim, experts.num_experts, experts.top_k),
+    )  # fmt: skip
+    assert len(names) == (494 if modulation else 418)
+    total = sum(parameter.numel() for parameter in adapter_parameters(flux))
+    assert round(total / 1e6, 2) == millions
+    documented = (CONFIGS.parent / "docs" / "deviations.md").read_text()
+    assert f"{millions:.2f}" in documented
+    assert (
+        f"{millions:.2f}" in (CONFIGS / "kontext_styleexpert.yaml").read_text() or not shared_rank
+    )
 
 
 @pytest.mark.parametrize(("name", "width"), [("nano_style_encoder", 192), ("style_encoder", 3072)])

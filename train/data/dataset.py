@@ -155,7 +155,10 @@ class TrainingData:
         return torch.stack(
             [
                 self.references.draw(
-                    example.expert, example.content, seeded("reference", self.seed, step, member)
+                    example.expert,
+                    example.content,
+                    seeded("reference", self.seed, step, member),
+                    example.id,
                 )
                 for member, example in zip(members, examples, strict=True)
             ]

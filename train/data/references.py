@@ -22,7 +22,7 @@ from regionroute.adapters.style_encoder import (
 from regionroute.models.source import resolve
 from regionroute.config.run import ExpertsConfig
 from regionroute.errors import UserError
-from regionroute.files import file_hash, settings_hash
+from regionroute.files import file_hash, settings_hash, text_hash
 from regionroute.data.manifest import EditSample
 from regionroute.data.prompts import REFERENCE, Prompt, find_spans, with_style
 from train.data.cache import Cache, CacheEntry, Tensors
@@ -111,8 +111,39 @@ class References:
             places[picture.style][picture.content].append(position)
         return [places[style] for style in self.styles]
 
-    def draw(self, style: int, content: str, generator: torch.Generator) -> Tensor:
-        """The embedding [Ds] of an image in a style that shows something else than `content`."""
+    @cached_property
+    def chosen(self) -> dict[str, int]:
+        """Sample id -> position of the image that `label --references` chose as its example.
+
+        Empty where the images are not the manifest's own; without samples whose chosen one is not
+        among the images, because it was removed from the manifest.
+        """
+        places = {p.sample: i for i, p in enumerate(self.pictures) if p.sample is not None}
+        pairs = {p.sample: p.reference for p in self.pictures if p.sample and p.reference}
+        return {sample: places[one] for sample, one in pairs.items() if one in places}
+
+    def identity(self) -> str:
+        """Hash of the images and of the choice among them: another one is another run."""
+        chosen = sorted(self.chosen.items())
+        return text_hash(settings_hash([self.keys, chosen] if chosen else self.keys))
+
+    def draw(
+        self, style: int, content: str, generator: torch.Generator, sample: str | None = None
+    ) -> Tensor:
+        """The embedding of a pair's example image.
+
+        Args:
+            style: index of the pair's style.
+            content: what the pair shows.
+            generator: draws the image where none was chosen.
+            sample: the pair's id.
+
+        Returns:
+            [Ds], of the image that `label --references` chose for this pair; else of any in the
+            style that shows something else than `content`.
+        """
+        if sample is not None and sample in self.chosen:
+            return self.embeddings[self.chosen[sample]]
         places = self._by_style[style]
         contents = sorted(places.keys() - {content})
         shown = places[contents[_one_of(len(contents), generator)]]

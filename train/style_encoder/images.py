@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +35,16 @@ class StylePicture:
         style: the style's name.
         content: what it shows.
         box: the part that is in the style, (y0, x0, y1, x1) half-open; None: all of it.
+        sample: id of the sample whose target it is, if it is of a manifest.
+        reference: id of the sample that `label --references` chose as that one's example.
     """
 
     path: Path
     style: str
     content: str
     box: tuple[int, int, int, int] | None = None
+    sample: str | None = None
+    reference: str | None = None
 
     def read(self) -> Tensor:
         """[3,H,W] in [0,1].
@@ -103,11 +108,23 @@ def read_style_pictures(source: str | Path, split: str | None = "train") -> list
 def _of_manifest(path: Path, split: str | None) -> list[StylePicture]:
     manifest = load_manifest(path)
     return [
-        StylePicture(manifest.path(sample.target), region.style, content_of(sample), region.box)
+        StylePicture(
+            manifest.path(sample.target),
+            region.style,
+            content_of(sample),
+            region.box,
+            sample.id,
+            _name_or_none(sample.provenance.get("reference")),
+        )
         for sample in manifest.samples
         if split is None or sample.split == split
         for region in sample.regions
     ]
+
+
+def _name_or_none(value: Any) -> str | None:
+    """Provenance is anything; only a sample's id counts."""
+    return value if isinstance(value, str) else None
 
 
 def content_of(sample: EditSample) -> str:

@@ -56,6 +56,16 @@ def test_samples_name_another_of_their_style(encoder, tmp_path):
     assert chosen[3:] == [None, None]
 
 
+def test_a_reference_is_of_the_same_split(encoder, tmp_path):
+    samples = [sample(i, "a", tmp_path) for i in range(4)]
+    samples = [
+        dataclasses.replace(item, split=split)
+        for item, split in zip(samples, ("train", "test", "train", "test"), strict=True)
+    ]
+    named = add_references(samples, tmp_path, encoder)
+    assert [item.provenance["reference"] for item in named] == ["s2", "s3", "s0", "s1"]
+
+
 def test_embeddings_are_computed_once(encoder, tmp_path, monkeypatch):
     samples = [sample(i, "a", tmp_path) for i in range(2)]
     first = add_references(samples, tmp_path, encoder)

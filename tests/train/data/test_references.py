@@ -9,7 +9,7 @@ import torch
 from regionroute.adapters.style_encoder import EncoderSettings, StyleEncoder, new_tower
 from regionroute.adapters.style_encoder import save_style_encoder as save
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import load_manifest
+from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
@@ -67,6 +67,65 @@ def test_an_example_shows_something_else_in_the_same_style(references):
         assert picture.content != "2"
         drawn.add(picture.content)
     assert drawn == {"0", "1", "3"}
+
+
+@pytest.fixture
+def labelled(tiny_manifest):
+    """Four pairs of one style with the references that `label` writes: for all but the last."""
+    samples = []
+    for sample, chosen in zip(
+        load_manifest(tiny_manifest).samples, ("pair-2", "pair-3", "pair-0", None), strict=True
+    ):
+        region = replace(sample.regions[0], style="pixel-art")
+        prompt = sample.prompt.replace("line-art", "pixel-art")
+        facts = sample.provenance | {"reference": chosen}
+        samples.append(
+            replace(sample, regions=(region,), prompt=prompt, split="train", provenance=facts)
+        )
+    write_manifest(tiny_manifest, samples)
+    return tiny_manifest
+
+
+def test_the_example_is_the_one_that_label_chose(encoder, labelled, tmp_path):
+    pictures = read_style_pictures(labelled)
+    found = References(encoder, pictures, ["pixel-art"], Cache(tmp_path / "cache"))
+    found.cache.fill(found.entries())
+
+    def drawn(sample):
+        rows = [
+            found.draw(0, sample[-1], torch.Generator().manual_seed(seed), sample)
+            for seed in range(30)
+        ]
+        return {pictures[(found.embeddings == row).all(1).nonzero().item()].sample for row in rows}
+
+    assert drawn("pair-0") == {"pair-2"}
+    assert drawn("pair-1") == {"pair-3"}
+    assert len(drawn("pair-3")) > 1  # none was chosen: any of the style
+    others = [replace(picture, reference=None) for picture in pictures]
+    unchosen = References(encoder, others, ["pixel-art"], found.cache)
+    assert found.identity() != unchosen.identity()
+
+
+def test_training_uses_the_references_of_the_manifest(runs, encoder, labelled, monkeypatch, capsys):
+    given = []
+    draw = References.draw
+
+    def watched(self, style, content, generator, sample=None):
+        row = draw(self, style, content, generator, sample)
+        given.append((sample, (self.embeddings == row).all(1).nonzero().flatten().tolist()))
+        return row
+
+    monkeypatch.setattr(References, "draw", watched)
+    changes = ["experts.router=similarity", "experts.num_experts=3", "routing.prompt=object"]
+    assert runs("run", *changes, f"experts.style_encoder={encoder}", "train.steps=2") == 0
+    chosen = {"pair-0": [2], "pair-1": [3], "pair-2": [0]}
+    assert {sample for sample, _ in given} == {*chosen, "pair-3"}
+    assert all(rows == chosen.get(sample, rows) for sample, rows in given)
+    assert "3 pairs have the example image" in "".join(capsys.readouterr())
+
+
+def test_images_of_the_users_own_come_before_the_references(references):
+    assert references.chosen == {}
 
 
 def test_a_style_by_name_is_the_mean_of_its_examples(references):
