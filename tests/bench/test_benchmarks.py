@@ -291,3 +291,32 @@ def test_supervision_runs_the_study_whose_arms_it_compares(tmp_path, monkeypatch
         supervision.main()
     assert asked[0][1:4] == ["-m", "regionroute.cli", "study"]
     assert {arm for pair in supervision.QUESTIONS.values() for arm in pair} <= set(study.METHODS)
+
+
+def test_styleexpert_protocol(tmp_path, clip_folder):
+    """Two unseen styles, three pairs, two seeds: made once, scored, and drawn the same again."""
+    from regionroute.data.images import write_image
+
+    names = ("contents/a", "contents/b", "styles/x/1", "styles/x/2", "styles/y/1", "styles/y/2")
+    for place, name in enumerate(names):
+        generator = torch.Generator().manual_seed(place)
+        write_image(tmp_path / f"{name}.png", torch.rand(3, 64, 64, generator=generator))
+    command = [sys.executable, "bench/styleexpert_protocol.py", "--base", "nano", "--pairs", "3"]
+    command += ["--contents", tmp_path / "contents", "--styles", tmp_path / "styles"]
+    command += ["--out", tmp_path / "out", "--clip", clip_folder, "--device", "cpu"]
+
+    def make():
+        subprocess.run([*map(str, command)], cwd=REPOSITORY, check=True, capture_output=True)
+        images = sorted((tmp_path / "out/regionroute").rglob("*.png"))
+        return {path.name: path.stat().st_mtime_ns for path in images}, images
+
+    first, images = make()
+    pairs = json.loads((tmp_path / "out/pairs.json").read_text())
+    assert len(images) == len(pairs) == 2 * 3 * 2
+    assert {Path(pair["style"]).parent.name for pair in pairs} == {"x", "y"}
+    assert len({(pair["content"], pair["style"], pair["seed"]) for pair in pairs}) == len(pairs)
+    found = json.loads((tmp_path / "out/regionroute.json").read_text())
+    assert (found["styles"], found["images"], found["scores"]["clip"]["n"]) == (2, 12, 12)
+    assert found["unedited"]["clip"]["mean"] == pytest.approx(100, abs=1e-3)
+    assert found["scores"]["clip"]["mean"] < 100
+    assert make()[0] == first

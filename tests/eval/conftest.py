@@ -60,29 +60,3 @@ def edits(tiny_manifest):
         write_image(folders["half"] / f"{sample.id}.png", halfway)
         assert read_image(folders["half"] / f"{sample.id}.png").shape == context.shape
     return folders
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tiny_base, tmp_path_factory):
-    """A random CLIP saved as transformers saves it, with the tiny base's tokenizer."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    small |= {"num_attention_heads": 2, "projection_dim": 8}
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 20}
-    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    config = CLIPConfig(
-        text_config=small | text,
-        vision_config=small | {"image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    for parameter in model.parameters():  # as after training: nothing left at 0 or 1
-        parameter.data.add_(0.02 * torch.randn(parameter.shape))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    return folder

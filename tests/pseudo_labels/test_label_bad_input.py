@@ -34,7 +34,7 @@ ARGUMENTS = [
     (["label"], "required: --out"),
     ([*GOOD, "--labels", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ([*GOOD, "--labels", "photos"], "photos: this is a folder"),
-    ([*GOOD, "--labels", "binary.jsonl"], "binary.jsonl: this file is not UTF-8"),
+    ([*GOOD, "--labels", "binary.jsonl"], "binary.jsonl: this is not UTF-8 text"),
     ([*GOOD, "--out", "file"], "file: this is a file, give a folder"),
     ([*GOOD, "--out", "file/out"], "file is a file, not a folder"),
     ([*GOOD, "--out", ""], "the folder's name is empty"),
