@@ -45,6 +45,7 @@ def test_closed_gates_return_the_context(editor: Editor) -> None:
 
 def test_open_gates_give_the_plain_global_edit(editor: Editor) -> None:
     image = picture()
+    editor.routing = editor.routing.model_copy(update={"prompt": "image"})
     routed = editor.edit(
         image,
         EditRequest("dog", "lines", regions=(torch.ones(24, 40),), seed=2),
