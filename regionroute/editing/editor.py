@@ -72,7 +72,7 @@ class Editor:
             backbone.transformer.to(backbone.device)
             extra = self.registry.extra
             self.styles = Styles(self.registry, experts_dir, backbone.device)
-            self.routing = stored_routing(extra, experts_dir, backbone.name)
+            self.routing = stored_routing(extra, experts_dir)
             self._routing_was_stored = "routing" in extra
             backbone.settings = trained_sizes(backbone.settings, extra, experts_dir)
             self.read_maps(stored_choice(extra, experts_dir), f"{experts_dir}/experts.json: map")

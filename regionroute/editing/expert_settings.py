@@ -14,7 +14,6 @@ from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import MapChoice, parse_sites
 from regionroute.errors import UserError
 from regionroute.files import read_json
-from regionroute.models import embedded
 from regionroute.models.source import BaseSettings
 
 MAP_KEY = "map"  # the calibrated `MapChoice`
@@ -40,24 +39,20 @@ def trained_sizes(
     return dataclasses.replace(settings, **changes)
 
 
-def stored_routing(
-    extra: Mapping[str, Any], folder: str | PathLike[str], base: str | None = None
-) -> RoutingConfig:
+def stored_routing(extra: Mapping[str, Any], folder: str | PathLike[str]) -> RoutingConfig:
     """The form of the gates, as stored; else the defaults.
 
-    Without stored settings (imported LoRAs) experts get the object prompt, as in training and in
-    plain edits. Those of the embedded bases paint better with the image prompt (measured).
+    Training always stores them. Experts without (imported LoRAs) get the object prompt, as in
+    plain edits.
 
     Args:
         extra: of ``experts.json``.
         folder: of the experts, named in errors.
-        base: name of the base they are used with; None: not an embedded one.
 
     Raises:
         UserError: the settings are broken.
     """
-    unstored = {"prompt": "image" if base in embedded.NAMES else "object"}
-    stored = extra.get("routing", unstored)
+    stored = extra.get("routing", {"prompt": "object"})
     return _validated(RoutingConfig, stored, "routing.", f"{folder}/experts.json")
 
 
