@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path, PurePath
@@ -75,9 +75,23 @@ def check_inputs_kept(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> 
     Raises:
         UserError: an output is an input, by its name, through a link, or as a hard link.
     """
+    check_outputs(outputs, known_inputs(inputs))
+
+
+def known_inputs(inputs: Iterable[AnyPath]) -> dict[object, AnyPath]:
+    """What `check_outputs` compares with; looked up once for all outputs of a batch."""
     known: dict[object, AnyPath] = {}
     for path in inputs:
-        known |= dict.fromkeys(_identities(path), path)
+        known.update(dict.fromkeys(_identities(path), path))
+    return known
+
+
+def check_outputs(outputs: Iterable[AnyPath], known: Mapping[object, AnyPath]) -> None:
+    """Refuses outputs that are one of the `known_inputs`.
+
+    Raises:
+        UserError: see `check_inputs_kept`.
+    """
     for path in outputs:
         for identity in _identities(path):
             if identity in known:

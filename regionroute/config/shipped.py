@@ -27,7 +27,7 @@ def shipped_file(path: AnyPath) -> Path:
         An existing file, or `path` unchanged.
     """
     path = Path(path)
-    if path.exists() or path.parent.name not in ("", "configs") or len(path.parts) > 2:
+    if path.is_file() or path.parent.name not in ("", "configs") or len(path.parts) > 2:
         return path
     shipped = FOLDER / path.name
     return shipped if path.name and shipped.is_file() else path
@@ -40,11 +40,12 @@ def find_config(path: AnyPath) -> Path:
         UserError: a bare name that is neither a file nor a shipped configuration.
     """
     path = Path(path)
-    if path.exists() or not path.name:
+    names, bare = shipped_names(), len(path.parts) == 1 and not path.suffix
+    shipped = bare and path.name in names  # a folder of that name, say of a run, does not hide it
+    if not path.name or (path.exists() and not (shipped and path.is_dir())):
         return path
-    if len(path.parts) == 1 and not path.suffix:
-        names = shipped_names()
-        if path.name in names:
+    if bare:
+        if shipped:
             return FOLDER / f"{path.name}.yaml"
         near = f"; did you mean {nearest(path.name, names)}?" if names else ""
         raise UserError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -151,7 +152,9 @@ def to_pairs(
     if images and styles:
         raise UserError("give style or style_image, not both")
     styles = "" if images else styles
-    names = [styles] * len(words) if isinstance(styles, str) else list(styles)
+    names = [styles] if isinstance(styles, str) else list(styles)
+    if len(names) == 1:
+        names *= len(words)
     if not words or len(words) != len(names):
         raise UserError(
             f"{len(words)} objects and {len(names)} styles: give one style for each object, or one "
@@ -182,10 +185,10 @@ def to_seeds(
     if generator is not None:
         _check_count("generator", len(generator), count)
         return [_draw_seed(one) for one in generator]
-    if seed is None or isinstance(seed, int):
-        return [seed or 0] * count
+    if seed is None or isinstance(seed, Integral):  # NumPy's integers too
+        return [int(seed or 0)] * count
     _check_count("seed", len(seed), count)
-    return list(seed)
+    return [int(one) for one in seed]
 
 
 def size_batches(images: Sequence[Tensor], batch_size: int) -> list[list[int]]:

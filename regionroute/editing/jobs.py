@@ -13,7 +13,7 @@ from regionroute.data.images import read_image
 from regionroute.editing.outputs import Destination, check_destination
 from regionroute.editing.request import EditRequest
 from regionroute.errors import UserError
-from regionroute.files import check_inputs_kept
+from regionroute.files import check_outputs, known_inputs
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -94,10 +94,10 @@ class Jobs:
         Raises:
             UserError: naming the job whose output is an input.
         """
-        inputs = [*others, *(file for job in self.jobs for file in job.inputs)]
+        inputs = known_inputs([*others, *(file for job in self.jobs for file in job.inputs)])
         for job in self.jobs:
             try:
-                check_inputs_kept(job.destination.files, inputs)
+                check_outputs(job.destination.files, inputs)
             except UserError as error:
                 raise UserError(f"{job.name}: {error}") from error
 

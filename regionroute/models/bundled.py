@@ -55,6 +55,6 @@ def bundled_experts(base: str, *, by_example: bool = False) -> Path:
     train = "experts.router=similarity " if by_example else ""
     zero_shot = "" if by_example else ", or pass --zero-shot to use the base alone"
     raise UserError(
-        f"base {base} comes without {kind}: train some with `python train/run.py {train}"
+        f"base {base} comes without {kind}: train some with `regionroute train {train}"
         f"base.name={base}` and pass --experts DIR{zero_shot}"
     )

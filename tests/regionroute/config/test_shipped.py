@@ -51,3 +51,9 @@ def test_training_prints_a_shipped_configuration(capsys):
     printed = capsys.readouterr().out
     assert "name: nano-photos" in printed
     assert "steps: 7" in printed
+
+
+def test_a_folder_of_that_name_hides_no_shipped_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    assert shipped.find_config("nano").is_file()

@@ -1,0 +1,29 @@
+"""Arguments of the Python API as requests: pairs and seeds."""
+
+import numpy as np
+import pytest
+import torch
+
+from regionroute.editing.inputs import to_pairs, to_seeds
+from regionroute.errors import UserError
+
+
+@pytest.mark.parametrize("styles", ["neon", ["neon"]])
+def test_one_style_serves_all_objects(styles):
+    assert to_pairs(["dog", "cup"], styles, 0) == [("dog", "neon"), ("cup", "neon")]
+
+
+def test_other_numbers_of_styles_are_refused():
+    with pytest.raises(UserError, match="3 objects and 2 styles"):
+        to_pairs(["dog", "cup", "cat"], ["neon", "woodcut"], 0)
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), [3, 3], np.array([3, 3])])
+def test_seeds_of_any_integer_type(seed):
+    seeds = to_seeds(None, seed, 2)
+    assert seeds == [3, 3]
+    assert all(type(one) is int for one in seeds)
+
+
+def test_a_fresh_generator_is_its_seed():
+    assert to_seeds(torch.Generator().manual_seed(5), None, 2)[0] == 5
