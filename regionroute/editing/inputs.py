@@ -185,7 +185,7 @@ def to_seeds(
     if generator is not None:
         _check_count("generator", len(generator), count)
         return [_draw_seed(one) for one in generator]
-    if seed is None or isinstance(seed, Integral):  # NumPy's integers too
+    if seed is None or isinstance(seed, (int, Integral)):  # NumPy's integers too
         return [int(seed or 0)] * count
     _check_count("seed", len(seed), count)
     return [int(one) for one in seed]
