@@ -28,7 +28,7 @@ from regionroute.config.run import RunConfig
 from regionroute.data.images import image_size, open_image, read_image
 from regionroute.data.manifest import load_manifest
 from regionroute.data.masks import read_mask, read_soft_mask
-from regionroute.diffusion.families import KONTEXT
+from regionroute.diffusion.flux_kontext import FAMILY as KONTEXT
 from regionroute.editing.batch import read_rows
 from regionroute.errors import UserError
 
@@ -166,7 +166,7 @@ def check_lora(path: Path) -> None:
 
 def check_batch(path: Path) -> None:
     jobs = read_rows(path)
-    assert all(job.destination.picture.suffix.lower() == ".png" for job in jobs.jobs)
+    assert all(job.destination.image.suffix.lower() == ".png" for job in jobs.jobs)
     assert all(isinstance(problem, str) for problem in jobs.problems)
 
 
