@@ -9,7 +9,7 @@ the number of double and of single blocks, so the time of the whole model is com
 with one double block and models with one and two single blocks. A whole sampling is composed of
 its measured calls: dense, ``steps + 1`` calls as without sparse sampling (one reads the map);
 sparse, the full calls of `full_steps` (the first reads the map as well) and partial calls. Speed
-says nothing about quality, which `bench/region_sparse_quality.py` measures.
+says nothing about quality.
 The result goes to bench/results/region_sparse.json, on a GPU to region_sparse_cuda.json.
 """
 

@@ -175,8 +175,8 @@ def _add_how(parser: Parser) -> None:
     )  # fmt: skip
     how.add_argument(
         "--sparse", action=argparse.BooleanOptionalAction,
-        help="after the first model call compute only the object in most steps (where that is "
-        "faster: from 512 px and 4 steps on)",
+        help="after the first model call compute only the object in most steps, see "
+        "docs/sparse.md (off)",
     )  # fmt: skip
     how.add_argument(
         "--keep-exif", action="store_true",

@@ -35,7 +35,6 @@ from regionroute.editing.request import (
     stack_regions,
 )
 from regionroute.editing.sampler import Sampler, SamplingJob, SamplingResult
-from regionroute.editing.sparse import use_sparse
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError
 from regionroute.models.loading import Backbone
@@ -212,7 +211,7 @@ class Editor:
         job = SamplingJob(
             plans, context, torch.cat(noise), options.steps, options.guidance, options.mode,
             callback, options.strength, bool(options.lock_background), want_map,
-            sparse=use_sparse(options.sparse, options.steps, context), instance=options.instance,
+            sparse=bool(options.sparse), instance=options.instance,
         )  # fmt: skip
         if regions is not None:
             return dataclasses.replace(job, gates=gates_on_grid(regions, job.grid).to(context))

@@ -104,7 +104,7 @@ class EditOptions:
         refine_crop: restyle small objects of large images once more in a crop around them, see
             `regionroute.editing.refine_crop`; needs a locked background.
         sparse: compute only the region in most steps, see `regionroute.editing.sparse`; routed.
-            None: where that is faster.
+            None: off.
     """
 
     steps: int | None = None

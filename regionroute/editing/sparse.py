@@ -25,22 +25,7 @@ THRESHOLD = 0.05  # gates below it count as closed: with a locked background the
 RING = 1  # tokens around the region that are computed too: what gates and codec look at
 # Where full calls refresh the stored rows, as shares of the steps: late ones matter most.
 _REFRESH = (0.64, 0.89)
-FEWEST_TOKENS, FEWEST_STEPS = 1024, 4  # with fewer, storing costs about what partial calls save
 _BUCKETS = 32  # sizes of partial calls that a compiled model meets, at most
-
-
-def use_sparse(wanted: bool | None, steps: int, latents: Tensor) -> bool:
-    """Whether to sample sparsely: as wanted, else where it is faster.
-
-    Args:
-        wanted: None to decide here.
-        steps: number of sampling steps.
-        latents: of the images, [B,C,H,W].
-    """
-    if wanted is not None:
-        return wanted
-    tokens = (latents.shape[2] // 2) * (latents.shape[3] // 2)
-    return tokens >= FEWEST_TOKENS and steps >= FEWEST_STEPS
 
 
 @dataclass(frozen=True, eq=False)

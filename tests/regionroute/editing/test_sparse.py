@@ -7,7 +7,7 @@ from regionroute.diffusion.flow import predict_velocity
 from regionroute.editing import sampler as sampler_module
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
-from regionroute.editing.sparse import full_steps, region_of, use_sparse
+from regionroute.editing.sparse import full_steps, region_of
 from regionroute.errors import UserError
 from regionroute.models.loading import load_base
 from regionroute.models.tiny_klein import build_tiny_klein
@@ -155,12 +155,6 @@ def test_which_steps_are_full(steps, full):
     assert full_steps(steps) == full
 
 
-def test_it_is_used_where_it_pays_or_as_asked():
-    small, large = torch.zeros(1, 4, 32, 32), torch.zeros(1, 4, 64, 64)
-    assert not use_sparse(None, 28, small)
-    assert use_sparse(None, 28, large)
-    assert not use_sparse(None, 2, large)
-    assert use_sparse(True, 2, small)
-    assert not use_sparse(False, 28, large)
+def test_plain_edits_have_no_region():
     with pytest.raises(UserError, match="needs mode routed"):
         EditOptions(mode="plain", sparse=True).resolved(steps=4, guidance=1.0, mode="plain")
