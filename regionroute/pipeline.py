@@ -24,10 +24,10 @@ from regionroute.editing.inputs import (
     EditOutput,
     ImageInput,
     OutputType,
-    map_to_output,
+    edit_output,
     size_batches,
+    to_images,
     to_masks,
-    to_output,
     to_pairs,
     to_seeds,
     to_tensors,
@@ -236,6 +236,7 @@ class RegionRoutePipeline:
         Args:
             image: a PIL image, an array [H,W,3] (uint8, or float in [0,1]), a tensor [3,H,W] or
                 [B,3,H,W] in [0,1], or a list of these, of any sizes; all get the same request.
+                A fourth channel is transparency, which is kept.
             object: word or phrase of the object; a list for several objects in one edit.
             style: name or phrase of the style, or a blend ("0.6 pixel-art + 0.4 line-art"); a list
                 with one for each object, or one for all.
@@ -281,27 +282,24 @@ class RegionRoutePipeline:
             )
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be at least 1")
-        images = to_tensors(image)
+        loaded = to_images(image)
         style_images = () if style_image is None else tuple(to_tensors(style_image, "style_image"))
         self._load_bundled(by_example=bool(style_images))
         (words, name), *also = to_pairs(object, style, len(style_images))
         regions = to_masks(region_mask, "region_mask")
         requests = [
             EditRequest(words, name, prompt, one, tuple(also), regions, style_images)
-            for one in to_seeds(generator, seed, len(images))
+            for one in to_seeds(generator, seed, len(loaded))
         ]
         options = EditOptions(
             num_inference_steps, guidance_scale, mode, lock_background, strength, instance,
             refine_crop, sparse,
         )  # fmt: skip
+        images = [one.rgb for one in loaded]
         results = self._edit(
             images, requests, options, batch_size, callback_on_step_end, output_region_maps
         )
-        return EditOutput(
-            [to_output(result.image, output_type) for result in results],
-            [map_to_output(result.region_map, result.image, output_type) for result in results],
-            [result.settings for result in results],
-        )
+        return edit_output(loaded, results, output_type)
 
     def _edit(
         self,

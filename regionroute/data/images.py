@@ -1,7 +1,7 @@
 """Images as tensors: read, written, resized. Masks are in `regionroute.data.masks`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,13 @@ __all__ = [
     "LoadedImage",
     "from_pil",
     "image_size",
+    "load_pil",
     "open_image",
     "read_image",
     "read_mask",
     "read_soft_mask",
     "resize",
+    "split_alpha",
     "to_pil",
     "write_image",
 ]
@@ -109,14 +111,32 @@ def open_image(path: AnyPath) -> LoadedImage:
         elif profile is not None and profile_space(profile) is not None:
             kept = None
             notes = (f"the colour profile {profile_name(profile)!r} is converted to sRGB",)
-        if upright.mode[0] in "IF" or not upright.has_transparency_data:
-            rgb = _to_tensor(upright, f"{shown_path(path)}: the image")
-            return LoadedImage(rgb, None, kept, exif, notes)
-        values = _channels(to_srgb(upright))
+        values = _with_alpha(upright, f"{shown_path(path)}: the image")
+    return replace(split_alpha(values), icc_profile=kept, exif=exif, notes=notes)
+
+
+def load_pil(image: Image.Image) -> LoadedImage:
+    """A Pillow image to edit, converted to sRGB, so that the edit can keep its transparency.
+
+    Raises:
+        UserError: the image holds values that are not finite.
+    """
+    return split_alpha(_with_alpha(ImageOps.exif_transpose(image), "the image"))
+
+
+def split_alpha(values: Tensor) -> LoadedImage:
+    """An image [3,H,W] or, with alpha, [4,H,W] in [0,1] to edit."""
     rgb, alpha = values[:3], values[3:]
-    if (alpha == 1).all():
-        return LoadedImage(rgb, None, kept, exif, notes)
-    return LoadedImage(torch.where(alpha > 0, rgb, 1.0), alpha, kept, exif, notes, hidden=rgb)
+    if (alpha == 1).all():  # also of an image without alpha
+        return LoadedImage(rgb)
+    return LoadedImage(torch.where(alpha > 0, rgb, 1.0), alpha, hidden=rgb)
+
+
+def _with_alpha(image: Image.Image, source: str) -> Tensor:
+    """[3,H,W] of an opaque image, else [4,H,W]; `image` is upright."""
+    if image.mode[0] in "IF" or not image.has_transparency_data:
+        return _to_tensor(image, source)
+    return _channels(to_srgb(image))
 
 
 def _exif(image: Image.Image) -> bytes | None:

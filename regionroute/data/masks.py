@@ -54,13 +54,22 @@ def read_mask(path: AnyPath, size: tuple[int, int] | None = None) -> Tensor:
 
 def read_soft_mask(path: AnyPath, size: tuple[int, int] | None = None) -> Tensor:
     """As `read_mask`, with the values themselves: float32 [1,H,W] in [0,1]."""
-    values = _read(path, size)
+    values = torch.from_numpy(_read(path, size))[None]
+    check_visible(values, shown_path(path))
+    return values
+
+
+def check_visible(values: Tensor, source: str) -> None:
+    """Refuse a soft mask with values in [0,1] that selects nothing.
+
+    Raises:
+        UserError: even its brightest pixel would change nothing visible.
+    """
     if values.max() < FAINT:
         raise UserError(
-            f"{shown_path(path)}: the brightest pixel is {values.max() * 255:.2g} of 255, such a "
-            f"mask selects nothing; {_REMEDY}"
+            f"{source}: the brightest pixel is {values.max() * 255:.2g} of 255, such a mask "
+            f"selects nothing; {_REMEDY}"
         )
-    return torch.from_numpy(values)[None]
 
 
 def mask_from_pil(image: Image.Image, source: str = "the mask") -> Tensor:

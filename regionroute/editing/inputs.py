@@ -5,7 +5,7 @@ Shape legend: B images, H W pixels, h w the grid of a region map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regionroute.data.images import from_pil, to_pil
-from regionroute.data.masks import mask_from_pil
+from regionroute.data.images import LoadedImage, from_pil, load_pil, split_alpha, to_pil
+from regionroute.data.masks import check_visible, mask_from_pil
 from regionroute.editing.outputs import enlarge_map
+from regionroute.editing.request import EditResult
 from regionroute.errors import UserError
 
 ImageInput: TypeAlias = Image.Image | np.ndarray | Tensor
@@ -31,8 +32,9 @@ class EditOutput:
     """Edited images, in the order of the input.
 
     Attributes:
-        images: of the size of their inputs: PIL images, arrays [H,W,3] float32 in [0,1] ("np"),
-            or tensors [3,H,W] float32 in [0,1] on the CPU ("pt").
+        images: of the size of their inputs: PIL images, arrays [H,W,C] float32 in [0,1] ("np"),
+            or tensors [C,H,W] float32 in [0,1] on the CPU ("pt"); C is 3, or 4 where the input
+            has transparency, which is kept.
         region_maps: where the words drew attention, in [0,1] with the region's boundary at 0.5:
             grey PIL images of the input's size, or arrays or tensors [h,w] on the token grid;
             None for an image without a map, and everywhere if no maps were asked for.
@@ -45,46 +47,73 @@ class EditOutput:
     metadata: list[dict[str, Any]]
 
 
-def to_tensors(image: ImageInput | Sequence[ImageInput], name: str = "image") -> list[Tensor]:
-    """Convert images to tensors.
+def to_images(image: ImageInput | Sequence[ImageInput]) -> list[LoadedImage]:
+    """Convert images to edit, which keep their transparency.
 
     Args:
-        image: one of, or a list of: a PIL image of any mode; an array [H,W,3] or [B,H,W,3], uint8
-            or float in [0,1]; a tensor [3,H,W] or [B,3,H,W], uint8 or float in [0,1].
-        name: names the argument in errors.
-
-    Returns:
-        A list of [3,H,W] float32 tensors in [0,1] on the CPU.
+        image: one of, or a list of: a PIL image of any mode; an array [H,W,C] or [B,H,W,C], uint8
+            or float in [0,1]; a tensor [C,H,W] or [B,C,H,W], uint8 or float in [0,1]; C is 3, or
+            4 with alpha.
 
     Raises:
         UserError: another type, shape or range, or no image at all.
     """
+    return [
+        load_pil(one) if isinstance(one, Image.Image) else split_alpha(one)
+        for one in _images(image, "image")
+    ]
+
+
+def to_tensors(image: ImageInput | Sequence[ImageInput], name: str) -> list[Tensor]:
+    """Convert images to float32 tensors [3,H,W] in [0,1] on the CPU, transparency over white.
+
+    Args:
+        image: as of `to_images`.
+        name: names the argument in errors.
+
+    Raises:
+        UserError: another type, shape or range, or no image at all.
+    """
+    return [
+        from_pil(one) if isinstance(one, Image.Image) else _over_white(one)
+        for one in _images(image, name)
+    ]
+
+
+def _images(image: ImageInput | Sequence[ImageInput], name: str) -> Iterator[Image.Image | Tensor]:
+    """PIL images as they are, arrays and tensors as [C,H,W] in [0,1] with C = 3 or 4."""
     if isinstance(image, list | tuple):
         if not image:
             raise UserError(f"{name}: the list is empty, give at least one image")
-        return [tensor for one in image for tensor in to_tensors(one, name)]
-    if isinstance(image, Image.Image):
-        return [from_pil(image)]
-    if isinstance(image, np.ndarray):
-        if image.ndim not in (3, 4) or image.shape[-1] != 3:
+        for one in image:
+            yield from _images(one, name)
+    elif isinstance(image, Image.Image):
+        yield image
+    elif isinstance(image, np.ndarray):
+        if image.ndim not in (3, 4) or image.shape[-1] not in (3, 4):
             raise UserError(
-                f"{name}: an array must have the shape [H,W,3] or [B,H,W,3], got "
-                f"{list(image.shape)}"
+                f"{name}: an array must have the shape [H,W,3] or [B,H,W,3], or 4 channels with "
+                f"alpha, got {list(image.shape)}"
             )
-        return list(
-            _in_range(torch.tensor(image), name).movedim(-1, -3).reshape(-1, 3, *_hw(image))
+        values = _in_range(torch.tensor(image), name).movedim(-1, -3)
+        yield from values.reshape(-1, *values.shape[-3:])
+    elif isinstance(image, Tensor):
+        if image.ndim not in (3, 4) or image.shape[-3] not in (3, 4):
+            raise UserError(
+                f"{name}: a tensor must have the shape [3,H,W] or [B,3,H,W], or 4 channels with "
+                f"alpha, got {list(image.shape)}"
+            )
+        yield from _in_range(image, name).reshape(-1, *image.shape[-3:])
+    else:
+        raise UserError(
+            f"{name}: must be a PIL image, an array, a tensor or a list of these, got a "
+            f"{type(image).__name__}; open a file with PIL.Image.open"
         )
-    if isinstance(image, Tensor):
-        if image.ndim not in (3, 4) or image.shape[-3] != 3:
-            raise UserError(
-                f"{name}: a tensor must have the shape [3,H,W] or [B,3,H,W], got "
-                f"{list(image.shape)}"
-            )
-        return list(_in_range(image, name).reshape(-1, *image.shape[-3:]))
-    raise UserError(
-        f"{name}: must be a PIL image, an array, a tensor or a list of these, got a "
-        f"{type(image).__name__}; open a file with PIL.Image.open"
-    )
+
+
+def _over_white(image: Tensor) -> Tensor:
+    rgb, alpha = image[:3], image[3:]
+    return rgb * alpha + (1 - alpha) if len(alpha) else rgb
 
 
 def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple[Tensor, ...]:
@@ -100,14 +129,21 @@ def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple
         [H,W] float32 tensors in [0,1] on the CPU.
 
     Raises:
-        UserError: another type, shape or range, or an empty mask.
+        UserError: another type, shape or range, or a mask that is empty or nearly so.
     """
     if mask is None:
         return ()
     if isinstance(mask, list | tuple):
         return tuple(tensor for one in mask for tensor in to_masks(one, name))
+    values = _mask(mask, name)
+    check_visible(values, name)
+    return (values,)
+
+
+def _mask(mask: object, name: str) -> Tensor:
+    """Values [H,W] in [0,1]."""
     if isinstance(mask, Image.Image):
-        return (mask_from_pil(mask, name)[0],)
+        return mask_from_pil(mask, name)[0]
     if not isinstance(mask, np.ndarray | Tensor):
         raise UserError(
             f"{name}: must be a PIL image, an array, a tensor or a list of these, got a "
@@ -122,18 +158,32 @@ def to_masks(mask: ImageInput | Sequence[ImageInput] | None, name: str) -> tuple
     if not tensor.any():
         raise UserError(f"{name}: the mask is empty, all its values are 0")
     if tensor.dtype == torch.bool or (tensor.dtype == torch.uint8 and tensor.max() == 1):
-        return (tensor.float().cpu(),)
-    return (_in_range(tensor, name),)
+        return tensor.float().cpu()
+    return _in_range(tensor, name)
 
 
-def to_output(image: Tensor, output_type: OutputType) -> ImageOutput:
-    """An image [3,H,W] in [0,1] as a PIL image, an array [H,W,3] or a tensor."""
+def edit_output(
+    loaded: Sequence[LoadedImage], results: Sequence[EditResult], output_type: OutputType
+) -> EditOutput:
+    """Results as the caller wants them, with the transparency of their inputs."""
+    return EditOutput(
+        [
+            _to_output(one.restored(result.image), output_type)
+            for one, result in zip(loaded, results, strict=True)
+        ],
+        [_map_to_output(result.region_map, result.image, output_type) for result in results],
+        [result.settings for result in results],
+    )
+
+
+def _to_output(image: Tensor, output_type: OutputType) -> ImageOutput:
+    """An image [C,H,W] in [0,1] as a PIL image, an array [H,W,C] or a tensor."""
     if output_type == "pil":
         return to_pil(image)
     return image if output_type == "pt" else image.permute(1, 2, 0).numpy()
 
 
-def map_to_output(
+def _map_to_output(
     region_map: Tensor | None, image: Tensor, output_type: OutputType
 ) -> ImageOutput | None:
     """A region map [h,w] in [0,1]: a grey PIL image of the image's size, or an array or tensor."""
@@ -218,10 +268,6 @@ def _draw_seed(generator: torch.Generator) -> int:
     unused = torch.equal(generator.get_state(), fresh.get_state())
     drawn = torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device)
     return generator.initial_seed() if unused else int(drawn)
-
-
-def _hw(image: np.ndarray) -> tuple[int, int]:
-    return image.shape[-3], image.shape[-2]
 
 
 def _in_range(values: Tensor, name: str) -> Tensor:

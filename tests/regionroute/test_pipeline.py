@@ -18,7 +18,7 @@ from torch import Tensor
 import regionroute
 from regionroute import RegionRoutePipeline
 from regionroute.cli import main as cli
-from regionroute.data.images import from_pil, to_pil
+from regionroute.data.images import from_pil, read_soft_mask, to_pil
 from regionroute.errors import UserError
 from regionroute.models import loading
 
@@ -157,6 +157,30 @@ def test_images_may_be_pil_arrays_or_tensors(tiny: RegionRoutePipeline) -> None:
         torch.testing.assert_close(other, edits[0][0], rtol=0, atol=1e-6)
 
 
+def test_transparency_is_kept_as_the_command_keeps_it(
+    tiny: RegionRoutePipeline, tiny_base: Path, tiny_experts: Path, tmp_path: Path
+) -> None:
+    array = np.dstack([np.asarray(photo(24, 40)), np.full((24, 40), 255, np.uint8)])
+    array[:4, :, 3], array[4:8, :, 3] = 0, 90  # hidden colours, and half transparent ones
+    sticker, file, out = Image.fromarray(array), tmp_path / "in.png", tmp_path / "out.png"
+    sticker.save(file)
+    flags = ["--base", tiny_base, "--experts", tiny_experts, "--object", "dog", "--style", "lines"]
+    assert cli.main(["edit", *map(str, [file, *flags, "--out", out])]) == 0
+    written = np.asarray(Image.open(out))
+    assert (written[..., 3] == array[..., 3]).all()
+    assert (written[:4, :, :3] == array[:4, :, :3]).all()
+    forms: list[Any] = [sticker, array, torch.from_numpy(array).permute(2, 0, 1) / 255]
+    for form in forms:
+        edited = tiny(form, "dog", "lines", output_type="np").images[0]
+        assert edited.shape == (24, 40, 4)  # type: ignore[union-attr]
+        assert np.abs(np.round(edited * 255) - written).max() <= 1  # type: ignore[operator]
+    [edited] = tiny(sticker, "dog", "lines").images
+    assert edited.mode == "RGBA"  # type: ignore[union-attr]
+    assert edited.tobytes() == Image.open(out).tobytes()  # type: ignore[union-attr]
+    opaque = Image.fromarray(np.asarray(photo(24, 40))).convert("RGBA")
+    assert tiny(opaque, "dog", "lines").images[0].mode == "RGB"  # type: ignore[union-attr]
+
+
 def test_images_and_maps_come_as_asked(tiny: RegionRoutePipeline) -> None:
     found = {
         kind: tiny(photo(24, 40), "dog", "lines", output_type=kind)  # type: ignore[arg-type]
@@ -227,6 +251,18 @@ def test_masks_may_be_of_any_kind(tiny: RegionRoutePipeline) -> None:
         changed = (np.asarray(out.images[0]) != before).any(2)
         assert changed[inside].mean() > 0.5
         assert not changed[~inside].any()
+
+
+def test_faint_masks_are_refused_as_files_are(tiny: RegionRoutePipeline, tmp_path: Path) -> None:
+    grey = np.full((24, 40), 12, np.uint8)
+    refusal = "brightest pixel is 12 of 255, such a mask selects nothing"
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=refusal):
+        read_soft_mask(tmp_path / "mask.png")
+    share = grey.astype(np.float32) / 255
+    for form in (Image.fromarray(share), grey, share, torch.from_numpy(share)):
+        with pytest.raises(UserError, match=f"region_mask: the {refusal}"):
+            tiny(photo(24, 40), "dog", "lines", region_mask=form, mode="routed")
 
 
 @pytest.mark.parametrize("mode", ["plain", "routed"])
