@@ -48,6 +48,7 @@ class Batch:
         style_emb: embeddings of style images, [B,Ds] fp32; None where the style's name selects
             the expert.
         semantic_channels: the last ones of the C channels, which are not decoded to pixels.
+        perceptual: samples that get the perceptual loss, bool [B]; None: all.
     """
 
     ids: tuple[str, ...]
@@ -62,6 +63,7 @@ class Batch:
     inside: Tensor
     style_emb: Tensor | None = None
     semantic_channels: int = 0
+    perceptual: Tensor | None = None
 
     @property
     def route(self) -> RouteContext:
@@ -91,7 +93,8 @@ class StepLosses:
         iou: of the region map at its boundary .5 with the mask, [B]; NaN when not measured.
         share: of the attention that lies inside the mask, [B]; NaN when not measured.
         balance: load-balance loss, the same for all samples, [B]; NaN when off.
-        perceptual: distance of the decoded prediction, unweighted, [B]; NaN when off.
+        perceptual: distance of the decoded prediction, unweighted, [B]; NaN when off, and for
+            samples without this loss.
     """
 
     flow: Tensor
@@ -152,9 +155,8 @@ def training_step(
         focus = cover = torch.zeros_like(flow)
         iou = share = balance = distance = torch.full_like(flow, torch.nan)
         if perceptual is not None:
-            clean = noisy - batch.sigma[:, None, None, None] * velocity
-            distance = perceptual(clean, batch.target)
-            total = total + config.flow.perceptual.weight * distance
+            distance = _perceptual(perceptual, noisy, velocity, batch)
+            total = total + config.flow.perceptual.weight * distance.nan_to_num(0)
         if recorder is not None and supervised:
             losses = attention_loss(recorder.loss_maps(), batch.plan, config.supervision)
             focus, cover = losses["focus"], losses["cover"]
@@ -195,6 +197,18 @@ def _flow_loss(velocity: Tensor, batch: Batch, config: RunConfig) -> Tensor:
     drawn = velocity.shape[1] - batch.semantic_channels
     error = (velocity - velocity_target(batch.target, batch.noise))[:, :drawn].square()
     return (error * pixel_weights(batch.inside, config.flow.mask_weight)).mean((1, 2, 3))
+
+
+def _perceptual(loss: PerceptualLoss, noisy: Tensor, velocity: Tensor, batch: Batch) -> Tensor:
+    """The perceptual loss [B] of the samples that get it, NaN for the others."""
+    chosen = batch.perceptual
+    distance = torch.full_like(batch.sigma, torch.nan)
+    if chosen is None:
+        chosen = torch.ones_like(batch.sigma, dtype=torch.bool)
+    if not chosen.any():
+        return distance
+    clean = (noisy - batch.sigma[:, None, None, None] * velocity)[chosen]
+    return distance.masked_scatter(chosen, loss(clean, batch.target[chosen]))
 
 
 def pixel_weights(inside: Tensor, mask_weight: float) -> Tensor:

@@ -18,6 +18,7 @@ OPPOSITES = {
     "blueprint": "richly coloured oil-painting",
     "risograph": "thickly painted oil-painting",
     "ink-drawing": "richly coloured oil-painting",
+    "pop-art": "pale pencil-drawing",
     "starry-night": "pixel-art",
     "watercolour": "pixel-art",
     "woodcut": "soft pastel watercolour",

@@ -100,6 +100,28 @@ def risograph(image: Tensor) -> Tensor:
     return gradient_map((tone + 0.22 * _dots(image)).clamp(0, 1), stops)
 
 
+def pop_art(image: Tensor) -> Tensor:
+    """Four flat inks by tone, violet, pink, turquoise and yellow, with thin dark outlines.
+
+    Args:
+        image: [3, H, W] in [0, 1].
+
+    Returns:
+        Styled image [3, H, W] in [0, 1].
+    """
+    inks = image.new_tensor(
+        [[0.22, 0.06, 0.42], [0.93, 0.18, 0.55], [0.16, 0.74, 0.76], [1.00, 0.89, 0.30]]
+    )
+    flat = kuwahara(image, radius(image, 1.2))
+    tone = luma(flat)
+    printed = inks[0][:, None, None].expand_as(image)
+    for border, ink in zip((0.24, 0.46, 0.70), inks[1:], strict=True):
+        above = ((tone - border) / 0.04 + 0.5).clamp(0, 1)  # a narrow ramp: edges do not alias
+        printed = printed + above * (ink[:, None, None] - printed)
+    outline = ((edges(blur(flat, 0.4)) - 0.25) / 0.25).clamp(0, 1)
+    return (printed * (1 - 0.85 * outline)).clamp(0, 1)
+
+
 def ink_drawing(image: Tensor) -> Tensor:
     """Fine ink lines on warm paper, hatched where it is dark.
 
@@ -146,6 +168,7 @@ PHOTO_FILTERS: dict[str, Filter] = {
     "blueprint": blueprint,
     "risograph": risograph,
     "ink-drawing": ink_drawing,
+    "pop-art": pop_art,
     "fine-pixel-art": fine_pixel_art,
 }
 

@@ -13,9 +13,13 @@ from regionroute.adapters.routers import Router
 from regionroute.diffusion.families import family_of
 from regionroute.errors import UserError
 
-PRESETS = ("regionroute", "styleexpert")  # what they mean is the family's, see `Family.targets`
+# From few layers to many; what they mean is the family's, see `Family.targets`.
+PRESETS = ("regionroute", "styleexpert", "all")
 # Part of a block's module name -> it reads text tokens.
-_TEXT = re.compile(r"(^|\.)(add_[qkv]_proj|to_add_out|ff_context|norm1_context|context_embedder)\b")
+_TEXT = re.compile(
+    r"(^|\.)(add_[qkv]_proj|to_add_out|ff_context|norm1_context|context_embedder"
+    r"|double_stream_modulation_txt)\b"
+)
 
 
 def inject(
@@ -104,7 +108,7 @@ def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[s
     if not suffixes:
         raise UserError("experts.targets: the list is empty, name at least one module suffix")
     linears = [name for name, m in transformer.named_modules() if isinstance(m, nn.Linear)]
-    if isinstance(targets, str):  # the transformer has a proj_out of its own
+    if isinstance(targets, str) and targets != "all":  # the transformer has its own proj_out
         linears = [name for name in linears if "transformer_blocks." in name]
     for suffix in suffixes:
         if not any(_matches(name, suffix) for name in linears):

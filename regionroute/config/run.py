@@ -112,10 +112,12 @@ class ExpertsConfig(Section):
     )
     rank: Count = Field(4, description="LoRA rank of each expert")
     alpha: Positive = Field(4.0, description="LoRA alpha: the update is scaled by alpha/rank")
-    targets: Literal["regionroute", "styleexpert"] | Names = Field(
+    targets: Literal["regionroute", "styleexpert", "all"] | Names = Field(
         "regionroute",
         description="target modules: regionroute (to_q, to_k, to_v, to_out.0), styleexpert "
-        "(attention and feed-forward of both streams), or a list of module name endings",
+        "(attention and feed-forward of both streams), all (these, adaLN modulation, input and "
+        "output layers: experts that paint styles the base does not know), or a list of module "
+        "name endings",
     )
     dropout: Fraction = Field(0.0, description="LoRA dropout, on the input of A")
     shared_rank: CountOrZero = Field(
@@ -171,6 +173,11 @@ class PerceptualConfig(Section):
         None, description="file with torchvision's VGG16 weights (safetensors); null: off"
     )
     weight: NonNegative = Field(0.15, description="weight of this loss")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="fraction of each batch that gets this loss, which takes as long as a small "
+        "base's own step",
+    )
     bfloat16: bool = Field(
         False, description="run VGG in bfloat16, which is faster where the hardware supports it"
     )

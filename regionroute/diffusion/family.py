@@ -135,7 +135,8 @@ class Family(ABC):
         small_parts: tokenizers and scheduler, part -> class.
         small_files: part -> files of which one has to be there.
         processors: stock attention processors that `project` and `finish` compute the same as.
-        targets: preset of ``experts.targets`` -> suffixes of the blocks' linear layers.
+        targets: preset of ``experts.targets`` -> suffixes of linear layers; those of "all" are of
+            the whole transformer, others of its blocks.
         original: names of the original model's layers, as ComfyUI and sd-scripts use them, by
             diffusers': within "double_blocks", within "single_blocks", and outside of both ("").
             Modules with the same name there are its rows from top to bottom, in this order.

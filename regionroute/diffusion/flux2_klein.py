@@ -85,6 +85,16 @@ class Klein(Family):
             "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
             "to_qkv_mlp_proj", "attn.to_out",
         ),
+        # One modulation for all double blocks of a stream, and one for all single blocks.
+        "all": (
+            "to_q", "to_k", "to_v", "to_out.0",
+            "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+            "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
+            "to_qkv_mlp_proj", "attn.to_out",
+            "double_stream_modulation_img.linear", "double_stream_modulation_txt.linear",
+            "single_stream_modulation.linear", "norm_out.linear",
+            "x_embedder", "context_embedder", "proj_out",
+        ),
     }  # fmt: skip
     original: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "double_blocks": {
@@ -106,6 +116,7 @@ class Klein(Family):
             "x_embedder": "img_in",
             "context_embedder": "txt_in",
             "proj_out": "final_layer.linear",
+            "norm_out.linear": "final_layer.adaLN_modulation.1",
             "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
             "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
             "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",

@@ -48,7 +48,8 @@ class Kontext(Family):
     # "regionroute" is its paper's choice: the image stream's attention projections of double blocks
     # and the joint ones of single blocks (which have no to_out); 190 layers and 4,669,440
     # parameters an expert at rank 4 on FLUX.1-Kontext. "styleexpert": self-attention and
-    # feed-forward of both streams, 418 layers there.
+    # feed-forward of both streams, 418 layers there. "all" adds the adaLN modulation of every block
+    # and of the output, and the layers before the first and after the last block.
     targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "regionroute": ("to_q", "to_k", "to_v", "to_out.0"),
         "styleexpert": (
@@ -56,6 +57,14 @@ class Kontext(Family):
             "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
             "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
             "proj_mlp", "proj_out",
+        ),
+        "all": (
+            "to_q", "to_k", "to_v", "to_out.0",
+            "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+            "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+            "proj_mlp", "proj_out",
+            "norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear",
+            "x_embedder", "context_embedder",
         ),
     }  # fmt: skip
     original: ClassVar[Mapping[str, Mapping[str, str]]] = {
@@ -87,6 +96,7 @@ class Kontext(Family):
             "x_embedder": "img_in",
             "context_embedder": "txt_in",
             "proj_out": "final_layer.linear",
+            "norm_out.linear": "final_layer.adaLN_modulation.1",
             "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
             "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
             "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",

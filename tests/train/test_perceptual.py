@@ -89,6 +89,22 @@ def test_a_run_trains_on_it(family, vgg, request):
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+def test_a_share_of_each_batch_gets_it(runs, vgg):
+    asked = [f"flow.perceptual.vgg={vgg}", "supervision.focus=0", "train.global_batch=4"]
+    whole, half = ("train.accumulation=1", "flow.perceptual.share=0.5")
+    assert runs("whole", *asked, whole) == 0
+    assert runs("half", *asked, half) == 0
+    assert runs("accumulated", *asked, half, "train.accumulation=4", "train.preview_every=0") == 0
+    one, other = runs.losses("half")[0], runs.losses("whole")[0]
+    assert one["flow"] == pytest.approx(other["flow"], rel=1e-6)
+    # The row shows the mean over those that get it; the total is over all.
+    assert one["total"] == pytest.approx(
+        one["flow"] + 0.2 * one["cover"] + 0.15 * one["perceptual"] / 2, rel=1e-5
+    )
+    assert one["perceptual"] != other["perceptual"]
+    assert runs.difference("half", "accumulated") < 1e-5
+
+
 def test_weights_that_are_not_there_end_a_run_before_it_begins(runs, capsys):
     assert runs("run", "flow.perceptual.vgg=nowhere.safetensors") == 2
     said = capsys.readouterr()

@@ -6,6 +6,7 @@ on how many processes or micro-batches share it; so does the order of samples, s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -145,7 +146,13 @@ class TrainingData:
             inside=inside,
             style_emb=self._style_embeddings(step, members, examples),
             semantic_channels=self.semantic_channels,
+            perceptual=torch.tensor([*map(self._is_perceptual, members)]),
         )
+
+    def _is_perceptual(self, member: int) -> bool:
+        """Whether a place of the global batch gets the perceptual loss; such places are spread."""
+        share = self.flow.perceptual.share
+        return math.ceil((member + 1) * share) > math.ceil(member * share)
 
     def _style_embeddings(
         self, step: int, members: Sequence[int], examples: Sequence[TrainingExample]

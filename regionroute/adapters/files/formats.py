@@ -19,7 +19,14 @@ from regionroute.adapters.files.lora_file import (
     write_lora_file,
     write_tensors,
 )
-from regionroute.adapters.files.lora_names import modules_of, naming_family, original_name, rows
+from regionroute.adapters.files.lora_names import (
+    SWAPPED,
+    modules_of,
+    naming_family,
+    original_name,
+    rows,
+    swap_halves,
+)
 from regionroute.adapters.files.lora_settings import PEFT_WEIGHT_NAME
 from regionroute.adapters.files.registry import ExpertRegistry, read_registry
 from regionroute.errors import UserError
@@ -122,7 +129,8 @@ def to_original(lora: Lora) -> dict[str, Tensor]:
     """A LoRA by the names of the original Flux model, as ComfyUI and sd-scripts write them.
 
     Where several of diffusers' layers are one, their A lie below each other and their B along a
-    diagonal; rows of layers without an adapter are 0.
+    diagonal; rows of layers without an adapter are 0. Rows that the original model has in another
+    order are in its order, see `SWAPPED`.
 
     Raises:
         UserError: a layer that the original model's names do not cover.
@@ -137,6 +145,7 @@ def to_original(lora: Lora) -> dict[str, Tensor]:
     state = {}
     for original, names in joined.items():
         a, b = _join(lora.pairs, modules_of(original, family), names)
+        b = swap_halves(b) if original == SWAPPED else b
         key = f"lora_unet_{original.replace('.', '_')}"
         state[f"{key}.lora_down.weight"] = a
         state[f"{key}.lora_up.weight"] = b

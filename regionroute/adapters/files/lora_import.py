@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor, nn
 
 from regionroute.adapters.files.lora_file import read_lora_file
-from regionroute.adapters.files.lora_names import modules_of, rows
+from regionroute.adapters.files.lora_names import has_swapped_rows, modules_of, rows, swap_halves
 from regionroute.adapters.files.lora_settings import PEFT_WEIGHT_NAME, LoraSettings, read_settings
 from regionroute.adapters.inject import PRESETS, inject, target_names
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
@@ -191,6 +191,7 @@ def _parse(
     for layer, pair in sides.items():
         a, b = pair["A"], pair["B"]
         _check_pair(layer, a, b, file)
+        b = swap_halves(b) if has_swapped_rows(layer) else b
         modules = modules_of(layer, family)
         try:
             scale = settings.scale(modules[0], a.shape[0], alphas.get(layer))

@@ -9,12 +9,17 @@ family's, see `Family.original`.
 import re
 from collections.abc import Collection, Mapping
 
+import torch
+from torch import Tensor
+
 from regionroute.diffusion.families import Family, every_family
 from regionroute.diffusion.flux_kontext import FAMILY as KONTEXT
 
 MLP = "proj_mlp"  # the one part of a joined layer that is not as wide as its input
 MLP_RATIO = 4  # fixed in diffusers' FluxSingleTransformerBlock
-
+# The one layer whose rows the original models have in another order, in every family: shift above
+# scale, where diffusers' AdaLayerNormContinuous has scale above shift.
+SWAPPED = "final_layer.adaLN_modulation.1"
 
 _PLACES = (("single_transformer_blocks", "single_blocks"), ("transformer_blocks", "double_blocks"))
 _PREFIXES = re.compile(
@@ -57,6 +62,16 @@ def original_name(module: str, family: Family = KONTEXT) -> str | None:
             part = family.original[original].get(match[2])
             return part and f"{original}.{match[1]}.{part}"
     return family.original[""].get(module)
+
+
+def has_swapped_rows(name: str) -> bool:
+    """Whether a layer of a LoRA file is `SWAPPED`, by any of the original model's names for it."""
+    return _PREFIXES.sub("", name).replace(".", "_") == SWAPPED.replace(".", "_")
+
+
+def swap_halves(b: Tensor) -> Tensor:
+    """B [out,r] with its lower half of rows above the upper one."""
+    return torch.cat(b.chunk(2)[::-1])
 
 
 def rows(modules: list[str], inputs: int, outputs: int | None = None) -> list[int]:

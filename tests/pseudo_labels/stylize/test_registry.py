@@ -17,7 +17,15 @@ def write(folder, text):
 
 def test_packaged_files_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert packaged_styles() == ["painting", "photos", "scenes", "small_paintings", "small_photos"]
+    names = ["painting", "photos", "scenes", "small_paintings", "small_photos", "small_unseen"]
+    assert packaged_styles() == names
+    seen = {e.spec.name for name in names[-3:-1] for e in load_styles(name)}
+    unseen = load_styles("small_unseen")
+    assert len(unseen) == 4
+    assert not seen & {entry.spec.name for entry in unseen}
+    assert {(e.spec, e.stylizer) for e in unseen} <= {
+        (e.spec, e.stylizer) for e in load_styles("photos")
+    }
     assert [entry.spec.name for entry in load_styles("scenes")] == list(FILTERS)
     assert len(load_styles("painting")) >= 4
 

@@ -144,6 +144,14 @@ class TestPhotoFilters:
         assert styled.amax() > 0.9
         assert PHOTO_FILTERS["neon"](torch.full((3, 32, 32), 0.5)).mean() < 0.1
 
+    def test_pop_art_of_grey_is_one_of_its_inks_by_brightness(self):
+        inks = [
+            PHOTO_FILTERS["pop-art"](torch.full((3, 32, 32), v))[:, 5, 5].tolist()
+            for v in (0.1, 0.35, 0.6, 0.9)
+        ]
+        wanted = [[0.22, 0.06, 0.42], [0.93, 0.18, 0.55], [0.16, 0.74, 0.76], [1.00, 0.89, 0.30]]
+        assert inks == [pytest.approx(ink, abs=1e-6) for ink in wanted]
+
     def test_a_blueprint_has_white_lines_on_blue(self):
         styled = PHOTO_FILTERS["blueprint"](picture(64, 64))
         assert styled[2, 2, 2] > styled[0, 2, 2] + 0.2
@@ -240,6 +248,7 @@ GOLDEN = {
     "blueprint": (0.3204, 0.2404, 0.1714),
     "risograph": (0.5162, 0.2677, 0.2791),
     "ink-drawing": (0.6571, 0.2641, 0.3175),
+    "pop-art": (0.5334, 0.3011, 0.2798),
     "fine-pixel-art": (0.5331, 0.4077, 0.2859),
 }
 

@@ -40,6 +40,18 @@ def test_styleexpert_on_the_real_flux_configuration(make_real):
     assert sum(p.numel() for p in adapter_parameters(flux)) == 17 * 32_686_080 + gates
 
 
+def test_all_means_every_layer_but_the_embeddings_of_time_and_text(make_real):
+    flux = make_real()
+    names = target_names(flux, "all")
+    linears = [n for n, m in flux.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert set(linears) - set(names) == {n for n in linears if n.startswith("time_text_embed.")}
+    assert len(names) == 418 + 19 * 2 + 38 + 4
+    streams = {name: stream_of(name) for name in names}
+    assert streams["context_embedder"] == streams["transformer_blocks.0.norm1_context.linear"]
+    assert streams["context_embedder"] == "txt"
+    assert streams["x_embedder"] == streams["norm_out.linear"] == "img"
+
+
 def test_suffixes_mean_whole_name_parts(flux):
     assert target_names(flux, ["proj_out"]) == [
         "single_transformer_blocks.0.proj_out",

@@ -280,6 +280,10 @@ def test_presets_name_the_familys_own_layers(klein):
     wide = target_names(klein.transformer, "styleexpert")
     assert len(wide) == 2 * 12 + 2
     assert not [name for name in wide if "transformer_blocks" not in name]
+    every = target_names(klein.transformer, "all")
+    linears = [n for n, m in klein.transformer.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert set(linears) - set(every) == {n for n in linears if n.startswith("time_guidance_embed.")}
+    assert set(every) - set(wide) >= {"x_embedder", "double_stream_modulation_txt.linear"}
 
 
 def test_presets_fit_the_published_sizes():
@@ -292,10 +296,10 @@ def test_presets_fit_the_published_sizes():
     assert len(target_names(model, "regionroute")) == 5 * 4 + 20
 
 
-@pytest.fixture
-def experts(klein, tmp_path):
+@pytest.fixture(params=["styleexpert", "all"])
+def experts(klein, tmp_path, request):
     """Two random experts saved for the base, whose transformer has them."""
-    inject(klein.transformer, "styleexpert", num_experts=2, rank=2, alpha=4.0)
+    inject(klein.transformer, request.param, num_experts=2, rank=2, alpha=4.0)
     generator = torch.Generator().manual_seed(5)
     for layer in adapter_layers(klein.transformer).values():
         layer.lora_B.data = torch.randn(layer.lora_B.shape, generator=generator) * 0.2
@@ -306,7 +310,12 @@ def experts(klein, tmp_path):
     return tmp_path / "experts"
 
 
-@pytest.mark.parametrize("form", ["diffusers", "comfyui"])
+# From ComfyUI's names diffusers does not read the modulation.
+@pytest.mark.parametrize(
+    ("experts", "form"),
+    [("styleexpert", "diffusers"), ("styleexpert", "comfyui"), ("all", "diffusers")],
+    indirect=["experts"],
+)
 def test_an_expert_in_the_stock_pipeline_gives_our_picture(
     klein, stock_klein, experts, tmp_path, photo, image, noise, form
 ):

@@ -37,9 +37,9 @@ def adapted(flux, targets="styleexpert", shared_rank=2):
     return flux
 
 
-@pytest.fixture(params=["regionroute", "styleexpert"])
+@pytest.fixture(params=["regionroute", "styleexpert", "all"])
 def experts(request, make_flux, tmp_path):
-    flux = adapted(make_flux(), request.param, 2 if request.param == "styleexpert" else 0)
+    flux = adapted(make_flux(), request.param, 0 if request.param == "regionroute" else 2)
     save_experts(tmp_path / "experts", flux, STYLES, base_name="tiny", base_fingerprint="abc")
     return flux, tmp_path / "experts"
 
@@ -75,7 +75,7 @@ def test_every_form_is_read_back_by_its_program(experts, make_flux, inputs, tmp_
     assert (plain(make_flux(), inputs) - expected).abs().max() > 1e-2
     for file in (diffusers, peft.parent, comfyui):
         again = make_flux()
-        inject(again, "styleexpert", 1, lora.rank, 1.0)
+        inject(again, "all", 1, lora.rank, 1.0)
         import_lora(file, again, 0)
         torch.testing.assert_close(run(again, inputs, [1.0]), expected, **exact)
 
@@ -110,6 +110,7 @@ def real_lora(modules, rank=3):
         ["single_transformer_blocks.0.proj_mlp", "single_transformer_blocks.0.attn.to_k"],
         ["transformer_blocks.18.attn.to_k", "transformer_blocks.18.attn.to_out.0"],
         ["transformer_blocks.0.attn.add_q_proj", "single_transformer_blocks.37.proj_out"],
+        ["transformer_blocks.2.norm1.linear", "single_transformer_blocks.5.norm.linear"],
     ],
 )
 def test_diffusers_converter_of_real_sizes_gives_the_same_updates(modules):
@@ -127,6 +128,21 @@ def test_diffusers_converter_of_real_sizes_gives_the_same_updates(modules):
             torch.testing.assert_close(update, expected, rtol=1e-4, atol=1e-2)
         else:
             assert (update == 0).all()
+
+
+def test_the_layers_around_the_blocks_as_diffusers_converts_them():
+    """Its converter knows that the original model's output has shift above scale."""
+    names = ["norm_out.linear", "proj_out", "x_embedder", "context_embedder"]
+    torch.manual_seed(0)
+    pairs = {name: (torch.randn(2, 32), torch.randn(64, 2)) for name in names}
+    state = to_original(Lora(pairs, 2, 2.0))  # it skips the alpha of the output: the scale is 1
+    up = state["lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"]
+    b = pairs["norm_out.linear"][1]
+    assert torch.equal(up, torch.cat([b[32:], b[:32]]))
+    converted = _convert_kohya_flux_lora_to_diffusers(state)
+    for name, (a, b) in pairs.items():
+        assert torch.equal(converted[f"{name}.lora_A.weight"], a)
+        assert torch.equal(converted[f"{name}.lora_B.weight"], b)
 
 
 def test_comfyui_names_and_rows(experts):
@@ -236,5 +252,5 @@ def test_mistakes(experts, tmp_path):
     lora = read_blend(folder, {"ink": 1.0})
     with pytest.raises(UserError, match='no format "a1111", known: diffusers, peft, comfyui'):
         write_lora(lora, tmp_path, "x", "a1111")
-    with pytest.raises(UserError, match=r'"norm_out\.linear" has no name in ComfyUI'):
-        to_original(Lora({"norm_out.linear": (torch.ones(1, 2), torch.ones(2, 1))}, 1, 1.0))
+    with pytest.raises(UserError, match=r'"nowhere\.linear" has no name in ComfyUI'):
+        to_original(Lora({"nowhere.linear": (torch.ones(1, 2), torch.ones(2, 1))}, 1, 1.0))
