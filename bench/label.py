@@ -36,6 +36,7 @@ from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import from_pil, read_image, read_mask, to_pil, write_image
 from regionroute.data.manifest import mask_box
 from regionroute.data.stats import describe
+from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError
 from regionroute.files import write_json
 
@@ -150,10 +151,11 @@ def pipeline_part(assets: Path, photos: int, rounds: int, size: int) -> dict[str
     source = PhotoSource(str(labels), several, [])
     settings = BuildSettings(size=size, limits=EVERY)
     styles = load_styles("photos", STYLES)
+    one = EngineSettings(workers=1)
 
     def ours() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            return len(build(source, styles, Path(folder), settings, workers=1).samples)
+            return len(build(source, styles, Path(folder), settings, engine=one).samples)
 
     def loop() -> int:
         with tempfile.TemporaryDirectory() as folder:
@@ -162,9 +164,9 @@ def pipeline_part(assets: Path, photos: int, rounds: int, size: int) -> dict[str
     samples = ours()
     seconds = paired_seconds({"build": ours, "plain loop": loop}, rounds)
     with tempfile.TemporaryDirectory() as folder:
-        build(source, styles, Path(folder), settings, workers=1)
+        build(source, styles, Path(folder), settings, engine=one)
         start = time.perf_counter()
-        build(source, styles, Path(folder), settings, workers=1)
+        build(source, styles, Path(folder), settings, engine=one)
         again = time.perf_counter() - start
     return {
         "photos": len(several),

@@ -14,16 +14,12 @@ missing, and a changed setting redoes only what it affects. Products of other se
 """
 
 import dataclasses
-import functools
 import re
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from pseudo_labels.curate.filters import first_alike
 from pseudo_labels.curate.references import add_references
@@ -35,16 +31,15 @@ from pseudo_labels.job import (
     rejection,
     write_keeping_mtime,
 )
-from pseudo_labels.parallel import default_workers, map_in_order, one_thread
-from pseudo_labels.photo import make_samples
-from pseudo_labels.records import load_record, record_file
+from pseudo_labels.photo_worker import PhotoTask, hash_photos, label_photos
 from pseudo_labels.review.exclusions import EXCLUDED_FILE, OLD_FILE, read_excluded
 from pseudo_labels.review.page import write_review
-from pseudo_labels.segment.given import LabelledPhoto, Rejection, content_hash
+from pseudo_labels.segment.given import LabelledPhoto, Rejection
 from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.data.manifest import EditSample, write_manifest
+from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError
-from regionroute.files import text_hash, write_json, write_jsonl
+from regionroute.files import text_hash, write_jsonl
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
 
@@ -88,7 +83,7 @@ def build(
     test_share: float = 0.2,
     hold_out_styles: Sequence[str] = (),
     limit: int | None = None,
-    workers: int | None = None,
+    engine: EngineSettings | None = None,
     encoder: str | None = None,
     styles_per_photo: int | None = None,
 ) -> BuildReport:
@@ -102,7 +97,7 @@ def build(
         test_share: share of the photos whose samples go to the split "test".
         hold_out_styles: all samples of these styles go to the split "test".
         limit: use only this many photos, the first ones.
-        workers: processes, None to choose.
+        engine: where photos are labelled, None for processes of this machine.
         encoder: image encoder that picks a style reference for each sample, None for none.
         styles_per_photo: restyle each photo in this many styles, which take turns; None: in all.
 
@@ -112,12 +107,15 @@ def build(
     Raises:
         UserError: no sample could be made, or a network cannot be loaded.
     """
-    jobs, doubles = _jobs(source.photos[:limit])
+    engine = engine or EngineSettings()
+    jobs, doubles = _jobs(source.photos[:limit], engine)
     rejected = [*source.rejected, *doubles]
     _prepare(out)
     built = [BuiltStyle(entry, entry.build()) for entry in styles]
-    plan = {job.hash: _turn(built, i, styles_per_photo) for i, job in enumerate(jobs)}
-    results = _run(jobs, out, plan, settings, workers)
+    tasks = [PhotoTask(job, _turn(len(built), i, styles_per_photo)) for i, job in enumerate(jobs)]
+    results = label_photos(tasks, out, built, settings, engine)
+    if engine.on_ray:  # workers may have died
+        _remove_temporary(out)
     samples, alike = _distinct(jobs, results, settings.limits.max_alike)
     found = [item for result in results for item in result.rejected] + alike
     rejected += found
@@ -239,28 +237,34 @@ def hold_out(samples: Sequence[EditSample], styles: Sequence[str]) -> list[EditS
     ]
 
 
-def _jobs(photos: Sequence[LabelledPhoto]) -> tuple[list[PhotoJob], list[Rejection]]:
+def _jobs(
+    photos: Sequence[LabelledPhoto], engine: EngineSettings
+) -> tuple[list[PhotoJob], list[Rejection]]:
     """Photos with the hashes of their content; unreadable ones and copies are rejected."""
     jobs: dict[str, PhotoJob] = {}
     rejected = []
-    for photo in photos:
-        try:
-            key = content_hash(photo)
-            if key in jobs:
-                first = jobs[key].photo.name
-                raise UserError(f"{photo.path}: the same image as {first}, which is used")
+    for photo, key in zip(photos, hash_photos(photos, engine), strict=True):
+        if isinstance(key, Rejection):
+            rejected.append(key)
+        elif key in jobs:
+            reason = f"{photo.path}: the same image as {jobs[key].photo.name}, which is used"
+            rejected.append(Rejection(reason, photo.name, line=photo.line or None))
+        else:
             jobs[key] = PhotoJob(photo, key)
-        except UserError as error:
-            rejected.append(_refused(error, photo))
     return list(jobs.values()), rejected
 
 
 def _prepare(out: Path) -> None:
-    """Make the folder and remove temporary files of a killed run."""
+    """Make the folder, without the temporary files of a killed run."""
     records = [path.name for path in (out / ".cache").glob("*.json")]
     if (out / "manifest.jsonl").exists() and (not records or "scenes.json" in records):
         raise UserError(f"{out}: this folder holds another data set, give a new one")
     out.mkdir(parents=True, exist_ok=True)
+    _remove_temporary(out)
+
+
+def _remove_temporary(out: Path) -> None:
+    """Remove what killed processes left half written."""
     folders = [out / name for name in ("images", "masks", "targets", ".cache")]
     folders += [path for path in (out / ".cache").glob("*") if path.is_dir()]
     for folder in (out, *folders):
@@ -269,82 +273,12 @@ def _prepare(out: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _turn(styles: Sequence[BuiltStyle], number: int, count: int | None) -> list[BuiltStyle]:
-    """The `count` styles of photo `number`, in the order of the file; all if `count` is None."""
-    if count is None or count >= len(styles):
-        return list(styles)
-    chosen = {(number * count + turn) % len(styles) for turn in range(count)}
-    return [styles[i] for i in sorted(chosen)]
-
-
-def _run(
-    jobs: Sequence[PhotoJob],
-    out: Path,
-    plan: Mapping[str, Sequence[BuiltStyle]],
-    settings: BuildSettings,
-    workers: int | None,
-) -> list[PhotoResult]:
-    """Result of each photo, from the record of an earlier run or made now, in the order of jobs."""
-    results = {
-        job.hash: load_record(record_file(job, out, plan[job.hash], settings), out) for job in jobs
-    }
-    missing = [job for job in jobs if results[job.hash] is None]
-    heavy = _load_networks(missing, plan, settings)
-    if workers is None:
-        pairs = sum(len(plan[job.hash]) for job in missing)
-        workers = default_workers(0 if heavy else pairs, jobs_per_worker=64)
-    work = functools.partial(_photo_samples, out=out, plan=plan, settings=settings)
-    done = [result for result in results.values() if result is not None]
-    counts = Counter(samples=sum(len(result.samples) for result in done))
-    counts["rejected"] = sum(len(result.rejected) for result in done)
-    with tqdm(total=len(jobs), initial=len(done), desc="label", unit="photo") as progress:
-        for job, result in zip(missing, map_in_order(work, missing, workers), strict=True):
-            results[job.hash] = result
-            counts.update(samples=len(result.samples), rejected=len(result.rejected))
-            progress.set_postfix(counts, refresh=False)
-            progress.update()
-    return [result for result in results.values() if result is not None]
-
-
-def _load_networks(
-    jobs: Sequence[PhotoJob], plan: Mapping[str, Sequence[BuiltStyle]], settings: BuildSettings
-) -> bool:
-    """Load all networks first: a missing one is one error, not one rejection per photo.
-
-    Returns:
-        Whether a network is used that should not be loaded by several processes.
-    """
-    objects = [item for job in jobs for item in job.photo.objects if not item.masked]
-    words = settings.find.grounder is not None and any(item.box is None for item in objects)
-    boxes = any(item.box is not None for item in objects)
-    if boxes or (words and not settings.find.load_grounder().masks):
-        settings.find.load_segmenter()
-    if jobs and settings.judge is not None:
-        settings.judge.load()
-    stylizers = {id(style): style.stylizer for job in jobs for style in plan[job.hash]}.values()
-    for stylizer in stylizers:
-        stylizer.load()
-    heavy = any(stylizer.heavy for stylizer in stylizers)
-    return heavy or bool(settings.judge or ((words or boxes) and settings.find.heavy))
-
-
-def _photo_samples(
-    job: PhotoJob, out: Path, plan: Mapping[str, Sequence[BuiltStyle]], settings: BuildSettings
-) -> PhotoResult:
-    """Make all samples of one photo and record them."""
-    styles = plan[job.hash]
-    try:
-        with one_thread():
-            result = make_samples(job, out, styles, settings)
-    except UserError as error:
-        result = PhotoResult([], [_refused(error, job.photo)])
-    write_json(record_file(job, out, styles, settings), dataclasses.asdict(result))
-    return result
+def _turn(styles: int, number: int, count: int | None) -> tuple[int, ...]:
+    """Numbers of the `count` styles of photo `number`, in the file's order; all if it is None."""
+    if count is None or count >= styles:
+        return tuple(range(styles))
+    return tuple(sorted({(number * count + turn) % styles for turn in range(count)}))
 
 
 def _rejection_row(item: Rejection) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(item).items() if value is not None}
-
-
-def _refused(error: UserError, photo: LabelledPhoto) -> Rejection:
-    return Rejection(str(error), photo.name, line=photo.line or None)

@@ -17,6 +17,7 @@ from pseudo_labels.segment.folder import list_photos
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import DEFAULT_GROUNDER
 from pseudo_labels.stylize.registry import load_styles
+from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError, nearest
 from regionroute.files import check_output_folder
 
@@ -62,6 +63,7 @@ def label(
     hold_out_styles: Sequence[str] = (),
     limit: int | None = None,
     workers: int | None = None,
+    engine: EngineSettings | None = None,
     exclude: str | Path | None = None,
     preview: int | None = None,
 ) -> LabelReport:
@@ -84,6 +86,7 @@ def label(
             expert is trained for them.
         limit: only the first so many photos.
         workers: processes, None to choose by the amount of work.
+        engine: where photos are labelled, such as a Ray cluster; its number of workers goes first.
         exclude: list of sample ids, saved on the review page, to exclude from now on.
         preview: make only so many samples, in ``out/preview``.
 
@@ -117,7 +120,7 @@ def label(
         test_share=test_share,
         hold_out_styles=hold_out_styles,
         limit=limit,
-        workers=workers,
+        engine=engine or EngineSettings(workers=workers),
         encoder=references,
         styles_per_photo=styles_per_photo,
     )

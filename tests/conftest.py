@@ -34,6 +34,25 @@ def assets():
 
 
 @pytest.fixture(scope="session")
+def two_nodes():
+    """A Ray cluster of two nodes with a core each on this machine; skips without Ray."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'regionroute[ray]'")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import logging
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    bare = {"num_cpus": 1, "include_log_monitor": False}
+    cluster = Cluster(True, head_node_args={**bare, "include_dashboard": False, "no_monitor": True})
+    cluster.add_node(**bare)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
 def bank_case():
     """The module `photo_bank_case`: small banks of photos."""
     path = Path(__file__).parent / "photo_bank_case.py"

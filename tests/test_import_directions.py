@@ -23,6 +23,7 @@ COMMAND = "regionroute.cli"
 LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports only lower ones
     "errors",
     "files",
+    "engines",
     "compat",
     "config",
     "data",

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from pseudo_labels.bank.tasks import COLOURS, recolour
 from pseudo_labels.job import BuiltStyle
-from pseudo_labels.parallel import default_workers, map_in_order
 from pseudo_labels.segment import resize_mask
 from pseudo_labels.segment.given import LabelledPhoto, content_hash, open_photo, read_labels
 from pseudo_labels.stylize.registry import load_styles
@@ -36,6 +35,7 @@ from regionroute.data.object_bank import (
     write_photos,
     write_rendering,
 )
+from regionroute.engines.local import default_workers, map_in_order
 from regionroute.errors import UserError
 from regionroute.files import check_output_folder, settings_hash, text_hash
 

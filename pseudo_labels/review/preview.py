@@ -7,6 +7,7 @@ from pathlib import Path
 from pseudo_labels.build import BuildReport, PhotoSource, build
 from pseudo_labels.job import BuildSettings
 from pseudo_labels.stylize.registry import StyleEntry
+from regionroute.engines.base import EngineSettings
 
 SIDE = 320  # pixels; enough to judge a preview by eye
 
@@ -40,7 +41,7 @@ def preview(
         styles,
         out / "preview",
         small,
-        workers=1,
+        engine=EngineSettings(workers=1),
         styles_per_photo=1,
     )
 

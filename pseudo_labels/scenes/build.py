@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from pseudo_labels.bank.corpus import build_corpus
 from pseudo_labels.job import SMALLEST_SIDE, BuiltStyle
-from pseudo_labels.parallel import default_workers, map_in_order
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS
 from pseudo_labels.scenes.samples import (
     STYLE_IMAGES,
@@ -25,6 +24,7 @@ from pseudo_labels.scenes.samples import (
 )
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.manifest import EditSample, write_manifest
+from regionroute.engines.local import default_workers, map_in_order
 from regionroute.errors import UserError
 from regionroute.files import check_output_folder, read_json, write_json
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pseudo_labels.compose import composite
 from pseudo_labels.job import BuiltStyle
-from pseudo_labels.parallel import one_thread
 from pseudo_labels.scenes import draw as scenes
 from pseudo_labels.scenes import sprites
 from pseudo_labels.scenes.draw import Scene, render_scene
 from regionroute.data.images import write_image
 from regionroute.data.manifest import WHOLE, EditSample, Region, mask_box
 from regionroute.data.prompts import build_prompt, find_spans, restyle_prompt
+from regionroute.engines.local import one_thread
 from regionroute.files import settings_hash
 
 STYLE_IMAGES = "styles"  # folder of restyled scenes: split/style/scene.png

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from regionroute.cli.options import (
     add_device,
+    add_engine,
     add_renamed,
     add_styles,
     add_workers,
     check_least,
-    check_workers,
     comma_list,
     command_parser,
+    device_of,
+    engine_of,
     given,
 )
 from regionroute.errors import Parser, UserError
@@ -86,6 +88,7 @@ def parser() -> Parser:
     held = 'styles whose samples all go to the split "test", for tests on unseen styles (none)'
     add("--hold-out-styles", metavar="A,B", help=held)
     add_workers(parser)
+    add_engine(parser, workers=False)
     add("--preview", type=int, metavar="N", help="make only a page of N samples, in OUT/preview")
     add("--exclude", metavar="FILE", help="exclude the samples of a list saved on the review page")
     add_renamed(parser, "--strike", "--exclude")
@@ -134,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     names = ("limit", "preview", "styles_per_photo")
     check_least(args, dict.fromkeys(names, 1))
-    check_workers(args)
+    engine = engine_of(args)
     if args.test_share is not None and not 0 <= args.test_share <= 1:
         raise UserError(f"--test-share {args.test_share}: must be between 0 and 1")
     if args.caption and args.judge is None:
@@ -142,8 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     from pseudo_labels.label import label
 
     options = given(
-        args, "labels", "images", "styles_per_photo", "test_share", "limit", "workers",
-        "exclude", "references", "preview",
+        args, "labels", "images", "styles_per_photo", "test_share", "limit", "exclude",
+        "references", "preview",
     )  # fmt: skip
     report = label(
         args.out,
@@ -152,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         only=args.only.split(",") if args.only else None,
         settings=_settings(args),
         hold_out_styles=comma_list(args.hold_out_styles) or (),
+        engine=engine,
         **options,
     )
     print(_summary(report))
@@ -163,9 +167,8 @@ def _settings(args: argparse.Namespace) -> BuildSettings:
     from pseudo_labels.curate.judge import JudgeSettings
     from pseudo_labels.job import BuildSettings
     from pseudo_labels.segment.loading import FinderSettings
-    from regionroute.models.devices import pick_device
 
-    device = str(pick_device(args.device))
+    device = device_of(args)
     found = given(args, "grounder", "segmenter", "threshold", "instances")
     return BuildSettings(
         **given(args, "size", "feather", "multi"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from regionroute.engines.base import ENGINES, EngineSettings
 from regionroute.errors import Parser, UserError
 
 # A parser or one of its groups; argparse has no public name for what they share.
@@ -90,6 +92,58 @@ def add_workers(group: Group) -> None:
     group.add_argument(
         "--workers", type=int, metavar="N", help="processes (chosen by the amount of work)"
     )
+
+
+def add_engine(parser: Parser, workers: bool = True) -> None:
+    """``--engine`` and the options of Ray, read by `engine_of` and `device_of`.
+
+    Args:
+        parser: of the command.
+        workers: also add ``--workers``, for commands that have one local process alone.
+    """
+    group = parser.add_argument_group("where the work is done")
+    add = group.add_argument
+    add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster (local)")
+    address = "a running cluster, such as auto or ray://HOST:10001 (starts one on this machine)"
+    add("--ray-address", metavar="ADDRESS", help=address)
+    gpus = "GPUs of each Ray worker, such as 0.5 (1 with --device cuda, else 0)"
+    add("--num-gpus", type=float, metavar="X", help=gpus)
+    if workers:
+        add("--workers", type=int, metavar="N", help="Ray workers (as many as there is room for)")
+
+
+def engine_of(args: argparse.Namespace) -> EngineSettings:
+    """Where the work of a command is done.
+
+    Raises:
+        UserError: an option of Ray without ``--engine ray``, or a number out of range.
+    """
+    check_workers(args)
+    if args.engine == "local":
+        for name in ("ray_address", "num_gpus"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} goes with --engine ray")
+        return EngineSettings(workers=args.workers)
+    on_gpu = (args.device or "").startswith("cuda")
+    gpus = args.num_gpus if args.num_gpus is not None else float(on_gpu)
+    if not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
+        raise UserError(f"--num-gpus {gpus:g}: must be a fraction of 1, or a whole number")
+    if on_gpu and not gpus:
+        raise UserError("--num-gpus 0: --device cuda needs a GPU, or a fraction of one")
+    return EngineSettings("ray", args.workers, args.ray_address, gpus)
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """The device of the networks: on Ray one of the workers', "cpu" unless it is named.
+
+    Raises:
+        UserError: it cannot be used on this machine, where the work is done here.
+    """
+    if args.engine == "ray":
+        return args.device or ("cuda" if args.num_gpus else "cpu")
+    from regionroute.models.devices import pick_device
+
+    return str(pick_device(args.device))
 
 
 def add_manifest(group: Group, default_split: str = "test", what: str = "score") -> None:

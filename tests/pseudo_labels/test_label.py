@@ -22,6 +22,7 @@ from pseudo_labels.stylize.registry import load_styles
 from regionroute.cli.label import main
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import EditSample, Region, load_manifest
+from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError, command
 from regionroute.files import read_jsonl
 
@@ -31,7 +32,7 @@ KEEP = ["--min-structure", "-1", "--min-strength", "0"]
 
 
 def run(photos, out, styles=("pixel-art", "cyberpunk"), settings=SETTINGS, **options):
-    options = {"workers": 1, **options}
+    options = {"engine": EngineSettings(workers=1), **options}
     entries = load_styles("scenes", styles)
     labels = photos / "labels.jsonl"
     return build(PhotoSource(str(labels), *read_labels(labels)), entries, out, settings, **options)
@@ -274,7 +275,7 @@ class TestResuming:
 
     def test_two_processes_give_the_bytes_of_one(self, photos, tmp_path, contents):
         run(photos, tmp_path / "one")
-        run(photos, tmp_path / "two", workers=2)
+        run(photos, tmp_path / "two", engine=EngineSettings(workers=2))
         assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
@@ -379,7 +380,7 @@ def test_real_photos_with_either_form_of_labels(assets, tmp_path, folder, photos
         tmp_path / "out",
         BuildSettings(size=96),
         limit=4,
-        workers=1,
+        engine=EngineSettings(workers=1),
     )
     manifest = load_manifest(report.manifest)
     assert len({sample.context for sample in manifest.samples}) == photos_made

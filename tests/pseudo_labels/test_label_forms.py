@@ -25,6 +25,7 @@ from regionroute.cli.label import main
 from regionroute.data.images import write_image
 from regionroute.data.manifest import load_manifest
 from regionroute.editing.batch import manifest_rows
+from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError
 from regionroute.files import read_jsonl
 
@@ -35,7 +36,9 @@ SETTINGS = BuildSettings(size=96, limits=ANY)
 def run(photos, out, styles=("pixel-art", "cyberpunk"), settings=SETTINGS):
     labels = photos / "labels.jsonl"
     source = PhotoSource(str(labels), *read_labels(labels))
-    return build(source, load_styles("scenes", styles), out, settings, workers=1)
+    return build(
+        source, load_styles("scenes", styles), out, settings, engine=EngineSettings(workers=1)
+    )
 
 
 def append(photos, *rows):

@@ -1,0 +1,1 @@
+"""Where independent tasks are done: in processes of this machine, or on a Ray cluster."""

@@ -1,0 +1,96 @@
+"""Two Ray nodes of this machine write what `--engine local` writes, also when a worker dies."""
+
+import threading
+import time
+
+import psutil
+import pytest
+
+from pseudo_labels.scenes.draw import render_scene
+from regionroute.cli.label import main as label
+from regionroute.data.images import write_image
+from regionroute.files import write_jsonl
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'regionroute[ray]'")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+RAY = ["--engine", "ray", "--workers", "2"]
+
+
+class Killer(threading.Thread):
+    """Kills the process of one Ray worker as soon as it is told to.
+
+    Args:
+        now: whether it is time.
+    """
+
+    def __init__(self, now):
+        super().__init__(daemon=True)
+        self.now, self.killed, self.stopped = now, None, False
+
+    def run(self):
+        while not self.stopped and self.killed is None:
+            if self.now():
+                workers = [p for p in psutil.process_iter(["name"]) if "_Actor.do" in title(p)]
+                if workers:
+                    workers[0].kill()
+                    self.killed = workers[0].pid
+            time.sleep(0.005)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped = True
+        self.join()
+
+
+def title(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def files(folder, *names):
+    """Every file below some parts of a folder with its bytes."""
+    found = {}
+    for name in names:
+        for path in sorted(folder.rglob(name)):
+            if path.is_file():
+                found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """24 photos with masks."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = []
+    for index in range(24):
+        scene = render_scene(100 + index, 192, count=2)
+        write_image(folder / f"p{index:02}.png", scene.image)
+        for word in scene.words():
+            write_image(folder / f"p{index:02}.{word}.png", scene.mask(word))
+        masks = [{"word": word, "mask": f"p{index:02}.{word}.png"} for word in scene.words()]
+        rows.append({"image": f"p{index:02}.png", "objects": masks})
+    rows.append({"image": "absent.png", "objects": [{"word": "dog"}]})
+    write_jsonl(folder / "labels.jsonl", rows)
+    return folder
+
+
+def test_label(two_nodes, photos, tmp_path):
+    def command(out, *more):
+        only = ["--styles", "painting", "--only", "starry-night,watercolour"]
+        keep = ["--min-structure", "-1", "--min-strength", "0", "--max-alike", "-1"]
+        labels = str(photos / "labels.jsonl")
+        return label(["--labels", labels, "--out", str(out), *only, *keep, *more])
+
+    local, ray = tmp_path / "local", tmp_path / "ray"
+    assert command(local, "--workers", "1") == 0
+    records = ray / ".cache"
+    with Killer(lambda: len(list(records.glob("*.json"))) >= 5) as killer:
+        assert command(ray, *RAY) == 0
+    assert killer.killed is not None
+    assert files(local, "*") == files(ray, "*")
+    assert len(files(local, "targets/*")) == 78
