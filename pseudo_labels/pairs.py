@@ -99,8 +99,8 @@ class PairMaker:
         """The whole photo in a style; its random seed depends on photo and style alone."""
         seed = int(text_hash(f"{self.job.hash} {style.entry.spec.name}")[:15], 16)
         generator = torch.Generator().manual_seed(seed)
-        return style.stylizer.stylize(
-            self.content, style.entry.spec, mask=mask, generator=generator
+        return style.stylizer.stylize_photo(
+            self.job.photo.path, self.content, style.entry.spec, mask=mask, generator=generator
         )
 
     def whole(self, style: BuiltStyle, single: EditSample) -> EditSample:

@@ -118,6 +118,10 @@ class Trainer:
         self.reporter.begin()
         with closing(batches), StopRequest() as request:
             for step in range(self.state.step, self.config.train.steps):
+                if self._has_converged(step):
+                    best = self.state.best_step
+                    self.reporter.note(f"stopped at step {step}: the best was step {best}")
+                    break
                 row, code = self._step(step, batches, request)
                 if code == LOST:
                     distributed.agree(self.reporter.check)
@@ -128,6 +132,12 @@ class Trainer:
                 if code:
                     return code
         return 0
+
+    def _has_converged(self, step: int) -> bool:
+        """Whether the last `train.patience` validations had no lower loss."""
+        train, best = self.config.train, self.state.best_step
+        patience = train.patience * train.validate_every
+        return bool(patience) and best is not None and step - best >= patience
 
     def _schedule(self) -> Iterator[tuple[int, range]]:
         """(step, members) of every micro-batch of this process."""
@@ -266,7 +276,8 @@ class Trainer:
                     self.previews.write(self.model, step, self.reporter)
                 if validates and self.validation:
                     self._validate(self.validation, step)
-        saves = step == train.steps or step % train.save_every == 0
+        ends = step == train.steps or self._has_converged(step)
+        saves = ends or step % train.save_every == 0
         if stopping or saves or self.state.best_step == step:
             folder = self.save()
             if stopping:

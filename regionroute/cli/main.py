@@ -31,6 +31,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "edit": Command("regionroute.cli.edit", "restyle the named object of an image, or of many"),
     "demo": Command("regionroute.cli.tour.demo", "label, train, edit and score photos, in minutes"),
+    "teach": Command("regionroute.cli.tour.teach", "teach a base your own style, in minutes"),
     "study": Command(
         "regionroute.cli.tour.study", "measure what attention supervision does, on drawn scenes"
     ),

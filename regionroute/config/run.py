@@ -86,6 +86,12 @@ class DataConfig(Section):
         "manifest-*.jsonl",
     )
     split: Name = Field("train", description="split of the manifest to train on")
+    whole_targets: bool = Field(
+        False,
+        description="train each object's sample on its wholly restyled photo (label --whole), so "
+        "that experts paint under the object prompt and gates keep the rest (routing.prompt "
+        "object); the mask supervises the attention only",
+    )
     resolution: Annotated[int, Field(ge=16)] | None = Field(
         None,
         description="images are resized to the area of a square with this side in pixels; null: "

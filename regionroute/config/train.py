@@ -1,6 +1,6 @@
 """The settings of optimizer and training loop, see `regionroute.config.run`."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from regionroute.config.base import (
     Section,
 )
 
+Levels = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
 PRODIGY_LR = 0.1  # a factor of the step size that Prodigy finds; below this it was meant for Adam
 
 
@@ -93,8 +94,13 @@ class TrainConfig(Section):
         32,
         description="pairs of that split to validate on, evenly spaced, each at every noise level",
     )
-    validation_levels: Count = Field(
-        4, description="noise levels of the validation, evenly spaced in (0,1)"
+    validation_levels: Count | Levels = Field(
+        4,
+        description="noise levels of the validation: so many, evenly spaced in (0,1), or a list",
+    )
+    patience: CountOrZero = Field(
+        0,
+        description="stop after so many validations without a lower loss; 0: train all steps",
     )
     preview_every: CountOrZero = Field(0, description="steps between two previews; 0: off")
     previews: Count = Field(4, description="pairs shown in a preview")
@@ -127,6 +133,12 @@ class TrainConfig(Section):
             )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("have a zero_stage of at least 1 with offload optimizer")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_sees(self) -> "TrainConfig":
+        if self.patience and not (self.validate_every and self.keep_best):
+            raise ValueError("have validate_every above 0 and keep_best true, patience needs both")
         return self
 
     @model_validator(mode="after")

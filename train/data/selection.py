@@ -73,6 +73,9 @@ def select(manifest: Manifest, config: RunConfig) -> Selection:
     rows, parts = np.array(found.rows)[kept], np.array(found.parts)[kept]
     samples = Chosen(manifest.samples, rows, parts, manifest_file(manifest.root))
     skipped = {"no region": found.without, "style not trained": len(kept) - len(samples)}
+    if config.data.whole_targets:
+        count, samples = len(samples), with_whole_targets(samples, where)
+        skipped["whole image, the target of its objects' samples"] = count - len(samples)
     styles = [StyleSpec(name, _phrase(name, found.words[name])) for name in names]
     return Selection(samples, styles, {reason: n for reason, n in skipped.items() if n})
 
@@ -137,8 +140,42 @@ class Chosen(Sequence[EditSample]):
         )
 
     def changed(self, change: Callable[[EditSample], EditSample]) -> Chosen:
-        """The same with a change to each."""
-        return Chosen(self._source, self._rows, self._parts, self._where, change)
+        """The same with a change to each, after those made before."""
+        before = self._change
+        both = change if before is None else lambda sample: change(before(sample))
+        return Chosen(self._source, self._rows, self._parts, self._where, both)
+
+
+def with_whole_targets(samples: Chosen, where: str) -> Chosen:
+    """The samples of objects, each with the wholly restyled photo for its target.
+
+    Args:
+        samples: of objects and of whole images, see `regionroute.data.manifest.WHOLE`.
+        where: names them in errors.
+
+    Raises:
+        UserError: a photo is not there wholly restyled, or there is no object.
+    """
+    targets = {_photo_and_style(sample): sample.target for sample in samples if sample.whole}
+    objects = samples.only([i for i, sample in enumerate(samples) if not sample.whole])
+    if not objects:
+        raise UserError(f"data.whole_targets: {where} has samples of whole images only")
+    for sample in objects:
+        if _photo_and_style(sample) not in targets:
+            raise UserError(
+                f"data.whole_targets: {where} lacks the wholly restyled photo of sample "
+                f"{sample.id!r}: label with --whole, or set data.whole_targets=false"
+            )
+
+    def change(sample: EditSample) -> EditSample:
+        facts = {key: value for key, value in sample.provenance.items() if key != PART}
+        return replace(sample, target=targets[_photo_and_style(sample)], provenance=facts)
+
+    return objects.changed(change)
+
+
+def _photo_and_style(sample: EditSample) -> tuple[str, str]:
+    return sample.context, sample.regions[0].style
 
 
 class _Found:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from train.engine.distributed import Ranks
 
 SPLITS = ("val", "test")
+ONLY_INSIDE = 1e6  # weight of the mask against 1 outside
 SHOWN = ("flow", "focus", "cover", "total", "iou")
 
 
@@ -88,14 +89,19 @@ class Validation:
     references: References | None = None
 
     def __post_init__(self) -> None:
-        flow = self.config.flow.model_copy(update={"mask_weight": 1.0})
+        # Samples of this split show the object restyled alone; with whole targets the model paints
+        # all, so they are compared inside the mask.
+        weight = ONLY_INSIDE if self.config.data.whole_targets else 1.0
+        flow = self.config.flow.model_copy(update={"mask_weight": weight})
         experts = self.config.experts.model_copy(update={"load_balance": 0.0})
         self._plain = self.config.model_copy(update={"flow": flow, "experts": experts})
 
     @property
     def levels(self) -> list[float]:
-        """The noise levels, in (0,1)."""
+        """The noise levels, in (0,1]."""
         count = self.config.train.validation_levels
+        if isinstance(count, list):
+            return count
         return [(i + 0.5) / count for i in range(count)]
 
     def run(self, model: Any, ranks: Ranks) -> dict[str, float]:
@@ -106,8 +112,9 @@ class Validation:
             ranks: this process's place.
 
         Returns:
-            "val_flow" (unweighted), "val_focus", "val_cover", "val_total" (with the run's weights
-            of the supervision, not capped), "val_iou" of the maps, and "val_flow@<level>".
+            "val_flow" (unweighted; with whole targets inside the mask), "val_focus", "val_cover",
+            "val_total" (with the run's weights of the supervision, not capped), "val_iou" of the
+            maps, and "val_flow@<level>".
         """
         count = len(self.examples)
         turns = math.ceil(count / ranks.world)

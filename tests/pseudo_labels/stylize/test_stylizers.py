@@ -204,6 +204,25 @@ class TestPainting:
         red, blue = (result.mean((1, 2)) for result in results)
         assert red[0] - red[2] > blue[0] - blue[2] + 0.05
 
+    def test_a_folder_of_references_is_the_mean_of_their_styles(self, tmp_path):
+        content, folder = picture(80, 60), tmp_path / "style"
+        folder.mkdir()
+        for name, colour in (("red", (200, 30, 20)), ("blue", (20, 40, 200))):
+            Image.new("RGB", (90, 70), colour).save(folder / f"{name}.png")
+        (folder / "notes.txt").write_text("no image")
+        red, blue = (painting(reference=folder / f"{name}.png") for name in ("red", "blue"))
+        both = painting(reference=folder)
+        styled, *apart = (one.stylize(content, SPEC) for one in (both, red, blue))
+        between = [(styled - one).abs().mean() for one in apart]
+        assert max(between) < (apart[0] - apart[1]).abs().mean()
+        assert min(between) > 0.005
+        assert len({one.fingerprint for one in (both, red, blue)}) == 3
+        (folder / "blue.png").unlink()  # one image is one image, in a folder or not
+        assert painting(reference=folder).fingerprint == red.fingerprint
+        (folder / "red.png").unlink()
+        with pytest.raises(UserError, match="there is no image in this folder"):
+            painting(reference=folder)
+
     def test_a_mixture_lies_between_its_styles(self):
         content = picture(64, 64)
         first, second, mixed = (

@@ -41,6 +41,54 @@ def test_selection_keeps_the_split_and_the_wanted_styles(manifest):
     assert chosen.skipped == {"style not trained": 1}
 
 
+def whole_sample(sample, target):
+    """The sample of the whole photo that `label --whole` makes beside it."""
+    prompt = f"make the image in {sample.regions[0].style} style"
+    region = dataclasses.replace(sample.regions[0], object="image")
+    return dataclasses.replace(
+        sample, id=f"{sample.id}-whole", target=target, prompt=prompt, regions=(region,),
+        flags=("whole",),
+    )  # fmt: skip
+
+
+def test_whole_targets_are_those_of_the_same_photo_and_style(manifest):
+    asked = config_for(manifest, "data.whole_targets=true")
+    with pytest.raises(UserError, match="lacks the wholly restyled photo of sample 'pair-0'"):
+        select(manifest, asked)
+    both = [
+        one
+        for sample in manifest.samples
+        for one in (sample, whole_sample(sample, sample.target.replace("target", "mask")))
+    ]
+    write_manifest(manifest.root, both)
+    chosen = select(load_manifest(manifest.root), asked)
+    assert [sample.id for sample in chosen.samples] == ["pair-0", "pair-1", "pair-2"]
+    for sample, before in zip(chosen.samples, manifest.samples, strict=False):
+        assert sample.target == before.target.replace("target", "mask")
+        assert (sample.prompt, sample.regions) == (before.prompt, before.regions)
+    assert sum(chosen.skipped.values()) == 3
+    write_manifest(manifest.root, both[1::2])
+    with pytest.raises(UserError, match="samples of whole images only"):
+        select(load_manifest(manifest.root), asked)
+
+
+def test_a_part_of_a_sample_gets_its_own_styles_whole_photo(manifest):
+    changed = two_styles(manifest)
+    first = changed.samples[0]
+    wholes = [
+        dataclasses.replace(
+            whole_sample(dataclasses.replace(first, regions=(region,)), f"{n}.mask.png"),
+            id=f"whole-{n}",
+        )
+        for n, region in enumerate(first.regions)
+    ]
+    write_manifest(changed.root, [first, *wholes])
+    read = load_manifest(changed.root)
+    chosen = select(read, config_for(changed, "data.whole_targets=true"))
+    assert [sample.target for sample in chosen.samples] == ["0.mask.png", "1.mask.png"]
+    assert torch.equal(target_of(read, chosen.samples[1]), read.target(wholes[1]))
+
+
 def two_styles(manifest, **changes):
     """The manifest with both objects of the first sample restyled, each in its own style."""
     first, third = manifest.samples[0], manifest.samples[2]

@@ -11,6 +11,7 @@ from regionroute.data.manifest import StyleSpec, load_manifest, write_manifest
 from regionroute.errors import UserError
 from train.engine.distributed import Ranks
 from train.monitor.validation import Validation, choose_held_out
+from train.step import pixel_weights
 
 STYLES = [StyleSpec("pixel-art"), StyleSpec("line-art")]
 
@@ -102,6 +103,32 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(runs, monkeypatch, capsys
     assert runs("run", *rest) == 0  # which loss was best survives the stop
     assert runs.checkpoints("run") == ["step-000006"]
     assert [row["val_total"] for row in scores(runs, "run")] == [0.5, 0.2, 0.4, 0.3, 0.6, 0.1]
+
+
+def test_patience_ends_a_run_that_no_longer_improves(runs, monkeypatch, capsys):
+    losses = iter([0.5, 0.2, 0.4, 0.3])
+    monkeypatch.setattr(Validation, "run", lambda self, model, ranks: {"val_total": next(losses)})
+    rest = ["train.validate_every=1", "train.save_every=100", "train.patience=2"]
+    assert runs("run", *rest) == 0
+    assert runs.checkpoints("run") == ["step-000002", "step-000004"]
+    assert "stopped at step 4: the best was step 2" in capsys.readouterr().out
+    facts = json.loads((runs.output("run") / "run.json").read_text())
+    assert (facts["finished"], facts["steps"]) == (True, 4)
+    assert runs("run", *rest) == 0  # nothing is left to train, and no loss to draw
+    assert runs.checkpoints("run") == ["step-000002", "step-000004"]
+
+
+def test_patience_needs_validation():
+    with pytest.raises(UserError, match=r"train.*have validate_every above 0"):
+        load_config(None, ["train.patience=2"])
+
+
+def test_levels_can_be_named_and_whole_targets_count_inside_the_mask():
+    config = load_config(None, ["train.validation_levels=[1.0,0.5]", "data.whole_targets=true"])
+    validation = Validation(config, ["sample"], None)
+    assert validation.levels == [1.0, 0.5]
+    weights = pixel_weights(torch.eye(4)[None, None], validation._plain.flow.mask_weight)
+    torch.testing.assert_close(weights, 4 * torch.eye(4)[None, None], atol=1e-4, rtol=0)
 
 
 def test_a_best_step_is_saved_when_it_comes_and_may_be_forgotten(runs, monkeypatch):

@@ -1,0 +1,280 @@
+"""``regionroute teach``: an expert for one's own style, from images of it or from ready pairs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from regionroute.cli.options import add_base, add_seed, command_parser
+from regionroute.cli.tour.stages import Stopwatch, check_arguments
+from regionroute.errors import Parser, UserError, command
+from regionroute.files import atomic_write, read_json, write_jsonl
+from regionroute.models import embedded as nano
+
+EXAMPLES = """\
+examples:
+  regionroute teach --style-images my_style/ --photos photos/ --name my-style
+  regionroute teach --before photos/ --after painted/ --name my-style
+  regionroute teach --style-images my_style/ --photos photos/ --name my-style --object dog
+
+Twenty photos that show one object each are enough. What the object is called: "word" in
+PHOTOS/labels.jsonl (see `regionroute label --help`, which takes masks too), or --object, or the
+photo's name (grey_cat-02.jpg: "grey cat"; IMG_0042.jpg: "object"). Where it is: the mask or box of
+labels.jsonl, or U2-Net-p finds it. A quarter of the photos is set aside and not trained on.
+
+A second run in the same folder resumes where the first stopped. The exit code is 1 if the style was
+not learned."""
+
+FEWEST = 6  # photos, so that there is one to test and a few to train on
+GENERIC = "object"
+# Names that cameras and programs give.
+_MADE_UP = re.compile(
+    r"img|dsc[a-z]?|pxl|mvimg|photo|image|picture|screenshot|scan|unnamed|untitled|file|copy", re.I
+)
+LEARNED = 0.5  # residual error on held-out objects below which a style counts as learned
+# A base that edits in one step needs large steps in few minutes; see docs/teach.md.
+ONE_STEP = ("train.global_batch=4", "optim.lr=0.009", "train.validation_levels=[1.0]")
+ROUNDS = 8  # validations and previews of a run
+PATIENCE = 3  # validations without a better one
+
+
+class Recipe(NamedTuple):
+    """How experts are trained on a base.
+
+    Attributes:
+        config: configuration of `regionroute train`.
+        settings: in addition.
+        steps: training steps.
+        size: longest side of the training images in pixels.
+        dtype: precision of edits.
+    """
+
+    config: str
+    settings: tuple[str, ...]
+    steps: int
+    size: int
+    dtype: str
+
+
+def parser() -> Parser:
+    """The arguments; building it imports nothing heavy."""
+    parser = command_parser(
+        "teach",
+        "Teach a base your own style: label photos in it, train an expert that paints it, and "
+        "test the expert on photos set aside. Takes minutes on two CPU cores with the default "
+        "base.",
+        EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--name", required=True, metavar="NAME", help="name of the style, as edits will use it")
+    add("--style-images", type=Path, metavar="DIR", help="images of the style, one or more")
+    add("--photos", type=Path, metavar="DIR", help="photos that are restyled to train on")
+    add("--before", type=Path, metavar="DIR", help="photos, in place of --photos")
+    add("--after", type=Path, metavar="DIR", help="the same photos in the style, names equal")
+    add("--object", metavar="WORD", help="what all photos show (by their labels or names)")
+    add("--phrase", metavar="WORDS", help="words for the style in prompts (the name)")
+    finder = "finds objects without mask and box: salient[:FILE], yolox:FILE or a hub id (salient)"
+    add("--grounder", default="salient", metavar="NAME", help=finder)
+    add_base(parser, nano.USUAL)
+    vgg = "torchvision's VGG16 weights (safetensors): finer strokes, half as slow again"
+    add("--vgg", metavar="FILE", help=vgg)
+    add("--steps", type=int, metavar="N", help="training steps (by the base)")
+    add_seed(parser, "experts and noise")
+    add("--out", type=Path, metavar="DIR", help="folder for everything (out/teach/NAME)")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: arguments, None for the process's own.
+
+    Returns:
+        0 if the expert learned the style, 1 if it did not.
+
+    Raises:
+        UserError: wrong arguments or files, or a stage failed.
+    """
+    args = parser().parse_args(argv)
+    args.out = args.out or Path("out/teach") / args.name
+    check_arguments(args, {"steps": 1, "seed": 0})
+    photos = _check(args)
+    recipe, watch, began = recipe_of(args.base), Stopwatch(), time.perf_counter()
+    _label(watch, args, photos, recipe)
+    _train(watch, args, recipe)
+    _test(watch, args, recipe)
+    minutes = (time.perf_counter() - began) / 60
+    print(f"report: {args.out / 'report.html'}   ({minutes:.1f} minutes)")
+    return _verdict(args)
+
+
+def _check(args: argparse.Namespace) -> Path:
+    """The folder of photos.
+
+    Raises:
+        UserError: neither or both kinds of input, a missing folder, too few photos.
+    """
+    by_images, by_pairs = (args.style_images, args.photos), (args.before, args.after)
+    for given, other in ((by_images, by_pairs), (by_pairs, by_images)):
+        if all(given) and not any(other):
+            break
+    else:
+        raise UserError("give --style-images and --photos, or --before and --after")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", args.name):
+        raise UserError(f"--name {args.name}: use letters, digits, '-' and '_'")
+    from pseudo_labels.segment.folder import list_photos
+    from pseudo_labels.stylize.paired import images_by_stem
+
+    for folder in (args.style_images, args.after):
+        if folder is not None:
+            images_by_stem(folder)
+    photos: Path = args.photos or args.before
+    count = len(list_photos(photos, [GENERIC])[0])
+    if count < FEWEST:
+        raise UserError(f"{photos}: {count} photos are too few, give {FEWEST} or more, better 20")
+    return photos
+
+
+def recipe_of(base: str) -> Recipe:
+    """How a base is taught.
+
+    Raises:
+        UserError: no such base.
+    """
+    from regionroute.models.source import (
+        default_settings,
+        family_in,
+        read_index,
+        read_settings,
+        resolve,
+    )
+
+    source = resolve(base)
+    index = read_index(base, source)
+    settings = read_settings(source) if isinstance(source, Path) else default_settings(index)
+    size = settings.resolution * 5 // 4
+    if base == nano.SCENES:
+        return Recipe("nano", (), 300, size, "float32")
+    if settings.steps == 1:
+        return Recipe("nano_photos", ONE_STEP, 160, size, "float32")
+    config = {"Flux2KleinPipeline": "klein"}.get(family_in(index).pipeline, "kontext")
+    return Recipe(config, (), 1500, size, "bfloat16")
+
+
+def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Recipe) -> None:
+    """The photos in the style, whole and object by object."""
+    stylizer, key, folder = ("painting", "reference", args.style_images)
+    if args.after:
+        stylizer, key, folder = ("pairs", "after", args.after)
+    style, place = args.out / "style.yaml", json.dumps(str(folder.resolve()))
+    with atomic_write(style) as temporary:
+        temporary.write_text(
+            f"styles:\n  {args.name}:\n    phrase: {json.dumps(args.phrase or args.name)}\n"
+            f"    stylizer: {stylizer}\n    settings: {{{key}: {place}}}\n",
+            encoding="utf-8",
+        )
+    labels = photos / "labels.jsonl"
+    if args.object or not labels.is_file():
+        labels = args.out / "labels.jsonl"
+        write_jsonl(labels, label_rows(photos, args.object))
+    how = ["--labels", str(labels), "--images", str(photos), "--styles", str(style)]
+    how += ["--grounder", args.grounder, "--segmenter", "grabcut", "--whole"]
+    how += ["--size", str(recipe.size), "--test-share", "0.25"]
+    # The photos were chosen by hand, and so was the style.
+    how += ["--max-area", "0.9", "--max-border", "1", "--min-structure", "-1"]
+    watch.run("labels", ["label", *how, "--out", str(args.out / "pairs")])
+
+
+def label_rows(photos: Path, word: str | None) -> list[dict[str, object]]:
+    """Rows of a labels file that name the object of each photo.
+
+    Args:
+        photos: their folder.
+        word: of all photos; None: by their names, see `object_word`.
+    """
+    from pseudo_labels.segment.folder import list_photos
+
+    found, _ = list_photos(photos, [GENERIC])
+    return [
+        {"image": photo.name, "objects": [{"word": word or object_word(Path(photo.name).stem)}]}
+        for photo in found
+    ]
+
+
+def object_word(stem: str) -> str:
+    """The object's word by a photo's name: "grey_cat-02" is a grey cat, "IMG_0042" an object."""
+    words = re.sub(r"[\W\d_]+", " ", stem).lower().split()
+    real = [word for word in words if len(word) > 2 and not _MADE_UP.fullmatch(word)]
+    return " ".join(real[:3]) or GENERIC
+
+
+def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
+    """Trains, and copies the experts of the best validation to ``out/experts``."""
+    steps = args.steps or recipe.steps
+    every, run = max(1, steps // ROUNDS), args.out / "run"
+    settings = [
+        f"base.name={args.base}", f"data.manifest={args.out / 'pairs'}", f"output={run}",
+        f"seed={args.seed}", f"train.steps={steps}", "experts.styles=null",
+        # Every layer learns the style, from whole photos, and under the prompt that edits use.
+        "experts.targets=all", "data.whole_targets=true", "flow.mask_weight=1.0",
+        "routing.prompt=object", "routing.branch=expert", *recipe.settings,
+        f"train.validate_every={every}", f"train.patience={PATIENCE}",
+        f"train.preview_every={every}", f"train.save_every={every}",
+    ]  # fmt: skip
+    if args.vgg:
+        settings += [f"flow.perceptual.vgg={args.vgg}", "flow.perceptual.weight=0.5"]
+        settings += ["flow.perceptual.share=0.5"]
+    print(f"previews while it trains: {run / 'previews'}")
+    watch.run("training", ["train", "--config", recipe.config, *settings])
+    best = read_json(run / "run.json")["best_step"]
+    print(f"best of {steps} steps on the photos set aside: step {best}")
+    made = args.out / "experts.tmp"
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(run / "checkpoints" / f"step-{best:06d}" / "experts", made)
+    shutil.rmtree(args.out / "experts", ignore_errors=True)
+    made.rename(args.out / "experts")
+
+
+def _test(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
+    """Edits and scores the photos set aside; report and model card."""
+    out, experts = args.out, str(args.out / "experts")
+    held_out = ["--manifest", str(out / "pairs"), "--split", "test"]
+    how = ["--experts", experts, "--dtype", recipe.dtype, "--seed", str(args.seed)]
+    how += ["--out-dir", str(out / "edits")]
+    watch.run("edits of photos set aside", ["edit", *held_out, *how])
+    scored = ["--edits", f"{args.name}={out / 'edits'}", "--out", str(out / "scores")]
+    watch.run("scores", ["score", *held_out, *scored])
+    watch.report(out, f"The style {args.name} on photos that it was not trained on")
+    scores = ["--scores", str(out / "scores" / "summary.json"), "--method", args.name]
+    watch.run("model card", ["experts", "card", experts, *scores])
+
+
+def _verdict(args: argparse.Namespace) -> int:
+    """Says whether the style was learned; 0 if it was."""
+    summary = read_json(args.out / "scores" / "summary.json")
+    scores = summary["methods"][args.name]["slices"]["all"]
+    left, success = scores["in_mask_relative"], scores["success"]["mean"]
+    found = (
+        f"on {left['n']} photos set aside the edit leaves {left['mean']:.0%} of the difference "
+        f"between photo and target on the object, success {success:.0%}"
+    )
+    if left["mean"] < LEARNED and success >= LEARNED:
+        print(f"learned: {found}\nexpert: {args.out / 'experts'}; use it:")
+        print(
+            f"  regionroute edit PHOTO --object WORD --style {args.name} --experts "
+            f"{args.out / 'experts'} --out edit.png"
+        )
+        return 0
+    print(
+        f"NOT learned: {found} (learned: below {LEARNED:.0%}, success at least {LEARNED:.0%}). "
+        f"Compare targets and edits in the report: more photos of one clear object, style images "
+        "of one look, or more --steps help"
+    )
+    return 1

@@ -1,0 +1,155 @@
+"""Teaching a style: what is asked of the stages, words of photos, the verdict."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from regionroute.cli.main import main as regionroute
+from regionroute.cli.tour import stages, teach
+from regionroute.files import read_json, read_jsonl, write_json
+from regionroute.models import embedded as nano
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Photos and style images, relative to where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    for folder, count in (("photos", 8), ("style", 2), ("after", 8)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            image = Image.new("RGB", (40, 40), (number * 20, 90, 30))
+            image.save(tmp_path / folder / f"dog_{number:02d}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch, folders):
+    """The commands of the stages, none of which runs; training leaves what it would."""
+    commands = []
+
+    def start(command, **_):
+        commands.append(command[3:])
+        if "train" in command:
+            [run] = [part.split("=")[1] for part in command if part.startswith("output=")]
+            write_json(folders / run / "run.json", {"best_step": 20})
+            experts = folders / run / "checkpoints" / "step-000020" / "experts"
+            experts.mkdir(parents=True, exist_ok=True)
+            (experts / "experts.json").write_text("the best")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(stages.subprocess, "run", start)
+    return commands
+
+
+def scored(folder, left, success):
+    slices = {"all": {"in_mask_relative": {"mean": left, "n": 3}, "success": {"mean": success}}}
+    write_json(folder / "scores" / "summary.json", {"methods": {"mine": {"slices": slices}}})
+
+
+TEACH = ["teach", "--name", "mine", "--style-images", "style", "--photos", "photos"]
+
+
+def test_stages_follow_each_other_and_the_best_experts_are_kept(started, folders, capsys):
+    scored(folders / "out" / "teach" / "mine", 0.2, 1.0)
+    assert regionroute([*TEACH, "--steps", "40", "--seed", "5", "--vgg", "vgg.safetensors"]) == 0
+
+    names = [command[0] for command in started]
+    assert names == ["label", "train", "edit", "score", "report", "experts"]
+    train = started[1]
+    assert {"train.steps=40", "seed=5", "experts.targets=all", "train.validate_every=5"} < {*train}
+    assert {"routing.branch=expert", "flow.perceptual.share=0.5", "optim.lr=0.009"} < {*train}
+    out = folders / "out" / "teach" / "mine"
+    assert (out / "experts" / "experts.json").read_text() == "the best"
+    rows = read_jsonl(out / "labels.jsonl")
+    assert rows[0] == {"image": "dog_00.png", "objects": [{"word": "dog"}]}
+    assert len(rows) == 8
+    styles = (out / "style.yaml").read_text()
+    assert f'reference: "{folders / "style"}"' in styles
+    said = capsys.readouterr().out
+    assert "learned: on 3 photos set aside the edit leaves 20% of the difference" in said
+    assert "regionroute edit PHOTO --object WORD --style mine --experts out/teach/mine/exp" in said
+
+
+@pytest.mark.slow
+def test_a_style_is_learned_from_one_image_and_some_photos(assets, tmp_path, monkeypatch):
+    monkeypatch.setenv("U2NET_HOME", str(assets / "weights" / "segment"))
+    photos, style, out = (tmp_path / name for name in ("photos", "style", "out"))
+    photos.mkdir()
+    style.mkdir()
+    shutil.copy(assets / "style_images" / "Print.jpg", style)
+    for photo in sorted((assets / "photos").glob("*_0[01].jpg"))[:24]:
+        shutil.copy(photo, photos)
+    arguments = ["--style-images", style, "--photos", photos, "--name", "print", "--out", out]
+    assert regionroute(["teach", *map(str, arguments), "--steps", "60"]) == 0
+
+    assert (out / "report.html").is_file()
+    assert "Success" in (out / "experts" / "README.md").read_text()
+    assert list((out / "run" / "previews").glob("step-*.png"))
+    registry = read_json(out / "experts" / "experts.json")
+    assert registry["targets"] == "all"
+    assert registry["extra"]["routing"]["branch"] == "expert"
+
+
+@pytest.mark.parametrize(("left", "success"), [(0.6, 0.6), (0.4, 0.3)])
+def test_it_says_so_when_nothing_was_learned(started, folders, capsys, left, success):
+    scored(folders / "out" / "teach" / "mine", left, success)
+    assert regionroute(TEACH) == 1
+    said = capsys.readouterr().out
+    assert f"NOT learned: on 3 photos set aside the edit leaves {left:.0%}" in said
+    assert "\nlearned" not in said
+
+
+def test_pairs_and_labels_that_are_there(started, folders):
+    scored(folders / "here", 0.2, 1.0)
+    (folders / "photos" / "labels.jsonl").write_text("{}")
+    pairs = ["teach", "--name", "mine", "--before", "photos", "--after", "after", "--out", "here"]
+    assert regionroute(pairs) == 0
+    styles = (folders / "here" / "style.yaml").read_text()
+    assert "stylizer: pairs" in styles
+    assert f'after: "{folders / "after"}"' in styles
+    assert started[0][started[0].index("--labels") + 1] == "photos/labels.jsonl"
+    assert not (folders / "here" / "labels.jsonl").exists()
+    assert regionroute([*pairs, "--object", "cat"]) == 0  # a word of one's own
+    assert read_jsonl(folders / "here" / "labels.jsonl")[0]["objects"] == [{"word": "cat"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "mine"], "give --style-images and --photos, or --before and --after"),
+        ([*TEACH[1:], "--after", "after"], "give --style-images and --photos, or"),
+        (["--name", "a b", *TEACH[3:]], "--name a b: use letters"),
+        ([*TEACH[1:4], "none", *TEACH[5:]], "none: no such folder of images"),
+        ([*TEACH[1:6], "style"], "style: 2 photos are too few, give 6 or more"),
+        ([*TEACH[1:], "--base", "nowhere/at/all"], "nowhere/at/all"),
+        ([*TEACH[1:], "--steps", "0"], "--steps 0: must be at least 1"),
+    ],
+)
+def test_mistakes_end_before_the_first_stage(folders, refused, arguments, message):
+    assert message in refused(regionroute, ["teach", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("stem", "word"),
+    [
+        ("dog_00", "dog"),
+        ("grey_cat-02", "grey cat"),
+        ("Teddybear", "teddybear"),
+        ("IMG_20240102_1203", "object"),
+        ("DSC0001", "object"),
+        ("3f2a9c", "object"),
+        ("photo of my red cup", "red cup"),
+    ],
+)
+def test_words_by_the_names_of_photos(stem, word):
+    assert teach.object_word(stem) == word
+
+
+def test_recipes_by_base(tiny_base, tiny_klein):
+    photos = teach.recipe_of(nano.PHOTOS)
+    assert (photos.config, photos.size, photos.dtype) == ("nano_photos", 160, "float32")
+    assert "optim.lr=0.009" in photos.settings
+    assert teach.recipe_of(str(tiny_base)).config == "kontext"
+    assert teach.recipe_of(str(tiny_klein)).config == "klein"
