@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from regionroute.cli.options import (
     add_batch_size,
     add_device,
+    add_engine,
     add_manifest,
     add_seed,
     check_least,
     command_parser,
+    engine_of,
 )
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_folder
@@ -104,6 +106,7 @@ def parser() -> Parser:
     add_batch_size(parser)
     add_seed(parser, "the bootstrap intervals")
     _add_networks(parser)
+    add_engine(parser, "1")
     return parser
 
 
@@ -141,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; see the exit codes above."""
     args = parser().parse_args(argv)
     _check(args)
+    engine = engine_of(args)
     from eval.score import ScoreNetworks, score
 
     networks = ScoreNetworks(
@@ -161,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         device=args.device,
         batch_size=args.batch_size,
         seed=args.seed,
+        engine=engine,
     )
     _print(report)
     if not report.scored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from eval.sources import select_split
 from eval.summary import ALL, RELATIVE_DEFINITION, bootstrap_settings, edit_methods, summarise
 from eval.thresholds import parse_thresholds, violations
 from regionroute.data.manifest import EditSample, load_manifest, manifest_file, manifest_files
+from regionroute.engines.base import EngineSettings
+from regionroute.errors import UserError
 from regionroute.files import (
     AnyPath,
     atomic_write,
@@ -128,6 +131,7 @@ def score(
     device: str = "cpu",
     batch_size: int = 8,
     seed: int = 0,
+    engine: EngineSettings | None = None,
 ) -> ScoreReport:
     """Score edits of a manifest's samples, several methods side by side.
 
@@ -149,6 +153,8 @@ def score(
         device: where metrics run, e.g. "cuda".
         batch_size: images scored together.
         seed: of the bootstrap intervals.
+        engine: where images are measured, None for this process. Other processes load their own
+            networks; the answers of a judge are kept by one process alone.
 
     Raises:
         UserError: a file, name, network or condition that cannot be used.
@@ -160,15 +166,23 @@ def score(
     thresholds = parse_thresholds(fail_if, list(methods), names)
     data = load_manifest(manifest)
     samples = select_split(data, split)
-    where, folder = usable_device(device), Path(out)
-    loaded = _load(networks, names, folder, device)
+    engine, folder = engine or EngineSettings(), Path(out)
+    if networks.judge and engine.elsewhere:
+        raise UserError("--judge keeps its answers in one file: use --engine local, one worker")
+    # On Ray the networks here only say which they are, to name the values in the cache.
+    where = usable_device("cpu" if engine.on_ray else device)
+    loaded = _load(networks, names, folder, str(where))
     built = build_metrics(loaded, names, scope)
     skipped = _skipped(names, loaded)
     for name, reason in skipped.items():
         print(f"{name} is skipped: {reason}", file=sys.stderr)
     _warn_styles(loaded, samples, names)
     cache = ValueCache(folder / CACHE_FILE)
-    scorer = Scorer(data, methods, built, folder, where, on_problem=_say, cache=cache)
+    load = functools.partial(_metrics, networks, names, folder, device, scope)
+    scorer = Scorer(
+        data, methods, built, folder, device if engine.elsewhere else where, on_problem=_say,
+        cache=cache, engine=engine, load=load if engine.elsewhere else None,
+    )  # fmt: skip
     rows = scorer.score(samples, batch_size)
     summary = {
         **_header(manifest, split, methods, len(samples)),
@@ -212,6 +226,13 @@ def _load(given: ScoreNetworks, names: Sequence[str], out: Path, device: str) ->
         out=out,
         device=usable_device(device),
     )
+
+
+def _metrics(
+    given: ScoreNetworks, names: Sequence[str], out: Path, device: str, scope: Scope
+) -> Sequence[SampleMetric]:
+    """The metrics of another process than that of `score`."""
+    return build_metrics(_load(given, names, out, device), names, scope)
 
 
 def _skipped(names: Sequence[str], networks: Networks) -> dict[str, str]:

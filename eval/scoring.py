@@ -4,32 +4,24 @@ Every (sample, method) pair gives exactly one row: its numbers, or the sentence 
 are none. Nothing is dropped. Images that were measured before are not opened again.
 """
 
-import math
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from eval.batches import BatchScorer, Record, ScoredBatch, ScoreTask, remark_line
 from eval.cache import FileHashes, ValueCache, pair_key, value_name
-from eval.edits import (
-    CEILING,
-    FLOOR,
-    FULL_MASK,
-    NO_MAP,
-    Edit,
-    EditFinder,
-    Remark,
-    load_edit,
-    map_path,
-)
-from eval.metrics import EvalBatch, SampleMetric
-from eval.sources import Source, load_source
-from regionroute.data.manifest import EditSample, Manifest, Region
+from eval.edits import CEILING, FLOOR, NO_MAP, EditFinder, Remark, map_path
+from eval.metrics import SampleMetric
+from regionroute.data.images import image_size
+from regionroute.data.manifest import EditSample, Manifest
+from regionroute.engines.base import EngineSettings, Lost
+from regionroute.engines.run import run
 from regionroute.errors import UserError
 
 Row = dict[str, Any]
@@ -46,6 +38,8 @@ class Scorer:
         device: where the metrics run.
         on_problem: receives one line per failure and per remark.
         cache: of values measured before.
+        engine: where batches are measured.
+        load: picklable, makes the same metrics in another process; needed if there is any.
     """
 
     def __init__(
@@ -57,55 +51,120 @@ class Scorer:
         device: str | torch.device = "cpu",
         on_problem: Callable[[str], None] = lambda line: None,
         cache: ValueCache | None = None,
+        engine: EngineSettings | None = None,
+        load: Callable[[], Sequence[SampleMetric]] | None = None,
     ) -> None:
         self.manifest = manifest
         self.folders = methods
         self.methods = [FLOOR, *methods, CEILING]
-        self.metrics = metrics
         self.out = out
-        self.device = device
         self.on_problem = on_problem
         self.cache = cache or ValueCache(None)
+        self.engine = engine or EngineSettings()
         self._hashes = FileHashes()
         self._names = {m.name: value_name(m.name, m.definition, m.encoder) for m in metrics}
+        self._make_worker = functools.partial(
+            BatchScorer, manifest.root, self.methods, self._names, load or (lambda: metrics), device
+        )
 
     def score(self, samples: Sequence[EditSample], batch_size: int = 8) -> list[Row]:
-        """One row for each sample and method, samples in their order, memory independent of it."""
+        """One row for each sample and method, samples in their order."""
         self._finder = EditFinder(self.folders, samples)
         rows: list[tuple[int, Row]] = []
         with tqdm(total=len(samples), desc="scoring", unit="sample") as bar:
-            for found in self._parts(samples, batch_size):
-                rows += found
-                bar.update(len({index for index, _ in found}))
+            missing = []
+            for index, sample in enumerate(samples):
+                known = self._known(sample)
+                if known is None:
+                    missing.append((index, sample))
+                else:
+                    rows += [(index, row) for row in known]
+                    bar.update()
+            tasks = [self._task(batch) for batch in self._batches(missing, batch_size)]
+            for number, done in run(tasks, self._make_worker, self.engine):
+                if isinstance(done, Lost):
+                    done = self._lost(tasks[number], done)
+                rows += self._rows(done, samples)
+                bar.update(len(tasks[number].samples))
         # The sort is stable, and within a sample the methods have an order of their own.
         place = {name: number for number, name in enumerate(self.methods)}
         rows.sort(key=lambda pair: (pair[0], place[pair[1]["method"]]))
         return [row for _, row in rows]
 
-    def _parts(
-        self, samples: Sequence[EditSample], batch_size: int
-    ) -> Iterator[list[tuple[int, Row]]]:
-        """The rows of whole samples, as they are ready."""
-        waiting: dict[tuple[int, int], list[Source]] = defaultdict(list)
-        for index, sample in enumerate(samples):
-            known = self._known(sample)
-            if known is not None:
-                yield [(index, row) for row in known]
+    def _batches(
+        self, samples: Sequence[tuple[int, EditSample]], batch_size: int
+    ) -> Iterator[list[tuple[int, EditSample]]]:
+        """Samples of one size each; what cannot be opened is by itself."""
+        waiting: dict[tuple[int, int], list[tuple[int, EditSample]]] = defaultdict(list)
+        for index, sample in samples:
+            size = self._size(sample)
+            if size is None:
+                yield [(index, sample)]
                 continue
-            try:
-                source = load_source(self.manifest, index, sample)
-            except UserError as error:
-                self.on_problem(f"every method: {error}")
-                yield [(index, self._row(sample, name, str(error))) for name in self.methods]
-                continue
-            waiting[source.size].append(source)
+            waiting[size].append((index, sample))
             # Many sizes must not mean many images in memory: then batches are smaller.
             crowded = sum(map(len, waiting.values())) >= 2 * batch_size
             fullest = max(waiting, key=lambda size: len(waiting[size]))
             if crowded or len(waiting[fullest]) == batch_size:
-                yield self._score_batch(waiting.pop(fullest))
-        for sources in waiting.values():
-            yield self._score_batch(sources)
+                yield waiting.pop(fullest)
+        yield from waiting.values()
+
+    def _size(self, sample: EditSample) -> tuple[int, int] | None:
+        """(height, width) by the header of the context, None for a sample without any use."""
+        try:
+            return image_size(self.manifest.path(sample.context)) if sample.regions else None
+        except UserError:
+            return None
+
+    def _task(self, samples: Sequence[tuple[int, EditSample]]) -> ScoreTask:
+        """What a worker has to know of some samples."""
+        edits: dict[str, list[Path | str]] = {name: [] for name in self.folders}
+        keys: dict[str, list[str | None]] = {name: [] for name in self.methods}
+        known: dict[str, Record] = {}
+        for _, sample in samples:
+            for method in self.methods:
+                if method in self.folders:
+                    edits[method].append(self._edit(method, sample))
+                key = self._key(sample, method)
+                keys[method].append(key)
+                record = self.cache.get(key)
+                if key is not None and record is not None:
+                    known[key] = record
+        return ScoreTask(samples, edits, keys, known)
+
+    def _edit(self, method: str, sample: EditSample) -> Path | str:
+        """The file of an edit, or why there is none."""
+        try:
+            return self._finder.path(method, sample)
+        except UserError as error:
+            return str(error)
+
+    def _key(self, sample: EditSample, method: str) -> str | None:
+        """`key`, None also where a path or a name is wrong: reading it says so."""
+        try:
+            return self.key(sample, method)
+        except UserError:
+            return None
+
+    def _lost(self, task: ScoreTask, lost: Lost) -> ScoredBatch:
+        """The rows of a batch whose worker died."""
+        done = ScoredBatch()
+        for index, sample in task.samples:
+            done.lines.append(f"every method: sample {sample.id}: {lost.reason}")
+            for method in self.methods:
+                done.fail(index, method, f"sample {sample.id}: {lost.reason}")
+        return done
+
+    def _rows(self, done: ScoredBatch, samples: Sequence[EditSample]) -> Iterator[tuple[int, Row]]:
+        """The rows of a batch; its values go to the cache."""
+        for line in done.lines:
+            self.on_problem(line)
+        self.cache.put(done.records)
+        for index, method, found in done.rows:
+            if isinstance(found, str):
+                yield index, self._row(samples[index], method, found)
+            else:
+                yield index, self._filled(self._row(samples[index], method), found)
 
     def _known(self, sample: EditSample) -> list[Row] | None:
         """All rows of a sample, if every number of them was measured before."""
@@ -120,7 +179,8 @@ class Scorer:
             row = self._row(sample, method)
             rows.append(self._filled(row, record))
         for row in rows:
-            self._tell(row["method"], [Remark(**remark) for remark in row["remarks"]])
+            for remark in row["remarks"]:
+                self.on_problem(remark_line(row["method"], Remark(**remark)))
         return rows
 
     def key(self, sample: EditSample, method: str) -> str | None:
@@ -138,68 +198,6 @@ class Scorer:
         files.append(edit)
         files += [path for path in (beside, edit.parent / f"{sample.id}.json") if path.exists()]
         return pair_key(sample, files, "", self._hashes)
-
-    def _score_batch(self, sources: list[Source]) -> list[tuple[int, Row]]:
-        rows = []
-        for method in self.methods:
-            kept, edits = [], []
-            for source in sources:
-                try:
-                    edit = self._read(method, source)
-                except UserError as error:
-                    self.on_problem(f"{method}: {error}")
-                    rows.append((source.index, self._row(source.sample, method, str(error))))
-                    continue
-                self._tell(method, edit.remarks)
-                kept.append(source)
-                edits.append(edit)
-            if kept:
-                rows += self._measure(method, kept, edits)
-        return rows
-
-    def _read(self, method: str, source: Source) -> Edit:
-        if method not in self.folders:
-            return Edit(source.content if method == FLOOR else source.target)
-        path = self._finder.path(method, source.sample)
-        edit = load_edit(path, source.sample.id, source.size)
-        if source.mask.all():
-            text = f"{source.sample.id}: the mask is full, the background's measures are undefined"
-            edit.remarks.append(Remark(FULL_MASK, text))
-        return edit
-
-    def _tell(self, method: str, remarks: Sequence[Remark]) -> None:
-        for remark in remarks:
-            kind = f"{remark.kind}: " if remark.kind == NO_MAP else ""
-            self.on_problem(f"{method}: {kind}{remark.text}")
-
-    def _measure(
-        self, method: str, sources: list[Source], edits: list[Edit]
-    ) -> list[tuple[int, Row]]:
-        keys = [self.key(source.sample, method) for source in sources]
-        known = [(self.cache.get(key) or {}).get("values", {}) for key in keys]
-        batch = make_batch(sources, edits, self.device, method)
-        columns = {}
-        for metric in self.metrics:
-            name = self._names[metric.name]
-            if all(name in values for values in known):
-                columns[name] = [values[name] for values in known]
-            else:
-                columns[name] = [_finite(value) for value in metric.update(batch).tolist()]
-        records = [
-            {
-                "size": list(source.size),
-                "mask_share": float(source.mask.mean()),
-                "remarks": [asdict(remark) for remark in edit.remarks],
-                "values": {name: values[number] for name, values in columns.items()},
-            }
-            for number, (source, edit) in enumerate(zip(sources, edits, strict=True))
-        ]
-        pairs = zip(keys, records, strict=True)
-        self.cache.put({key: record for key, record in pairs if key is not None})
-        return [
-            (source.index, self._filled(self._row(source.sample, method), record))
-            for source, record in zip(sources, records, strict=True)
-        ]
 
     def _filled(self, row: Row, record: dict[str, Any]) -> Row:
         """A row with the numbers of a cache's record."""
@@ -250,39 +248,3 @@ class Scorer:
         # Without links, because ".." after a link leads elsewhere than the text of the path says.
         real, start = os.path.realpath(path), os.path.realpath(self.out)
         return Path(os.path.relpath(real, start)).as_posix()
-
-
-def make_batch(
-    sources: Sequence[Source],
-    edits: Sequence[Edit],
-    device: str | torch.device = "cpu",
-    method: str = "",
-) -> EvalBatch:
-    """Stacks samples of one size; see :class:`eval.metrics.EvalBatch`."""
-    samples = [source.sample for source in sources]
-    return EvalBatch(
-        ids=[sample.id for sample in samples],
-        content=torch.stack([source.content for source in sources]).to(device),
-        output=torch.stack([edit.image for edit in edits]).to(device),
-        target=torch.stack([source.target for source in sources]).to(device),
-        mask=torch.stack([source.mask for source in sources]).to(device),
-        region_masks=[source.region_masks.to(device) for source in sources],
-        styles=[tuple(_phrase(sample, region) for region in sample.regions) for sample in samples],
-        labels=[tuple(region.object for region in sample.regions) for sample in samples],
-        region_maps=[
-            None if edit.region_map is None else edit.region_map.to(device) for edit in edits
-        ],
-        style_names=[tuple(region.style for region in sample.regions) for sample in samples],
-        prompts=[sample.prompt for sample in samples],
-        method=method,
-    )
-
-
-def _phrase(sample: EditSample, region: Region) -> str:
-    """The style's words as the prompt has them, else its name."""
-    return sample.prompt[slice(*region.style_span)] if region.style_span else region.style
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN; None stands for "not defined here"."""
-    return value if math.isfinite(value) else None

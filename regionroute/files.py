@@ -308,8 +308,13 @@ def text_hash(text: str) -> str:
 
 
 def settings_hash(obj: Any) -> str:
-    """`text_hash` of the object as JSON with sorted keys: the same for equal settings."""
-    return text_hash(json.dumps(obj, sort_keys=True, separators=(",", ":"), default=_plain))
+    """`text_hash` of `settings_text`: the same for equal settings."""
+    return text_hash(settings_text(obj))
+
+
+def settings_text(obj: Any) -> str:
+    """The object as JSON with sorted keys."""
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), default=_plain)
 
 
 def _plain(obj: Any) -> Any:

@@ -43,9 +43,17 @@ def two_nodes():
     import ray
     from ray.cluster_utils import Cluster
 
-    bare = {"num_cpus": 1, "include_log_monitor": False}
-    cluster = Cluster(True, head_node_args={**bare, "include_dashboard": False, "no_monitor": True})
-    cluster.add_node(**bare)
+    bare = {"num_cpus": 1, "include_log_monitor": False, "include_dashboard": False}
+    for turn in range(4):
+        cluster = Cluster()
+        try:
+            cluster.add_node(**bare, no_monitor=True)
+            cluster.add_node(**bare)
+            break
+        except Exception:  # on a busy machine Ray gives up after 30 s
+            cluster.shutdown()
+            if turn == 3:
+                raise
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster
     ray.shutdown()

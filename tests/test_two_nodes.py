@@ -6,9 +6,12 @@ import time
 import psutil
 import pytest
 
+from eval.rses import main as score
 from pseudo_labels.scenes.draw import render_scene
+from regionroute.cli.edit import main as edit
 from regionroute.cli.label import main as label
-from regionroute.data.images import write_image
+from regionroute.data.images import read_image, write_image
+from regionroute.data.manifest import load_manifest
 from regionroute.files import write_jsonl
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'regionroute[ray]'")
@@ -94,3 +97,50 @@ def test_label(two_nodes, photos, tmp_path):
     assert killer.killed is not None
     assert files(local, "*") == files(ray, "*")
     assert len(files(local, "targets/*")) == 78
+
+
+def test_edit_batch(two_nodes, photos, tiny_base, tmp_path):
+    def command(out, *more):
+        rows = [
+            {"image": f"p{index:02}.png", "object": "dog", "style": "neon", "out": f"{index}.png"}
+            for index in range(23)
+        ]
+        rows.append({"image": "labels.jsonl", "object": "dog", "style": "neon", "out": "no.png"})
+        for row in rows:
+            row |= {"image": str(photos / row["image"]), "out": str(out / row["out"])}
+        write_jsonl(out.with_suffix(".jsonl"), rows)
+        how = ["--base", str(tiny_base), "--zero-shot", "--steps", "6", "--batch-size", "2"]
+        return edit(["--batch", str(out.with_suffix(".jsonl")), *how, *more])
+
+    local, ray = tmp_path / "local", tmp_path / "ray"
+    assert command(local) == 1
+    with Killer(lambda: len(list(ray.glob("*.png"))) >= 4) as killer:
+        assert command(ray, *RAY) == 1
+    assert killer.killed is not None
+    assert files(local, "*.png") == files(ray, "*.png")
+    assert len(files(local, "*.png")) == 23
+    assert list(files(local, "*.json")) == list(files(ray, "*.json"))
+
+
+def test_scoring(two_nodes, photos, tmp_path):
+    data, edits = tmp_path / "data", tmp_path / "edits"
+    only = ["--styles", "scenes", "--only", "cyberpunk", "--test-share", "1", "--max-alike", "-1"]
+    keep = ["--min-structure", "-1", "--min-strength", "0", "--workers", "1"]
+    assert label(["--labels", str(photos / "labels.jsonl"), "--out", str(data), *only, *keep]) == 0
+    for sample in load_manifest(data):
+        write_image(edits / f"{sample.id}.png", read_image(data / sample.target).roll(1, -1))
+    named = ["--manifest", str(data), "--edits", f"ours={edits}", "--split", "test"]
+    how = ["--metrics", "rse,ssim", "--batch-size", "2"]
+
+    def command(out, *more):
+        return score([*named, *how, "--out", str(out), *more])
+
+    local, ray = tmp_path / "local", tmp_path / "ray"
+    assert command(local) == 0
+    with Killer(lambda: (ray / "cache.jsonl").exists()) as killer:
+        assert command(ray, *RAY) == 0
+    assert killer.killed is not None
+    for name in ("samples.jsonl", "samples.csv", "summary.json", "summary.md", "summary.tex"):
+        assert (local / name).read_bytes() == (ray / name).read_bytes()
+    rows = [sorted((folder / "cache.jsonl").read_text().splitlines()) for folder in (local, ray)]
+    assert rows[0] == rows[1]

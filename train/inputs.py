@@ -20,6 +20,7 @@ from train.data.caching import bucket_remark, of_one_size, seen_of
 from train.data.dataset import TrainingExample, TrainingExamples
 from train.data.encode import Encoder, model_size
 from train.data.files import Files
+from train.data.packed import packed_examples, sizes_of
 from train.data.references import References, find_references, without_style_words
 from train.data.selection import Selection, select
 from train.engine.distributed import Ranks
@@ -98,8 +99,7 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
     references = _references(config, selection, cache, ranks)
     encoder = Encoder(backbone, manifest, None, files)
     if not config.data.buckets:
-        sizes = {files.of(manifest.path(sample.context)).size for sample in selection.samples}
-        encoder.size = model_size(backbone, sizes)
+        encoder.size = model_size(backbone, _sizes(manifest, selection, files))
     selection, lost = seen_of(encoder, selection)
     shown, held_out = _aside(config, manifest, selection, encoder)
     if references:
@@ -110,8 +110,13 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
     def example(sample: EditSample) -> TrainingExample:
         return encoder.example(sample, expert[sample.regions[0].style])
 
-    bar = tqdm(selection.samples, "reading pairs", unit="pair", disable=not ranks.main, leave=False)
-    examples = TrainingExamples(map(example, bar))
+    if manifest.columns is not None and references is None:
+        examples = packed_examples(encoder, selection.samples, manifest.columns, expert)
+    else:
+        bar = tqdm(
+            selection.samples, "reading pairs", unit="pair", disable=not ranks.main, leave=False
+        )
+        examples = TrainingExamples(map(example, bar))
     return Inputs(
         backbone,
         manifest,
@@ -125,6 +130,13 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
         _remarks(config, selection, bucket_remark(examples, lost), references),
         references,
     )
+
+
+def _sizes(manifest: Manifest, selection: Selection, files: Files) -> set[tuple[int, int]]:
+    """The sizes (H,W) of the selection's images."""
+    if manifest.columns is not None:
+        return set(sizes_of(manifest.columns, selection.samples.rows)[0])
+    return {files.of(manifest.path(sample.context)).size for sample in selection.samples}
 
 
 def _aside(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionroute.cli.edit_arguments import check_arguments, parser
+from regionroute.cli.options import device_of, engine_of
 from regionroute.cli.start import import_pipeline
 from regionroute.errors import UserError, command, printable
 from regionroute.models.devices import pick_device
 
 if TYPE_CHECKING:
     from regionroute.editing.batch import Jobs
+    from regionroute.editing.editor import Editor
     from regionroute.pipeline import RegionRoutePipeline
 
 
@@ -129,8 +132,11 @@ def _edit_many(args: argparse.Namespace) -> int:
             args.steps, args.guidance, args.mode, args.lock_background, args.strength,
             args.instance, args.refine_crop, args.sparse,
         )  # fmt: skip
-        editor, size = _load(args).editor, args.batch_size or 8
-        written = run_jobs(editor, jobs, options, size, keep_exif=args.keep_exif)
+        size, engine = args.batch_size or 8, engine_of(args)
+        if engine.on_ray:
+            args.device = device_of(args)
+        load = functools.partial(_editor, args)
+        written = run_jobs(load, jobs, options, size, args.keep_exif, engine)
     found = f"failed {len(jobs.problems)}, warnings {len(jobs.warnings)}"
     print(f"edited {written}, skipped {skipped}, {found}")
     lines = {"note": jobs.notes, "warning": jobs.warnings, "error": jobs.problems}
@@ -138,6 +144,11 @@ def _edit_many(args: argparse.Namespace) -> int:
         for sentence in sentences:
             print(f"{kind}: {printable(sentence)}", file=sys.stderr)
     return 1 if jobs.problems else 0
+
+
+def _editor(args: argparse.Namespace) -> Editor:
+    """The model of a process that edits many images."""
+    return _load(args).editor
 
 
 def _load(args: argparse.Namespace) -> RegionRoutePipeline:

@@ -11,11 +11,13 @@ from regionroute.cli.options import (
     add_batch_size,
     add_device,
     add_dtype,
+    add_engine,
     add_quantize,
     add_renamed,
     add_seed,
     check_least,
     command_parser,
+    engine_of,
 )
 from regionroute.errors import Parser, UserError
 
@@ -39,7 +41,8 @@ the style of a reference image (experts trained with experts.router=similarity):
 one of several objects:
   regionroute edit photo.png --object dog --style pixel-art --instance leftmost --out out.png
 
-many images, with the model loaded once; one JSON object per line, paths relative to the file:
+many images, with the model loaded once (on a Ray cluster, once per worker: --engine ray); one
+JSON object per line, paths relative to the file:
   {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
   regionroute edit --batch rows.jsonl --batch-size 8 --skip-existing
 
@@ -142,6 +145,7 @@ def parser() -> Parser:
     add_device(model)
     add_dtype(model)
     add_quantize(model)
+    add_engine(parser, "1")
     return parser
 
 
@@ -213,6 +217,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.zero_shot and args.experts:
         raise UserError("--zero-shot uses the base alone: remove --experts")
     check_least(args, {"steps": 1, "batch_size": 1})
+    if modes == ["image"] and (engine_of(args).on_ray or args.workers):
+        raise UserError("--engine and --workers are for many images: --batch or --manifest")
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
         raise UserError(f"--guidance {args.guidance}: must be 0 or more")
     if not 0 <= args.strength <= 1:

@@ -10,7 +10,6 @@ from regionroute.cli.options import (
     add_engine,
     add_renamed,
     add_styles,
-    add_workers,
     check_least,
     comma_list,
     command_parser,
@@ -87,8 +86,7 @@ def parser() -> Parser:
     add_renamed(parser, "--split-val", "--test-share", type=float)
     held = 'styles whose samples all go to the split "test", for tests on unseen styles (none)'
     add("--hold-out-styles", metavar="A,B", help=held)
-    add_workers(parser)
-    add_engine(parser, workers=False)
+    add_engine(parser)
     add("--preview", type=int, metavar="N", help="make only a page of N samples, in OUT/preview")
     add("--exclude", metavar="FILE", help="exclude the samples of a list saved on the review page")
     add_renamed(parser, "--strike", "--exclude")

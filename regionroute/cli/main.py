@@ -37,6 +37,9 @@ COMMANDS = {
     ),
     "label": Command("regionroute.cli.label", "turn photos, words and masks into training pairs"),
     "scenes": Command("regionroute.cli.scenes", "draw training scenes with exact targets"),
+    "manifest": Command(
+        "regionroute.cli.manifest.main", "pack a manifest, so that training starts without its rows"
+    ),
     "check": Command("regionroute.cli.check", "open every image of a manifest, list problems"),
     "plan": Command("regionroute.cli.plan", "predict memory, time and disk of a training run"),
     "train": Command("train.run", "train style experts on a base"),
@@ -67,6 +70,7 @@ examples:
   regionroute scenes --train 64 --test 32 --out data/scenes
   regionroute experts export EXPERTS --format comfyui --out loras
   regionroute calibrate --experts runs/nano/experts --manifest data/calibration
+  regionroute manifest pack data/pets
   regionroute check data/scenes --sheet sheet.png
   regionroute plan --config kontext --gpus 8
   regionroute train --config nano data.manifest=data/scenes

@@ -94,22 +94,22 @@ def add_workers(group: Group) -> None:
     )
 
 
-def add_engine(parser: Parser, workers: bool = True) -> None:
-    """``--engine`` and the options of Ray, read by `engine_of` and `device_of`.
+def add_engine(parser: Parser, processes: str = "chosen by the amount of work") -> None:
+    """``--engine``, ``--workers`` and the options of Ray, read by `engine_of` and `device_of`.
 
     Args:
         parser: of the command.
-        workers: also add ``--workers``, for commands that have one local process alone.
+        processes: number of local processes without ``--workers``.
     """
     group = parser.add_argument_group("where the work is done")
     add = group.add_argument
     add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster (local)")
-    address = "a running cluster, such as auto or ray://HOST:10001 (starts one on this machine)"
+    workers = f"processes ({processes}; on Ray as many as there is room for)"
+    add("--workers", type=int, metavar="N", help=workers)
+    address = "running cluster, such as auto or HOST:6379 (one is started on this machine)"
     add("--ray-address", metavar="ADDRESS", help=address)
     gpus = "GPUs of each Ray worker, such as 0.5 (1 with --device cuda, else 0)"
     add("--num-gpus", type=float, metavar="X", help=gpus)
-    if workers:
-        add("--workers", type=int, metavar="N", help="Ray workers (as many as there is room for)")
 
 
 def engine_of(args: argparse.Namespace) -> EngineSettings:

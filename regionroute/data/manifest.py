@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regionroute.errors import UserError, nearest
 from regionroute.files import AnyPath, numbered_lines, parse_json_line, write_jsonl
+from regionroute.data.columns import Columns, read_columns
 from regionroute.data.images import image_size, read_image, read_mask
 from regionroute.data.names import id_problem, leaves_folder, path_problem
 from regionroute.data.shards import ShardedRows
@@ -104,11 +105,13 @@ class Manifest(Sequence[EditSample]):
 
     Attributes:
         root: the folder, which the paths of samples are relative to.
-        samples: parsed when they are asked for if the manifest is of several files.
+        samples: parsed when they are asked for if the manifest is packed or of several files.
+        columns: of a packed manifest, see `regionroute.data.columns`.
     """
 
     root: Path
     samples: Sequence[EditSample]
+    columns: Columns | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -236,13 +239,18 @@ def load_manifest(path: AnyPath) -> Manifest:
 
     Args:
         path: ``manifest.jsonl`` or its folder; or a pattern of several files. The rows of one file
-            are held in memory, those of several are parsed when they are asked for.
+            are held in memory, those of several are parsed when they are asked for. The rows of a
+            packed manifest are not read here.
 
     Raises:
         UserError: naming file and line, for a row that is not right: another schema version, an
             unknown or missing key, a wrong type, an id used twice, a path outside the folder.
     """
     file, files = manifest_file(path), manifest_files(path)
+    columns = read_columns(files)
+    if columns is not None:
+        known = columns.counts, columns.numbers["offset"], columns.numbers["name"]
+        return Manifest(file.parent, ShardedRows(files, parse_row, known), columns)
     if files != [file]:
         return Manifest(file.parent, ShardedRows(files, parse_row))
     samples = []

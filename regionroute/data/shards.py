@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, TypeVar, overload
 
@@ -37,32 +38,41 @@ Row = TypeVar("Row", bound=Named)
 class ShardedRows(Sequence[Row]):
     """Rows of several files, in the order of the files.
 
-    Every row is parsed once here, so that a mistake shows before the work, and forgotten.
+    Every row is parsed once here, so that a mistake shows before the work, and forgotten; not if
+    the rows are known.
 
     Args:
         files: JSON-lines files.
         parse: makes a row of a line; file and line number are for its errors.
+        known: rows of each file, offset of each row in its file, `row_name` of each row's id.
 
     Raises:
         UserError: naming file and line, for a row that is not right or an id used twice.
     """
 
-    def __init__(self, files: Sequence[Path], parse: Callable[[Path, int, str], Row]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        parse: Callable[[Path, int, str], Row],
+        known: tuple[Sequence[int], np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         self.files, self._parse = list(files), parse
-        self._first = [0]  # row with which each file begins, and the end
-        self._offsets = array("q")
-        self._bytes: list[int] = []
+        self._bytes = [os.path.getsize(file) for file in self.files]
         self._handle = lru_cache(maxsize=OPEN_FILES)(self._open)
-        names = array("Q")
+        counts, self._offsets, names = self._read() if known is None else known
+        self._first = [0, *accumulate(counts)]  # row with which each file begins, and the end
+        self._refuse_twins(names)
+
+    def _read(self) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Rows of each file, the offset of each row, and its name."""
+        counts, offsets, names = [], array("q"), array("Q")
         for file in self.files:
-            for offset, number, line in _lines(file):
-                sample = self._parse(file, number, _text(file, line))
-                self._offsets.append(offset)
-                digest = hashlib.blake2b(sample.id.encode(), digest_size=8).digest()
-                names.append(int.from_bytes(digest, "big"))
-            self._first.append(len(self._offsets))
-            self._bytes.append(os.path.getsize(file))
-        self._refuse_twins(np.frombuffer(names, np.uint64) if names else np.zeros(0, np.uint64))
+            before = len(offsets)
+            for offset, number, line in lines_of(file):
+                offsets.append(offset)
+                names.append(row_name(self._parse(file, number, text_of(file, line)).id))
+            counts.append(len(offsets) - before)
+        return counts, np.array(offsets, np.int64), np.array(names, np.uint64)
 
     def _refuse_twins(self, names: np.ndarray) -> None:
         order = np.argsort(names, kind="stable")
@@ -92,22 +102,27 @@ class ShardedRows(Sequence[Row]):
             raise IndexError(row)
         row %= len(self)
         shard = bisect_right(self._first, row) - 1
-        offset, last = self._offsets[row], row + 1 == self._first[shard + 1]
-        end = self._bytes[shard] if last else self._offsets[row + 1]
+        offset, last = int(self._offsets[row]), row + 1 == self._first[shard + 1]
+        end = self._bytes[shard] if last else int(self._offsets[row + 1])
         handle, file = self._handle(shard), self.files[shard]
         line = os.pread(handle.fileno(), end - offset, offset)
-        return self._parse(file, row - self._first[shard] + 1, _text(file, line))
+        return self._parse(file, row - self._first[shard] + 1, text_of(file, line))
 
     def __iter__(self) -> Iterator[Row]:
         for file in self.files:
-            for _, number, line in _lines(file):
-                yield self._parse(file, number, _text(file, line))
+            for _, number, line in lines_of(file):
+                yield self._parse(file, number, text_of(file, line))
 
     def _open(self, shard: int) -> FileIO:
         return FileIO(self.files[shard])
 
 
-def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
+def row_name(row_id: str) -> int:
+    """64 bits that distinguish ids."""
+    return int.from_bytes(hashlib.blake2b(row_id.encode(), digest_size=8).digest(), "big")
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, int, bytes]]:
     """Offset, number from 1, and bytes of every line that is not empty."""
     offset = 0
     with file.open("rb") as handle:
@@ -118,7 +133,12 @@ def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(line)
 
 
-def _text(file: Path, line: bytes) -> str:
+def text_of(file: Path, line: bytes) -> str:
+    """A line as text.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
         return line.decode()
     except UnicodeDecodeError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from regionroute.editing.editor import Editor
 from regionroute.editing.jobs import Job, Jobs
 from regionroute.editing.outputs import Destination, write_edit
 from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.engines.base import EngineSettings, Lost
+from regionroute.engines.run import run
 from regionroute.errors import UserError
 from regionroute.files import numbered_lines, parse_json_line, text_hash
 
@@ -104,8 +108,80 @@ def manifest_rows(path: Path, split: str, out_dir: Path, seed: int) -> Jobs:
     return jobs
 
 
+@dataclass
+class ChunkReport:
+    """The result of some jobs.
+
+    Attributes:
+        written: number of images written.
+        found: their problems, warnings and notes.
+    """
+
+    written: int
+    found: Jobs
+
+
+class ChunkWorker:
+    """Edits chunks of a batch, each of one image size, with one model.
+
+    Args:
+        load: gives the model.
+        options: of all jobs.
+        keep_exif: the edits keep the EXIF of their images.
+    """
+
+    def __init__(self, load: Callable[[], Editor], options: EditOptions, keep_exif: bool) -> None:
+        self.editor, self.options, self.keep_exif = load(), options, keep_exif
+
+    def __call__(self, chunk: Sequence[Job]) -> ChunkReport:
+        """Edit and write; failures are recorded and the other jobs continue."""
+        found = Jobs()
+        ready = self._ready(chunk, found)
+        if not ready:
+            return ChunkReport(0, found)
+        results = self.editor.edit_batch(
+            [image.rgb for _, image, _ in ready],
+            [request for _, _, request in ready],
+            self.options,
+            want_map=any(job.destination.wants_map for job, _, _ in ready),
+        )
+        written = 0
+        for (job, image, _), result in zip(ready, results, strict=True):
+            try:
+                write_edit(
+                    job.destination, image.rgb, result.image, result.region_map,
+                    job.facts | result.settings, loaded=image, keep_exif=self.keep_exif,
+                )  # fmt: skip
+                written += 1
+                found.warn(job.name, result.settings.get("warnings", ()), image.notes)
+            except (UserError, OSError) as error:
+                found.fail(job.name, error)
+        return ChunkReport(written, found)
+
+    def _ready(
+        self, chunk: Sequence[Job], found: Jobs
+    ) -> list[tuple[Job, LoadedImage, EditRequest]]:
+        """The jobs that can be done, with what they need."""
+        ready = []
+        for job in chunk:
+            try:
+                request = job.full_request()
+                self.editor.check(request, self.options)
+                image = open_image(job.image)
+                self.editor.backbone.fit_size(image.rgb.shape[-2], image.rgb.shape[-1])
+                ready.append((job, image, request))
+            except (UserError, OSError) as error:
+                found.fail(job.name, error)
+        return ready
+
+
 def run_jobs(
-    editor: Editor, jobs: Jobs, options: EditOptions, batch_size: int = 8, keep_exif: bool = False
+    load: Callable[[], Editor],
+    jobs: Jobs,
+    options: EditOptions,
+    batch_size: int = 8,
+    keep_exif: bool = False,
+    engine: EngineSettings | None = None,
 ) -> int:
     """Do all jobs; failures are recorded in ``jobs.problems`` and the others continue.
 
@@ -113,11 +189,12 @@ def run_jobs(
     be kept of their images in ``jobs.notes``; both are in the edit's JSON file too.
 
     Args:
-        editor: the loaded model.
+        load: gives the model, in every process that edits; picklable if there are others.
         jobs: see :func:`read_rows`; gains problems, warnings and notes.
         options: of all jobs.
         batch_size: images of one size to edit at a time.
         keep_exif: the edits keep the EXIF of their images.
+        engine: where jobs are done, None for this process.
 
     Returns:
         The number of images written.
@@ -126,48 +203,28 @@ def run_jobs(
         UserError: options that do not allow any edit.
         OSError: the disk is full.
     """
-    written = 0
+    chunks = list(_chunks(jobs, batch_size))
+    make = functools.partial(ChunkWorker, load, options, keep_exif)
+    done = run(chunks, make, engine or EngineSettings())
+    reports: dict[int, ChunkReport] = {}
     with tqdm(total=len(jobs.jobs), desc="edit", unit="image", disable=None) as bar:
-        for chunk in _chunks(jobs, batch_size):
-            written += _run_chunk(editor, jobs, chunk, options, keep_exif)
-            bar.update(len(chunk))
+        for number, report in done:
+            if isinstance(report, Lost):
+                report = _lost(chunks[number], report)
+            reports[number] = report
+            bar.update(len(chunks[number]))
         bar.update(len(jobs.jobs) - bar.n)  # those whose image could not be opened
-    return written
+    for _, report in sorted(reports.items()):  # in order of the chunks, whoever was first
+        jobs.take(report.found)
+    return sum(report.written for report in reports.values())
 
 
-def _run_chunk(
-    editor: Editor, jobs: Jobs, chunk: Sequence[Job], options: EditOptions, keep_exif: bool
-) -> int:
-    ready: list[tuple[Job, LoadedImage, EditRequest]] = []
+def _lost(chunk: Sequence[Job], lost: Lost) -> ChunkReport:
+    """The report of jobs whose worker died."""
+    found = Jobs()
     for job in chunk:
-        try:
-            request = job.full_request()
-            editor.check(request, options)
-            image = open_image(job.image)
-            editor.backbone.fit_size(image.rgb.shape[-2], image.rgb.shape[-1])
-            ready.append((job, image, request))
-        except (UserError, OSError) as error:
-            jobs.fail(job.name, error)
-    if not ready:
-        return 0
-    results = editor.edit_batch(
-        [image.rgb for _, image, _ in ready],
-        [request for _, _, request in ready],
-        options,
-        want_map=any(job.destination.wants_map for job, _, _ in ready),
-    )
-    written = 0
-    for (job, image, _), result in zip(ready, results, strict=True):
-        try:
-            write_edit(
-                job.destination, image.rgb, result.image, result.region_map,
-                job.facts | result.settings, loaded=image, keep_exif=keep_exif,
-            )  # fmt: skip
-            written += 1
-            jobs.warn(job.name, result.settings.get("warnings", ()), image.notes)
-        except (UserError, OSError) as error:
-            jobs.fail(job.name, error)
-    return written
+        found.fail(job.name, UserError(f"{job.image}: {lost.reason}"))
+    return ChunkReport(0, found)
 
 
 def _chunks(jobs: Jobs, batch_size: int) -> Iterator[list[Job]]:

@@ -120,6 +120,12 @@ class Jobs:
         self.warnings += [f"{name}: {warning}" for warning in warnings]
         self.notes += [f"{name}: {note}" for note in notes]
 
+    def take(self, others: Jobs) -> None:
+        """Take over problems, warnings and notes of jobs that were done elsewhere."""
+        self.problems += others.problems
+        self.warnings += others.warnings
+        self.notes += others.notes
+
     def drop_existing(self) -> int:
         """Skip the jobs whose result exists; returns how many."""
         before = len(self.jobs)

@@ -42,6 +42,11 @@ class EngineSettings:
         """Whether tasks are done on a Ray cluster."""
         return self.engine == "ray"
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether tasks are done in other processes than the caller's."""
+        return self.on_ray or (self.workers or 1) > 1
+
 
 @dataclass(frozen=True)
 class Lost:

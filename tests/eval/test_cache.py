@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from eval import rses, scoring
+from eval import batches, rses
 from eval.cache import CACHE_FILE, FileHashes, ValueCache, pair_key, value_name
 from eval.metrics.base import SampleMetric
 from regionroute.data.images import read_image, write_image
@@ -43,7 +43,7 @@ def test_nothing_is_measured_or_opened_twice(score, measured, monkeypatch):
     first = score()
     assert measured
     measured.clear()
-    monkeypatch.setattr(scoring, "load_source", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr(batches, "load_source", lambda *_: pytest.fail("an image was opened"))
     assert score() == first
     assert measured == []
 

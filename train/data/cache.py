@@ -202,6 +202,10 @@ class Cache:
             bar.update()
             if not any(left.values()):
                 return
+        raise UserError(
+            f"{sum(map(len, left.values()))} images or masks were changed since the manifest was "
+            "packed, run `regionroute manifest pack` again"
+        )
 
     def adopt(self, written: Iterable[tuple[str, Path]]) -> None:
         """Takes in files that this or another process wrote, without listing the folder.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from train.data.cache import Cache, CacheEntry
 from train.engine.distributed import Ranks
 from train.data.examples import TrainingExamples
 from train.data.files import Files
+from train.data.packed import in_view
 
 if TYPE_CHECKING:
     from regionroute.data.buckets import Window
@@ -40,6 +40,8 @@ def hash_files(config: RunConfig, files: Files, ranks: Ranks) -> None:
 def _hash_share(config: RunConfig, files: Files, ranks: Ranks) -> None:
     try:
         manifest = load_manifest(config.data.manifest)
+        if manifest.columns is not None and config.experts.router != "similarity":
+            return  # the hashes are in the columns
         names = {
             name
             for sample in manifest.samples
@@ -92,23 +94,34 @@ def seen_of(encoder: Encoder, selection: Selection) -> tuple[Selection, tuple[fl
     Raises:
         UserError: an image is missing or damaged, or nothing is left.
     """
-    kept, total, most = array("q"), 0.0, 0.0
-    for place, sample in enumerate(selection.samples):
-        window = encoder.window_of(sample)
-        if _in_view(window, sample):
-            kept.append(place)
-            total, most = total + window.lost, max(most, window.lost)
-    if not kept:
+    seen, cut = _seen(encoder, selection)
+    kept = np.flatnonzero(seen)
+    if not len(kept):
         raise UserError(
             "data.buckets: every object lies at an edge that is cut off, crop the images nearer "
             "to a square"
         )
     lost = len(selection.samples) - len(kept)
     reason = {"an object lies at an edge that is cut off": lost} if lost else {}
-    seen = replace(
+    seen_alone = replace(
         selection, samples=selection.samples.only(kept), skipped=selection.skipped | reason
     )
-    return seen, (total / len(kept), most)
+    return seen_alone, (float(sum(cut[kept].tolist()) / len(kept)), float(cut[kept].max()))
+
+
+def _seen(encoder: Encoder, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the model sees something of each object of each sample, and what is cut off."""
+    samples, columns = selection.samples, encoder.manifest.columns
+    seen, cut = np.zeros(len(samples), bool), np.zeros(len(samples))
+    plain = np.zeros(len(samples), bool)
+    if columns is not None:
+        plain = columns.numbers["regions"][samples.rows] == 1
+        seen[plain], cut[plain] = in_view(columns, samples.rows[plain], encoder.size_of)
+    for place in np.flatnonzero(~plain).tolist():
+        sample = samples[place]
+        window = encoder.window_of(sample)
+        seen[place], cut[place] = _in_view(window, sample), window.lost
+    return seen, cut
 
 
 def _in_view(window: Window, sample: EditSample) -> bool:

@@ -93,13 +93,21 @@ class Encoder:
             id=sample.id,
             expert=expert,
             content=content_of(sample),
-            token_index=self._tokens.of(sample),
+            token_index=self.tokens_of(sample),
             size=needs.size,
             context=needs.context.key,
             target=needs.target.key,
             text=needs.text.key,
             masks=tuple(mask.key for mask in needs.masks),
         )
+
+    def tokens_of(self, sample: EditSample) -> tuple[tuple[int, ...], ...]:
+        """For each region the positions of its style phrase.
+
+        Raises:
+            UserError: a phrase cannot be found.
+        """
+        return self._tokens.of(sample)
 
     def entries(self, samples: Iterable[EditSample]) -> Iterator[CacheEntry]:
         """What some samples need, one after another, for `Cache.fill`."""
@@ -156,15 +164,28 @@ class Encoder:
     def _picture(self, path: Path, size: tuple[int, int]) -> CacheEntry:
         return self._image([path], size, lambda: read_image(path))
 
+    def image_facts(
+        self, content: str | list[str], own: tuple[int, int], size: tuple[int, int]
+    ) -> list[Any]:
+        """What the latents of an image are keyed by.
+
+        Args:
+            content: hash of the image, or of all files that it is made of.
+            own: its size (H,W).
+            size: at which the model sees it.
+        """
+        window = crop_window(*own, size)
+        cut = [dataclasses.astuple(window)[:4]] if window.lost else []
+        return [content, self._image_identity, size, *cut]
+
     def _image(
         self, paths: Sequence[Path], size: tuple[int, int], read: Callable[[], Tensor]
     ) -> CacheEntry:
         """The latents of the image that `read` makes of some files."""
         known = [self.files.of(path) for path in paths]
         hashes = [facts.content for facts in known]
-        facts: list[Any] = [hashes[0] if len(hashes) == 1 else hashes, self._image_identity, size]
-        window = crop_window(*known[0].size, size)
-        key = settings_hash(facts + ([dataclasses.astuple(window)[:4]] if window.lost else []))
+        content = hashes[0] if len(hashes) == 1 else hashes
+        key = settings_hash(self.image_facts(content, known[0].size, size))
 
         def make() -> Tensors:
             return {"latents": self.backbone.encode_images(fitted(read()[None], size))[0]}
@@ -181,14 +202,23 @@ class Encoder:
         paths = [self.manifest.path(file) for file in files]
         return self._image(paths, size, lambda: target_of(self.manifest, sample))
 
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        cells = 2 * self.backbone.vae_scale
+        return size[0] // cells, size[1] // cells
+
+    def mask_facts(self, content: str, own: tuple[int, int], size: tuple[int, int]) -> list[Any]:
+        """What a mask on both grids is keyed by; arguments as for `image_facts`."""
+        window = crop_window(*own, size)
+        cut = [dataclasses.astuple(window)[:4]] if window.lost else []
+        # The size a mask must have is part of what it is: with another image it may be wrong.
+        return [content, own, *self._grid(size), *cut]
+
     def _mask(self, path: Path, own: tuple[int, int], size: tuple[int, int]) -> CacheEntry:
         """A mask on both grids: of tokens, and of latents with twice the rows and columns."""
-        cells = 2 * self.backbone.vae_scale
-        height, width = size[0] // cells, size[1] // cells
+        height, width = self._grid(size)
         window = crop_window(*own, size)
-        # The size a mask must have is part of what it is: with another image it may be wrong.
-        facts: list[Any] = [self.files.of(path).content, own, height, width]
-        key = settings_hash(facts + ([dataclasses.astuple(window)[:4]] if window.lost else []))
+        key = settings_hash(self.mask_facts(self.files.of(path).content, own, size))
 
         def make() -> Tensors:
             seen = window.of(read_mask(path, own))

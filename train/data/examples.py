@@ -10,11 +10,12 @@ import json
 from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
 H = TypeVar("H", bound=Hashable)
+DIGESTED = 10_000  # rows that `digest` takes at once
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,40 @@ class TrainingExamples(Sequence[TrainingExample]):
         self._sizes: _Few[tuple[int, int]] = _Few()
         for row in rows:
             self.append(row)
+
+    @classmethod
+    def of_columns(
+        cls,
+        *,
+        ids: Any,
+        contents: Any,
+        experts: np.ndarray,
+        pictures: np.ndarray,
+        texts: np.ndarray,
+        masks: np.ndarray,
+        tokens: tuple[list[tuple[tuple[int, ...], ...]], np.ndarray],
+        sizes: tuple[list[tuple[int, int]], np.ndarray],
+    ) -> TrainingExamples:
+        """Examples of one object each, all at once.
+
+        Args:
+            ids: PyArrow array of long texts, as are `contents`.
+            contents: see `TrainingExample`, as the others.
+            experts: [n].
+            pictures: keys of context and target, [n,2] uint64.
+            texts: keys, [n] uint64.
+            masks: keys, [n] uint64.
+            tokens: the different values, and the number of each row's, [n]; `sizes` likewise.
+            sizes: different sizes may be equal.
+        """
+        made = cls()
+        made._ids, made._contents = _Texts.of(ids), _Texts.of(contents)
+        made._experts = array("i", experts.astype(np.int32).tobytes())
+        made._pictures = array("Q", pictures.tobytes())
+        made._texts, made._masks = array("Q", texts.tobytes()), array("Q", masks.tobytes())
+        made._bounds = array("q", np.arange(len(experts) + 1, dtype=np.int64).tobytes())
+        made._tokens, made._sizes = _Few.of(*tokens), _Few.of(*sizes)
+        return made
 
     def append(self, example: TrainingExample) -> None:
         """Adds an example at the end."""
@@ -114,10 +149,18 @@ class TrainingExamples(Sequence[TrainingExample]):
     def digest(self) -> str:
         """Hash of ids and contents in their order."""
         digest, separator = hashlib.sha256(b"["), b""
-        for row in range(len(self)):
-            e = self[row]
-            line = json.dumps([e.id, e.context, e.target, e.text, *e.masks], separators=(",", ":"))
-            digest.update(separator + line.encode())
+        pictures, texts, masks, bounds = self._pictures, self._texts, self._masks, self._bounds
+        for first in range(0, len(self), DIGESTED):
+            rows = range(first, min(first + DIGESTED, len(self)))
+            # As `json.dumps` writes the list [id, context, target, text, *masks] of each.
+            lines = [
+                f'[{json.dumps(self._ids[row])},"{pictures[2 * row]:016x}",'
+                f'"{pictures[2 * row + 1]:016x}","{texts[row]:016x}"'
+                + "".join([f',"{mask:016x}"' for mask in masks[bounds[row] : bounds[row + 1]]])
+                + "]"
+                for row in rows
+            ]
+            digest.update(separator + ",".join(lines).encode())
             separator = b","
         digest.update(b"]")
         return digest.hexdigest()[:16]
@@ -128,6 +171,16 @@ class _Texts:
 
     def __init__(self) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
+
+    @classmethod
+    def of(cls, texts: Any) -> _Texts:
+        """The texts of a PyArrow array."""
+        made = cls()
+        _, ends, data = texts.buffers()
+        found = np.frombuffer(ends, np.int64)[texts.offset :][: len(texts) + 1]
+        made._bytes = bytearray(memoryview(data)[found[0] : found[-1]] if data else b"")
+        made._ends = array("q", (found - found[0]).tobytes())
+        return made
 
     def append(self, text: str) -> None:
         self._bytes += text.encode()
@@ -145,11 +198,22 @@ class _Few(Generic[H]):
         self.numbers = array("i")
         self._number: dict[H, int] = {}
 
-    def append(self, value: H) -> None:
+    @classmethod
+    def of(cls, values: list[H], numbers: np.ndarray) -> _Few[H]:
+        """Values of which some may be equal, and the number of each row's."""
+        made: _Few[H] = cls()
+        new = np.array([made._add(value) for value in values], np.int32)
+        made.numbers = array("i", new[numbers].tobytes() if len(new) else b"")
+        return made
+
+    def _add(self, value: H) -> int:
         number = self._number.setdefault(value, len(self.values))
         if number == len(self.values):
             self.values.append(value)
-        self.numbers.append(number)
+        return number
+
+    def append(self, value: H) -> None:
+        self.numbers.append(self._add(value))
 
     def __getitem__(self, row: int) -> H:
         return self.values[self.numbers[row]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -16,9 +16,11 @@ from torch import Tensor
 from regionroute.errors import UserError, nearest
 from regionroute.data.manifest import EditSample, Manifest, Region, StyleSpec, manifest_file
 from regionroute.data.prompts import build_prompt, find_spans
+from train.data.packed import style_words
 
 if TYPE_CHECKING:
     from regionroute.config.run import RunConfig
+    from regionroute.data.columns import Columns
 
 PART = "part_of"  # provenance of a sample that is one style's part of another
 
@@ -49,9 +51,7 @@ def select(manifest: Manifest, config: RunConfig) -> Selection:
     """
     where = f"{manifest_file(config.data.manifest)}: split {config.data.split!r}"
     found = _Found()
-    for row, sample in enumerate(manifest.samples):
-        if sample.split == config.data.split:
-            found.add(row, one_style_each(sample, manifest_file(manifest.root)))
+    found.add_all(manifest, config.data.split)
     if not found.words:
         splits = Counter(sample.split for sample in manifest.samples)
         there = ", ".join(f"{split} ({count})" for split, count in splits.items()) or "nothing"
@@ -68,8 +68,7 @@ def select(manifest: Manifest, config: RunConfig) -> Selection:
             )
     if len(set(names)) < len(names):
         raise UserError(f"experts.styles: {', '.join(names)} names a style twice")
-    known = list(found.words)
-    kept = np.isin(found.styles, [known.index(name) for name in names])
+    kept = np.isin(found.styles, [found.number_of(name) for name in names])
     rows, parts = np.array(found.rows)[kept], np.array(found.parts)[kept]
     samples = Chosen(manifest.samples, rows, parts, manifest_file(manifest.root))
     skipped = {"no region": found.without, "style not trained": len(kept) - len(samples)}
@@ -88,12 +87,18 @@ def split_parts(manifest: Manifest, split: str) -> tuple[list[EditSample], Count
     """
     parts: list[EditSample] = []
     others = Counter[str]()
-    for sample in manifest.samples:
-        if sample.split == split:
-            own = one_style_each(sample, manifest_file(manifest.root))
-            others["no region"] += not own
-            parts += own
+    for sample in samples_of(manifest, split):
+        own = one_style_each(sample, manifest_file(manifest.root))
+        others["no region"] += not own
+        parts += own
     return parts, others
+
+
+def samples_of(manifest: Manifest, split: str) -> Iterator[EditSample]:
+    """A split's samples; of a packed manifest no others are parsed."""
+    if manifest.columns is None:
+        return (sample for sample in manifest.samples if sample.split == split)
+    return (manifest.samples[row] for row in manifest.columns.rows_of(split).tolist())
 
 
 class Chosen(Sequence[EditSample]):
@@ -118,6 +123,11 @@ class Chosen(Sequence[EditSample]):
         self._source, self._rows, self._parts = source, rows, parts
         self._where, self._change = where, change
 
+    @property
+    def rows(self) -> np.ndarray:
+        """Place of each in the manifest, [n]."""
+        return self._rows
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -132,7 +142,7 @@ class Chosen(Sequence[EditSample]):
         part = one_style_each(sample, self._where)[int(self._parts[place])]
         return self._change(part) if self._change else part
 
-    def only(self, places: Sequence[int]) -> Chosen:
+    def only(self, places: Sequence[int] | np.ndarray) -> Chosen:
         """Some of them."""
         index = np.asarray(places, dtype=np.int64)
         return Chosen(
@@ -186,6 +196,44 @@ class _Found:
         self.words: dict[str, set[str]] = {}  # of each style, two different ones at most
         self.without = 0
         self._number: dict[str, int] = {}
+
+    def number_of(self, style: str) -> int:
+        """The style's number in `styles`."""
+        return self._number[style]
+
+    def add_all(self, manifest: Manifest, split: str) -> None:
+        """Adds a split's samples; of a packed manifest only those are parsed that have to be."""
+        where = manifest_file(manifest.root)
+        if manifest.columns is None:
+            for row, sample in enumerate(manifest.samples):
+                if sample.split == split:
+                    self.add(row, one_style_each(sample, where))
+            return
+        rows = manifest.columns.rows_of(split)
+        plain = manifest.columns.numbers["regions"][rows] == 1
+        self._add_plain(manifest.columns, rows[plain])
+        for row in rows[~plain].tolist():
+            self.add(row, one_style_each(manifest.samples[row], where))
+        order = np.argsort(self.rows, kind="stable")
+        for name in ("rows", "parts", "styles"):
+            column = getattr(self, name)
+            setattr(self, name, array(column.typecode, np.asarray(column)[order].tobytes()))
+
+    def _add_plain(self, columns: Columns, rows: np.ndarray) -> None:
+        """Adds rows of one object."""
+        codes = columns.codes["style"][rows]
+        for style, words in style_words(columns, rows):
+            known = self.words.setdefault(style, set())
+            if len(known) < 2:
+                known.add(words)
+        names = columns.texts["style"]
+        numbers = np.zeros(len(names), np.int32)
+        for code in np.unique(codes).tolist():
+            self.words.setdefault(names[code], set())
+            numbers[code] = self._number.setdefault(names[code], len(self._number))
+        self.rows.frombytes(rows.astype(np.int64).tobytes())
+        self.parts.frombytes(np.zeros(len(rows), np.int32).tobytes())
+        self.styles.frombytes(numbers[codes].tobytes())
 
     def add(self, row: int, parts: Sequence[EditSample]) -> None:
         self.without += not parts

@@ -21,7 +21,7 @@ from regionroute.data.buckets import fitted
 from regionroute.data.images import from_pil, to_pil, write_image
 from regionroute.data.region_scores import edit_scores
 from regionroute.diffusion.flow import sample as sample_latents
-from train.data.selection import one_style_each, target_of
+from train.data.selection import one_style_each, samples_of, target_of
 from train.monitor.preview_pairs import file_id, windows, write_pairs
 from train.step import Batch, recorder_of
 
@@ -47,8 +47,7 @@ def choose(manifest: Manifest, styles: Sequence[StyleSpec], count: int) -> list[
         queues: list[list[EditSample]] = [[] for _ in names]
         parts = (
             part
-            for sample in manifest.samples
-            if sample.split == split
+            for sample in samples_of(manifest, split)
             for part in one_style_each(sample, manifest.root)
         )
         for part in parts:

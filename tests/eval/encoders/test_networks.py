@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from eval import rses
+from eval.batches import make_batch
 from eval.edits import Edit
 from eval.encoders import networks
 from eval.encoders.networks import REMEDIES, Networks, load_networks, parse_places
@@ -11,7 +12,6 @@ from eval.metrics.build import build_metrics
 from eval.metrics.choice import SET_METRICS, choose_metrics, needs_of
 from eval.metrics.embedding import PHOTO_TEXT, STYLED_TEXT, directional
 from eval.metrics.views import crop_box
-from eval.scoring import make_batch
 from eval.sources import load_source
 from eval.style_images import StyleImages
 from regionroute.data.images import write_image

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from eval.batches import make_batch
 from eval.edits import Edit
 from eval.encoders.networks import Networks
 from eval.metrics.aggregate import rse_aggregate
 from eval.metrics.build import build_metrics
 from eval.metrics.catalogue import AGGREGATE, CATALOGUE, COMPONENTS
 from eval.metrics.choice import choose_metrics
-from eval.scoring import make_batch
 from eval.sources import load_source
 from regionroute.data.manifest import load_manifest
 
