@@ -6,7 +6,7 @@ PYTHON ?=
 # .venv/bin on PATH: deepspeed, torchrun and ninja are there.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup demo test test-slow lint bench
+.PHONY: setup demo test test-slow test-browser browser lint bench
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -20,6 +20,13 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(RUN) pytest -m slow
+
+# The studio in Chromium; skips where there is none and it cannot be installed.
+test-browser: $(STAMP) browser
+	$(RUN) pytest -m slow tests/regionroute/studio/test_browser.py
+
+browser:
+	@.ci/browser
 
 lint: $(STAMP)
 	$(RUN) ruff check .

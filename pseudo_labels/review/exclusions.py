@@ -1,5 +1,6 @@
 """Samples that a person excluded from a data set."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from regionroute.errors import UserError
@@ -35,9 +36,19 @@ def add_excluded(out: Path, source: Path) -> None:
     """
     if not source.is_file():
         raise UserError(f"{source}: no such list of excluded samples, save it on the review page")
-    ids = sorted(read_excluded(out) | _ids(source))
+    write_excluded(out, read_excluded(out) | _ids(source))
+
+
+def write_excluded(out: Path, ids: Iterable[str]) -> None:
+    """Make these ids the whole list of a data set; a list under the former name goes into it.
+
+    Args:
+        out: folder of the data set.
+        ids: of the samples to exclude.
+    """
     with atomic_write(out / EXCLUDED_FILE) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+        temporary.write_text("".join(f"{name}\n" for name in sorted(ids)), encoding="utf-8")
+    (out / OLD_FILE).unlink(missing_ok=True)  # after the new list: an id is never lost
 
 
 def _ids(file: Path) -> frozenset[str]:

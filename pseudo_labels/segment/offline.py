@@ -42,7 +42,7 @@ class OfflineSegmenter:
     """
 
     def __init__(self, weights: str | None = None, saliency: bool = True) -> None:
-        self._cv2 = _opencv()
+        self._cv2 = opencv()
         self._network = shared_network(weights) if saliency else None
         self.name = "u2netp and grabcut" if saliency else "grabcut"
 
@@ -126,7 +126,12 @@ def _ramp(length: int, before: bool, after: bool) -> Tensor:
     return place.abs() * ends
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
+    """The module.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import cv2
     except ImportError as error:

@@ -62,6 +62,16 @@ class SamSegmenter:
         self.predictor.reset_image()
         return _results(masks[:, 0], scores[:, 0])
 
+    @torch.no_grad()
+    def segment_point(self, image: Tensor, point: tuple[int, int]) -> Tensor:
+        """The mask [1, H, W] in {0, 1} at a point (y, x): the best of the network's three."""
+        self.predictor.set_image(np.asarray(to_pil(image)))
+        masks, scores, _ = self.predictor.predict(
+            np.array([point[::-1]]), np.array([1]), multimask_output=True
+        )
+        self.predictor.reset_image()
+        return torch.from_numpy(masks[int(scores.argmax())])[None].float()
+
 
 class HubSamSegmenter:
     """SAM, SAM 2, SAM 3 or another mask generator of transformers.
@@ -85,16 +95,28 @@ class HubSamSegmenter:
         if not boxes:
             return []
         corners = [[float(value) for value in _xyxy(box)] for box in boxes]
-        inputs = self._processor(images=to_pil(image), input_boxes=[corners], return_tensors="pt")
+        masks, scores = self._predict(image, False, input_boxes=[corners])
+        return _results(masks[:, 0], scores[:, 0])
+
+    @torch.no_grad()
+    def segment_point(self, image: Tensor, point: tuple[int, int]) -> Tensor:
+        """The mask [1, H, W] in {0, 1} at a point (y, x): the best of the network's three."""
+        at = [[[[float(point[1]), float(point[0])]]]]
+        masks, scores = self._predict(image, True, input_points=at, input_labels=[[[1]]])
+        return masks[0, int(scores[0].argmax())][None].float().cpu()
+
+    def _predict(self, image: Tensor, several: bool, **prompt: Any) -> tuple[Tensor, Tensor]:
+        """Masks [N, M, H, W] and scores [N, M] of N prompts, M = 3 if there may be several."""
+        inputs = self._processor(images=to_pil(image), return_tensors="pt", **prompt)
         sizes = {
             key: inputs.pop(key)
             for key in ("original_sizes", "reshaped_input_sizes")
             if key in inputs
         }
         inputs = {key: _single(value).to(self.model.device) for key, value in inputs.items()}
-        out = self.model(**inputs, multimask_output=False)
+        out = self.model(**inputs, multimask_output=several)
         masks = self._processor.post_process_masks(out.pred_masks.cpu(), **sizes)[0]
-        return _results(masks[:, 0], out.iou_scores[0, :, 0])
+        return masks, out.iou_scores[0]
 
 
 def _single(value: Tensor) -> Tensor:

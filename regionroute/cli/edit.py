@@ -99,7 +99,7 @@ def _edit_one(args: argparse.Namespace) -> int:
         facts["style_image"] = ", ".join(map(str, args.style_image))
     write_edit(
         destination, image, edited, region_map, facts | metadata,
-        loaded=loaded, keep_exif=args.keep_exif,
+        loaded=loaded, keep_exif=args.keep_exif, regions=regions,
     )  # fmt: skip
     for note in loaded.notes:
         print(printable(f"note: {args.image}: {note}"), file=sys.stderr)

@@ -30,6 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "edit": Command("regionroute.cli.edit", "restyle the named object of an image, or of many"),
+    "serve": Command("regionroute.cli.studio.serve", "edit photos in the browser, and by programs"),
     "demo": Command("regionroute.cli.tour.demo", "label, train, edit and score photos, in minutes"),
     "teach": Command("regionroute.cli.tour.teach", "teach a base your own style, in minutes"),
     "study": Command(
@@ -67,6 +68,7 @@ EXAMPLES = """\
 examples:
   regionroute edit photo.png --object dog --style pixel-art --out out.png --map map.png
   regionroute edit --batch rows.jsonl --batch-size 8
+  regionroute serve
   regionroute scenes --train 64 --test 32 --out data/scenes
   regionroute experts export EXPERTS --format comfyui --out loras
   regionroute calibrate --experts runs/nano/experts --manifest data/calibration

@@ -132,7 +132,7 @@ class Editor:
             raise ValueError("the images of a batch must have equally many objects")
         job = self._job(sources, plans, options, regions, want_map, callback)
         sampled = self._sampler.run(job)
-        edited, crops = self._finish(sampled, sources, requests, regions, options)
+        edited, crops, acted = self._finish(sampled, sources, requests, regions, options)
         shared = batch_metadata(self.backbone, self.experts_dir, options, _size(sources))
         if sampled.region_map is not None and (regions is None or options.mode == "plain"):
             shared["map"] = self.map_choice.settings()
@@ -146,6 +146,7 @@ class Editor:
                     None if region_map is None else region_map[row].cpu(),
                     " | ".join(plan.prompt.text for plan in pairs),
                     own | shared,
+                    acted[row] if want_map and acted is not None else None,
                 )
             )
         return results
@@ -157,8 +158,12 @@ class Editor:
         requests: Sequence[EditRequest],
         regions: Tensor | None,
         options: EditOptions,
-    ) -> tuple[Tensor, list[Crop | None]]:
-        """Decode, composite over the sources and refine: [B,3,H,W], and the refined crops."""
+    ) -> tuple[Tensor, list[Crop | None], Tensor | None]:
+        """Decode, composite over the sources and refine.
+
+        Returns:
+            Edits [B,3,H,W], the refined crops, and the composite's regions [B,S,H,W], if any.
+        """
         size = _size(sources)
         edited = self.backbone.decode_latents(sampled.latents)
         if options.mode == "routed":
@@ -167,7 +172,7 @@ class Editor:
         edited = resize(edited, size).cpu()
         crops: list[Crop | None] = [None] * len(requests)
         if not options.lock_background:
-            return edited, crops
+            return edited, crops, None
         if regions is None:
             assert sampled.gates is not None
             regions = pixel_gates(sampled.gates.cpu(), sources, self.routing)
@@ -184,7 +189,7 @@ class Editor:
                 )
                 if refined is not None:
                     edited[row], crops[row] = refined
-        return edited, crops
+        return edited, crops, regions
 
     @property
     def _sampler(self) -> Sampler:

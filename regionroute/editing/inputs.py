@@ -6,7 +6,7 @@ Shape legend: B images, H W pixels, h w the grid of a region map.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -40,11 +40,15 @@ class EditOutput:
             None for an image without a map, and everywhere if no maps were asked for.
         metadata: of each image, the settings that reproduce it (`regionroute edit` writes the same
             into its JSON file), and under "warnings" what to look at.
+        region_masks: where each object of an image was restyled, at the image's size, in the form
+            of ``output_type`` (grey, or [H,W]): what ``region_mask`` takes. Empty for an image
+            without a map or whose background is not locked.
     """
 
     images: list[ImageOutput]
     region_maps: list[ImageOutput | None]
     metadata: list[dict[str, Any]]
+    region_masks: list[list[ImageOutput]] = field(default_factory=list)
 
 
 def to_images(image: ImageInput | Sequence[ImageInput]) -> list[LoadedImage]:
@@ -173,6 +177,7 @@ def edit_output(
         ],
         [_map_to_output(result.region_map, result.image, output_type) for result in results],
         [result.settings for result in results],
+        [_masks_to_output(result.regions, output_type) for result in results],
     )
 
 
@@ -192,6 +197,15 @@ def _map_to_output(
     if output_type == "pil":
         return to_pil(enlarge_map(region_map, image.shape[-2], image.shape[-1]))
     return region_map if output_type == "pt" else region_map.numpy()
+
+
+def _masks_to_output(masks: Tensor | None, output_type: OutputType) -> list[ImageOutput]:
+    """Masks [S,H,W] in [0,1]: S grey PIL images, arrays or tensors; none for None."""
+    if masks is None:
+        return []
+    if output_type == "pil":
+        return [to_pil(mask[None]) for mask in masks]
+    return [mask if output_type == "pt" else mask.numpy() for mask in masks]
 
 
 def to_pairs(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
+import io
 from collections.abc import Sequence
 from importlib.metadata import version
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
+from regionroute.data.image_files import max_pixels
+from regionroute.data.images import from_pil, to_pil
 from regionroute.editing.refine_crop import Crop
 from regionroute.editing.request import EditOptions, EditPlan
 from regionroute.editing.sampler import SamplingResult
+from regionroute.errors import UserError
+from regionroute.models.embedded import NAMES, nano_folder
 from regionroute.models.loading import Backbone
 
 
@@ -30,7 +41,7 @@ def batch_metadata(
     """
     return dataclasses.asdict(options) | {
         "base": backbone.name,
-        "experts": None if experts is None else str(experts),
+        "experts": None if experts is None else _portable(experts),
         "size": [*size],
         "model_size": [*backbone.fit_size(*size)],
     }
@@ -79,3 +90,36 @@ def image_metadata(
             if value < confidence
         ]
     return facts
+
+
+def _portable(experts: str | PathLike[str]) -> str:
+    """The folder, or ``nano-photos/experts`` for one in the package, wherever that is installed."""
+    for name in NAMES:
+        if Path(experts).parent == nano_folder(name):
+            return f"{name}/{Path(experts).name}"
+    return str(experts)
+
+
+def mask_to_text(mask: Tensor) -> str:
+    """A mask [H,W] in [0,1] as a grey PNG of 8 bits in base64, for JSON."""
+    buffer = io.BytesIO()
+    to_pil(mask[None]).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def mask_from_text(text: str) -> Tensor:
+    """The mask [H,W] in [0,1] of `mask_to_text`.
+
+    Raises:
+        UserError: it is damaged, no grey PNG, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as png:
+            if png.mode != "L" or png.width * png.height > max_pixels():
+                raise ValueError("not a grey image of a possible size")
+            return from_pil(png)[0]
+    # Pillow raises OSError, SyntaxError, ValueError and its own classes on damaged files.
+    except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError):
+        raise UserError(
+            "region_masks: a stored region is damaged; draw it again, or leave it out"
+        ) from None

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from regionroute.data.images import LoadedImage, from_pil, to_pil, write_image
+from regionroute.editing.metadata import mask_to_text
 from regionroute.errors import UserError
 from regionroute.files import (
     check_inputs_kept,
@@ -95,6 +96,7 @@ def write_edit(
     *,
     loaded: LoadedImage | None = None,
     keep_exif: bool = False,
+    regions: Sequence[Tensor] = (),
 ) -> None:
     """Write all requested files, the edited image last: where it exists, the rest does too.
 
@@ -106,11 +108,14 @@ def write_edit(
         metadata: of the edit, JSON-able.
         loaded: the source with its transparency and colour profile, which the edit keeps.
         keep_exif: also keep its EXIF.
+        regions: those that were given with the request, [H,W] in [0,1]; stored with the settings.
     """
     settings = dict(metadata)
     loaded = loaded or LoadedImage(source)
     if loaded.notes:
         settings["notes"] = [*loaded.notes]
+    if regions:
+        settings["region_masks"] = [mask_to_text(region) for region in regions]
     if destination.wants_map:
         assert region_map is not None, "the map was not recorded"
         full = enlarge_map(region_map, source.shape[-2], source.shape[-1])

@@ -81,12 +81,15 @@ class EditResult:
             boundary at 0.5; None unless asked for.
         prompt: the text that was encoded.
         settings: the metadata: all settings that reproduce the edit, JSON-able.
+        regions: where each pair acted, [S,H,W] in [0,1] on the CPU; None unless the map was asked
+            for and the background is locked.
     """
 
     image: Tensor
     region_map: Tensor | None
     prompt: str
     settings: dict[str, Any] = field(default_factory=dict)
+    regions: Tensor | None = None
 
 
 @dataclass(frozen=True)
