@@ -21,9 +21,9 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(RUN) pytest -m slow
 
-# The studio in Chromium; skips where there is none and it cannot be installed.
+# The studio as a server, and in Chromium; that skips where there is none and it cannot be installed.
 test-browser: $(STAMP) browser
-	$(RUN) pytest -m slow tests/regionroute/studio/test_browser.py
+	$(RUN) pytest -m slow tests/regionroute/studio
 
 browser:
 	@.ci/browser

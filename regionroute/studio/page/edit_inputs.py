@@ -160,7 +160,7 @@ def experts_name(saved: SavedSettings, engine: Engine) -> str:
 def edit_inputs(engine: Engine) -> tuple[EditInputs, gr.Button, gr.Button]:
     """Lay out the inputs; returns them and the buttons to edit and to cancel."""
     settings = engine.settings
-    styles = engine.styles(settings.bases[0])
+    styles = engine.styles("")
     photo = path_image("Photo", height=280, elem_id="photo", placeholder="Drop a photo here")
     rows, objects, names, groups = gr.State(1), [], [], []
     for number in range(settings.max_objects):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("gradio", reason="the studio needs gradio")
+pytest.importorskip("starlette", reason="the studio needs gradio, which needs starlette")
 
 from regionroute.studio.guard import Guard, delete_old
 

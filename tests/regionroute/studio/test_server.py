@@ -23,6 +23,7 @@ from gradio_client.exceptions import AppError
 from regionroute.studio.server import Server, start_server
 from regionroute.studio.settings import StudioSettings
 
+pytestmark = pytest.mark.slow
 ENDPOINTS = {
     "/edit", "/compare", "/cancel", "/styles", "/settings", "/segment", "/score", "/samples",
     "/exclude",
