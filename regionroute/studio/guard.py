@@ -18,6 +18,7 @@ from typing import Any
 OPEN_PATHS = ("/", "/login", "/logout", "/theme.css", "/favicon.ico", "/robots.txt")
 OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/")
 API = "/gradio_api"
+STARTUP = f"{API}/startup-events"  # asked once by the server itself while it starts
 TEXTS = (b"application/json", b"text/", b"application/javascript")
 SLACK = 2**20  # bytes of a request besides its file
 MOST_JSON = 64 * 2**20  # bytes of a JSON request, which may hold painted layers
@@ -44,6 +45,7 @@ class Guard:
         self.public = _public_name(self.real)
         self.max_bytes = max_bytes
         self.login = login
+        self.started = False
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answer a request, or refuse it."""
@@ -51,7 +53,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        if self.login and not _is_open(path) and not _logged_in(scope):
+        first, self.started = not self.started, self.started or path == STARTUP
+        itself = first and path == STARTUP
+        if self.login and not (itself or _is_open(path) or _logged_in(scope)):
             await _refuse(send, 401, "Log in first")
             return
         if "file=http" in path or "/proxy=" in path:

@@ -40,10 +40,10 @@ class App:
 
 def ask(
     app: App, path: str, *, login: bool = False, cookie: str = "", body: bytes = b"",
-    chunks: int = 1, **headers: str,
+    chunks: int = 1, guard: Guard | None = None, **headers: str,
 ) -> tuple[int, dict[str, Any], dict[bytes, bytes]]:  # fmt: skip
     """Status, answer and headers of a request."""
-    guard = Guard(app, app.folder, max_bytes=1000, login=login)
+    guard = guard or Guard(app, app.folder, max_bytes=1000, login=login)
     given = {"content-type": "application/json"} | {
         key.replace("_", "-"): value for key, value in headers.items()
     }
@@ -79,7 +79,7 @@ def app(tmp_path: Path) -> App:
     [
         "/config", "/gradio_api/info", "/gradio_api/queue/join", "/gradio_api/call/edit",
         "/gradio_api/upload", "/gradio_api/cancel", "/gradio_api/file=x", "/gradio_api/mcp/sse",
-        "/gradio_api/heartbeat/x", "/gradio_api/startup-events", "/gradio_api/app_id",
+        "/gradio_api/heartbeat/x", "/gradio_api/app_id",
         "/gradio_api/reset", "/manifest.json", "/monitoring", "/anything",
     ],
 )  # fmt: skip
@@ -87,6 +87,13 @@ def test_nothing_answers_without_a_login(app: App, path: str) -> None:
     assert ask(app, path, login=True)[0] == 401
     assert ask(app, path, login=True, cookie="wrong")[0] == 401
     assert ask(app, path, login=True, cookie="secret")[0] == 200
+
+
+def test_the_server_itself_may_start_once(app: App) -> None:
+    guard = Guard(app, app.folder, max_bytes=1000, login=True)
+    path = "/gradio_api/startup-events"
+    statuses = [ask(app, path, guard=guard)[0] for _ in range(2)]
+    assert statuses == [200, 401]
 
 
 def test_the_login_page_is_shown(app: App) -> None:
