@@ -10,24 +10,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.arguments import codec_parser as parser
 from eval.encoders.features import usable_device
 from eval.metrics.region import leak
 from eval.report.page import check_option
 from eval.sources import Source, load_source, select_split
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice
-from regionroute.cli.options import (
-    add_base,
-    add_batch_size,
-    add_device,
-    add_manifest,
-    check_least,
-    command_parser,
-)
+from regionroute.cli.options import check_least
 from regionroute.data.images import resize
 from regionroute.data.manifest import Manifest, load_manifest
 from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
 from regionroute.data.stats import describe, ratio_of_means
-from regionroute.errors import Parser, UserError, command
+from regionroute.errors import UserError, command
 from regionroute.files import check_output_file, write_json
 from regionroute.models.loading import load_base
 
@@ -144,29 +138,6 @@ def readable(manifest: Manifest, split: str) -> Iterable[Source]:
             yield load_source(manifest, index, sample)
         except UserError as error:
             tqdm.write(f"skipped: {error}", file=sys.stderr)
-
-
-EPILOG = """\
-example:
-  regionroute codec --base nano --manifest data/scenes --out codec.json
-
-Contexts go through the autoencoder and back: PSNR and background error of an edit that changes
-nothing, the best that any edit with this base can reach. Targets do too: the residual error on the
-object of a perfect edit. Names and definitions are those of `regionroute score`; give the file to
-`regionroute report --codec`."""
-
-
-def parser() -> Parser:
-    """The arguments."""
-    parser = command_parser(
-        "codec", "Measure what a base's autoencoder alone changes in images.", EPILOG
-    )
-    add_base(parser, "nano")
-    add_manifest(parser, what="measure")
-    parser.add_argument("--out", required=True, metavar="JSON", help="file to write")
-    add_device(parser, "cpu")
-    add_batch_size(parser)
-    return parser
 
 
 @command

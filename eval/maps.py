@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eval.arguments import maps_parser as parser
 from eval.edits import map_path, parse_edits
 from eval.metrics import MAP_METRICS
 from eval.metrics.build import build_metrics
@@ -16,41 +17,9 @@ from eval.report.page import check_page, write_page
 from eval.scoring import Row, Scorer
 from eval.sources import select_split
 from eval.summary import edit_methods, summarise
-from regionroute.cli.options import add_manifest, add_seed, check_least, command_parser
+from regionroute.cli.options import check_least
 from regionroute.data.manifest import EditSample, load_manifest
-from regionroute.errors import Parser, UserError, command
-
-TITLE = "Attention of the style word"
-
-
-EPILOG = """\
-example:
-  regionroute maps --manifest data/scenes --edits without=out/a --edits with=out/b --out maps.html
-
-Maps are found as DIR/<id>.map.png next to the edits DIR/<id>.png, as `regionroute edit --manifest …
---out-dir DIR` writes them. Means are over all samples of the split; --count of them, spread over
-styles and flags, are shown with their images."""
-
-
-def parser() -> Parser:
-    """The arguments."""
-    parser = command_parser(
-        "maps", "Show region maps over the images, and compare them with the masks.", EPILOG
-    )
-    add_manifest(parser, what="show")
-    add = parser.add_argument
-    add(
-        "--edits",
-        action="append",
-        required=True,
-        metavar="[NAME=]DIR",
-        help="folder of edits with maps; repeat it to compare methods",
-    )
-    add("--out", required=True, metavar="HTML", help="page to write")
-    add("--count", type=int, default=12, metavar="N", help="samples shown with images (12)")
-    add_seed(parser, "the choice of samples and the intervals")
-    add("--title", default=TITLE, help=f"heading ({TITLE})")
-    return parser
+from regionroute.errors import UserError, command
 
 
 @command

@@ -15,7 +15,7 @@ PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
-FOLDERS = "regionroute|pseudo_labels|train|eval|bench|configs|docs|tests"
+FOLDERS = "regionroute|pseudo_labels|train|eval|integrations|bench|configs|docs|tests"
 GROUPS = {"experts", "mamba"}  # commands with actions of their own
 
 

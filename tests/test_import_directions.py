@@ -18,6 +18,7 @@ ROOMS = {  # room -> rooms it may import
     "pseudo_labels": {"regionroute"},
     "train": {"regionroute"},
     "eval": {"regionroute"},
+    "integrations": {"regionroute", "eval"},
 }
 ENTRY_POINTS = ("regionroute.cli.", "regionroute.studio.")
 LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports only lower ones

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.arguments import REPORT_LIMIT, REPORT_TITLE
+from eval.arguments import report_parser as parser
 from eval.metrics import CATALOGUE
 from eval.metrics.catalogue import SCORE_NOTE
 from eval.report.images import change_map, spotlight
@@ -21,13 +23,11 @@ from eval.report.page import (
 from eval.report.tables import format_value
 from eval.report.view import COLOURS, View, numbers_view
 from eval.summary import SCHEMA_VERSION, edit_methods
-from regionroute.cli.options import check_least, command_parser
+from regionroute.cli.options import check_least
 from regionroute.data.images import read_image
-from regionroute.errors import Parser, UserError, command
+from regionroute.errors import UserError, command
 from regionroute.files import read_json, read_jsonl
 
-TITLE = "Regional style editing"
-LIMIT = 120  # samples with images in the report; numbers are always over all
 WORST_BY = "in_mask_ratio"
 
 
@@ -37,7 +37,7 @@ def write_report(
     *,
     title: str | None = None,
     notes: list[View] | None = None,
-    limit: int = LIMIT,
+    limit: int = REPORT_LIMIT,
 ) -> None:
     """Writes the report of a scores folder.
 
@@ -63,7 +63,7 @@ def write_report(
         "report.html.j2",
         out,
         **view,
-        title=title or TITLE,
+        title=title or REPORT_TITLE,
         facts=facts,
         summary=summary,
         score_note=SCORE_NOTE.replace("`", ""),
@@ -197,30 +197,6 @@ def _edit_column(scores: Path, row: View, colour: int) -> list[View]:
 def _change(scores: Path, files: View) -> Tensor:
     source, mask = read_source(scores, files)
     return change_map(source, read_image(scores / files["edit"]), mask)
-
-
-EPILOG = """\
-example:
-  regionroute report --scores scores --out report.html --notes notes.json
-
-Notes are a JSON list of {"label": ..., "value": ...}, shown as facts at the top."""
-
-
-def parser() -> Parser:
-    """The arguments."""
-    parser = command_parser(
-        "report",
-        "Write the report of finished scores: one HTML file with images, numbers and explanations.",
-        EPILOG,
-    )
-    add = parser.add_argument
-    add("--scores", required=True, metavar="DIR", help="folder written by `regionroute score`")
-    add("--out", required=True, metavar="HTML", help="file to write")
-    add("--title", help=f"heading ({TITLE})")
-    add("--notes", metavar="JSON", help="facts for the top of the page")
-    add("--codec", metavar="JSON", help="file of `regionroute codec`, shown as a reference row")
-    add("--limit", type=int, default=LIMIT, metavar="N", help=f"samples with images ({LIMIT})")
-    return parser
 
 
 @command

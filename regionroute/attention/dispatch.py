@@ -64,6 +64,7 @@ def _say_once(chosen: str, device: str, dtype: torch.dtype, width: int) -> None:
 
 
 @cache
+@torch.inference_mode(False)  # the caller may be in it, as ComfyUI is
 def _verify(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a kernel's backward pass is wrong, found on a small example.
 

@@ -17,15 +17,21 @@ class Command(NamedTuple):
     """A sub-command.
 
     Attributes:
-        module: its ``main(argv)`` runs it, its ``parser()`` builds the arguments without
-            importing anything heavy if the command is `light`.
+        module: its ``main(argv)`` runs it.
         summary: what it does.
-        light: its options can be completed.
+        arguments: "module:function" that builds its parser and imports nothing heavy; by default
+            the module's own ``parser``.
     """
 
     module: str
     summary: str
-    light: bool = True
+    arguments: str = ""
+
+    def parser(self) -> Parser:
+        """Its arguments."""
+        module, _, function = (self.arguments or f"{self.module}:parser").partition(":")
+        parser: Parser = getattr(importlib.import_module(module), function)()
+        return parser
 
 
 COMMANDS = {
@@ -48,10 +54,16 @@ COMMANDS = {
         "regionroute.cli.calibrate", "choose the attention heads that region maps are read from"
     ),
     "score": Command("eval.rses", "score edits of a manifest"),
-    "report": Command("eval.report.html", "write the report of finished scores", light=False),
-    "maps": Command("eval.maps", "compare region maps with the masks, on one page", light=False),
+    "report": Command(
+        "eval.report.html", "write the report of finished scores", "eval.arguments:report_parser"
+    ),
+    "maps": Command(
+        "eval.maps", "compare region maps with the masks, on one page", "eval.arguments:maps_parser"
+    ),
     "codec": Command(
-        "eval.codec", "measure what a base's codec alone changes in the images", light=False
+        "eval.codec",
+        "measure what a base's codec alone changes in the images",
+        "eval.arguments:codec_parser",
     ),
     "experts": Command(
         "regionroute.cli.experts", "convert experts to and from diffusers, PEFT, ComfyUI; merge"
@@ -106,7 +118,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
         )
-    return int(importlib.import_module(COMMANDS[argv[0]].module).main(argv[1:]))
+    entry = COMMANDS[argv[0]]
+    if entry.arguments:
+        entry.parser().parse_args(argv[1:])  # help and mistakes, before the module is imported
+    return int(importlib.import_module(entry.module).main(argv[1:]))
 
 
 def complete(line: str) -> None:
@@ -132,8 +147,8 @@ def completion_parser(name: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers()
     for known, entry in COMMANDS.items():
         own = []
-        if known == name and entry.light:
-            own = [importlib.import_module(entry.module).parser()]
+        if known == name:
+            own = [entry.parser()]
         commands.add_parser(known, help=entry.summary, parents=own, add_help=not own)
     return parser
 

@@ -38,6 +38,7 @@ from regionroute.models.source import (
     is_distilled,
     read_index,
     read_settings,
+    refuse_quantized,
     resolve,
 )
 
@@ -225,6 +226,7 @@ def load_base(
         if isinstance(source, Path):
             commit = None
         index = read_index(spec, source, commit)
+        refuse_quantized(spec, source, (*family_in(index).networks, "vae"), commit)
     settings = read_settings(source) if isinstance(source, Path) else default_settings(index)
     with quiet() if isinstance(source, Path) else contextlib.nullcontext():
         parts = _load_parts(spec, source, index, dtype, commit)
@@ -243,9 +245,6 @@ def load_base(
     if quantize:
         quantize_blocks(backbone.transformer, quantize, device)
     return backbone.to(device)
-
-
-load_backbone = load_base  # its earlier name, for one release
 
 
 def load_skeleton(spec: str) -> Any:

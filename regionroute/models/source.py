@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,39 @@ def find_index(spec: str, source: Path | str, revision: str | None = None) -> Pa
 def commit_of(index: Path) -> str | None:
     """The commit of a file in the hub's cache (``snapshots/<commit>/<file>``), None elsewhere."""
     return index.parent.name if index.parent.parent.name == "snapshots" else None
+
+
+def refuse_quantized(
+    spec: str, source: Path | str, networks: Iterable[str], revision: str | None = None
+) -> None:
+    """Refuse a base that is stored in fewer bits, before anything of it is loaded.
+
+    Its weights are packed, so that experts of the plain base do not fit, and the library that
+    unpacks them is hidden from quick commands, see `regionroute.cli.start`.
+
+    Args:
+        spec: as the user gave it, for errors.
+        source: see `resolve`.
+        networks: their folders.
+        revision: branch, tag or commit on the hub, None: its main branch.
+
+    Raises:
+        UserError: naming the network and the format.
+    """
+    for name in networks:
+        file = f"{name}/config.json"
+        if isinstance(source, Path):
+            path = source / file
+        else:
+            path = Path(hf_hub_download(source, file, revision=revision))
+        stored = _read_object(path).get("quantization_config") if path.is_file() else None
+        if stored:
+            method = stored.get("quant_method") if isinstance(stored, dict) else None
+            raise UserError(
+                f"base {spec}: its {name} is stored in {method or 'a quantized format'}; give the "
+                "base in full precision, and --quantize nf4 or base.quantize=nf4 to store it in 4 "
+                "bits while it is used"
+            )
 
 
 def read_index(spec: str, source: Path | str, revision: str | None = None) -> dict[str, Any]:

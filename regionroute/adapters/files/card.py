@@ -18,18 +18,32 @@ from regionroute.errors import UserError
 from regionroute.files import atomic_write, read_json, write_json
 
 CARD_FILE = "README.md"
+BESIDE_FILE = "README.regionroute.md"  # where another README.md is in the way
+OUR_TAG = "regionroute"
 
 
 def write_card(folder: Path, registry: ExpertRegistry) -> Path:
-    """Write ``README.md`` into a folder of experts, atomically.
+    """Write the model card into a folder of experts, atomically.
 
     Returns:
-        Path of the file.
+        Path of the file: ``README.md``, or ``README.regionroute.md`` where somebody else's
+        ``README.md`` is in the folder.
     """
     path = folder / CARD_FILE
+    if path.exists() and not _is_ours(path):
+        path = folder / BESIDE_FILE
     with atomic_write(path) as temporary:
         temporary.write_text(card(registry), encoding="utf-8")
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a model card by us: its YAML header has our tag."""
+    if not path.is_file():
+        return False
+    text = path.read_text(encoding="utf-8", errors="replace")
+    start, header, _ = [*text.split("---\n", 2), "", ""][:3]
+    return not start and f"- {OUR_TAG}\n" in header
 
 
 def card(registry: ExpertRegistry) -> str:
@@ -59,7 +73,7 @@ def _header(registry: ExpertRegistry) -> dict[str, Any]:
     return header | {
         "library_name": "diffusers",
         "pipeline_tag": "image-to-image",
-        "tags": ["lora", "flux", "regional-style-transfer", "regionroute"],
+        "tags": ["lora", "flux", "regional-style-transfer", OUR_TAG],
     }
 
 

@@ -360,6 +360,16 @@ def test_a_kernel_that_computes_its_output_again_is_found_out(monkeypatch):
         dispatch._verify.cache_clear()
 
 
+def test_a_kernel_is_tried_in_inference_mode_too():
+    dispatch._verify.cache_clear()
+    tensors = draw(dtype=torch.float32)
+    with torch.inference_mode():
+        found = attend(*tensors, COLUMNS)
+    wanted = attend(*tensors, COLUMNS, backend="dense")
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("backend", ["flash", "efficient", "cudnn"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_cuda_operators_are_called_as_they_are_declared(backend, masked):

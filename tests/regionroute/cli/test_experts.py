@@ -150,6 +150,26 @@ def test_card_with_scores_and_licence(tiny_experts: Path, tmp_path: Path) -> Non
     assert card_scores(summary(a=0.1, b=0.2), path, "b")["Leak"]["mean"] == 0.2
 
 
+@pytest.mark.parametrize("text", ["# My thesis\n", "---\ntitle: x\n---\n- regionroute\n", ""])
+def test_a_foreign_readme_stays_and_ours_is_written_again(
+    tiny_experts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    folder = tmp_path / "experts"
+    shutil.copytree(tiny_experts, folder)
+    readme, beside = folder / "README.md", folder / "README.regionroute.md"
+    card = readme.read_text()
+    assert main(["experts", "card", str(folder), "--license", "mit"]) == 0
+    assert "license: mit" in readme.read_text()
+    assert not beside.exists()
+    readme.write_text(text)
+    for licence in ("mit", "cc0-1.0"):
+        assert main(["experts", "card", str(folder), "--license", licence]) == 0
+        assert readme.read_text() == text
+        assert beside.read_text().startswith(card[:3])
+        assert f"license: {licence}" in beside.read_text()
+    assert capsys.readouterr().out.split()[-1] == str(beside)
+
+
 def test_the_skeleton_of_the_embedded_base_is_the_base() -> None:
     skeleton = load_skeleton("nano")
     assert next(skeleton.parameters()).is_meta

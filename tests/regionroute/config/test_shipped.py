@@ -1,5 +1,8 @@
 """Shipped configurations are found by name from any folder, files of the user come first."""
 
+import importlib.util
+import re
+
 import pytest
 
 from regionroute.config import shipped
@@ -22,6 +25,15 @@ def test_a_shipped_configuration_is_found_from_any_folder(name):
 def test_a_file_of_the_user_comes_first(tmp_path):
     (tmp_path / "nano_photos").write_text("train: {steps: 3}")
     assert load_config("nano_photos", []).train.steps == 3
+
+
+def test_headers_name_commands_of_an_installed_package():
+    for name in shipped.shipped_names():
+        text = (shipped.FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+        assert re.findall(r"(?:python|\d) (?:train|eval)/\S+", text) == [], name
+        assert set(re.findall(r"--config (\w+)", text)) <= set(shipped.shipped_names()), name
+        for module in re.findall(r"(?:-m|--module) ([\w.]+)", text):
+            assert importlib.util.find_spec(module), name
 
 
 def test_an_unknown_name_lists_the_shipped_ones():

@@ -141,12 +141,24 @@ def test_the_old_name_of_refine_crop_in_a_saved_base_is_read(broken: Path) -> No
         assert read_settings(broken).refine_crop is True
 
 
+def quantized(config: Path) -> None:
+    """Mark a network as diffusers and transformers mark one that bitsandbytes packed."""
+    values = json.loads(config.read_text())
+    values["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(json.dumps(values))
+
+
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda base: (base / "model_index.json").unlink(), "no model_index.json"),
     (lambda base: write_index(base, '{"_class_name": "FluxPipeline"}'), "this is a FluxPipeline"),
     (lambda base: write_index(base, "{"), "model_index.json: not valid JSON"),
     (lambda base: write_index(base, "[]"), "must hold a JSON object"),
     (lambda base: shutil.rmtree(base / "vae"), "vae/config.json is missing"),
+    (
+        lambda base: quantized(base / "transformer/config.json"),
+        "its transformer is stored in bitsandbytes; give the base in full precision",
+    ),
+    (lambda base: quantized(base / "text_encoder_2/config.json"), "its text_encoder_2 is stored"),
     (
         lambda base: (base / "transformer/diffusion_pytorch_model.safetensors").unlink(),
         "transformer has no weights",
