@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.arguments import codec_parser as parser
 from eval.encoders.features import usable_device
 from eval.metrics.region import leak
+from eval.report.arguments import codec_parser as parser
 from eval.report.page import check_option
 from eval.sources import Source, load_source, select_split
 from eval.summary import RELATIVE, bootstrap_settings, group_by_slice

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval.arguments import maps_parser as parser
 from eval.edits import map_path, parse_edits
 from eval.metrics import MAP_METRICS
 from eval.metrics.build import build_metrics
+from eval.report.arguments import maps_parser as parser
 from eval.report.maps_view import maps_view
 from eval.report.page import check_page, write_page
 from eval.scoring import Row, Scorer

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.arguments import REPORT_LIMIT, REPORT_TITLE
-from eval.arguments import report_parser as parser
 from eval.metrics import CATALOGUE
 from eval.metrics.catalogue import SCORE_NOTE
+from eval.report.arguments import REPORT_LIMIT, REPORT_TITLE
+from eval.report.arguments import report_parser as parser
 from eval.report.images import change_map, spotlight
 from eval.report.page import (
     check_page,

@@ -55,15 +55,19 @@ COMMANDS = {
     ),
     "score": Command("eval.rses", "score edits of a manifest"),
     "report": Command(
-        "eval.report.html", "write the report of finished scores", "eval.arguments:report_parser"
+        "eval.report.html",
+        "write the report of finished scores",
+        "eval.report.arguments:report_parser",
     ),
     "maps": Command(
-        "eval.maps", "compare region maps with the masks, on one page", "eval.arguments:maps_parser"
+        "eval.maps",
+        "compare region maps with the masks, on one page",
+        "eval.report.arguments:maps_parser",
     ),
     "codec": Command(
         "eval.codec",
         "measure what a base's codec alone changes in the images",
-        "eval.arguments:codec_parser",
+        "eval.report.arguments:codec_parser",
     ),
     "experts": Command(
         "regionroute.cli.experts", "convert experts to and from diffusers, PEFT, ComfyUI; merge"

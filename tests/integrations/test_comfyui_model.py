@@ -56,7 +56,7 @@ def test_every_layer_of_an_expert_is_added_at_its_strength(pack, pipe, lora):
     for key in patched.patches:
         layer = key.removeprefix("diffusion_model.").removesuffix(".weight").replace(".", "_")
         parts = ("lora_up.weight", "lora_down.weight", "alpha")
-        up, down, alpha = (lora[f"lora_unet_{layer}.{part}"] for part in parts)
+        up, down, alpha = (lora[f"lora_unet_{layer}.{part}"].float() for part in parts)
         change = 0.5 * alpha / len(down) * (up @ down)
         before = utils.get_attr(model.model, key)
         after = patched.patch_weight_to_device(key, torch.device("cpu"), return_weight=True)
