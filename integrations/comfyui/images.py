@@ -72,10 +72,9 @@ def to_mask(out: Any, size: tuple[int, int]) -> Tensor:
     """
     from regionroute.editing.outputs import enlarge_map
 
-    locked = getattr(out, "region_masks", [()] * len(out.images))
     return torch.stack(
         [
             torch.stack(masks).sum(0).clamp(max=1) if masks else enlarge_map(region_map, *size)[0]
-            for masks, region_map in zip(locked, out.region_maps, strict=True)
+            for masks, region_map in zip(out.region_masks, out.region_maps, strict=True)
         ]
     )
