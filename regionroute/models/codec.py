@@ -20,7 +20,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from regionroute.models.image_encoder import STRIDE, VisionNet
+from regionroute.models.image_encoder import STRIDE, ImageEncoder
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class PatchCodec(ModelMixin, ConfigMixin):
         shift_factor: always 0.
         semantic_channels: S, the last of the C channels: the image encoder's features, 4·S per
             token. 0: no image encoder.
-        vision_widths: its sizes, see `VisionNet`.
-        vision_depths: likewise.
+        encoder_width: channels inside the image encoder's head.
+        word_channels: length of the word vectors that its features are aligned with.
 
     Raises:
         ValueError: an image encoder whose stride is not the token size.
@@ -84,20 +84,20 @@ class PatchCodec(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         semantic_channels: int = 0,
-        vision_widths: tuple[int, ...] = (),
-        vision_depths: tuple[int, ...] = (),
+        encoder_width: int = 64,
+        word_channels: int = 128,
     ) -> None:
         super().__init__()
         self.patch = 2 * 2 ** (len(block_out_channels) - 1)
         self.pixel_channels = latent_channels - semantic_channels
         token, pixels = 4 * self.pixel_channels, 3 * self.patch**2
-        self.vision: VisionNet | None = None
+        self.image_encoder: ImageEncoder | None = None
         if semantic_channels:
             if self.patch != STRIDE:
                 raise ValueError(
                     f"tokens of {self.patch} px, but the image encoder's stride is {STRIDE} px"
                 )
-            self.vision = VisionNet(4 * semantic_channels, vision_widths, vision_depths)
+            self.image_encoder = ImageEncoder(4 * semantic_channels, encoder_width, word_channels)
         self.analysis = nn.Parameter(torch.zeros(token, pixels))
         self.synthesis = nn.Parameter(torch.zeros(pixels, token))
         self.mean = nn.Parameter(torch.zeros(pixels))
@@ -137,11 +137,10 @@ class PatchCodec(ModelMixin, ConfigMixin):
     def encode(self, x: Tensor, return_dict: bool = True) -> PatchEncoding | tuple[PatchPosterior]:
         """Images [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
         tokens = self._pixel_tokens(x)
-        if self.vision is not None:
+        if self.image_encoder is not None:
             with torch.no_grad():
-                # Convolutions on a CPU are faster with the channels last.
-                seen = self.vision(x.contiguous(memory_format=torch.channels_last))
-            tokens = torch.cat([tokens, seen.permute(0, 2, 3, 1)], -1)
+                features = self.image_encoder(x)
+            tokens = torch.cat([tokens, features.permute(0, 2, 3, 1)], -1)
         latents = F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
         posterior = PatchPosterior(latents)
         return PatchEncoding(posterior) if return_dict else (posterior,)

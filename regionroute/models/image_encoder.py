@@ -1,120 +1,127 @@
-"""The image encoder of an embedded base.
+"""The image encoder of an embedded base: features in the space of word vectors.
 
-A small residual network (bottleneck blocks, He et al., arXiv:1512.03385) at one eighth and one
-sixteenth of the image's size, trained by `train/pretrain/train_image_encoder.py`, then frozen:
-batch normalisation is folded into the convolutions, whose weights are stored in 8 bits.
+A small base sees too few photos to learn by itself what a dog looks like. EfficientNet-Lite0
+(frozen, trained on ImageNet) provides features at three scales and, through the word vectors of its
+1,000 class names, evidence for words that no training photo was labelled with. A small head merges
+both, trained by `train/pretrain/train_image_encoder.py` so that
+
+    score(x, word) = ⟨f(x), M·e(word)⟩ + objectness(x)
+
+says how much of the object is at x: e is the word's vector in the base's own text encoder, M the
+word map. The base reads f and the objectness as latent channels of the context image.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regionroute.models.efficientnet_lite import CLASSES, EfficientNetLite, load_efficientnet_lite
+
 STRIDE = 8  # pixels between outputs
-_SQUEEZE = 3  # a block's width over the width of the convolution inside
-WIDTHS = DEPTHS = 4  # how many numbers `VisionNet` takes of each
-
-Layer = Callable[[int, int, int, int], nn.Module]  # channels in, channels out, kernel, stride
-
-
-class EightBitConv(nn.Module):
-    """Convolution with 8-bit weights and one scale per channel, padded by half the kernel."""
-
-    weight: Tensor
-
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__()
-        self.stride = stride
-        shape = out, channels, kernel, kernel
-        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
-        self.scale = nn.Parameter(torch.zeros(out, 1, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(out))
-
-    @torch.no_grad()
-    def set(self, weight: Tensor, bias: Tensor) -> None:
-        """Round weights [out,in,k,k] to 8 bits; bias [out]."""
-        scale = weight.flatten(1).abs().amax(1)[:, None, None, None] / 127
-        self.scale.copy_(scale)
-        self.weight.copy_((weight / scale.clamp(min=1e-12)).round())
-        self.bias.copy_(bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,in,H,W] to [B,out,H/stride,W/stride]."""
-        weight = self.weight * self.scale
-        return F.conv2d(x, weight, self.bias, self.stride, padding=weight.shape[-1] // 2)
+ZOOM = 2  # EfficientNet-Lite0 was trained at 224 px; its stride of 16 becomes 8 px of the image
+BLOCKS = (4, 10, 15)  # the last blocks at strides 8, 16 and 32
+CLIP = 4.0  # standardised features beyond this many deviations are clipped
 
 
-class VisionNet(nn.Module):
-    """Images to features, one for every 8x8 pixels.
+class ImageEncoder(nn.Module):
+    """Images to word-aligned features, one vector for every 8x8 pixels.
+
+    The backbone is not part of the state: its weights come from the installed package.
 
     Args:
-        channels: of the features.
-        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the image's size.
-        depths: residual blocks at 1/4, 1/8, 1/16, and at 1/8 after both are merged.
-        layer: builds a convolution, ``layer(channels, out, kernel, stride)``; in training one
-            followed by a normalisation.
-
-    Raises:
-        ValueError: not four widths and four depths.
+        channels: of the output: the features and, last, the objectness.
+        width: channels inside the head.
+        words: length of a word vector.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        layer: Layer = EightBitConv,
-    ) -> None:
+    def __init__(self, channels: int, width: int, words: int) -> None:
         super().__init__()
-        if len(widths) != WIDTHS or len(depths) != DEPTHS:
-            raise ValueError(
-                f"{len(widths)} widths and {len(depths)} depths, expected {WIDTHS} and {DEPTHS}"
-            )
-        # The arguments that build a network of the same sizes.
-        self.sizes: dict[str, Any] = {
-            "channels": channels, "widths": [*widths], "depths": [*depths],
-        }  # fmt: skip
-
-        def blocks(width: int, depth: int) -> nn.Sequential:
-            return nn.Sequential(*(Bottleneck(width, layer) for _ in range(depth)))
-
-        self.stem = layer(3, widths[0], 5, 2)
-        self.quarter = layer(widths[0], widths[1], 3, 2)
-        self.quarter_blocks = blocks(widths[1], depths[0])
-        self.eighth = layer(widths[1], widths[2], 3, 2)
-        self.eighth_blocks = blocks(widths[2], depths[1])
-        self.sixteenth = layer(widths[2], widths[3], 3, 2)
-        self.sixteenth_blocks = blocks(widths[3], depths[2])
-        self.back = layer(widths[3], widths[2], 1, 1)
-        self.last_blocks = blocks(widths[2], depths[3])
-        self.head = layer(widths[2], channels, 1, 1)
+        # The arguments that build an encoder of the same sizes.
+        self.sizes = {"channels": channels, "width": width, "words": words}
+        near, middle, far = (EfficientNetLite.channels(block) for block in BLOCKS)
+        self.near = nn.Conv2d(near, width, 1)
+        self.middle = nn.Conv2d(middle, width, 1)
+        self.far = nn.Conv2d(far, width, 1)
+        self.evidence = nn.Conv2d(words, width, 1)
+        self.blocks = nn.Sequential(_Block(width), _Block(width))
+        self.out = nn.Conv2d(width, channels, 1)
+        self.zero_shot = nn.Conv2d(words, channels - 1, 1, bias=False)
+        self.word_map = nn.Parameter(torch.zeros(channels - 1, words))
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.register_buffer("class_vectors", torch.zeros(CLASSES, words))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+        self.class_vectors: Tensor
+        self.mean: Tensor
+        self.deviation: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1,1], sides multiples of 8, to [B,channels,H/8,W/8]."""
-        x = self.quarter_blocks(self.quarter(self.stem(images).relu()).relu())
-        near = self.eighth_blocks(self.eighth(x).relu())
-        far = self.back(self.sixteenth_blocks(self.sixteenth(near).relu()))
-        size = near.shape[-2:]
-        far = F.interpolate(far, size, mode="bilinear", align_corners=False)
-        features: Tensor = self.head(self.last_blocks((near + far).relu()))
-        return features
+        """Images [B,3,H,W] in [-1,1], sides multiples of 16, to [B,channels,H/8,W/8].
+
+        Each channel is standardised over the training images and clipped.
+        """
+        found = self.head(*self.views(images))
+        mean, deviation = self.mean[:, None, None], self.deviation[:, None, None]
+        return ((found - mean) / deviation).clamp(-CLIP, CLIP)
+
+    @torch.no_grad()
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the head sees of images [B,3,H,W] in [-1,1].
+
+        Returns:
+            Feature maps near [B,40,H/8,W/8], middle [B,112,H/8,W/8], far [B,320,H/16,W/16] and the
+            class evidence [B,words,H/16,W/16].
+        """
+        backbone = load_efficientnet_lite().to(images.device, images.dtype)
+        zoomed = F.interpolate(images, scale_factor=ZOOM, mode="bilinear", align_corners=False)
+        # Convolutions of one channel each are faster on a CPU with the channels last.
+        zoomed = zoomed.contiguous(memory_format=torch.channels_last)
+        (near, middle, far), logits = backbone(zoomed, BLOCKS)
+        deviation, mean = torch.std_mean(logits, 1, keepdim=True)
+        strong = ((logits - mean) / deviation - 2).relu()
+        evidence = torch.einsum("bchw,cd->bdhw", strong, self.class_vectors)
+        return F.avg_pool2d(near, 2), middle, far, evidence
+
+    def head(self, near: Tensor, middle: Tensor, far: Tensor, evidence: Tensor) -> Tensor:
+        """Raw features and objectness [B,channels,h,w] from the maps of `views`."""
+        size = middle.shape[-2:]
+        coarse = self.far(far) + self.evidence(evidence)
+        x = self.near(near) + self.middle(middle) + _resized(coarse, size)
+        found: Tensor = self.out(self.blocks(x))
+        return found + F.pad(_resized(self.zero_shot(evidence), size), (0, 0, 0, 0, 0, 1))
+
+    def scores(self, raw: Tensor, words: Tensor) -> Tensor:
+        """Logits of words at every position.
+
+        Args:
+            raw: [B,channels,h,w], from `head`.
+            words: unit word vectors [B,N,words].
+
+        Returns:
+            [B,N,h,w].
+        """
+        product = torch.einsum("bchw,bnc->bnhw", raw[:, :-1], words @ self.word_map.T)
+        return product + raw[:, -1:] + self.bias
 
 
-class Bottleneck(nn.Module):
-    """x + project(filter(squeeze(x))), a third as wide inside."""
+class _Block(nn.Module):
+    """x + mix(filter(x)), with what the whole image holds added in between."""
 
-    def __init__(self, width: int, layer: Layer) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        narrow = max(1, width // _SQUEEZE)
-        self.squeeze = layer(width, narrow, 1, 1)
-        self.filter = layer(narrow, narrow, 3, 1)
-        self.project = layer(narrow, width, 1, 1)
+        self.norm = nn.GroupNorm(1, width)
+        self.filter = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.mix = nn.Conv2d(width, 2 * width, 1)
+        self.context = nn.Linear(width, 2 * width)
+        self.project = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,width,h,w], as given."""
-        changed: Any = self.project(self.filter(self.squeeze(x).relu()).relu())
-        return (x + changed).relu()
+        inner = self.norm(x)
+        wide = self.mix(self.filter(inner)) + self.context(inner.mean((2, 3)))[:, :, None, None]
+        return x + self.project(F.gelu(wide))
+
+
+def _resized(maps: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

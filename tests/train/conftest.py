@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from train.pretrain.image_encoder.efficientnet_lite import EfficientNetLite
 from train.run import main
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -68,32 +66,3 @@ def runs(tiny_base, tiny_manifest, tmp_path):
 def klein_runs(tiny_klein, tiny_manifest, tmp_path):
     """As `runs`, on the tiny FLUX.2-klein base."""
     return Runs(tiny_klein, tiny_manifest, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def lite_weights():
-    """Makes random weights of EfficientNet-Lite0 under the names of its port."""
-    return _lite_weights
-
-
-def _lite_weights(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-
-    def layer(convolution, norm, conv):
-        shape = conv.weight.shape
-        fan = shape[1] * shape[2] * shape[3]
-        weights[f"{convolution}.weight"] = torch.randn(shape, generator=generator) / fan**0.5
-        for name, low in (("weight", 0.5), ("bias", 0.0), ("running_mean", 0.0)):
-            weights[f"{norm}.{name}"] = low + torch.rand(shape[0], generator=generator)
-        weights[f"{norm}.running_var"] = 0.5 + torch.rand(shape[0], generator=generator)
-
-    network = EfficientNetLite()
-    layer("_conv_stem", "_bn0", network.stem)
-    for number, block in enumerate(network.blocks):
-        start = f"_blocks.{number}."
-        if block.expand is not None:
-            layer(f"{start}_expand_conv", f"{start}_bn0", block.expand)
-        layer(f"{start}_depthwise_conv", f"{start}_bn1", block.filter)
-        layer(f"{start}_project_conv", f"{start}_bn2", block.project)
-    return weights

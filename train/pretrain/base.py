@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from regionroute.attention import AttentionPlan, AttentionRecorder, attention_loss
+from regionroute.config.run import SupervisionConfig
 from regionroute.diffusion.flow import (
     add_noise,
     draw_sigmas,
@@ -41,6 +44,7 @@ class LatentPairs:
         clip_ids, t5_ids: tokens of the prompts, [B,T] each.
         semantic_channels: how many of the C, the last ones, no image is decoded from.
         painted: bool [B], which get the perceptual loss; None: all.
+        plan: tokens and masks of the named objects, for `WordSupervisionConfig`; None: none.
         generator: draws what else the step needs.
     """
 
@@ -52,6 +56,7 @@ class LatentPairs:
     generator: Generator
     semantic_channels: int = 0
     painted: Tensor | None = None
+    plan: AttentionPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -176,18 +181,26 @@ def _losses(
     with torch.autocast("cpu", torch.bfloat16, enabled=cfg.bfloat16):
         states, pooled = model.encode_text(pairs.clip_ids, pairs.t5_ids)
         noisy = add_noise(target, noise, sigma)
-        velocity = predict_velocity(
-            model.transformer,
-            noisy,
-            pairs.context,
-            states.float(),
-            pooled.float(),
-            sigma,
-            1.0,
-        )
+        recorder = _recorder(cfg, pairs)
+        with (
+            nullcontext() if recorder is None else recorder.recording(model.transformer, pairs.plan)
+        ):
+            velocity = predict_velocity(
+                model.transformer,
+                noisy,
+                pairs.context,
+                states.float(),
+                pooled.float(),
+                sigma,
+                1.0,
+            )
         drawn = target.shape[1] - pairs.semantic_channels
         error = velocity.float() - velocity_target(target, noise)
         losses = {"loss": error[:, :drawn].square().mean()}
+        if recorder is not None and pairs.plan is not None:
+            found = attention_loss(recorder.loss_maps(), pairs.plan, SupervisionConfig())
+            for name, weight in (("focus", cfg.words.focus), ("cover", cfg.words.cover)):
+                losses[name] = weight * found[name].mean()
         if model.alignment is not None:
             rows, columns = (length // 2 for length in pairs.context.shape[2:])
             losses["alignment"] = model.alignment.loss(pairs.pictures, (rows, columns))
@@ -198,6 +211,14 @@ def _losses(
                 distance = perceptual(predicted[painted], target[painted]).sum() / len(target)
                 losses["perceptual"] = cfg.perceptual.weight * distance
     return losses
+
+
+def _recorder(cfg: BaseTrainingConfig, pairs: LatentPairs) -> AttentionRecorder | None:
+    """Records the maps of the objects' words, where they are supervised."""
+    wanted = cfg.words
+    if pairs.plan is None or not (wanted.focus or wanted.cover):
+        return None
+    return AttentionRecorder(wanted.layers, wanted.queries, source="base.words.layers")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from regionroute.config.base import Section
 from regionroute.config.run import PerceptualConfig
+from regionroute.config.sites import Queries
 
 Share = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -13,6 +14,7 @@ Size = Annotated[float, Field(gt=0, le=1)]
 Width = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
+Layout = Literal["photo", "halves", "mosaic"]
 PhotoTask = Literal["copy", "style", "tint", "recolour", "highlight", "absent"]
 
 
@@ -31,9 +33,16 @@ class PhotoPairsConfig(Section):
         description="fraction of each task; highlight: the object white on black; absent: the "
         "named object is not in the image, which stays as it is",
     )
-    pasted: tuple[Share, Share, Share] = Field(
+    layouts: dict[Layout, Share] = Field(
+        {"photo": 1.0},
+        description="fraction of images that show one photo, two halves of photos, or a mosaic of "
+        "four",
+    )
+    pasted: tuple[Share, ...] = Field(
         (0.45, 0.35, 0.2),
-        description="fractions of images with 0, 1 and 2 pasted objects of other photos",
+        description="of the images of one photo, fractions with 0, 1, 2, … pasted objects of "
+        "other photos",
+        min_length=1,
     )
     pasted_size: tuple[Size, Size] = Field(
         (0.3, 0.85),
@@ -65,8 +74,13 @@ class PhotoPairsConfig(Section):
 
     @model_validator(mode="after")
     def _draws_something(self) -> "PhotoPairsConfig":
-        if not sum(self.tasks.values()) > 0 or not sum(self.pasted) > 0:
-            raise ValueError("give tasks and pasted at least one share above 0")
+        for name, shares in (
+            ("tasks", self.tasks.values()),
+            ("layouts", self.layouts.values()),
+            ("pasted", self.pasted),
+        ):
+            if not sum(shares) > 0:
+                raise ValueError(f"give {name} at least one share above 0")
         if self.pasted_size[0] > self.pasted_size[1]:
             raise ValueError("have a pasted_size that rises")
         return self
@@ -162,6 +176,17 @@ class AlignmentConfig(Section):
     weight: float = Field(0.5, description="weight of its loss", ge=0)
 
 
+class WordSupervisionConfig(Section):
+    """Focus and Cover on the attention maps of the named object's word."""
+
+    focus: float = Field(0.0, description="weight of Focus; 0: off", ge=0)
+    cover: float = Field(0.0, description="weight of Cover; 0: off", ge=0)
+    layers: list[str] = Field(
+        ["double.1", "single.2"], description="blocks whose maps are supervised", min_length=1
+    )
+    queries: Queries = Field("context", description="image tokens whose attention is read")
+
+
 class BaseTrainingConfig(Section):
     """Flow-matching pre-training of the transformer, text encoders included."""
 
@@ -192,6 +217,7 @@ class BaseTrainingConfig(Section):
         description="fraction of each task in a batch of scenes (for a bank: corpus.photos.tasks)",
     )
     alignment: AlignmentConfig = AlignmentConfig()
+    words: WordSupervisionConfig = WordSupervisionConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
     perceptual_tasks: tuple[PhotoTask, ...] | None = Field(
         None,

@@ -12,7 +12,6 @@ checkpoint when the same command is started again.
 """
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -98,20 +97,22 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
     image_encoder = None if path is None else load_image_encoder(path)
     if before is not None and image_encoder is None:
         return before
-    sizes: dict[str, Any] = {"channels": 0, "widths": (), "depths": ()}
+    sizes: dict[str, int] = {}
+    semantic = 0
     if image_encoder is not None:
-        sizes = image_encoder.sizes
+        semantic = image_encoder.sizes["channels"] // 4
+        sizes = {
+            "encoder_width": image_encoder.sizes["width"],
+            "word_channels": image_encoder.sizes["words"],
+        }
     codec = PatchCodec(
-        latent_channels=cfg.codec.latent_channels + sizes["channels"] // 4,
-        semantic_channels=sizes["channels"] // 4,
-        vision_widths=sizes["widths"],
-        vision_depths=sizes["depths"],
+        latent_channels=cfg.codec.latent_channels + semantic, semantic_channels=semantic, **sizes
     )
     if before is None:
         codec.fit(to_model_range(pictures))
     else:
         codec.take_pixels(before)
-    codec.vision = image_encoder
+    codec.image_encoder = image_encoder
     return codec.eval().requires_grad_(False)
 
 

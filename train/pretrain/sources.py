@@ -11,7 +11,9 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from regionroute.attention import AttentionPlan
 from regionroute.data.object_bank import ObjectBank
+from regionroute.data.prompts import token_indices
 from regionroute.diffusion.latents import encode_images
 from regionroute.errors import UserError, nearest
 from regionroute.models.codec import PatchCodec
@@ -22,6 +24,7 @@ from train.pretrain.model import NanoModel
 from train.pretrain.photo_pairs import Pair, PairMaker
 
 HELD_OUT_PAIRS = 64  # a task, in validation
+TOKEN = 8  # pixels of a token's side, see `PatchCodec`
 
 
 class SceneSource:
@@ -134,7 +137,29 @@ class PhotoSource:
                 step_generator(self.cfg.seed, batch.step),
                 self.codec.config.semantic_channels,
                 self._painted(batch.tasks),
+                self._plan(batch),
             )
+
+    def _plan(self, batch: _Pictures) -> AttentionPlan:
+        """Tokens of the named objects' words, and their masks on the token grid."""
+        tokens = []
+        for prompt, word in zip(batch.prompts, batch.words, strict=True):
+            if not word:
+                tokens.append([])
+                continue
+            start = prompt.index(f"the {word}") + len("the ")
+            span = (start, start + len(word))
+            tokens.append(token_indices(self.model.tokenizer_2, prompt, span, self.model.length))
+        longest = max(1, *map(len, tokens))
+        index = torch.tensor([[*row, *[-1] * (longest - len(row))] for row in tokens])
+        masks = batch.masks.float() / 255
+        return AttentionPlan(
+            index[:, None],
+            masks,
+            masks.flatten(1).amax(1, keepdim=True) > 0,
+            self.model.length,
+            masks.shape[-2] * masks.shape[-1],
+        )
 
     def _painted(self, tasks: list[str]) -> Tensor | None:
         wanted = self.cfg.base.perceptual_tasks
@@ -151,13 +176,22 @@ class PhotoSource:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """A composed batch as it travels between processes: uint8 [B,3,S,S], prompts and tasks."""
+    """A composed batch as it travels between processes.
+
+    Attributes:
+        step: whose batch it is.
+        context, target: uint8 [B,3,S,S].
+        masks: uint8 [B,1,h,w], 255 times the fraction of a token that the named object covers.
+        prompts, tasks, words: of each pair, see `Pair`.
+    """
 
     step: int
     context: Tensor
     target: Tensor
+    masks: Tensor
     prompts: list[str]
     tasks: list[str]
+    words: list[str]
 
 
 class _Batches(Dataset[_Pictures]):
@@ -177,8 +211,10 @@ class _Batches(Dataset[_Pictures]):
             step,
             _stacked([pair.context for pair in pairs], side),
             _stacked([pair.target for pair in pairs], side),
+            _stacked([_mask(pair) for pair in pairs], side // TOKEN),
             [pair.prompt for pair in pairs],
             [pair.task for pair in pairs],
+            [pair.word for pair in pairs],
         )
 
 
@@ -224,8 +260,13 @@ def _held_out(maker: PairMaker, task: str, number: int, side: int) -> HeldOut:
     )
 
 
+def _mask(pair: Pair) -> Tensor:
+    """[1,S,S] in {0,1}; zeros where no object is named."""
+    return torch.zeros_like(pair.context[:1]) if pair.mask is None else pair.mask
+
+
 def _stacked(pictures: list[Tensor], side: int) -> Tensor:
-    """uint8 [B,3,side,side]."""
+    """uint8 [B,C,side,side]."""
     stack = torch.stack(pictures)
     if stack.shape[-1] != side:
         stack = F.interpolate(stack, (side, side), mode="area")

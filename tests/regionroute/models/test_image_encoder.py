@@ -1,62 +1,67 @@
+"""The word-aligned image encoder: shapes, zero-shot part, scores, state."""
+
 import pytest
 import torch
-import torch.nn.functional as F
 
-from regionroute.models.image_encoder import Bottleneck, EightBitConv, VisionNet
-
-
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (1, 1)])
-def test_eight_bits_keep_the_weights_to_half_a_step(kernel, stride):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(6, 4, kernel, kernel, generator=generator)
-    bias, x = torch.randn(6, generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
-    layer = EightBitConv(4, 6, kernel, stride)
-    layer.set(weight, bias)
-
-    error = (layer.weight * layer.scale - weight).abs()
-    assert layer.weight.dtype == torch.int8
-    assert (error <= layer.scale / 2 * 1.001).all()
-    expected = F.conv2d(x, layer.weight * layer.scale, bias, stride, padding=kernel // 2)
-    assert torch.allclose(layer(x), expected, atol=1e-5)
-    assert layer(x).shape[-1] == 8 // stride
+from regionroute.models.image_encoder import CLIP, ImageEncoder
 
 
-def random_net(**sizes):
-    """A network of random weights that keep the size of what goes through."""
-    generator = torch.Generator().manual_seed(0)
-    network = VisionNet(**sizes)
-    for layer in network.modules():
-        if isinstance(layer, EightBitConv):
-            shape = layer.weight.shape
-            spread = (2 / layer.weight[0].numel()) ** 0.5
-            layer.set(torch.randn(shape, generator=generator) * spread, layer.bias)
-    return network.eval()
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    encoder = ImageEncoder(channels=12, width=8, words=16)
+    torch.nn.init.normal_(encoder.class_vectors)
+    torch.nn.init.normal_(encoder.word_map)
+    return encoder.eval().requires_grad_(False)
 
 
-def test_a_feature_for_every_eight_pixels_of_any_picture():
-    network = random_net(channels=12, widths=(6, 9, 12, 15), depths=(1, 2, 1, 1))
+def test_one_clipped_vector_for_every_eight_pixels(encoder):
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    features = encoder(images)
+    assert features.shape == (2, 12, 4, 6)
+    assert not torch.equal(features[0], features[1])
 
-    assert sum(isinstance(module, Bottleneck) for module in network.modules()) == 5
-    for height, width in ((64, 96), (40, 8)):
-        features = network(torch.rand(2, 3, height, width) * 2 - 1)
-        assert features.shape == (2, 12, height // 8, width // 8)
-        assert features.std() > 0.01
-
-
-def test_what_is_seen_far_off_counts():
-    """The lower path reaches further than the eight pixels of a feature."""
-    network = random_net(channels=4, widths=(6, 9, 12, 15), depths=(1, 1, 1, 1))
-    picture = torch.zeros(1, 3, 64, 64)
-    other = picture.clone()
-    other[..., 48:] = 1
-    changed = (network(picture) - network(other)).abs().amax((0, 1, 2))
-
-    assert (changed[2:] > 1e-4).all()
+    encoder.mean.fill_(1000.0)
+    assert torch.equal(encoder(images), torch.full_like(features, -CLIP))
 
 
-def test_sizes_make_the_same_network_again():
-    network = VisionNet(8, (4, 4, 6, 6), (1, 1, 1, 1))
-    again = VisionNet(**network.sizes)
-    again.load_state_dict(network.state_dict())
-    with pytest.raises(ValueError, match="3 widths and 4 depths"):
-        VisionNet(8, (4, 4, 6), (1, 1, 1, 1))
+def test_channels_are_standardised(encoder):
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    before = encoder(images)
+    encoder.mean.fill_(0.25)
+    encoder.deviation.fill_(2.0)
+    assert torch.allclose(encoder(images), (before - 0.25) / 2, atol=1e-5)
+
+
+def test_without_a_trained_head_features_are_the_class_evidence(encoder):
+    torch.nn.init.zeros_(encoder.out.weight)
+    torch.nn.init.zeros_(encoder.out.bias)
+    torch.nn.init.zeros_(encoder.zero_shot.weight)
+    encoder.zero_shot.weight[:, :11] = torch.eye(11)[:, :, None, None]
+    near, middle, far, evidence = encoder.views(torch.rand(1, 3, 32, 32) * 2 - 1)
+    assert near.shape[-2:] == middle.shape[-2:] == (4, 4)
+    assert far.shape[-2:] == evidence.shape[-2:] == (2, 2)
+
+    raw = encoder.head(near, middle, far, evidence)
+    expected = torch.nn.functional.interpolate(evidence[:, :11], (4, 4), mode="bilinear")
+    assert torch.allclose(raw[:, :11], expected, atol=1e-5)
+    assert raw[:, 11].abs().max() == 0  # no objectness without training
+
+
+def test_a_score_is_the_mapped_words_product_plus_objectness(encoder):
+    raw, words = torch.randn(2, 12, 3, 3), torch.randn(2, 5, 16)
+    encoder.bias.fill_(0.5)
+    scores = encoder.scores(raw, words)
+    assert scores.shape == (2, 5, 3, 3)
+    expected = raw[1, :11, 2, 0] @ encoder.word_map @ words[1, 4] + raw[1, 11, 2, 0] + 0.5
+    assert scores[1, 4, 2, 0] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_the_state_holds_the_head_alone(encoder):
+    state = encoder.state_dict()
+    assert not any("backbone" in name for name in state)
+    assert sum(value.numel() for value in state.values()) < 50_000
+    again = ImageEncoder(**encoder.sizes)
+    again.load_state_dict(state)
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert torch.equal(again.eval().requires_grad_(False)(images), encoder(images))

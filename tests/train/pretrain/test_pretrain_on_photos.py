@@ -11,7 +11,7 @@ from regionroute.config.io import load_config
 from regionroute.data.object_bank import ObjectBank
 from regionroute.diffusion.flow import add_noise
 from regionroute.errors import UserError
-from regionroute.models.image_encoder import EightBitConv, VisionNet
+from regionroute.models.image_encoder import ImageEncoder
 from regionroute.models.loading import load_base
 from train.pretrain.config import PretrainConfig
 from train.pretrain.image_encoder.file import load_image_encoder, save_image_encoder
@@ -175,10 +175,8 @@ def test_the_perceptual_loss_may_be_of_some_tasks_alone(arguments, tmp_path, vgg
 def image_encoder(tmp_path_factory):
     """An image encoder of random weights, of two latent channels."""
     path = tmp_path_factory.mktemp("image_encoder") / "image_encoder.safetensors"
-    network = VisionNet(8, (6, 6, 9, 9), (1, 1, 1, 1))
-    for layer in network.modules():
-        if isinstance(layer, EightBitConv):
-            layer.set(torch.randn(layer.weight.shape) * 0.2, layer.bias)
+    network = ImageEncoder(8, width=8, words=16)
+    torch.nn.init.normal_(network.class_vectors)
     save_image_encoder(network, path)
     return path
 
@@ -219,12 +217,32 @@ def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path
     latents = after.encode_images(picture)
     assert latents.shape[1] == 6
     assert torch.allclose(latents[:, :4], before.encode_images(picture), atol=1e-5)
-    assert torch.equal(after.vae.vision.stem.weight, load_image_encoder(image_encoder).stem.weight)
+    assert torch.equal(
+        after.vae.image_encoder.near.weight, load_image_encoder(image_encoder).near.weight
+    )
 
     # Once more from there: the codec that sees is taken over whole.
     again = [*arguments, f"init_from={tmp_path / 'sees' / 'base'}", "base.steps=1"]
     assert main([f"output={tmp_path / 'again'}", *again]) == 0
     assert load_base(str(tmp_path / "again" / "base")).semantic_channels == 2
+
+
+def test_the_maps_of_the_objects_words_are_supervised(arguments, tmp_path):
+    """Nothing else pulls: the map of the word draws to the object, and only named objects count."""
+    more = [
+        "corpus.photos.tasks={highlight: 0.7, copy: 0.3}",
+        "base.words={focus: 1.0, cover: 1.0, layers: [double.0, single.0]}",
+        "base.steps=40",
+        "base.batch=4",
+        "base.lr=3e-3",
+        "base.warmup=1",
+        "base.log_every=1",
+    ]
+    assert main([f"output={tmp_path}", *arguments, *more]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    focus = [row["focus"] for row in rows if "focus" in row]
+    assert min(focus) > 0
+    assert focus[-1] < 0.8 * focus[0]
 
 
 def test_coarse_steps_come_first(arguments, tmp_path):
@@ -242,6 +260,7 @@ def test_coarse_steps_come_first(arguments, tmp_path):
         ("corpus.photos.tasks={paint: 1}", "corpus.photos.tasks"),
         ("codec.image_encoder=nowhere", "codec.image_encoder=nowhere"),
         ("init_from=nowhere", "nowhere"),
+        ("base.words={focus: 1, layers: [single.7]}", "single.7"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, setting, part):

@@ -1,87 +1,68 @@
 """Settings of an image encoder's training (`train/pretrain/train_image_encoder.py`)."""
 
-from typing import Annotated
-
 from pydantic import Field
 
 from regionroute.config.base import Section
-
-Count = Annotated[int, Field(ge=1)]
-Block = Annotated[int, Field(ge=0, le=15)]
+from train.pretrain.config import PhotoPairsConfig, Share
 
 
-class TeacherConfig(Section):
-    """The network to distil."""
-
-    weights: str = Field(
-        "data/weights/efficientnet_lite0.safetensors",
-        description="weights of EfficientNet-Lite0 (see train/pretrain/image_encoder/teacher.py)",
-    )
-    blocks: tuple[Block, ...] = Field(
-        (10, 15), description="blocks, 0 to 15, whose features are learned", min_length=1
-    )
-    zoom: float = Field(
-        2.0, description="scale of the teacher's input: it was trained at 224 px", gt=0
-    )
-
-
-class ViewsConfig(Section):
-    """The training data: square crops of the bank's training photos, made once."""
+class CompositionsConfig(Section):
+    """The training images: composed from the bank's training photos and encoded once."""
 
     bank: str = Field("data/bank", description="folder of `regionroute bank`")
-    side: int = Field(128, description="side of a square in pixels", ge=16, multiple_of=16)
-    crops: int = Field(
-        4, description="random crops per photo, in addition to the whole photo", ge=0
+    side: int = Field(128, description="side of an image in pixels", ge=32, multiple_of=16)
+    count: int = Field(6000, description="images to train on", ge=1)
+    held_out: int = Field(256, description="images of the bank's test photos to validate on", ge=1)
+    photos: PhotoPairsConfig = Field(
+        PhotoPairsConfig(
+            layouts={"photo": 0.6, "halves": 0.2, "mosaic": 0.2},
+            pasted=(0.34, 0.33, 0.23, 0.1),
+            least_scale=0.8,
+            word_balance=0.6,
+        ),
+        description="how images are composed (tasks and twins are not used)",
     )
-    crop_area: tuple[float, float] = Field(
-        (0.3, 0.9), description="range of the fraction of the photo in a crop"
-    )
-    mixed: float = Field(
-        0.5, description="fraction of crops that get CutMix with another one", ge=0, le=1
-    )
+    other_colours: Share = Field(0.5, description="fraction of images in changed colours", le=1)
 
 
 class NetworkConfig(Section):
-    """Sizes of the network."""
+    """Sizes of the head."""
 
-    widths: tuple[Count, Count, Count, Count] = Field(
-        (40, 80, 216, 336), description="channels at 1/2, 1/4, 1/8 and 1/16 of the image size"
-    )
-    depths: tuple[Count, Count, Count, Count] = Field(
-        (2, 7, 6, 2), description="residual blocks at 1/4, 1/8, 1/16, and at 1/8 again"
-    )
     semantic_channels: int = Field(
-        12, description="latent channels for the features; a token has 4 times as many", ge=1
+        24,
+        description="latent channels for the features; a token has 4 times as many, the last is "
+        "the objectness",
+        ge=1,
     )
-    scale: float = Field(
-        2.0,
-        description="root mean square of the features; above 1, so that they stand out from the "
-        "unit noise of a noisy image in these channels",
-        gt=0,
-    )
+    width: int = Field(64, description="channels inside the head", ge=8)
 
 
 class ImageEncoderConfig(Section):
     """Everything `train/pretrain/train_image_encoder.py` reads."""
 
-    seed: int = Field(0, description="seed of initialisation, crops and order", ge=0, lt=2**32)
+    seed: int = Field(0, description="seed of initialisation, images and order", ge=0, lt=2**32)
     output: str = Field("runs/image_encoder", description="folder for checkpoints and the result")
     threads: int | None = Field(None, description="CPU threads; null: torch's default", ge=1)
-    teacher: TeacherConfig = TeacherConfig()
-    views: ViewsConfig = ViewsConfig()
-    network: NetworkConfig = NetworkConfig()
-    steps: int = Field(2000, description="training steps", ge=1)
-    batch: int = Field(16, description="crops per step", ge=2)
-    lr: float = Field(2e-3, description="peak learning rate, with cosine decay", gt=0)
-    warmup: int = Field(100, description="linear warm-up steps", ge=0)
-    weight_decay: float = Field(0.05, description="AdamW weight decay of the convolutions", ge=0)
-    average: float = Field(
-        0.995,
-        description="decay of the moving average of the weights, which is what is saved",
-        ge=0,
-        lt=1,
+    base: str = Field(
+        "nano-photos", description="base whose word vectors the features are aligned with"
     )
+    compositions: CompositionsConfig = CompositionsConfig()
+    network: NetworkConfig = NetworkConfig()
+    steps: int = Field(1200, description="training steps", ge=1)
+    batch: int = Field(16, description="images per step", ge=1)
+    negatives: int = Field(12, description="absent words per image", ge=1)
+    farthest: float = Field(
+        0.55,
+        description="largest cosine of an absent word's vector with a present one's: closer words "
+        "may name the same thing",
+    )
+    lr: float = Field(2e-3, description="peak learning rate, with cosine decay", gt=0)
+    slow: float = Field(
+        0.1, description="factor on the rate of the word map and the zero-shot part", gt=0
+    )
+    warmup: int = Field(50, description="linear warm-up steps", ge=0)
+    weight_decay: float = Field(0.02, description="AdamW weight decay", ge=0)
     clip: float = Field(5.0, description="gradient-norm clip", gt=0)
     log_every: int = Field(25, description="steps between log rows", ge=1)
-    save_every: int = Field(100, description="steps between checkpoints", ge=1)
-    validate_every: int = Field(250, description="steps between validations", ge=1)
+    save_every: int = Field(200, description="steps between checkpoints", ge=1)
+    validate_every: int = Field(300, description="steps between validations", ge=1)

@@ -8,18 +8,18 @@ from safetensors.torch import save_file
 
 from regionroute.errors import UserError
 from regionroute.files import atomic_write
-from regionroute.models.image_encoder import VisionNet
+from regionroute.models.image_encoder import ImageEncoder
 
 SIZES = "sizes"
 
 
-def save_image_encoder(network: VisionNet, path: Path) -> None:
+def save_image_encoder(network: ImageEncoder, path: Path) -> None:
     """Saves a frozen network."""
     with atomic_write(path) as temporary:
         save_file(network.state_dict(), temporary, metadata={SIZES: json.dumps(network.sizes)})
 
 
-def load_image_encoder(path: str | Path) -> VisionNet:
+def load_image_encoder(path: str | Path) -> ImageEncoder:
     """A network saved by `save_image_encoder`.
 
     Raises:
@@ -32,7 +32,7 @@ def load_image_encoder(path: str | Path) -> VisionNet:
         )
     try:
         with safe_open(path, "pt") as file:
-            network = VisionNet(**json.loads((file.metadata() or {})[SIZES]))
+            network = ImageEncoder(**json.loads((file.metadata() or {})[SIZES]))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

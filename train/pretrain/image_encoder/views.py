@@ -1,4 +1,4 @@
-"""Training data of an image encoder: square crops of photos and the teacher's features of them."""
+"""Training data of an image encoder: composed images, as its frozen backbone sees them."""
 
 from __future__ import annotations
 
@@ -14,148 +14,129 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from regionroute.data.object_bank import PHOTO, ObjectBank
-from regionroute.errors import UserError
 from regionroute.files import atomic_write
-from regionroute.models.image_encoder import STRIDE
+from regionroute.models.image_encoder import STRIDE, ImageEncoder
 from train.pretrain.colours import in_other_colours
-from train.pretrain.corpus import to_model_range
-from train.pretrain.image_encoder.config import ImageEncoderConfig, ViewsConfig
-from train.pretrain.image_encoder.teacher import Teacher
+from train.pretrain.compositions import Composer, visible
+from train.pretrain.image_encoder.config import CompositionsConfig
 
 FILE = "views.safetensors"
-FITTED_TO = 2000  # squares that the directions of the features are chosen by, at most
+MAPS = ("near", "middle", "far", "evidence")
+LEAST_AREA = 0.01  # of the image, for an object to count as present
+_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Views:
-    """Squares of one split.
+    """Composed images of one split.
 
     Attributes:
-        pictures: uint8 [N,3,S,S].
-        features: fp16 [N,C,S/8,S/8].
+        images: uint8 [N,3,S,S].
+        maps: the arguments of `ImageEncoder.head`, fp16 [N,c,h,w] each.
+        words: of each image, those of its visible objects.
+        masks: uint8 [M,S/8,S/8], 255 times the covered fraction of a token: the objects' in the
+            order of `words`.
+        first: [N], an image's first mask.
     """
 
-    pictures: Tensor
-    features: Tensor
+    images: Tensor
+    maps: tuple[Tensor, ...]
+    words: list[list[str]]
+    masks: Tensor
+    first: list[int]
+
+    def mask(self, image: int) -> Tensor:
+        """Covered fractions [W,h,w] of an image's objects."""
+        start = self.first[image]
+        return self.masks[start : start + len(self.words[image])].float() / 255
 
 
-def load_views(cfg: ImageEncoderConfig, output: Path) -> tuple[Views, Views]:
-    """For training and for validation, from the output folder or made there.
-
-    Training: every photo of the split "train", whole and cut to random squares. Validation: the
-    whole photos of the split "test".
+def load_views(
+    cfg: CompositionsConfig, seed: int, encoder: ImageEncoder, output: Path
+) -> dict[str, Views]:
+    """Views of the splits "train" and "test", from the output folder or made there.
 
     Raises:
-        UserError: the bank or the teacher cannot be read.
+        UserError: the bank cannot be read.
     """
     path = output / FILE
-    told = json.dumps(
-        [cfg.seed, cfg.teacher.model_dump(), cfg.views.model_dump(exclude={"mixed"}),
-         cfg.network.semantic_channels, cfg.network.scale]
-    )  # fmt: skip
-    found = _read(path, told)
+    made_with = json.dumps([seed, cfg.model_dump(), encoder.class_vectors.sum().item()])
+    found = _read(path, made_with)
     if found is None:
-        found = _make(cfg)
+        bank = ObjectBank(cfg.bank)
+        tensors: dict[str, Tensor] = {}
+        words: dict[str, list[list[str]]] = {}
+        for split, count in (("train", cfg.count), ("test", cfg.held_out)):
+            words[split] = []
+            composer = Composer(bank, split, cfg.side, cfg.photos)
+            tensors |= _make(composer, count, seed, encoder, cfg.other_colours, words[split])
         output.mkdir(parents=True, exist_ok=True)
+        metadata = {"made with": made_with, "words": json.dumps(words)}
         with atomic_write(path) as temporary:
-            save_file(found, temporary, metadata={"made with": told})
-    return tuple(  # type: ignore[return-value]
-        Views(found[f"{split}.pictures"], found[f"{split}.features"]) for split in ("train", "test")
-    )
+            save_file(tensors, temporary, metadata=metadata)
+        found = tensors, words
+    return {split: _views(split, *found) for split in ("train", "test")}
 
 
-def _read(path: Path, told: str) -> dict[str, Tensor] | None:
+def _read(
+    path: Path, made_with: str
+) -> tuple[dict[str, Tensor], dict[str, list[list[str]]]] | None:
     """What a file holds, unless it is cut off or was made with other settings."""
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("made with") != told:
+            metadata = file.metadata() or {}
+            if metadata.get("made with") != made_with:
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(metadata["words"])
     except SafetensorError:
         return None
 
 
-def _make(cfg: ImageEncoderConfig) -> dict[str, Tensor]:
-    bank, teacher = ObjectBank(cfg.views.bank), Teacher(cfg.teacher)
-    generator = torch.Generator().manual_seed(cfg.seed)
-    found: dict[str, Tensor] = {}
-    for split, crops in (("train", cfg.views.crops), ("test", 0)):
-        photos = bank.split(split)
-        if not photos:
-            raise UserError(f"{cfg.views.bank}: the split {split!r} of this bank holds no photo")
-        pictures = torch.stack(
-            [
-                _square(bank.image(PHOTO, photo), cfg.views, turn > 0, generator)
-                for turn in range(1 + crops)
-                for photo in tqdm(photos, desc=f"{split} {turn + 1}/{1 + crops}", unit="photo")
-            ]
-        )
-        if split == "train":
-            some = pictures[:: max(1, len(pictures) // FITTED_TO)]
-            channels = 4 * cfg.network.semantic_channels
-            teacher.fit(to_model_range(some), channels, cfg.network.scale)
-        bar = tqdm(pictures.split(32), desc=f"{split}: teacher", unit="batch")
-        features = torch.cat([teacher(to_model_range(part)).half() for part in bar])
-        found |= {f"{split}.pictures": pictures, f"{split}.features": features.contiguous()}
-    return found
+def _views(split: str, tensors: dict[str, Tensor], words: dict[str, list[list[str]]]) -> Views:
+    first, total = [], 0
+    for row in words[split]:
+        first.append(total)
+        total += len(row)
+    maps = tuple(tensors[f"{split}.{name}"] for name in MAPS)
+    return Views(tensors[f"{split}.images"], maps, words[split], tensors[f"{split}.masks"], first)
 
 
-def _square(photo: Tensor, cfg: ViewsConfig, cropped: bool, generator: Generator) -> Tensor:
-    """A photo [3,P,P] in [0,1] or a random part of it, uint8 [3,S,S]."""
-    if cropped:
-        side = photo.shape[-1]
-        area, ratio, y, x = torch.rand(4, generator=generator).tolist()
-        low, high = cfg.crop_area
-        area, ratio = low + (high - low) * area, 2 ** (0.8 * ratio - 0.4)
-        height = min(side, round(side * (area * ratio) ** 0.5))
-        width = min(side, round(side * (area / ratio) ** 0.5))
-        top, left = round(y * (side - height)), round(x * (side - width))
-        photo = photo[:, top : top + height, left : left + width]
-    size = (cfg.side, cfg.side)
-    scaled = F.interpolate(photo[None], size, mode="bilinear", antialias=True)[0]
-    return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+def _make(
+    composer: Composer,
+    count: int,
+    seed: int,
+    encoder: ImageEncoder,
+    other_colours: float,
+    words: list[list[str]],
+) -> dict[str, Tensor]:
+    """Tensors of a split; `words` is filled."""
+    split = composer.bank.photos[composer.members[0]].split
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("images", "masks", *MAPS)}
+    for start in tqdm(range(0, count, _BATCH), desc=f"{split} images", unit=f"x{_BATCH}"):
+        images = []
+        for number in range(start, min(count, start + _BATCH)):
+            generator = Generator().manual_seed(seed * 1_000_003 + number)
+            image, objects = _compose(composer, generator, other_colours)
+            images.append(image)
+            words.append(list(objects))
+            parts["masks"] += [(mask * 255).round().to(torch.uint8) for mask in objects.values()]
+        batch = torch.stack(images)
+        for name, maps in zip(MAPS, encoder.views(batch * 2 - 1), strict=True):
+            parts[name].append(maps.half().contiguous())
+        parts["images"].append((batch * 255).round().to(torch.uint8))
+    return {f"{split}.{name}": torch.cat(rows) for name, rows in parts.items()}
 
 
-def draw(
-    views: Views, count: int, mixed: float, generator: Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch: mirrored, in other colours, some with a piece of another square in them.
-
-    The teacher's features move with the piece (CutMix, Yun et al., arXiv:1905.04899), but not at
-    its border, where the teacher has seen the one and the network sees the other.
-
-    Args:
-        views: where from.
-        count: B.
-        mixed: share with a piece.
-        generator: decides.
-
-    Returns:
-        Images [B,3,S,S] in [-1,1], features [B,C,h,w] and weights [B,1,h,w] in {0,1}.
-    """
-    chosen = torch.randint(len(views.pictures), (count,), generator=generator)
-    pictures, features = views.pictures[chosen].float() / 255, views.features[chosen].float()
-    turned = torch.rand(count, generator=generator) < 0.5
-    pictures[turned], features[turned] = pictures[turned].flip(-1), features[turned].flip(-1)
-    pictures = in_other_colours(pictures, generator)
-    weights = torch.ones_like(features[:, :1])
-    side = features.shape[-1]
-    others, whole = torch.roll(torch.arange(count), 1), (pictures.clone(), features.clone())
-    for row in (torch.rand(count, generator=generator) < mixed).nonzero()[:, 0].tolist():
-        height, width = torch.randint(side // 3, 3 * side // 4 + 1, (2,), generator=generator)
-        top = torch.randint(side - int(height) + 1, (), generator=generator)
-        left = torch.randint(side - int(width) + 1, (), generator=generator)
-        _mix(pictures[row], whole[0][others[row]], STRIDE, top, left, height, width)
-        _mix(features[row], whole[1][others[row]], 1, top, left, height, width)
-        border = weights[row, 0]
-        border[max(0, top - 1) : top + height + 1, max(0, left - 1) : left + width + 1] = 0
-        border[top + 1 : top + height - 1, left + 1 : left + width - 1] = 1
-    return pictures * 2 - 1, features, weights
-
-
-def _mix(picture: Tensor, other: Tensor, unit: int, *window: Tensor) -> None:
-    top, left, height, width = (unit * int(length) for length in window)
-    part = (slice(None), slice(top, top + height), slice(left, left + width))
-    picture[part] = other[part]
+def _compose(
+    composer: Composer, generator: Generator, other_colours: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """An image [3,S,S] in [0,1] and the covered fractions [1,h,w] of its objects by word."""
+    layers = composer.layers(generator)
+    image = composer.compose(PHOTO, layers)
+    if float(torch.rand((), generator=generator)) < other_colours:
+        image = in_other_colours(image[None], generator)[0]
+    objects = {w: m for w, m in visible(layers).items() if float(m.mean()) >= LEAST_AREA}
+    return image.clamp(0, 1), {w: F.avg_pool2d(m, STRIDE) for w, m in objects.items()}

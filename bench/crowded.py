@@ -1,0 +1,413 @@
+r"""On photos of several objects, does the word choose?
+
+    python bench/crowded.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl --bank data/bank \
+        --detector yolox_nano_coco.onnx --runs out/photos
+
+Every named object of every test photo with at least two of them is restyled, and one word that is
+absent. Test photos: those of the bank's split "test", all of labels files that the bank does not
+hold, and mosaics of four test photos of one object each (synthetic, reported apart). Edits run as a
+user's do, at the photo's own size.
+
+Rows: experts trained with and without attention supervision (folders of bench/photos.py: seed-N/with
+and seed-N/without), plain and routed; the image encoder's own map; and, as a rival, a grounded
+pipeline: detector's box, mask by U²-Net-p and GrabCut, the same painter inside that mask.
+
+Measures, of the changed pixels: IoU with the object, leak, coverage, IoU between the changes of two
+words of one photo (overlap); peak: whether the map's largest value lies on the object; for absent
+words: how often anything changes. AUC: that the attention on the region of a present word exceeds
+that of an absent one. Results go to bench/results/crowded.json, a sheet next to the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from _shared import add_result_argument, provenance
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.metrics.region import CHANGE_THRESHOLD, coverage, leak
+from pseudo_labels.photo import open_photo
+from pseudo_labels.segment.given import LabelledPhoto, read_labels
+from pseudo_labels.segment.loading import FinderSettings
+from regionroute.data.images import resize, write_image
+from regionroute.data.object_bank import ObjectBank
+from regionroute.data.stats import describe, paired
+from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.files import write_json
+from regionroute.pipeline import RegionRoutePipeline
+from train.pretrain.image_encoder.words import word_vectors
+
+LEAST_AREA = 0.01  # of the image, for an object to be asked for
+LEAST_CHANGE = 0.005  # of the image, for an absent word to have changed something
+FARTHEST = 0.55  # cosine of an absent word with those present, at most
+SIDE = 256  # of a tile of a mosaic
+MEASURES = ("iou", "peak", "overlap", "leak", "coverage")
+HIGHER = {"iou", "peak", "coverage"}
+SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A test photo: image [3,H,W] in [0,1], word -> mask [1,H,W] in {0,1}, an absent word."""
+
+    name: str
+    kind: str
+    image: Tensor
+    objects: dict[str, Tensor]
+    absent: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method did for one word.
+
+    Attributes:
+        changed: bool [H,W].
+        region_map: [h,w] of any scale, largest where it is surest; None: nothing was found.
+        evidence: attention on the region, see `attention_on_region`; NaN: none.
+        image: the edit [3,H,W]; None for a map alone.
+        seconds: for the edit.
+    """
+
+    changed: Tensor
+    region_map: Tensor | None
+    evidence: float = float("nan")
+    image: Tensor | None = None
+    seconds: float = 0.0
+
+
+Method = Callable[[Photo, str, str, int], Found]  # photo, word, style, seed
+
+
+def main() -> int:
+    """Edit, score, write the comparison."""
+    args = _parser().parse_args()
+    editor = RegionRoutePipeline.from_pretrained(args.base, experts=args.experts).editor
+    photos = test_photos(args.labels, ObjectBank(args.bank), editor, args.mosaics)
+    print(f"{len(photos)} photos, {sum(len(p.objects) for p in photos)} (photo, word) rows")
+    assert editor.registry is not None
+    styles = args.styles or [entry.style for entry in editor.registry.experts]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    seeds = args.seeds if args.runs else [0]
+    for seed in seeds:
+        for name, method in _methods(args, editor, seed).items():
+            rows.setdefault(name, []).extend(score(name, method, photos, styles, seed, args.sheets))
+    result = provenance() | {
+        "base": args.base,
+        "photos": len(photos),
+        "seeds": seeds,
+        "methods": {name: summary(found) for name, found in rows.items()},
+        "differences": differences(rows),
+    }
+    write_json(args.result, result)
+    show(result)
+    return 0
+
+
+def test_photos(
+    labels: Sequence[Path], bank: ObjectBank, editor: Editor, mosaics: int
+) -> list[Photo]:
+    """Photos of several objects that no training saw, and mosaics."""
+    split = {photo.file: photo.split for photo in bank.photos}
+    singles: list[tuple[Tensor, str, Tensor]] = []
+    crowded: list[tuple[str, str, Tensor, dict[str, Tensor]]] = []
+    for path in labels:
+        for photo in tqdm(read_labels(path)[0], desc=path.parent.name, unit="photo"):
+            if split.get(photo.name, "test") != "test":
+                continue
+            image, objects = _opened(photo)
+            if len(objects) > 1:
+                crowded.append((photo.name, "photo", image, objects))
+            elif objects and photo.name in split:
+                [(word, mask)] = objects.items()
+                singles.append((image, word, mask))
+    rng = np.random.default_rng(0)
+    for number in range(mosaics):
+        chosen = [singles[i] for i in rng.choice(len(singles), 4, replace=False)]
+        if len({word for _, word, _ in chosen}) == 4:
+            image, objects = _mosaic(chosen)
+            crowded.append((f"mosaic {number}", "mosaic", image, objects))
+    words = sorted({word for photo in bank.photos for word in photo.words})
+    vectors = word_vectors(editor.backbone, words)
+    photos = []
+    for name, kind, image, objects in crowded:
+        near = (vectors @ word_vectors(editor.backbone, list(objects)).T).amax(1)
+        far = [word for word, value in zip(words, near.tolist(), strict=True) if value < FARTHEST]
+        photos.append(Photo(name, kind, image, objects, far[int(rng.integers(len(far)))]))
+    return photos
+
+
+def _opened(photo: LabelledPhoto) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pixels and the masks of the objects that are large enough, by word."""
+    image, segments, _ = open_photo(photo)
+    objects: dict[str, Tensor] = {}
+    for segment in segments:
+        word, mask = segment.word.casefold(), (segment.mask > 0.5).float()
+        objects[word] = torch.maximum(objects[word], mask) if word in objects else mask
+    return image, {word: mask for word, mask in objects.items() if mask.mean() >= LEAST_AREA}
+
+
+def _mosaic(tiles: Sequence[tuple[Tensor, str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Four photos of one object as a 2x2 image of 512 px."""
+    image = torch.zeros(3, 2 * SIDE, 2 * SIDE)
+    objects = {}
+    for number, (photo, word, mask) in enumerate(tiles):
+        top, left = SIDE * (number // 2), SIDE * (number % 2)
+        window = (slice(top, top + SIDE), slice(left, left + SIDE))
+        image[:, *window] = _square(photo)
+        objects[word] = torch.zeros(1, 2 * SIDE, 2 * SIDE)
+        objects[word][:, *window] = (_square(mask) > 0.5).float()
+    return image, objects
+
+
+def _square(pixels: Tensor) -> Tensor:
+    """The central square of [C,H,W], at `SIDE`."""
+    side = min(pixels.shape[-2:])
+    top, left = ((length - side) // 2 for length in pixels.shape[-2:])
+    return resize(pixels[None, :, top : top + side, left : left + side], (SIDE, SIDE))[0].clamp(
+        0, 1
+    )
+
+
+def _methods(args: argparse.Namespace, editor: Editor, seed: int) -> dict[str, Method]:
+    """Name -> method, of one seed."""
+    arms = {"supervised": args.experts}
+    if args.runs:
+        folder = args.runs / f"seed-{seed}"
+        arms = {"supervised": folder / "with" / "experts"}
+        if (folder / "without" / "experts").is_dir():
+            arms["unsupervised"] = folder / "without" / "experts"
+    found: dict[str, Method] = {}
+    for arm, experts in arms.items():
+        own = RegionRoutePipeline.from_pretrained(args.base, experts=experts).editor
+        for mode in ("routed", "plain"):
+            found[f"{mode}, {arm}"] = edits(own, EditOptions(mode=mode))
+    if seed == 0:
+        found["image encoder's map"] = encoder_map(editor)
+        if args.detector:
+            found["detector and mask"] = grounded(editor, args.detector)
+    return found
+
+
+def edits(editor: Editor, options: EditOptions) -> Method:
+    """Edits as a user's."""
+
+    def method(photo: Photo, word: str, style: str, seed: int) -> Found:
+        return _edited(editor, photo, EditRequest(word, style, seed=seed), options)
+
+    return method
+
+
+def _edited(editor: Editor, photo: Photo, request: EditRequest, options: EditOptions) -> Found:
+    start = time.perf_counter()
+    [result] = editor.edit_batch([photo.image], [request], options, want_map=True)
+    seconds = time.perf_counter() - start
+    changed = (result.image - photo.image).abs().amax(0) > CHANGE_THRESHOLD
+    evidence = (result.settings.get("attention_on_region") or [float("nan")])[0]
+    return Found(changed, result.region_map, evidence, result.image, seconds)
+
+
+def encoder_map(editor: Editor) -> Method:
+    """The image encoder's score of the word, above one half."""
+    encoder = editor.backbone.vae.image_encoder
+
+    @torch.no_grad()
+    def method(photo: Photo, word: str, style: str, seed: int) -> Found:
+        start = time.perf_counter()
+        size = editor.backbone.fit_size(*photo.image.shape[-2:])
+        small = resize(photo.image[None], size).clamp(0, 1) * 2 - 1
+        vector = word_vectors(editor.backbone, [word])[None]
+        scores = encoder.scores(encoder.head(*encoder.views(small)), vector)[0].sigmoid()
+        seconds = time.perf_counter() - start
+        wide = F.interpolate(scores[None], photo.image.shape[-2:], mode="bilinear")[0, 0]
+        return Found(wide > 0.5, scores[0], float(scores.max()), seconds=seconds)
+
+    return method
+
+
+def grounded(editor: Editor, detector: Path) -> Method:
+    """The rival: the detector's box of the word, a mask in it, the same painter inside the mask."""
+    finder = FinderSettings(grounder=f"yolox:{detector}", segmenter="offline")
+    grounder, segmenter = finder.load_grounder(), finder.load_segmenter()
+
+    def method(photo: Photo, word: str, style: str, seed: int) -> Found:
+        start = time.perf_counter()
+        nothing = torch.zeros(photo.image.shape[-2:], dtype=torch.bool)
+        [places] = grounder.ground(photo.image, [word])
+        if not places:
+            return Found(nothing, None, image=photo.image, seconds=time.perf_counter() - start)
+        [(mask, _)] = segmenter.segment(photo.image, [places[0].box])
+        request = EditRequest(word, style, seed=seed, regions=(mask[0],))
+        done = _edited(editor, photo, request, EditOptions(mode="routed"))
+        return Found(
+            done.changed, mask[0], places[0].score, done.image, time.perf_counter() - start
+        )
+
+    return method
+
+
+def score(
+    name: str,
+    method: Method,
+    photos: Sequence[Photo],
+    styles: Sequence[str],
+    seed: int,
+    sheets: Path,
+) -> list[dict[str, Any]]:
+    """A row per photo and word, present and absent."""
+    rows: list[dict[str, Any]] = []
+    panels: list[Tensor] = []
+    turn = 0
+    for photo in tqdm(photos, desc=f"{name}, seed {seed}", unit="photo"):
+        changes: list[Tensor] = []
+        for word, mask in photo.objects.items():
+            found = method(photo, word, styles[turn % len(styles)], seed)
+            turn += 1
+            changes.append(found.changed)
+            rows.append(_measured(photo, word, mask, found))
+            if found.image is not None and len(panels) < SHOWN:
+                panels.append(_panel(photo.image, mask, found.image))
+        rows[-1]["overlap"] = _iou(changes[0], changes[1])
+        found = method(photo, photo.absent, styles[turn % len(styles)], seed)
+        rows.append(
+            {
+                "photo": photo.name,
+                "kind": photo.kind,
+                "absent": photo.absent,
+                "evidence": found.evidence,
+                "changes": float(found.changed.float().mean() > LEAST_CHANGE),
+            }
+        )
+    if panels:
+        sheet = torch.stack(panels).unflatten(0, (-1, 4) if len(panels) % 4 == 0 else (-1, 1))
+        write_image(sheets / f"{name} seed {seed}.png".replace(", ", "-").replace(" ", "-"),
+                    sheet.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2))  # fmt: skip
+    return rows
+
+
+def _measured(photo: Photo, word: str, mask: Tensor, found: Found) -> dict[str, Any]:
+    inside = mask[0] > 0.5
+    changed = found.changed[None, None].float()
+    black, whole = torch.zeros_like(changed).expand(-1, 3, -1, -1), changed.expand(-1, 3, -1, -1)
+    return {
+        "photo": photo.name,
+        "kind": photo.kind,
+        "word": word,
+        "area": float(mask.mean()),
+        "iou": _iou(found.changed, inside),
+        "peak": 0.0 if found.region_map is None else _peak(found.region_map, inside),
+        "leak": float(leak(whole, black, mask[None])),
+        "coverage": float(coverage(whole, black, mask[None])),
+        "evidence": found.evidence,
+        "refused": float(found.changed.float().mean() <= LEAST_CHANGE / 5),
+        "seconds": found.seconds,
+    }
+
+
+def _iou(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+def _peak(region_map: Tensor, inside: Tensor) -> float:
+    """1 where the largest value of a map lies on the object."""
+    grid = F.interpolate(inside[None, None].float(), region_map.shape[-2:], mode="area")[0, 0]
+    return float(grid.flatten()[region_map.flatten().argmax()] > 0.25)
+
+
+def _panel(image: Tensor, mask: Tensor, edit: Tensor) -> Tensor:
+    """Photo with the object outlined by brightness, beside its edit: [3,160,320]."""
+    shown = image * (0.35 + 0.65 * mask)
+    size = (160, 160)
+    return torch.cat([resize(x[None], size)[0].clamp(0, 1) for x in (shown, edit)], -1)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means with intervals, of photos and of mosaics; AUC and rates of absent words."""
+    found: dict[str, Any] = {}
+    for kind in ("photo", "mosaic"):
+        some = [row for row in rows if row["kind"] == kind and "word" in row]
+        absent = [row for row in rows if row["kind"] == kind and "absent" in row]
+        if not some:
+            continue
+        present = [row["evidence"] for row in some]
+        found[kind] = {
+            name: describe([row[name] for row in some if name in row])
+            for name in (*MEASURES, "refused", "seconds")
+        } | {
+            "n": len(some),
+            "auc": _auc(present, [row["evidence"] for row in absent]),
+            "absent changes": describe([row["changes"] for row in absent]),
+        }
+    return found
+
+
+def _auc(present: Sequence[float], absent: Sequence[float]) -> float:
+    a, b = (np.nan_to_num(np.array(values)) for values in (present, absent))
+    return float((a[:, None] > b).mean() + 0.5 * (a[:, None] == b).mean())
+
+
+def differences(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Supervised minus unsupervised, paired over the same rows of the same seeds."""
+    found = {}
+    for mode in ("routed", "plain"):
+        own, rival = (
+            [row for row in rows.get(f"{mode}, {arm}", []) if "word" in row]
+            for arm in ("supervised", "unsupervised")
+        )
+        if rival:
+            found[mode] = {
+                name: paired(
+                    [row[name] for row in own],
+                    [row[name] for row in rival],
+                    higher_is_better=name in HIGHER,
+                )
+                for name in ("iou", "peak", "leak", "coverage")
+            }
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the means as a table."""
+    for kind in ("photo", "mosaic"):
+        print(
+            f"\n{kind:28s}" + "".join(f"{name:>10s}" for name in (*MEASURES, "auc", "absent", "s"))
+        )
+        for method, groups in result["methods"].items():
+            if kind not in groups:
+                continue
+            row = groups[kind]
+            values = [row[name].mean for name in MEASURES]
+            values += [row["auc"], row["absent changes"].mean, row["seconds"].mean]
+            print(f"{method:28s}" + "".join(f"{value:10.3f}" for value in values))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--labels", type=Path, nargs="+", required=True, help="labels files")
+    parser.add_argument("--bank", type=Path, required=True, help="bank the base was trained on")
+    parser.add_argument("--base", default="nano-photos")
+    parser.add_argument("--experts", default="auto", help="finished experts (those of the base)")
+    parser.add_argument("--runs", type=Path, help="folder of bench/photos.py with both arms")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--styles", nargs="+", help="styles in turn (all of the experts)")
+    parser.add_argument("--mosaics", type=int, default=20, help="synthetic photos")
+    parser.add_argument("--detector", type=Path, help="YOLOX-nano (ONNX), for the rival")
+    parser.add_argument("--sheets", type=Path, default=Path("out/crowded"), help="image folder")
+    add_result_argument(parser, "crowded")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
