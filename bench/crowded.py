@@ -8,14 +8,14 @@ absent. Test photos: those of the bank's split "test", all of labels files that 
 hold, and mosaics of four test photos of one object each (synthetic, reported apart). Edits run as a
 user's do, at the photo's own size.
 
-Rows: experts trained with and without attention supervision (folders of bench/photos.py: seed-N/with
-and seed-N/without), plain and routed; the image encoder's own map; and, as a rival, a grounded
-pipeline: detector's box, mask by U²-Net-p and GrabCut, the same painter inside that mask.
+Rows: experts trained with and without attention supervision (folders of bench/photos.py:
+seed-N/with and seed-N/without), plain and routed; the image encoder's own map; and, as a rival, a
+grounded pipeline: detector's box, mask by U²-Net-p and GrabCut, the same painter inside that mask.
 
 Measures, of the changed pixels: IoU with the object, leak, coverage, IoU between the changes of two
 words of one photo (overlap); peak: whether the map's largest value lies on the object; for absent
-words: how often anything changes. AUC: that the attention on the region of a present word exceeds
-that of an absent one. Results go to bench/results/crowded.json, a sheet next to the runs.
+words: how often anything changes. AUC: that the evidence of a present word exceeds that of an
+absent one. Results go to bench/results/crowded.json, a sheet next to the runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json
 from regionroute.pipeline import RegionRoutePipeline
-from train.pretrain.image_encoder.words import word_vectors
 
 LEAST_AREA = 0.01  # of the image, for an object to be asked for
 LEAST_CHANGE = 0.005  # of the image, for an absent word to have changed something
@@ -74,7 +73,8 @@ class Found:
     Attributes:
         changed: bool [H,W].
         region_map: [h,w] of any scale, largest where it is surest; None: nothing was found.
-        evidence: attention on the region, see `attention_on_region`; NaN: none.
+        evidence: that the object is present, larger is surer; NaN: none.
+        attention: on the region, see `attention_on_region`; NaN: none.
         image: the edit [3,H,W]; None for a map alone.
         seconds: for the edit.
     """
@@ -82,6 +82,7 @@ class Found:
     changed: Tensor
     region_map: Tensor | None
     evidence: float = float("nan")
+    attention: float = float("nan")
     image: Tensor | None = None
     seconds: float = 0.0
 
@@ -138,10 +139,10 @@ def test_photos(
             image, objects = _mosaic(chosen)
             crowded.append((f"mosaic {number}", "mosaic", image, objects))
     words = sorted({word for photo in bank.photos for word in photo.words})
-    vectors = word_vectors(editor.backbone, words)
+    vectors = editor.backbone.word_vectors(words)
     photos = []
     for name, kind, image, objects in crowded:
-        near = (vectors @ word_vectors(editor.backbone, list(objects)).T).amax(1)
+        near = (vectors @ editor.backbone.word_vectors(list(objects)).T).amax(1)
         far = [word for word, value in zip(words, near.tolist(), strict=True) if value < FARTHEST]
         photos.append(Photo(name, kind, image, objects, far[int(rng.integers(len(far)))]))
     return photos
@@ -174,9 +175,8 @@ def _square(pixels: Tensor) -> Tensor:
     """The central square of [C,H,W], at `SIDE`."""
     side = min(pixels.shape[-2:])
     top, left = ((length - side) // 2 for length in pixels.shape[-2:])
-    return resize(pixels[None, :, top : top + side, left : left + side], (SIDE, SIDE))[0].clamp(
-        0, 1
-    )
+    square = pixels[None, :, top : top + side, left : left + side]
+    return resize(square, (SIDE, SIDE))[0].clamp(0, 1)
 
 
 def _methods(args: argparse.Namespace, editor: Editor, seed: int) -> dict[str, Method]:
@@ -213,8 +213,9 @@ def _edited(editor: Editor, photo: Photo, request: EditRequest, options: EditOpt
     [result] = editor.edit_batch([photo.image], [request], options, want_map=True)
     seconds = time.perf_counter() - start
     changed = (result.image - photo.image).abs().amax(0) > CHANGE_THRESHOLD
-    evidence = (result.settings.get("attention_on_region") or [float("nan")])[0]
-    return Found(changed, result.region_map, evidence, result.image, seconds)
+    evidence = (result.settings.get("presence") or [float("nan")])[0]
+    attention = (result.settings.get("attention_on_region") or [float("nan")])[0]
+    return Found(changed, result.region_map, evidence, attention, result.image, seconds)
 
 
 def encoder_map(editor: Editor) -> Method:
@@ -226,7 +227,7 @@ def encoder_map(editor: Editor) -> Method:
         start = time.perf_counter()
         size = editor.backbone.fit_size(*photo.image.shape[-2:])
         small = resize(photo.image[None], size).clamp(0, 1) * 2 - 1
-        vector = word_vectors(editor.backbone, [word])[None]
+        vector = editor.backbone.word_vectors([word])[None]
         scores = encoder.scores(encoder.head(*encoder.views(small)), vector)[0].sigmoid()
         seconds = time.perf_counter() - start
         wide = F.interpolate(scores[None], photo.image.shape[-2:], mode="bilinear")[0, 0]
@@ -285,6 +286,7 @@ def score(
                 "kind": photo.kind,
                 "absent": photo.absent,
                 "evidence": found.evidence,
+                "attention": found.attention,
                 "changes": float(found.changed.float().mean() > LEAST_CHANGE),
             }
         )
@@ -309,6 +311,7 @@ def _measured(photo: Photo, word: str, mask: Tensor, found: Found) -> dict[str, 
         "leak": float(leak(whole, black, mask[None])),
         "coverage": float(coverage(whole, black, mask[None])),
         "evidence": found.evidence,
+        "attention": found.attention,
         "refused": float(found.changed.float().mean() <= LEAST_CHANGE / 5),
         "seconds": found.seconds,
     }
@@ -339,20 +342,20 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         absent = [row for row in rows if row["kind"] == kind and "absent" in row]
         if not some:
             continue
-        present = [row["evidence"] for row in some]
         found[kind] = {
             name: describe([row[name] for row in some if name in row])
             for name in (*MEASURES, "refused", "seconds")
         } | {
             "n": len(some),
-            "auc": _auc(present, [row["evidence"] for row in absent]),
+            "auc": _auc(some, absent, "evidence"),
+            "auc of the attention": _auc(some, absent, "attention"),
             "absent changes": describe([row["changes"] for row in absent]),
         }
     return found
 
 
-def _auc(present: Sequence[float], absent: Sequence[float]) -> float:
-    a, b = (np.nan_to_num(np.array(values)) for values in (present, absent))
+def _auc(present: Sequence[Any], absent: Sequence[Any], name: str) -> float:
+    a, b = (np.nan_to_num(np.array([row[name] for row in rows])) for rows in (present, absent))
     return float((a[:, None] > b).mean() + 0.5 * (a[:, None] == b).mean())
 
 
@@ -380,7 +383,9 @@ def show(result: dict[str, Any]) -> None:
     """Print the means as a table."""
     for kind in ("photo", "mosaic"):
         print(
-            f"\n{kind:28s}" + "".join(f"{name:>10s}" for name in (*MEASURES, "auc", "absent", "s"))
+            f"\n{kind:28s}",
+            *(f"{name:>10s}" for name in (*MEASURES, "auc", "absent", "s")),
+            sep="",
         )
         for method, groups in result["methods"].items():
             if kind not in groups:

@@ -226,6 +226,7 @@ class RegionRoutePipeline:
         lock_background: bool | None = None,
         refine_crop: bool | None = None,
         sparse: bool | None = None,
+        force: bool = False,
         batch_size: int = 8,
         callback_on_step_end: StepEndCallback | None = None,
         output_region_maps: bool = True,
@@ -261,6 +262,8 @@ class RegionRoutePipeline:
             lock_background: keep every pixel outside the region bit for bit.
             refine_crop: restyle small objects of large images once more in a crop around them.
             sparse: after the first call compute only the region in most steps; routed.
+            force: edit even if the object seems to be absent; without it such an image is left
+                unchanged, with a warning in its metadata (`routing.presence`).
             batch_size: images of one size to edit at a time.
             callback_on_step_end: called after each step as ``callback(pipe, step, timestep,
                 {"latents": latents})`` with latents [B,C,h,w]; may return ``{"latents": ...}`` to
@@ -293,7 +296,7 @@ class RegionRoutePipeline:
         ]
         options = EditOptions(
             num_inference_steps, guidance_scale, mode, lock_background, strength, instance,
-            refine_crop, sparse,
+            refine_crop, sparse, force,
         )  # fmt: skip
         images = [one.rgb for one in loaded]
         results = self._edit(

@@ -87,6 +87,7 @@ def _edit_one(args: argparse.Namespace) -> int:
             lock_background=args.lock_background,
             refine_crop=args.refine_crop,
             sparse=args.sparse,
+            force=args.force,
             callback_on_step_end=advance,
             output_region_maps=destination.wants_map,
             output_type="pt",
@@ -130,7 +131,7 @@ def _edit_many(args: argparse.Namespace) -> int:
     if jobs.jobs:
         options = EditOptions(
             args.steps, args.guidance, args.mode, args.lock_background, args.strength,
-            args.instance, args.refine_crop, args.sparse,
+            args.instance, args.refine_crop, args.sparse, args.force,
         )  # fmt: skip
         size, engine = args.batch_size or 8, engine_of(args)
         if engine.on_ray:

@@ -183,6 +183,11 @@ def _add_how(parser: Parser) -> None:
         "docs/sparse.md (off)",
     )  # fmt: skip
     how.add_argument(
+        "--force", action="store_true",
+        help="edit even if the object seems to be absent; without it such an image is left "
+        "unchanged, with a warning",
+    )  # fmt: skip
+    how.add_argument(
         "--keep-exif", action="store_true",
         help="store the EXIF of the image in the edit (transparency and colour profile are always "
         "kept)",

@@ -338,6 +338,11 @@ class RoutingConfig(Section):
         description="an edit warns that the object was hardly found when the attention on its "
         "region is below this multiple of uniform attention",
     )
+    presence: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="an edit leaves the image unchanged, and says so, when the presence of the "
+        "object is below this; for bases whose image encoder is aligned with words; 0: never",
+    )
 
 
 class RunConfig(Section):

@@ -179,7 +179,8 @@ class Editor:
         edited = composite(edited, sources, regions)
         larger = math.prod(size) > math.prod(self.backbone.fit_size(*size))
         if options.refine_crop and larger and not sampled.interrupted:
-            again = dataclasses.replace(options, refine_crop=False, instance="all")
+            # In the crop the object was found already.
+            again = dataclasses.replace(options, refine_crop=False, instance="all", force=True)
             for row, request in enumerate(requests):
                 refined = refine_crop(
                     sources[row],
@@ -216,7 +217,7 @@ class Editor:
         job = SamplingJob(
             plans, context, torch.cat(noise), options.steps, options.guidance, options.mode,
             callback, options.strength, bool(options.lock_background), want_map,
-            sparse=bool(options.sparse), instance=options.instance,
+            sparse=bool(options.sparse), instance=options.instance, force=options.force,
         )  # fmt: skip
         if regions is not None:
             return dataclasses.replace(job, gates=gates_on_grid(regions, job.grid).to(context))

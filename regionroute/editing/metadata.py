@@ -83,12 +83,19 @@ def image_metadata(
     if sampled.concentration is not None:
         values = sampled.concentration[row].tolist()
         facts["attention_on_region"] = [float(f"{value:.3g}") for value in values]
+        assert sampled.absent is not None
+        absent = sampled.absent[row].tolist()
         facts["warnings"] = [
-            f'"{plan.object}" was hardly found in the image: the attention on its region is only '
-            f"{value:.2g} times the average"
-            for plan, value in zip(plans, values, strict=True)
-            if value < confidence
+            _warning(plan.object, value, missing)
+            for plan, value, missing in zip(plans, values, absent, strict=True)
+            if missing or value < confidence
         ]
+        if sampled.presence is not None:
+            facts["presence"] = [round(value, 3) for value in sampled.presence[row].tolist()]
+        if any(absent):
+            facts["left_unchanged"] = [
+                plan.object for plan, missing in zip(plans, absent, strict=True) if missing
+            ]
     return facts
 
 
@@ -123,3 +130,15 @@ def mask_from_text(text: str) -> Tensor:
         raise UserError(
             "region_masks: a stored region is damaged; draw it again, or leave it out"
         ) from None
+
+
+def _warning(phrase: str, value: float, absent: bool) -> str:
+    if absent:
+        return (
+            f'"{phrase}" was not found in the image, so it was left unchanged; use force '
+            "(--force) to edit all the same"
+        )
+    return (
+        f'"{phrase}" was hardly found in the image: the attention on its region is only '
+        f"{value:.2g} times the average"
+    )

@@ -108,6 +108,7 @@ class EditOptions:
             `regionroute.editing.refine_crop`; needs a locked background.
         sparse: compute only the region in most steps, see `regionroute.editing.sparse`; routed.
             None: off.
+        force: edit even where the object seems to be absent, see `RoutingConfig.presence`.
     """
 
     steps: int | None = None
@@ -118,6 +119,7 @@ class EditOptions:
     instance: Instance = "all"
     refine_crop: bool | None = None
     sparse: bool | None = None
+    force: bool = False
 
     def resolved(
         self, *, steps: int, guidance: float, mode: Mode, refine_crop: bool = False
@@ -152,7 +154,15 @@ class EditOptions:
         if self.sparse and chosen == "plain":
             raise UserError("sparse needs mode routed: only there the region is known")
         return EditOptions(
-            steps, guidance, chosen, lock, self.strength, self.instance, refine, self.sparse
+            steps,
+            guidance,
+            chosen,
+            lock,
+            self.strength,
+            self.instance,
+            refine,
+            self.sparse,
+            self.force,
         )
 
 

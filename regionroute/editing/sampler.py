@@ -63,6 +63,7 @@ class SamplingJob:
         sparse: compute only the region in most steps, see `regionroute.editing.sparse`.
         gates: given gates [B,S,h,w] in place of the predicted maps, or None.
         instance: which of several objects of a word.
+        force: edit objects that seem to be absent as well.
         mirrored: latents of the mirrored images, [B,C,H,W], to read maps from them too; or None.
     """
 
@@ -79,6 +80,7 @@ class SamplingJob:
     sparse: bool = False
     gates: Tensor | None = None
     instance: Instance = "all"
+    force: bool = False
     mirrored: Tensor | None = None
 
     @property
@@ -108,6 +110,9 @@ class SamplingResult:
         concentration: attention on the region of each pair, in multiples of the average over all
             tokens, [B,S]; if routed.
         instances: number of separate parts of each pair's gates, [B,S]; if routed.
+        presence: of each pair's object, [B,S] in [0,1], see `Backbone.presence`; if routed and the
+            base can tell.
+        absent: bool [B,S], pairs left alone because their object seems to be absent; if routed.
         interrupted: whether a callback ended sampling early.
     """
 
@@ -116,6 +121,8 @@ class SamplingResult:
     region_map: Tensor | None = None
     concentration: Tensor | None = None
     instances: Tensor | None = None
+    presence: Tensor | None = None
+    absent: Tensor | None = None
     interrupted: bool = False
 
 
@@ -202,7 +209,7 @@ class Sampler:
 
         Each model call is for B·S images.
         """
-        concentration = instances = first = None
+        concentration = instances = presence = absent = first = None
         if job.gates is not None:
             gates = shown = job.gates
         else:
@@ -210,11 +217,23 @@ class Sampler:
             maps, concentration = self._pair_maps(job, first)
             gates, shown = token_gates(maps, self.routing), boundary_map(maps, self.routing)
             keep, instances = choose_instances(gates, job.instance)
+            presence, absent = self._absent(job, instances)
+            keep = keep * ~absent[..., None, None]
             gates, shown = gates * keep, shown * keep
         acting = widen_gates(gates, self.routing) if job.lock_background else gates
         shared = first if self._first_step_is_shared(job) else None
         latents, interrupted = self._branches(job, job.strength * acting, shared)
-        return SamplingResult(latents, gates, shown.amax(1), concentration, instances, interrupted)
+        return SamplingResult(
+            latents, gates, shown.amax(1), concentration, instances, presence, absent, interrupted
+        )
+
+    def _absent(self, job: SamplingJob, instances: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The presence of each pair's object, and whether it counts as absent, [B,S]."""
+        phrases = [[plan.object for plan in plans] for plans in job.plans]
+        presence = self.backbone.presence(job.context, phrases)
+        if presence is None or job.force:
+            return presence, torch.zeros_like(instances, dtype=torch.bool)
+        return presence, presence < self.routing.presence
 
     def _pair_maps(self, job: SamplingJob, first: FirstCall) -> tuple[Tensor, Tensor]:
         """The attention of each pair's words, from the first call, or from two if mirrored.

@@ -13,6 +13,9 @@ word map. The base reads f and the objectness as latent channels of the context 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,6 +95,10 @@ class ImageEncoder(nn.Module):
         found: Tensor = self.out(self.blocks(x))
         return found + F.pad(_resized(self.zero_shot(evidence), size), (0, 0, 0, 0, 0, 1))
 
+    def raw(self, features: Tensor) -> Tensor:
+        """Undo the standardisation of `forward`, up to what was clipped: [B,channels,h,w]."""
+        return features * self.deviation[:, None, None] + self.mean[:, None, None]
+
     def scores(self, raw: Tensor, words: Tensor) -> Tensor:
         """Logits of words at every position.
 
@@ -121,6 +128,15 @@ class _Block(nn.Module):
         inner = self.norm(x)
         wide = self.mix(self.filter(inner)) + self.context(inner.mean((2, 3)))[:, :, None, None]
         return x + self.project(F.gelu(wide))
+
+
+def word_vectors(text_encoder: Any, tokenizer: Any, phrases: Sequence[str]) -> Tensor:
+    """Unit vectors [N,D]: means of the vectors that a text encoder has for a phrase's tokens."""
+    table = text_encoder.get_input_embeddings().weight.detach().float()
+    rows = [
+        table[tokenizer(phrase, add_special_tokens=False).input_ids].mean(0) for phrase in phrases
+    ]
+    return F.normalize(torch.stack(rows), dim=-1)
 
 
 def _resized(maps: Tensor, size: torch.Size) -> Tensor:

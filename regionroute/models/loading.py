@@ -15,6 +15,7 @@ from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from regionroute.diffusion.flow import draw_noise
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
 from regionroute.models.codec import PatchCodec
+from regionroute.models.image_encoder import word_vectors
 from regionroute.models.quantize import check_quantize, quantize_blocks
 from regionroute.models.source import (
     BaseSettings,
@@ -131,6 +133,31 @@ class Backbone:
         """Normalised latents [B,C,h,w] to [B,3,H,W] float32 in [0,1]; no gradients."""
         self.on_device(self.vae)
         return self.family.decode_latents(self.vae, latents.to(self.device))
+
+    def word_vectors(self, phrases: Sequence[str]) -> Tensor:
+        """Unit vectors [N,D] of phrases from the vocabulary of the text encoder, see there."""
+        encoder, tokenizer = self.text_encoders()[-1], self.tokenizers()[-1]
+        return word_vectors(encoder, tokenizer, phrases)
+
+    @torch.no_grad()
+    def presence(self, context: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor | None:
+        """How sure the image encoder is that objects are in images.
+
+        Args:
+            context: latents of the images, [B,C,h,w].
+            phrases: S object phrases for each of the B images.
+
+        Returns:
+            [B,S] in [0,1], the largest probability over all positions; None for a base without an
+            image encoder that is aligned with words.
+        """
+        encoder = getattr(self.vae, "image_encoder", None)
+        if encoder is None:
+            return None
+        features = F.pixel_unshuffle(context[:, -self.semantic_channels :].float(), 2)
+        words = torch.stack([self.word_vectors(row) for row in phrases]).to(features)
+        scores: Tensor = encoder.scores(encoder.raw(features), words)
+        return scores.sigmoid().flatten(2).amax(2)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Text:

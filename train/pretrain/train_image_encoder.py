@@ -1,8 +1,8 @@
-"""Train the image encoder of an embedded base: word-aligned features from a frozen backbone.
+r"""Train the image encoder of an embedded base: word-aligned features from a frozen backbone.
 
     regionroute bank --labels PHOTOS/labels.jsonl --styles small_photos --out data/bank
     python train/pretrain/train_image_encoder.py compositions.bank=data/bank
-    python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml \\
+    python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml \
       codec.image_encoder=runs/image_encoder/image_encoder.safetensors ...
 
 The head learns on images composed from the bank's training photos, of which it sees the frozen
@@ -38,7 +38,7 @@ from train.pretrain.image_encoder.config import ImageEncoderConfig
 from train.pretrain.image_encoder.file import save_image_encoder
 from train.pretrain.image_encoder.scores import localisation
 from train.pretrain.image_encoder.views import Views, load_views
-from train.pretrain.image_encoder.words import class_vectors, word_vectors
+from train.pretrain.image_encoder.words import class_vectors
 
 RESULT, SHEET = "image_encoder.safetensors", "maps.png"
 SHOWN = 8  # images on the sheet
@@ -58,7 +58,7 @@ class Vocabulary:
         known = {word for split in views.values() for row in split.words for word in row}
         phrases = [*self.words, *sorted(known - set(self.words))]
         self.number = {phrase: i for i, phrase in enumerate(phrases)}
-        self.vectors = word_vectors(base, phrases)
+        self.vectors = base.word_vectors(phrases)
 
     def of(self, words: Sequence[str]) -> Tensor:
         """Vectors [N,D] of words of the images."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,7 @@ def test_settings_are_complete_and_json(
         "instance": "all",
         "refine_crop": False,
         "sparse": None,
+        "force": False,
         "seed": 6,
         "size": [30, 50],
         "model_size": [24, 40],
@@ -398,3 +400,58 @@ def test_maps_read_from_the_mirror_image_too_are_mirrored_with_the_picture(edito
         torch.testing.assert_close(maps(image.flip(-1)), maps(image).flip(-1), atol=1e-5, rtol=0)
     finally:
         editor.routing = before
+
+
+@pytest.fixture
+def presence(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Presence of words, as a base with a word-aligned image encoder would give it."""
+    values: dict[str, float] = {}
+
+    def known(self: Backbone, context: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor:
+        return torch.tensor([[values[phrase] for phrase in row] for row in phrases])
+
+    monkeypatch.setattr(Backbone, "presence", known)
+    return values
+
+
+def test_an_absent_object_leaves_the_image_alone_unless_forced(
+    editor: Editor, presence: dict[str, float]
+) -> None:
+    image, request = picture(32, 32), EditRequest("dog", "pixel-art")
+    routed = EditOptions(steps=1, mode="routed", lock_background=False)
+    presence["dog"] = 0.3
+    usual = editor.edit(image, request, routed)
+    assert usual.settings["presence"] == [0.3]
+    editor.routing = editor.routing.model_copy(update={"presence": 0.31})
+
+    kept = editor.edit(image, request, routed)
+    expected = editor.backbone.decode_latents(editor.backbone.encode_images(image[None]))[0]
+    assert torch.allclose(kept.image, expected, atol=1e-5)
+    assert kept.settings["left_unchanged"] == ["dog"]
+    assert '"dog" was not found in the image' in kept.settings["warnings"][0]
+    assert "--force" in kept.settings["warnings"][0]
+    locked = editor.edit(image, request, EditOptions(steps=1, mode="routed"))
+    assert torch.equal(locked.image, image)
+
+    forced = editor.edit(image, request, dataclasses.replace(routed, force=True))
+    assert torch.equal(forced.image, usual.image)
+    assert "left_unchanged" not in forced.settings
+
+
+def test_of_two_objects_the_absent_one_alone_is_left(
+    editor: Editor, presence: dict[str, float]
+) -> None:
+    image = picture(32, 32)
+    presence |= {"dog": 0.9, "cup": 0.1}
+    editor.routing = editor.routing.model_copy(update={"presence": 0.5})
+    routed = EditOptions(steps=1, mode="routed", lock_background=False)
+    both = EditRequest("dog", "pixel-art", also=(("cup", "line-art"),))
+
+    result = editor.edit(image, both, routed)
+    assert result.settings["left_unchanged"] == ["cup"]
+    alone = editor.edit(image, EditRequest("dog", "pixel-art"), routed)
+    assert torch.allclose(result.image, alone.image, atol=1e-4)
+
+
+def test_a_base_without_word_aligned_features_cannot_tell(editor: Editor) -> None:
+    assert editor.backbone.presence(torch.zeros(1, 16, 4, 4), [["dog"]]) is None

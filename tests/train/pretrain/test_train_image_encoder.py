@@ -14,7 +14,6 @@ from train.pretrain.image_encoder.config import ImageEncoderConfig
 from train.pretrain.image_encoder.file import load_image_encoder, save_image_encoder
 from train.pretrain.image_encoder.scores import localisation
 from train.pretrain.image_encoder.views import Views, load_views
-from train.pretrain.image_encoder.words import word_vectors
 from train.pretrain.train_image_encoder import Vocabulary, learning_rate, main, new_encoder
 
 SMALL = [
@@ -117,7 +116,7 @@ def test_absent_words_are_far_from_those_present(base):
 
 
 def test_words_of_a_kind_lie_close_and_phrases_average(base):
-    cat, kitten, truck, both = word_vectors(base, ["cat", "kitten", "truck", "cat truck"])
+    cat, kitten, truck, both = base.word_vectors(["cat", "kitten", "truck", "cat truck"])
     assert cat.norm() == pytest.approx(1, abs=1e-5)
     assert cat @ kitten > cat @ truck + 0.1
     assert both @ cat > 0.5
