@@ -9,10 +9,10 @@ Two arms, trained for equal steps, per seed with their own experts and sample or
 Cover, and without. Test photos are the split "test", which the base has not seen either. Edits run
 at the model's own size: plain (as in the paper), routed by the map, and routed by the true mask.
 
-Who paints: with `routing.branch: base` (configs/nano_photos.yaml) the base paints inside the gates
-and the experts only provide the map, so "routed against plain" also compares base painting with
-expert painting. The rows "base, plain" and "expert paints, ..." separate the two. They need no
-training with finished experts:
+Who paints: the experts, under the prompt that names the object, so that one model call gives the map
+and the edit (configs/nano_photos.yaml). They were trained on wholly restyled photos, so plain edits
+restyle the whole image. Rows "base paints, ..." and "image prompt" show the alternatives. They need
+no training with finished experts:
 
     python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
         --experts regionroute/models/nano_photos/experts --pairs 64 \
@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from eval.encoders.features import PerceptualDistance, find_lpips_weights, load_lpips
 from eval.metrics.lpips import lpips_bg
-from eval.metrics.region import coverage, leak
+from eval.metrics.region import coverage, leak, success
 from regionroute.data.images import read_image, read_mask, resize, write_image
 from regionroute.data.manifest import load_manifest
 from regionroute.data.region_scores import in_mask_ratio, masked_mean
@@ -53,8 +53,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"with": (), "without": ("supervision.focus=0", "supervision.cover=0")}
 TRUE_MASK = "routed by the true mask"  # how well it paints, whatever it finds
 REFERENCE = "routed, with"
-MEASURES = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "map_iou")
-HIGHER = {"coverage", "map_iou", "pixel_iou"}
+MEASURES = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "success", "map_iou")
+HIGHER = {"coverage", "map_iou", "pixel_iou", "success"}
 LEAST_OF_A_WORD = 9  # edits, for a line of its own
 MARGIN = 0.03  # of the shorter side, around the mask
 
@@ -75,7 +75,7 @@ class Method(NamedTuple):
     true_mask: bool = False
 
 
-EXPERT_PAINTS = {"branch": "expert", "prompt": "object"}  # as the experts were trained
+BASE_PAINTS = {"branch": "base", "prompt": "image"}
 METHODS = {
     REFERENCE: Method("with", "routed"),
     "routed, without": Method("without", "routed"),
@@ -83,9 +83,10 @@ METHODS = {
     "plain, without": Method("without", "plain"),
     TRUE_MASK: Method("with", "routed", true_mask=True),
     "base, plain": Method(None, "plain"),
-    "expert paints, routed": Method("with", "routed", EXPERT_PAINTS),
-    "expert paints, routed, image prompt": Method("with", "routed", {"branch": "expert"}),
-    "expert paints, true mask": Method("with", "routed", EXPERT_PAINTS, true_mask=True),
+    "base paints, routed": Method("with", "routed", BASE_PAINTS),
+    "base paints, true mask": Method("with", "routed", BASE_PAINTS, true_mask=True),
+    "routed, image prompt": Method("with", "routed", {"prompt": "image"}),
+    "true mask, image prompt": Method("with", "routed", {"prompt": "image"}, true_mask=True),
 }
 
 
@@ -231,6 +232,7 @@ def measures(
         "area": float(case.mask.mean()),
         "lpips_bg": float(lpips_bg(bare[None], image, mask, distance)),
         "in_mask_ratio": float(in_mask_ratio(locked[None], image, target, mask)),
+        "success": float(success(locked[None], image, target, mask)),
         "map_iou": float((grid & found).sum() / (grid | found).sum().clamp(min=1)),
         **inside_and_outside(case, locked, distance),
     }
@@ -259,6 +261,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "large": [row for row in rows if row["area"] >= 0.3],
         "touching another": [row for row in rows if "touching" in row["flags"]],
         "several of a kind": [row for row in rows if "several" in row["flags"]],
+    } | {
+        f"style: {style}": [row for row in rows if row["style"] == style]
+        for style in sorted({row["style"] for row in rows})
     } | {
         f"word: {word}": [row for row in rows if row["word"] == word]
         for word, count in sorted(words.items())

@@ -215,11 +215,10 @@ class Sampler:
         else:
             first = self._first_call(job)
             maps, concentration = self._pair_maps(job, first)
-            gates, shown = token_gates(maps, self.routing), boundary_map(maps, self.routing)
+            presence, absent = self._absent(job)
+            gates = token_gates(maps * ~absent[..., None, None], self.routing)
             keep, instances = choose_instances(gates, job.instance)
-            presence, absent = self._absent(job, instances)
-            keep = keep * ~absent[..., None, None]
-            gates, shown = gates * keep, shown * keep
+            gates, shown = gates * keep, boundary_map(maps, self.routing) * keep
         acting = widen_gates(gates, self.routing) if job.lock_background else gates
         shared = first if self._first_step_is_shared(job) else None
         latents, interrupted = self._branches(job, job.strength * acting, shared)
@@ -227,12 +226,13 @@ class Sampler:
             latents, gates, shown.amax(1), concentration, instances, presence, absent, interrupted
         )
 
-    def _absent(self, job: SamplingJob, instances: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _absent(self, job: SamplingJob) -> tuple[Tensor | None, Tensor]:
         """The presence of each pair's object, and whether it counts as absent, [B,S]."""
         phrases = [[plan.object for plan in plans] for plans in job.plans]
         presence = self.backbone.presence(job.context, phrases)
         if presence is None or job.force:
-            return presence, torch.zeros_like(instances, dtype=torch.bool)
+            shape = len(phrases), job.pairs
+            return presence, torch.zeros(shape, dtype=torch.bool, device=job.context.device)
         return presence, presence < self.routing.presence
 
     def _pair_maps(self, job: SamplingJob, first: FirstCall) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from regionroute.config.run import RoutingConfig
 
 _SMALLEST = 1e-12
+_NEVER = -1e4  # logarithm of a ratio that opens no gate and competes with none
 # Where the gates of several pairs overlap, the weight of each is its attention to this power:
 # a mean of two styles shows neither.
 _COMPETITION = 4.0
@@ -71,7 +72,8 @@ def token_gates(maps: Tensor, config: RoutingConfig) -> Tensor:
     """
     maps = maps.float()
     ratio = (maps + _SMALLEST).log() - (attention_concentration(maps) + _SMALLEST).log()
-    gates = torch.sigmoid(config.sharpness * (ratio - math.log(config.threshold))) * maps.gt(0)
+    ratio = ratio.masked_fill(maps <= 0, _NEVER)
+    gates = torch.sigmoid(config.sharpness * (ratio - math.log(config.threshold)))
     return gates * (_COMPETITION * ratio).softmax(1)
 
 
