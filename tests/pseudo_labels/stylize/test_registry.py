@@ -17,12 +17,13 @@ def write(folder, text):
 
 def test_packaged_files_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["painting", "photos", "scenes", "small_paintings", "small_photos", "small_unseen"]
+    names = ["painting", "photos", "scenes", "small_experts", "small_paintings", "small_photos"]
     assert packaged_styles() == names
-    seen = {e.spec.name for name in names[-3:-1] for e in load_styles(name)}
-    unseen = load_styles("small_unseen")
+    seen = {e.spec.name: e for name in names[-2:] for e in load_styles(name)}
+    shipped = load_styles("small_experts")
+    unseen = [entry for entry in shipped if entry.spec.name not in seen]
     assert len(unseen) == 4
-    assert not seen & {entry.spec.name for entry in unseen}
+    assert all(entry == seen[entry.spec.name] for entry in shipped if entry not in unseen)
     assert {(e.spec, e.stylizer) for e in unseen} <= {
         (e.spec, e.stylizer) for e in load_styles("photos")
     }
