@@ -9,10 +9,10 @@ Two arms, trained for equal steps, per seed with their own experts and sample or
 Cover, and without. Test photos are the split "test", which the base has not seen either. Edits run
 at the model's own size: plain (as in the paper), routed by the map, and routed by the true mask.
 
-Who paints: the experts, under the prompt that names the object, so that one model call gives the map
-and the edit (configs/nano_photos.yaml). They were trained on wholly restyled photos, so plain edits
-restyle the whole image. Rows "base paints, ..." and "image prompt" show the alternatives. They need
-no training with finished experts:
+Who paints: the experts, under the prompt that names the object, so that one model call gives the
+map and the edit (configs/nano_photos.yaml). They were trained on wholly restyled photos, so plain
+edits restyle the whole image. Rows "base paints, ..." and "image prompt" show the alternatives.
+They need no training with finished experts:
 
     python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
         --experts regionroute/models/nano_photos/experts --pairs 64 \
@@ -255,20 +255,24 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means with intervals: over all, by object size and neighbours, and by word."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
     words = Counter(row["word"] for row in rows)
-    groups = {
-        "all": rows,
-        "small": [row for row in rows if row["area"] < 0.1],
-        "large": [row for row in rows if row["area"] >= 0.3],
-        "touching another": [row for row in rows if "touching" in row["flags"]],
-        "several of a kind": [row for row in rows if "several" in row["flags"]],
-    } | {
-        f"style: {style}": [row for row in rows if row["style"] == style]
-        for style in sorted({row["style"] for row in rows})
-    } | {
-        f"word: {word}": [row for row in rows if row["word"] == word]
-        for word, count in sorted(words.items())
-        if count >= LEAST_OF_A_WORD
-    }
+    groups = (
+        {
+            "all": rows,
+            "small": [row for row in rows if row["area"] < 0.1],
+            "large": [row for row in rows if row["area"] >= 0.3],
+            "touching another": [row for row in rows if "touching" in row["flags"]],
+            "several of a kind": [row for row in rows if "several" in row["flags"]],
+        }
+        | {
+            f"style: {style}": [row for row in rows if row["style"] == style]
+            for style in sorted({row["style"] for row in rows})
+        }
+        | {
+            f"word: {word}": [row for row in rows if row["word"] == word]
+            for word, count in sorted(words.items())
+            if count >= LEAST_OF_A_WORD
+        }
+    )
     return {
         group: {name: describe([row[name] for row in some]) for name in names} | {"n": len(some)}
         for group, some in groups.items()
