@@ -195,7 +195,7 @@ def _methods(args: argparse.Namespace, editor: Editor, seed: int) -> dict[str, M
     if seed == 0:
         found["image encoder's map"] = encoder_map(editor)
         if args.detector:
-            found["detector and mask"] = grounded(editor, args.detector)
+            found["detector and mask"] = grounded(editor, args.detector, args.segmenter)
     return found
 
 
@@ -236,10 +236,10 @@ def encoder_map(editor: Editor) -> Method:
     return method
 
 
-def grounded(editor: Editor, detector: Path) -> Method:
+def grounded(editor: Editor, detector: Path, segmenter: str) -> Method:
     """The rival: the detector's box of the word, a mask in it, the same painter inside the mask."""
-    finder = FinderSettings(grounder=f"yolox:{detector}", segmenter="offline")
-    grounder, segmenter = finder.load_grounder(), finder.load_segmenter()
+    finder = FinderSettings(grounder=f"yolox:{detector}", segmenter=segmenter)
+    grounder, cutter = finder.load_grounder(), finder.load_segmenter()
 
     def method(photo: Photo, word: str, style: str, seed: int) -> Found:
         start = time.perf_counter()
@@ -247,7 +247,7 @@ def grounded(editor: Editor, detector: Path) -> Method:
         [places] = grounder.ground(photo.image, [word])
         if not places:
             return Found(nothing, None, image=photo.image, seconds=time.perf_counter() - start)
-        [(mask, _)] = segmenter.segment(photo.image, [places[0].box])
+        [(mask, _)] = cutter.segment(photo.image, [places[0].box])
         request = EditRequest(word, style, seed=seed, regions=(mask[0],))
         done = _edited(editor, photo, request, EditOptions(mode="routed"))
         return Found(
@@ -409,6 +409,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--styles", nargs="+", help="styles in turn (all of the experts)")
     parser.add_argument("--mosaics", type=int, default=20, help="synthetic photos")
     parser.add_argument("--detector", type=Path, help="YOLOX-nano (ONNX), for the rival")
+    parser.add_argument(
+        "--segmenter", default="offline", help="offline:FILE for U²-Net-p's own file, for the rival"
+    )
     parser.add_argument("--sheets", type=Path, default=Path("out/crowded"), help="image folder")
     add_result_argument(parser, "crowded")
     return parser

@@ -1,7 +1,7 @@
 r"""Does the named object of a real photo get restyled, and does the rest stay as it was?
 
-    regionroute label --labels PHOTOS/labels.jsonl --styles small_photos --styles-per-photo 3 \
-        --size 160 --test-share 0.1 --out data/photo_pairs
+    regionroute label --labels PHOTOS/labels.jsonl --styles small_experts --styles-per-photo 1 \
+        --whole --size 160 --test-share 0.1 --out data/photo_pairs
     python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
         flow.perceptual.vgg=vgg16_features.safetensors
 
