@@ -250,9 +250,8 @@ def grounded(editor: Editor, detector: Path, segmenter: str) -> Method:
         [(mask, _)] = cutter.segment(photo.image, [places[0].box])
         request = EditRequest(word, style, seed=seed, regions=(mask[0],))
         done = _edited(editor, photo, request, EditOptions(mode="routed"))
-        return Found(
-            done.changed, mask[0], places[0].score, done.image, time.perf_counter() - start
-        )
+        seconds = time.perf_counter() - start
+        return Found(done.changed, mask[0], places[0].score, image=done.image, seconds=seconds)
 
     return method
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,10 +181,10 @@ def _losses(
     with torch.autocast("cpu", torch.bfloat16, enabled=cfg.bfloat16):
         states, pooled = model.encode_text(pairs.clip_ids, pairs.t5_ids)
         noisy = add_noise(target, noise, sigma)
-        recorder = _recorder(cfg, pairs)
-        with (
-            nullcontext() if recorder is None else recorder.recording(model.transformer, pairs.plan)
-        ):
+        recorder, plan = _recorder(cfg), pairs.plan
+        with ExitStack() as contexts:
+            if recorder is not None and plan is not None:
+                contexts.enter_context(recorder.recording(model.transformer, plan))
             velocity = predict_velocity(
                 model.transformer,
                 noisy,
@@ -197,8 +197,8 @@ def _losses(
         drawn = target.shape[1] - pairs.semantic_channels
         error = velocity.float() - velocity_target(target, noise)
         losses = {"loss": error[:, :drawn].square().mean()}
-        if recorder is not None and pairs.plan is not None:
-            found = attention_loss(recorder.loss_maps(), pairs.plan, SupervisionConfig())
+        if recorder is not None and plan is not None:
+            found = attention_loss(recorder.loss_maps(), plan, SupervisionConfig())
             for name, weight in (("focus", cfg.words.focus), ("cover", cfg.words.cover)):
                 losses[name] = weight * found[name].mean()
         if model.alignment is not None:
@@ -213,10 +213,10 @@ def _losses(
     return losses
 
 
-def _recorder(cfg: BaseTrainingConfig, pairs: LatentPairs) -> AttentionRecorder | None:
+def _recorder(cfg: BaseTrainingConfig) -> AttentionRecorder | None:
     """Records the maps of the objects' words, where they are supervised."""
     wanted = cfg.words
-    if pairs.plan is None or not (wanted.focus or wanted.cover):
+    if not (wanted.focus or wanted.cover):
         return None
     return AttentionRecorder(wanted.layers, wanted.queries, source="base.words.layers")
 

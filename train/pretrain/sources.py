@@ -142,7 +142,7 @@ class PhotoSource:
 
     def _plan(self, batch: _Pictures) -> AttentionPlan:
         """Tokens of the named objects' words, and their masks on the token grid."""
-        tokens = []
+        tokens: list[list[int]] = []
         for prompt, word in zip(batch.prompts, batch.words, strict=True):
             if not word:
                 tokens.append([])

@@ -108,7 +108,7 @@ def new_encoder(cfg: ImageEncoderConfig, base: Backbone) -> ImageEncoder:
         encoder.word_map.copy_(SCORE * leading)
         encoder.zero_shot.weight.copy_(0.5 * leading[:, :, None, None])
         nn.init.zeros_(encoder.out.weight)
-        nn.init.zeros_(encoder.out.bias)
+        encoder.out.bias.zero_()  # type: ignore[union-attr]
         encoder.bias.fill_(-SCORE)
     return encoder
 
