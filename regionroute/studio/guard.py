@@ -7,6 +7,7 @@ in its place, and requests the real one again, so that clients never see where f
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -19,6 +20,9 @@ OPEN_PATHS = ("/", "/login", "/logout", "/theme.css", "/favicon.ico", "/robots.t
 OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/")
 API = "/gradio_api"
 STARTUP = f"{API}/startup-events"  # asked once by the server itself while it starts
+# Gradio writes the list of endpoints into the login page as well.
+ENDPOINTS = re.compile(rb"(?<=window\.gradio_api_info = )\{.*?\}(?=;</script>)", re.DOTALL)
+NO_ENDPOINTS = b'{"named_endpoints":{},"unnamed_endpoints":{}}'
 TEXTS = (b"application/json", b"text/", b"application/javascript")
 SLACK = 2**20  # bytes of a request besides its file
 MOST_JSON = 64 * 2**20  # bytes of a JSON request, which may hold painted layers
@@ -55,7 +59,8 @@ class Guard:
         path = scope["path"]
         first, self.started = not self.started, self.started or path == STARTUP
         itself = first and path == STARTUP
-        if self.login and not (itself or _is_open(path) or _logged_in(scope)):
+        stranger = self.login and not (itself or _logged_in(scope))
+        if stranger and not _is_open(path):
             await _refuse(send, 401, "Log in first")
             return
         if "file=http" in path or "/proxy=" in path:
@@ -73,7 +78,7 @@ class Guard:
         scope = {**scope, "path": path.replace(self.public, self.real)}
         scope["raw_path"] = scope.get("raw_path", b"").replace(*self._pair(inwards=True))
         receive = self._receive(receive, limit + SLACK, is_json)
-        await self.app(scope, receive, self._send(send))
+        await self.app(scope, receive, self._send(send, stranger=stranger))
 
     def _pair(self, *, inwards: bool) -> tuple[bytes, bytes]:
         """What to replace, and by what."""
@@ -102,8 +107,8 @@ class Guard:
 
         return whole if is_json else limited
 
-    def _send(self, send: Any) -> Any:
-        """Answers with public names; images and other files pass as they are."""
+    def _send(self, send: Any, *, stranger: bool) -> Any:
+        """Answers with public names, for strangers without endpoints; images pass as they are."""
         text = False
 
         async def renamed(found: dict[str, Any]) -> None:
@@ -113,10 +118,10 @@ class Guard:
                 text = any(kind.startswith(TEXTS) for kind in kinds)
                 found = {**found, "headers": [*found["headers"], *SECURITY_HEADERS]}
             elif text and found["type"] == "http.response.body":
-                found = {
-                    **found,
-                    "body": found.get("body", b"").replace(*self._pair(inwards=False)),
-                }
+                body = found.get("body", b"").replace(*self._pair(inwards=False))
+                if stranger:
+                    body = ENDPOINTS.sub(_no_endpoints, body)
+                found = {**found, "body": body}
             await send(found)
 
         return renamed
@@ -125,6 +130,11 @@ class Guard:
 def _public_name(real: str) -> str:
     """A folder name of the same length, so that no length of an answer changes."""
     return "/" + ("files" * len(real))[: len(real) - 1]
+
+
+def _no_endpoints(found: re.Match[bytes]) -> bytes:
+    """An empty list of endpoints, of the same length so that no length of an answer changes."""
+    return NO_ENDPOINTS.ljust(len(found[0]))
 
 
 def _is_open(path: str) -> bool:

@@ -23,6 +23,9 @@ EDITOR_SIDE = 1024  # pixels of the longer side; larger photos are corrected on 
 def editor_value(photo: Path, mask: Tensor | None = None) -> dict[str, Any]:
     """What the brush editor shows: the photo, and the region as a layer of paint over it.
 
+    There is no composite: the editor would draw that below the layer, where no eraser reaches it,
+    and show a region before it can be painted on.
+
     Args:
         photo: the file.
         mask: region [H,W] in [0,1]; None: nothing is painted yet.
@@ -34,9 +37,7 @@ def editor_value(photo: Path, mask: Tensor | None = None) -> dict[str, Any]:
         grey = to_pil(mask[None]).resize(background.size, Image.Resampling.BILINEAR)
         inside = np.asarray(grey) >= 128
         paint[..., 3] = np.where(inside, round(255 * PAINT_OPACITY), 0)
-    layer = Image.fromarray(paint)
-    shown = Image.alpha_composite(background.convert("RGBA"), layer)
-    return {"background": background, "layers": [layer], "composite": shown}
+    return {"background": background, "layers": [Image.fromarray(paint)], "composite": None}
 
 
 def small_photo(photo: Path, side: int = EDITOR_SIDE) -> Image.Image:
@@ -65,6 +66,11 @@ def painted_mask(value: Mapping[str, Any] | None, size: tuple[int, int]) -> Tens
     if grey.size != size[::-1]:
         grey = grey.resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy((np.asarray(grey) >= 128).astype(np.float32))
+
+
+def is_empty(value: Mapping[str, Any] | None) -> bool:
+    """Whether the editor holds nothing, not even the photo: it is not ready yet."""
+    return value is None or (value.get("background") is None and not value.get("layers"))
 
 
 def clicked_mask(

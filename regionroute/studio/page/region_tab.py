@@ -18,6 +18,7 @@ from regionroute.studio.regions import (
     clicked_mask,
     combined,
     editor_value,
+    is_empty,
     painted_mask,
     small_photo,
 )
@@ -47,6 +48,8 @@ class RegionTab:
     ) -> None:
         """Remember what the editor shows as the region of the object that is being edited.
 
+        Before the editor is ready it shows nothing, which says nothing about the region.
+
         Raises:
             UserError: it shows nothing, and a region is required.
         """
@@ -55,10 +58,12 @@ class RegionTab:
         number, word = session.editing
         if number < len(words):
             word = words[number]  # it may have been changed since
-        mask = painted_mask(painted, session.size)
+        ready = not is_empty(painted)
+        mask = painted_mask(painted, session.size) if ready else session.region(number, word)
         if required and mask is None:
             raise UserError(f"nothing is painted for {word!r}: paint the object or click it")
-        session.correct(self.engine, number, word, mask)
+        if ready:
+            session.correct(self.engine, number, word, mask)
 
     def connect(self, state: gr.State, inputs: EditInputs) -> None:
         """Connect the tab's own events."""

@@ -6,12 +6,15 @@ writes the screenshots of the documentation.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -30,6 +33,13 @@ SHOTS = os.environ.get("REGIONROUTE_SCREENSHOTS")
 WAIT = 180_000  # ms for an edit; test machines are busy
 sync_api.expect.set_options(timeout=WAIT)
 MOST_BYTES = 250_000  # of a screenshot
+# Begin and end of the stroke, (x, y) as parts of the photo.
+STROKE = np.array([[0.10, 0.85], [0.25, 0.90]])
+# A part of each tab, by which to know that it is shown.
+PARTS = {
+    "Map": "#map .rr-map", "Region": "#editor canvas", "Settings": "#metadata",
+    "Compare": "#compare", "Score": "#score-source", "Data": "#data-set",
+}  # fmt: skip
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 920}
 
 
@@ -114,12 +124,52 @@ def overflow(page: Any) -> int:
     )
 
 
-def downloaded(page: Any, tmp_path: Path) -> Path:
+def downloaded(page: Any, folder: Path) -> tuple[Path, str]:
+    """The file behind "Download image", and its address."""
     with page.expect_download() as found:
         page.click("#download")
-    path = tmp_path / found.value.suggested_filename
+    path = folder / found.value.suggested_filename
     found.value.save_as(path)
-    return path
+    return path, str(found.value.url)
+
+
+def until(page: Any, holds: Callable[[], bool], what: str) -> None:
+    """Wait for something that only a look at the page shows."""
+    end = time.monotonic() + WAIT / 1000
+    while not holds():
+        assert time.monotonic() < end, what
+        page.wait_for_timeout(200)
+
+
+def editor_pixels(page: Any) -> np.ndarray:
+    """What the brush editor's canvas shows, [h,w,3]."""
+    picture = page.locator("#editor canvas").first.screenshot()
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+
+
+def painted(page: Any) -> int:
+    """The number of pixels of the editor that show paint, a colour that the photo has not."""
+    red, green, blue = np.moveaxis(editor_pixels(page), -1, 0)
+    return int(((blue - green > 40) & (red - green > 60)).sum())
+
+
+def brush(page: Any) -> None:
+    """Paint a short stroke at the lower left of the photo, where the cup is not."""
+    dark = editor_pixels(page).min(-1) < 150  # the photo; around it everything is light
+    rows = np.flatnonzero(dark.mean(1) > 0.5)
+    columns = np.flatnonzero(dark[rows].mean(0) > 0.5)
+    box = page.locator("#editor canvas").first.bounding_box()
+
+    def move(across: float, down: float) -> None:
+        x = columns[0] + across * (columns[-1] - columns[0])
+        y = rows[0] + down * (rows[-1] - rows[0])
+        page.mouse.move(box["x"] + x, box["y"] + y)
+
+    move(*STROKE[0])
+    page.mouse.down()
+    for part in np.linspace(0, 1, 9):
+        move(*(STROKE[0] + part * (STROKE[1] - STROKE[0])))
+    page.mouse.up()
 
 
 def test_upload_edit_brush_and_the_same_bytes_as_the_command(
@@ -134,7 +184,7 @@ def test_upload_edit_brush_and_the_same_bytes_as_the_command(
     choose_style(page, 2, "neon")
     page.click("#edit")
     said(page, "Done in")
-    assert page.locator("#slider img").count() >= 2
+    sync_api.expect(page.locator("#slider img").nth(1)).to_be_attached()
     shot(page, "desktop")
 
     page.get_by_role("tab", name="Map", exact=True).click()
@@ -147,23 +197,21 @@ def test_upload_edit_brush_and_the_same_bytes_as_the_command(
     shot(page, "map")
 
     page.get_by_role("tab", name="Region", exact=True).click()
-    canvas = page.locator("#editor canvas").first
-    sync_api.expect(canvas).to_be_visible()
-    page.wait_for_timeout(3000)  # the editor draws photo and layer
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] * 0.15, box["y"] + box["height"] * 0.2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    for step in range(1, 9):
-        page.mouse.move(x + step * 6, y + step * 3)
-    page.mouse.up()
-    page.wait_for_timeout(1000)
+    sync_api.expect(page.locator("#editor canvas").first).to_be_visible()
+    sync_api.expect(page.locator("#editor button.highlight[aria-label=Brush]")).to_be_visible()
+    until(page, lambda: painted(page) > 20, "the editor shows no region")
+    found = painted(page)
+    brush(page)
+    until(page, lambda: painted(page) > found + 100, "the stroke is not seen")
     shot(page, "region")
     page.click("#apply-region")
     edits(page, 2)
-    first = downloaded(page, tmp_path)
-    settings = Image.open(first).text["parameters"]  # type: ignore[attr-defined]
-    assert settings.count("iVBOR") == 2, "both regions are stored in the PNG"
+    first, address = downloaded(page, tmp_path)
+    regions = read_settings(first).regions()
+    assert len(regions) == 2, "both regions are stored in the PNG"
+    x, y = STROKE.mean(0) * (regions[0].shape[1], regions[0].shape[0])
+    assert regions[0][int(y), int(x)] == 1, "the stroke belongs to the region"
+    assert regions[1][int(y), int(x)] < 1, "only to that of its object"
 
     page.click("#advanced > button")
     page.fill("#seed input", "7")
@@ -171,12 +219,14 @@ def test_upload_edit_brush_and_the_same_bytes_as_the_command(
         page.click("#load-settings")
     chooser.value.set_files(first)
     said(page, "press Edit to repeat")
-    assert page.input_value("#seed input") == "0"
+    sync_api.expect(page.locator("#seed input")).to_have_value("0")
     page.click("#edit")
+    edits(page, 3)
     said(page, "Done in")
-    again = tmp_path / "again"
-    again.mkdir()
-    assert downloaded(page, again).read_bytes() == first.read_bytes()
+    (tmp_path / "again").mkdir()
+    again, other = downloaded(page, tmp_path / "again")
+    assert other != address, "this is the new file"
+    assert again.read_bytes() == first.read_bytes()
 
     page.get_by_role("tab", name="Settings", exact=True).click()
     sync_api.expect(page.locator("#command")).to_be_visible()
@@ -244,7 +294,7 @@ def test_a_long_run_shows_its_steps_and_can_be_cancelled(
     page.click("#advanced > button")
     page.fill("#steps input", "1000")
     page.click("#edit")
-    page.wait_for_selector("text=/Sampling/")
+    page.locator("text=/Sampling/ >> visible=true").first.wait_for()
     page.click("#cancel")
     said(page, "Cancelled")
     page.fill("#steps input", "1")
@@ -299,9 +349,9 @@ def test_nothing_overflows_on_a_phone(
     page.click("#edit")
     said(page, "Done in")
     shot(page, f"phone-{scheme}", "#message" if scheme == "dark" else "body")
-    for name in ("Map", "Region", "Settings", "Compare", "Score", "Data"):
+    for name, part in PARTS.items():
         page.get_by_role("tab", name=name, exact=True).click()
-        page.wait_for_timeout(700)
+        sync_api.expect(page.locator(part).first).to_be_visible()
         assert overflow(page) <= 0, name
     page.close()
 

@@ -101,6 +101,33 @@ def test_the_login_page_is_shown(app: App) -> None:
         assert ask(app, path, login=True)[0] == 200
 
 
+def test_the_login_page_lists_no_endpoints(app: App) -> None:
+    listed = b'{"named_endpoints":{"/edit":{"a":"};"}},"unnamed_endpoints":{}}'
+    page = b"<script>window.gradio_api_info = " + listed + b";</script><p>log in"
+
+    async def asked(cookie: str) -> bytes:
+        sent: list[dict[str, Any]] = []
+
+        async def send(found: dict[str, Any]) -> None:
+            sent.append(found)
+
+        async def html(scope: Any, receive: Any, send: Any) -> None:
+            headers = [(b"content-type", b"text/html"), (b"content-length", b"%d" % len(page))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": page})
+
+        headers = [(b"cookie", b"access-token-id=" + cookie.encode())]
+        scope = {"type": "http", "path": "/", "app": app, "headers": headers}
+        await Guard(html, app.folder, max_bytes=1000, login=True)(scope, None, send)
+        return bytes(sent[1]["body"])
+
+    stranger = asyncio.run(asked("wrong"))
+    assert b"/edit" not in stranger
+    assert stranger.endswith(b"<p>log in")
+    assert len(stranger) == len(page)
+    assert asyncio.run(asked("secret")) == page
+
+
 def test_answers_name_no_folder_and_requests_get_the_real_one(app: App) -> None:
     status, answer, headers = ask(app, "/gradio_api/call/edit")
     assert status == 200

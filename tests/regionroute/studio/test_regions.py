@@ -9,7 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from regionroute.studio.regions import clicked_mask, combined, editor_value, painted_mask
+from regionroute.studio.regions import (
+    clicked_mask,
+    combined,
+    editor_value,
+    is_empty,
+    painted_mask,
+)
 
 
 @pytest.fixture
@@ -39,6 +45,15 @@ def test_a_region_survives_the_editor(photo: Path) -> None:
     mask = painted_mask(as_arrays(value), (200, 300))
     assert mask is not None
     assert torch.equal(mask, disc())
+
+
+def test_an_editor_that_is_not_ready_is_told_from_an_erased_region(photo: Path) -> None:
+    assert is_empty(None)
+    assert is_empty({"background": None, "layers": [], "composite": None})
+    erased = editor_value(photo)
+    assert not is_empty(erased)
+    assert painted_mask(as_arrays(erased), (200, 300)) is None
+    assert erased["composite"] is None  # would be shown below the layer, out of the eraser's reach
 
 
 def test_large_photos_are_corrected_on_a_smaller_copy(tmp_path: Path) -> None:

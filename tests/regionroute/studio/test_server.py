@@ -106,8 +106,8 @@ def test_other_endpoints(client: Client, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"style": "x"}, "option 'style' is unknown"),
-        ({"seed": "one"}, "option seed"),
+        ({"style": "x"}, "Option 'style' is unknown"),
+        ({"seed": "one"}, "Option seed"),
         ({"steps": 10**6}, "this server allows"),
         ({"base": "/etc"}, "this server offers"),
         ({"experts": "/etc"}, "this server offers"),
