@@ -176,6 +176,7 @@ class Engine:
             instance=job.instance,
             refine_crop=job.refine_crop,
             sparse=job.sparse,
+            force=job.force,
             callback_on_step_end=after_step,
             output_type="pt",
         )

@@ -55,6 +55,7 @@ class EditJob:
     instance: Instance = "all"
     refine_crop: bool | None = None
     sparse: bool | None = None
+    force: bool = False
     regions: tuple[Tensor, ...] = field(default=(), compare=False)
 
 
@@ -108,6 +109,7 @@ class SavedSettings(BaseModel):
     instance: Instance = "all"
     refine_crop: bool | None = None
     sparse: bool | None = None
+    force: bool = False
     base: str = ""
     experts: str | None = None
     style_image: str | None = None
@@ -199,6 +201,7 @@ def command_line(job: EditJob, settings: dict[str, Any]) -> str:
     flags = {"refine-crop": job.refine_crop, "sparse": job.sparse}
     words += [f"--{'' if on else 'no-'}{key}" for key, on in flags.items() if on is not None]
     words += ["--zero-shot"] if job.experts == NONE else []
+    words += ["--force"] if job.force else []
     return shlex.join([*words, "--out", "out.png"])
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from regionroute.data.images import open_image, read_soft_mask, to_pil
+from regionroute.data.masks import FAINT
 from regionroute.errors import UserError
 
 PAINT = (230, 0, 126)  # magenta: few photos have it
@@ -114,6 +115,8 @@ def combined(old: Tensor | None, new: Tensor, how: str) -> Tensor | None:
     return new
 
 
-def read_region(path: Path, size: tuple[int, int]) -> Tensor:
-    """A region [H,W] in [0,1] from the file of an edit."""
+def read_region(path: Path, size: tuple[int, int]) -> Tensor | None:
+    """A region [H,W] in [0,1] from the file of an edit; None: of an object that was not found."""
+    if open_image(path).rgb.max() < FAINT:
+        return None
     return read_soft_mask(path, size)[0]

@@ -42,6 +42,8 @@ def result_message(record: EditRecord) -> str:
     if not warnings:
         return message("done", done)
     advice = "Try another word for the object, or show it under “Region”."
+    if record.metadata.get("left_unchanged"):
+        advice += " Advanced has a switch to edit all the same."
     return message("warning", [f"{_sentence(text)}" for text in warnings] + [advice, done])
 
 

@@ -24,7 +24,7 @@ PROGRESS = gr.Progress()
 # Options of an edit that are not in every request, as keys of the JSON argument.
 OPTIONS = (
     "seed", "strength", "steps", "guidance", "mode", "instance", "refine_crop", "sparse",
-    "prompt", "base", "experts",
+    "force", "prompt", "base", "experts",
 )  # fmt: skip
 
 
@@ -58,8 +58,9 @@ def _edit_endpoints(engine: Engine) -> None:
             styles: style of each object, such as ["neon"]; empty with a style image.
             request: filled in by Gradio.
             progress: filled in by Gradio.
-            options: seed, strength, steps, guidance, mode, instance, refine_crop, sparse, prompt,
-                base, experts; those that are missing have the server's defaults.
+            options: seed, strength, steps, guidance, mode, instance, refine_crop, sparse,
+                force (edit even if the object seems absent), prompt, base, experts; those that
+                are missing have the server's defaults.
             style_image: a reference image of the style.
             region_masks: where each object is, grey images of the photo's size.
 
@@ -304,7 +305,7 @@ def _typed(options: dict[str, Any]) -> dict[str, Any]:
     """
     kinds: dict[str, tuple[type, ...]] = {
         "seed": (int,), "steps": (int,), "strength": (int, float), "guidance": (int, float),
-        "refine_crop": (bool,), "sparse": (bool,),
+        "refine_crop": (bool,), "sparse": (bool,), "force": (bool,),
     }  # fmt: skip
     found = {key: value for key, value in options.items() if value is not None}
     for key, value in found.items():

@@ -53,6 +53,7 @@ class EditInputs:
     instance: gr.Dropdown
     refine_crop: gr.Dropdown
     sparse: gr.Dropdown
+    force: gr.Checkbox
     objects: tuple[gr.Textbox, ...]
     styles: tuple[gr.Dropdown, ...]
     groups: tuple[gr.Row, ...]
@@ -63,7 +64,7 @@ class EditInputs:
         return [
             self.photo, self.rows, self.region, self.style_image, self.prompt, self.base,
             self.experts, self.mode, self.steps, self.guidance, self.seed, self.strength,
-            self.instance, self.refine_crop, self.sparse,
+            self.instance, self.refine_crop, self.sparse, self.force,
         ]  # fmt: skip
 
     @property
@@ -87,7 +88,7 @@ class EditInputs:
             UserError: no photo, a number out of range, or an object without a region.
         """
         photo, rows, region, style_image, prompt, base, experts, mode = values[:8]
-        steps, guidance, seed, strength, instance, refine, sparse = values[8:15]
+        steps, guidance, seed, strength, instance, refine, sparse, force = values[8:16]
         words, first = self.words(values), len(self.single) + len(self.objects)
         styles = [str(name or "").strip() for name in values[first : first + int(rows)]]
         return EditJob(
@@ -106,6 +107,7 @@ class EditInputs:
             instance,
             _switch(refine),
             _switch(sparse),
+            bool(force),
             session.regions(words) if region == CORRECTED else (),
         )
 
@@ -126,7 +128,7 @@ class EditInputs:
             self.experts: experts, self.mode: saved.mode or DEFAULT, self.steps: saved.steps,
             self.guidance: saved.guidance, self.seed: saved.seed, self.strength: saved.strength,
             self.instance: saved.instance, self.refine_crop: _state(saved.refine_crop),
-            self.sparse: _state(saved.sparse),
+            self.sparse: _state(saved.sparse), self.force: saved.force,
         }  # fmt: skip
         words = [*saved.objects, *[""] * len(self.objects)]
         styles = [*saved.styles, *[None] * len(self.objects)]
@@ -226,6 +228,7 @@ def _advanced(engine: Engine) -> dict[str, Any]:
         with gr.Row():
             refine = _choice("Refine crop", [DEFAULT, ON, OFF])
             sparse = _choice("Sparse sampling", [DEFAULT, ON, OFF])
+        force = gr.Checkbox(False, label="Edit even if the object seems absent", elem_id="force")
         prompt = gr.Textbox(
             label="Own wording", placeholder="turn the [cat] into a {neon} image", max_lines=2,
             info="Object in [brackets], style in {braces}; for one object",
@@ -234,6 +237,7 @@ def _advanced(engine: Engine) -> dict[str, Any]:
         "region": region, "style_image": style_image, "prompt": prompt, "base": base,
         "experts": experts, "mode": mode, "steps": steps, "guidance": guidance, "seed": seed,
         "strength": strength, "instance": instance, "refine_crop": refine, "sparse": sparse,
+        "force": force,
     }  # fmt: skip
 
 

@@ -254,9 +254,9 @@ def by_command(edited: Path, photo: Path, folder: Path, monkeypatch: pytest.Monk
 
 
 def test_each_mistake_shows_one_clear_message(
-    browser: Any, server: Server, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Any, server: Server, photo: Path, tmp_path: Path
 ) -> None:
-    page = open_page(browser, server)
+    page = open_page(browser, server, accept_downloads=True)
     page.click("#edit")
     said(page, "The photo is missing")
     wrong = tmp_path / "notes.png"
@@ -275,13 +275,20 @@ def test_each_mistake_shows_one_clear_message(
     said(page, "watercolour")  # the nearest known one
     choose_style(page, 1, "neon")
     page.fill("#object-1 textarea, #object-1 input", "zebra")
-    # Whether a base notices that a word is absent depends on the base.
-    editor = server.engine.load().editor
-    sure = editor.routing.model_copy(update={"confidence": 1e9})
-    monkeypatch.setattr(editor, "routing", sure)
     page.click("#edit")
-    said(page, "hardly found")
+    told = said(page, "was not found in the image, so it was left unchanged")
+    assert "Advanced has a switch to edit all the same" in told
     shot(page, "absent")
+    (tmp_path / "absent").mkdir()
+    unchanged, _ = downloaded(page, tmp_path / "absent")
+    assert Image.open(unchanged).convert("RGB").tobytes() == Image.open(photo).tobytes()
+    page.click("#advanced > button")
+    page.check("#force input")
+    page.click("#edit")
+    edits(page, 2)
+    sync_api.expect(page.locator("#message")).not_to_contain_text("left unchanged")
+    forced, _ = downloaded(page, tmp_path)
+    assert Image.open(forced).convert("RGB").tobytes() != Image.open(photo).tobytes()
     page.close()
 
 

@@ -85,7 +85,7 @@ def test_saved_settings_repeat_an_edit_with_its_regions(engine: Engine, photo: P
     half = torch.zeros(48, 64)
     half[:, 32:] = 1
     pairs = {"objects": ("cat", "dog"), "styles": ("lines", "pixel-art")}
-    record = engine.run(job(photo, regions=(half, 1 - half), strength=0.5, **pairs))
+    record = engine.run(job(photo, regions=(half, 1 - half), strength=0.5, force=True, **pairs))
     saved = read_settings(record.image)
     assert saved == read_settings(record.settings)
     assert all(map(torch.equal, saved.regions(), (half, 1 - half)))
@@ -95,11 +95,12 @@ def test_saved_settings_repeat_an_edit_with_its_regions(engine: Engine, photo: P
             photo, objects=tuple(saved.objects), styles=tuple(saved.styles), seed=saved.seed,
             steps=saved.steps, guidance=saved.guidance, mode=saved.mode, strength=saved.strength,
             instance=saved.instance, refine_crop=saved.refine_crop, sparse=saved.sparse,
-            regions=saved.regions(),
+            force=saved.force, regions=saved.regions(),
         )
     )  # fmt: skip
     assert again.image.read_bytes() == record.image.read_bytes()
     assert "--region-map region-2.png" in record.command
+    assert "--force" in record.command
 
 
 def test_a_base_is_loaded_once(engine: Engine, photo: Path) -> None:

@@ -73,10 +73,10 @@ def test_every_action_is_a_documented_endpoint(client: Client) -> None:
 
 def test_an_edit_and_its_settings(client: Client, server: Server, tmp_path: Path) -> None:
     photo = image(tmp_path / "my photo.png")
-    edited, shown, regions, settings = edit(client, photo, seed=5)
+    edited, shown, regions, settings = edit(client, photo, seed=5, force=True)
     assert Image.open(edited).size == Image.open(shown).size == (64, 48)
     assert len(regions) == 1
-    assert (settings["seed"], settings["experts"]) == (5, "two")
+    assert (settings["seed"], settings["experts"], settings["force"]) == (5, "two", True)
     assert str(server.folder) not in json.dumps(settings)
     read = client.predict(handle_file(edited), api_name="/settings")
     assert (read["seed"], read["object"], read["style"]) == (5, "cat", "lines")
@@ -108,6 +108,7 @@ def test_other_endpoints(client: Client, tmp_path: Path) -> None:
     [
         ({"style": "x"}, "Option 'style' is unknown"),
         ({"seed": "one"}, "Option seed"),
+        ({"force": 1}, "Option force"),
         ({"steps": 10**6}, "this server allows"),
         ({"base": "/etc"}, "this server offers"),
         ({"experts": "/etc"}, "this server offers"),

@@ -55,6 +55,18 @@ def test_regions_are_as_corrected_else_as_found(engine: Engine, tmp_path: Path) 
         session.regions(["dog", "cat"])  # the words changed places
 
 
+def test_an_object_that_was_not_found_has_no_region(engine: Engine, tmp_path: Path) -> None:
+    session = Session()
+    session.open_photo(tmp_path / "photo.png", (4, 8))
+    edit = record(tmp_path / "one", tmp_path / "photo.png")
+    write_image(edit.regions[1], torch.zeros(1, 4, 8))
+    session.add(edit, 3)
+    assert session.region(0, "cat") is not None
+    assert session.region(1, "dog") is None
+    with pytest.raises(UserError, match="'dog' has no region yet"):
+        session.regions(["cat", "dog"])
+
+
 def test_another_photo_forgets_the_regions_and_keeps_the_edits(
     engine: Engine, tmp_path: Path
 ) -> None:
