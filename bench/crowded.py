@@ -43,6 +43,7 @@ from regionroute.data.object_bank import ObjectBank
 from regionroute.data.stats import describe, paired
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.errors import UserError
 from regionroute.files import write_json
 from regionroute.pipeline import RegionRoutePipeline
 
@@ -244,7 +245,10 @@ def grounded(editor: Editor, detector: Path, segmenter: str) -> Method:
     def method(photo: Photo, word: str, style: str, seed: int) -> Found:
         start = time.perf_counter()
         nothing = torch.zeros(photo.image.shape[-2:], dtype=torch.bool)
-        [places] = grounder.ground(photo.image, [word])
+        try:
+            [places] = grounder.ground(photo.image, [word])
+        except UserError:  # a word the detector does not know
+            places = []
         if not places:
             return Found(nothing, None, image=photo.image, seconds=time.perf_counter() - start)
         [(mask, _)] = cutter.segment(photo.image, [places[0].box])
