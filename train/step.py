@@ -201,14 +201,14 @@ def _flow_loss(velocity: Tensor, batch: Batch, config: RunConfig) -> Tensor:
 
 def _perceptual(loss: PerceptualLoss, noisy: Tensor, velocity: Tensor, batch: Batch) -> Tensor:
     """The perceptual loss [B] of the samples that get it, NaN for the others."""
+    clean = noisy - batch.sigma[:, None, None, None] * velocity
     chosen = batch.perceptual
-    distance = torch.full_like(batch.sigma, torch.nan)
     if chosen is None:
-        chosen = torch.ones_like(batch.sigma, dtype=torch.bool)
+        return loss(clean, batch.target)
+    distance = torch.full_like(batch.sigma, torch.nan)
     if not chosen.any():
         return distance
-    clean = (noisy - batch.sigma[:, None, None, None] * velocity)[chosen]
-    return distance.masked_scatter(chosen, loss(clean, batch.target[chosen]))
+    return distance.masked_scatter(chosen, loss(clean[chosen], batch.target[chosen]))
 
 
 def pixel_weights(inside: Tensor, mask_weight: float) -> Tensor:

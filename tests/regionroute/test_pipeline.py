@@ -21,6 +21,7 @@ from regionroute.cli import main as cli
 from regionroute.data.images import from_pil, read_soft_mask, to_pil
 from regionroute.errors import UserError
 from regionroute.models import loading
+from regionroute.models.bundled import bundled_experts
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +353,7 @@ def test_bundled_experts_follow_the_kind_of_call() -> None:
     ]
     used = [pipe(photo(64, 64), "circle", **call).metadata[0]["experts"] for call in calls]
     assert [Path(folder).name for folder in used] == ["experts", "experts_by_example", "experts"]
-    pipe.load_experts(used[0])  # chosen by the user: kept
+    pipe.load_experts(bundled_experts("nano"))  # chosen by the user: kept
     with pytest.raises(UserError, match="chosen by the name of a style"):
         pipe(photo(64, 64), "circle", style_image=photo(64, 64, 3))
 

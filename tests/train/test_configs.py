@@ -83,7 +83,7 @@ def test_the_small_cards_configuration_is_the_papers_in_four_bits_or_from_the_ho
         *((name, "object") for name in ("kontext", "kontext_24gb", "kontext_released")),
         *((name, "object") for name in ("kontext_styleexpert", "klein", "nano_by_example")),
         ("nano", "image"),  # measured: the experts of the embedded bases paint better so
-        ("nano_photos", "image"),
+        ("nano_photos", "object"),
     ],
 )
 def test_the_prompt_inside_the_gates_is_the_one_of_training_on_large_bases(name, prompt):

@@ -63,7 +63,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
         (damaged("model_index.json", None), "no model_index.json"),
         (damaged("model_index.json", b"{"), "model_index.json: not valid JSON"),
         (damaged("transformer", None), "transformer/config.json is missing"),
-        (damaged("transformer/config.json", b"[]"), "its files are damaged"),
+        (damaged("transformer/config.json", b"[]"), "must hold a JSON object"),
         (damaged(WEIGHTS, None), "transformer has no weights"),
         (damaged(WEIGHTS, b""), "its files are damaged"),
         (damaged(WEIGHTS, b"text" * 99), "its files are damaged"),

@@ -119,6 +119,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "instance": "all",
         "refine_crop": False,
         "sparse": None,
+        "force": False,
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],

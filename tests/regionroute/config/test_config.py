@@ -95,7 +95,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("experts.load_balance=1", "experts must have load_balance 0 with router style"),
         ("experts={router: similarity, num_experts: 4, top_k: 5}", r"a top_k \(5\) of at most"),
         ("experts={router: similarity, top_k: 17}", r"a top_k \(17\) of at most"),
-        ("experts.targets=styleexperts", "experts.targets must be 'regionroute' or 'styleexpert'"),
+        ("experts.targets=styleexperts", "'regionroute', 'styleexpert' or 'all'"),
         ("optim.lr=.inf", "optim.lr must be a finite number"),
         ("optim.betas=[0.9]", "optim.betas must .*"),
         ("optim.betas=[0.9, 2]", "optim.betas must be less than 1 in item 2"),
