@@ -1,4 +1,4 @@
-"""What stands in front of Gradio's routes: login, size limits, and no paths of this machine.
+"""Middleware in front of Gradio's routes: login, size limits, and no paths of this machine.
 
 Gradio addresses uploads by their path on the server. Answers get another folder of the same length
 in its place, and requests the real one again, so that clients never see where files are.
