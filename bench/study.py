@@ -1,4 +1,4 @@
-"""The headline numbers of the study by slice, for the README and docs/measured.md.
+"""The headline numbers of the study by slice, for the README and docs/measured.
 
     python bench/study.py            # runs `regionroute study` unless out/study holds one
 

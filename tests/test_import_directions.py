@@ -1,4 +1,4 @@
-"""Imports run downhill only (docs/architecture.md): between the packages and inside the library.
+"""Imports run downhill only, between the packages and inside the library: docs/explanation.
 
 Read from the source, so that imports inside functions, type-checking blocks and `import_module`
 calls count as well. The entry points, `regionroute.cli` and

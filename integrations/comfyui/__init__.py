@@ -1,7 +1,7 @@
 """RegionRoute for ComfyUI: restyle the object you name, keep the rest of the image.
 
 Put this folder into ComfyUI's ``custom_nodes``, or a link to it, and install the library
-``regionroute`` into ComfyUI's Python; see docs/comfyui.md.
+``regionroute`` into ComfyUI's Python; see docs/howto/comfyui.md.
 """
 
 from __future__ import annotations

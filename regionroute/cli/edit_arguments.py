@@ -180,7 +180,7 @@ def _add_how(parser: Parser) -> None:
     how.add_argument(
         "--sparse", action=argparse.BooleanOptionalAction,
         help="after the first model call compute only the object in most steps, see "
-        "docs/sparse.md (off)",
+        "docs/explanation/sparse.md (off)",
     )  # fmt: skip
     how.add_argument(
         "--force", action="store_true",

@@ -131,7 +131,7 @@ def test_the_parameter_totals_of_styleexpert_in_the_docs(shared_rank, modulation
     assert len(names) == (494 if modulation else 418)
     total = sum(parameter.numel() for parameter in adapter_parameters(flux))
     assert round(total / 1e6, 2) == millions
-    documented = (CONFIGS.parent / "docs" / "deviations.md").read_text()
+    documented = (CONFIGS.parent / "docs" / "explanation" / "deviations.md").read_text()
     assert f"{millions:.2f}" in documented
     assert (
         f"{millions:.2f}" in (CONFIGS / "kontext_styleexpert.yaml").read_text() or not shared_rank

@@ -14,7 +14,7 @@ examples:
   regionroute serve --port 0 --data data/        # any free port; data sets below data/
   regionroute serve --base nano-photos --experts portraits=runs/portraits/experts
   regionroute serve --host 0.0.0.0 --auth users.txt        # a line user:password per user
-  regionroute serve --config studio.yaml         # the settings of a server, see docs/studio.md
+  regionroute serve --config studio.yaml         # settings: docs/howto/studio.md
   regionroute serve --print-config               # all settings with their meaning
 
 It needs pip install 'regionroute[studio]'. Users and passwords may be in $REGIONROUTE_AUTH too."""

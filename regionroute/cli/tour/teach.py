@@ -37,7 +37,7 @@ _MADE_UP = re.compile(
     r"img|dsc[a-z]?|pxl|mvimg|photo|image|picture|screenshot|scan|unnamed|untitled|file|copy", re.I
 )
 LEARNED = 0.5  # residual error on held-out objects below which a style counts as learned
-# A base that edits in one step needs large steps in few minutes; see docs/teach.md.
+# A base that edits in one step needs large steps in few minutes; see docs/tutorials/teach.md.
 ONE_STEP = ("train.global_batch=4", "optim.lr=0.009", "train.validation_levels=[1.0]")
 ROUNDS = 8  # validations and previews of a run
 PATIENCE = 3  # validations without a better one

@@ -38,7 +38,7 @@ def changed(editor: Editor, image: Tensor, word: str, style: str = "neon") -> Te
 
 
 def test_the_word_matters_between_two_objects(editor: Editor, both: Tensor) -> None:
-    """Not yet that it decides alone: see docs/measured.md on photos of several objects."""
+    """Not yet that it decides alone: see docs/measured on photos of several objects."""
     cat, cup = (changed(editor, both, word) for word in ("cat", "cup"))
     on_the_left = [float(edit[:, :SIDE].sum() / edit.sum()) for edit in (cat, cup)]
     assert on_the_left[0] > on_the_left[1] + 0.2
