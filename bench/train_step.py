@@ -33,7 +33,8 @@ from regionroute.attention.columns import attend
 from regionroute.config.io import add_config_arguments, load_config
 from regionroute.config.run import RunConfig
 from regionroute.files import write_json
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.backbone import Backbone
+from regionroute.models.loading import load_base
 from train.step import Batch, training_step
 
 STYLES = 4

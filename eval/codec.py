@@ -39,7 +39,7 @@ DEFINITIONS = {
 
 
 class Codec(Protocol):
-    """What is asked of a base (see :class:`regionroute.models.loading.Backbone`)."""
+    """What is asked of a base (see :class:`regionroute.models.backbone.Backbone`)."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[B,3,H,W] in [0,1] to latents [B,C,h,w]."""

@@ -35,9 +35,10 @@ from regionroute.editing.inputs import (
 from regionroute.editing.request import EditOptions, EditRequest, EditResult, Mode
 from regionroute.editing.sampler import Interrupted
 from regionroute.errors import UserError
+from regionroute.models.backbone import Backbone
 from regionroute.models.bundled import bundled_experts, default_base, find_bundled_experts
 from regionroute.models.devices import pick_device
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.loading import load_base
 from regionroute.routing.instances import Instance
 
 StepEndCallback: TypeAlias = Callable[

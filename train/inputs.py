@@ -14,7 +14,8 @@ from tqdm import tqdm
 from regionroute.attention import AttentionPlan
 from regionroute.data.manifest import Manifest, load_manifest, manifest_file
 from regionroute.errors import UserError
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.backbone import Backbone
+from regionroute.models.loading import load_base
 from train.data.cache import Cache, CacheEntry
 from train.data.caching import bucket_remark, of_one_size, seen_of
 from train.data.dataset import TrainingExample, TrainingExamples

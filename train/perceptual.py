@@ -19,7 +19,7 @@ from torch import Tensor
 from regionroute.models.vgg import VggFeatures, load_vgg
 
 if TYPE_CHECKING:
-    from regionroute.config.run import PerceptualConfig
+    from regionroute.config.losses import PerceptualConfig
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3")
 

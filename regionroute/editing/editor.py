@@ -34,10 +34,11 @@ from regionroute.editing.request import (
     stack_images,
     stack_regions,
 )
-from regionroute.editing.sampler import Sampler, SamplingJob, SamplingResult
+from regionroute.editing.sampler import Sampler
+from regionroute.editing.sampling_job import SamplingJob, SamplingResult
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError
-from regionroute.models.loading import Backbone
+from regionroute.models.backbone import Backbone
 from regionroute.routing.gates import composite, gates_on_grid, sharpen
 from regionroute.routing.pixel_gates import pixel_gates
 from regionroute.routing.region_maps import MapReader

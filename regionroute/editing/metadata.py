@@ -19,10 +19,10 @@ from regionroute.data.image_files import max_pixels
 from regionroute.data.images import from_pil, to_pil
 from regionroute.editing.refine_crop import Crop
 from regionroute.editing.request import EditOptions, EditPlan
-from regionroute.editing.sampler import SamplingResult
+from regionroute.editing.sampling_job import SamplingResult
 from regionroute.errors import UserError
+from regionroute.models.backbone import Backbone
 from regionroute.models.embedded import NAMES, nano_folder
-from regionroute.models.loading import Backbone
 
 
 def batch_metadata(

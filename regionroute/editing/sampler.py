@@ -20,11 +20,11 @@ from regionroute.attention.row_cache import RowCache
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite
 from regionroute.data.prompts import restyle_prompt
-from regionroute.diffusion.flow import StepCallback, denoise, guide, predict_velocity, sample
-from regionroute.editing.request import EditPlan, Mode
+from regionroute.diffusion.flow import denoise, guide, predict_velocity, sample
+from regionroute.editing.sampling_job import SamplingJob, SamplingResult
 from regionroute.editing.sparse import SparseCalls
 from regionroute.editing.styles import ResolvedStyle, Styles
-from regionroute.models.loading import Backbone
+from regionroute.models.backbone import Backbone
 from regionroute.routing.gates import (
     attention_concentration,
     boundary_map,
@@ -33,7 +33,7 @@ from regionroute.routing.gates import (
     token_gates,
     widen_gates,
 )
-from regionroute.routing.instances import Instance, choose_instances
+from regionroute.routing.instances import choose_instances
 from regionroute.routing.region_maps import MapReader
 
 
@@ -43,87 +43,6 @@ class Interrupted(Exception):
     def __init__(self, latents: Tensor) -> None:
         super().__init__("sampling was interrupted")
         self.latents = latents
-
-
-@dataclass(frozen=True, eq=False)
-class SamplingJob:
-    """A batch of images to edit.
-
-    Attributes:
-        plans: S plans for each of B images; one each in plain mode.
-        context: latents of the source images, [B,C,H,W].
-        noise: [B,C,H,W].
-        steps: sampling steps.
-        guidance: see `flow.predict_velocity`.
-        mode: plain or routed.
-        callback: see `flow.denoise`; may raise `Interrupted`.
-        strength: factor on the gates, in [0,1].
-        lock_background: gates are needed for a composite over the source.
-        want_map: record region maps.
-        sparse: compute only the region in most steps, see `regionroute.editing.sparse`.
-        gates: given gates [B,S,h,w] in place of the predicted maps, or None.
-        instance: which of several objects of a word.
-        force: edit objects that seem to be absent as well.
-        mirrored: latents of the mirrored images, [B,C,H,W], to read maps from them too; or None.
-    """
-
-    plans: Sequence[Sequence[EditPlan]]
-    context: Tensor
-    noise: Tensor
-    steps: int
-    guidance: float
-    mode: Mode
-    callback: StepCallback | None = None
-    strength: float = 1.0
-    lock_background: bool = False
-    want_map: bool = False
-    sparse: bool = False
-    gates: Tensor | None = None
-    instance: Instance = "all"
-    force: bool = False
-    mirrored: Tensor | None = None
-
-    @property
-    def rows(self) -> list[EditPlan]:
-        """The plans of all images, B·S."""
-        return [plan for plans in self.plans for plan in plans]
-
-    @property
-    def pairs(self) -> int:
-        """S."""
-        return len(self.plans[0])
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of image tokens."""
-        return self.context.shape[2] // 2, self.context.shape[3] // 2
-
-
-@dataclass(frozen=True, eq=False)
-class SamplingResult:
-    """The result of a job.
-
-    Attributes:
-        latents: [B,C,H,W].
-        gates: [B,S,h,w] in [0,1], if they were needed.
-        region_map: [B,h,w] in [0,1] with the region's boundary at 0.5, if there is one.
-        concentration: attention on the region of each pair, in multiples of the average over all
-            tokens, [B,S]; if routed.
-        instances: number of separate parts of each pair's gates, [B,S]; if routed.
-        presence: of each pair's object, [B,S] in [0,1], see `Backbone.presence`; if routed and the
-            base can tell.
-        absent: bool [B,S], pairs left alone because their object seems to be absent; if routed.
-        interrupted: whether a callback ended sampling early.
-    """
-
-    latents: Tensor
-    gates: Tensor | None = None
-    region_map: Tensor | None = None
-    concentration: Tensor | None = None
-    instances: Tensor | None = None
-    presence: Tensor | None = None
-    absent: Tensor | None = None
-    interrupted: bool = False
 
 
 @dataclass(frozen=True, eq=False)

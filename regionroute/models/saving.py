@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from regionroute.models.source import INDEX_FILE, SETTINGS_FILE, read_index, resolve
 
 if TYPE_CHECKING:
-    from regionroute.models.loading import Backbone
+    from regionroute.models.backbone import Backbone
 
 
 def save_base(backbone: Backbone, out: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from regionroute.config.run import PerceptualConfig
+from regionroute.config.losses import PerceptualConfig
 from regionroute.errors import UserError
 from train.perceptual import LAYERS, PerceptualLoss
 

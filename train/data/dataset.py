@@ -28,8 +28,8 @@ from train.data.order import BatchOrder, members_of, seeded
 from train.step import Batch
 
 if TYPE_CHECKING:
-    from regionroute.models.loading import Backbone
-    from regionroute.config.run import FlowConfig
+    from regionroute.models.backbone import Backbone
+    from regionroute.config.losses import FlowConfig
     from train.data.references import References
 
 __all__ = [

@@ -26,7 +26,7 @@ from train.data.selection import PART, target_of
 from train.style_encoder.images import content_of
 
 if TYPE_CHECKING:
-    from regionroute.models.loading import Backbone
+    from regionroute.models.backbone import Backbone
     from regionroute.data.manifest import EditSample, Manifest
 
 PARTS = "__tensor_flatten__"  # names the tensors that a tensor subclass is made of

@@ -9,7 +9,7 @@ from train.engine.engine import engine_settings
 
 if TYPE_CHECKING:
     from regionroute.config.run import RunConfig
-    from regionroute.models.loading import Backbone
+    from regionroute.models.backbone import Backbone
     from train.engine.distributed import Ranks
 
 

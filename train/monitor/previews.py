@@ -28,7 +28,7 @@ from train.step import Batch, recorder_of
 if TYPE_CHECKING:
     from regionroute.config.run import RunConfig
     from regionroute.data.manifest import EditSample, Manifest, StyleSpec
-    from regionroute.models.loading import Backbone
+    from regionroute.models.backbone import Backbone
     from train.monitor.logs import Reporter
 
 FOLDER = "previews"

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from regionroute.attention import AttentionPlan, AttentionRecorder, attention_loss
-from regionroute.config.run import SupervisionConfig
+from regionroute.config.losses import SupervisionConfig
 from regionroute.diffusion.flow import (
     add_noise,
     draw_sigmas,

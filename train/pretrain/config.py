@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from regionroute.config.base import Section
-from regionroute.config.run import PerceptualConfig
+from regionroute.config.losses import PerceptualConfig
 from regionroute.config.sites import Queries
 
 Share = Annotated[float, Field(ge=0)]

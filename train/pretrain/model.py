@@ -22,8 +22,8 @@ from transformers import (
 from regionroute.config.shipped import shipped_file
 from regionroute.errors import UserError
 from regionroute.files import numbered_lines, read_json, write_json
+from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
-from regionroute.models.loading import Backbone
 from regionroute.models.tokenizers import WORD_START, build_clip_tokenizer, build_t5_tokenizer
 from train.engine.folders import replace_folder
 from train.pretrain.alignment import Alignment

@@ -18,8 +18,9 @@ from torch import Tensor
 from regionroute.config.io import dump_config
 from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
+from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.loading import load_base
 from train.engine.single_process import resume, run_training
 from train.pretrain.base import PairSource, new_optimizer, train_base
 from train.pretrain.config import PretrainConfig

@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from regionroute.data.images import write_image
 from regionroute.errors import UserError, command
+from regionroute.models.backbone import Backbone
 from regionroute.models.image_encoder import ImageEncoder
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.loading import load_base
 from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
 from train.monitor.logs import append_row

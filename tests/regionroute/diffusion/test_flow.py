@@ -20,7 +20,7 @@ from regionroute.diffusion.flow import (
     velocity_target,
 )
 from regionroute.diffusion.latents import pack
-from regionroute.models.loading import Backbone
+from regionroute.models.backbone import Backbone
 
 PROMPT = "make the dog in pixel-art style, keep other area unchanged"
 HEIGHT, WIDTH = 16, 24

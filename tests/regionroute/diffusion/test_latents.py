@@ -15,7 +15,7 @@ from regionroute.diffusion.latents import (
     text_ids,
     unpack,
 )
-from regionroute.models.loading import Backbone
+from regionroute.models.backbone import Backbone
 
 
 def test_pack_equals_the_pipelines_and_unpack_inverts_it() -> None:

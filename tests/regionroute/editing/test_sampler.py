@@ -15,7 +15,8 @@ from regionroute.data.prompts import restyle_prompt
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.backbone import Backbone
+from regionroute.models.loading import load_base
 
 
 def picture(height: int = 24, width: int = 40, seed: int = 0) -> Tensor:

@@ -26,8 +26,9 @@ from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError
+from regionroute.models.backbone import Backbone
 from regionroute.models.bundled import bundled_experts
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.loading import load_base
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from regionroute.errors import UserError
 from regionroute.models import embedded as nano
 from regionroute.models import source
-from regionroute.models.loading import Backbone, load_base
+from regionroute.models.backbone import Backbone
+from regionroute.models.loading import load_base
 from regionroute.models.source import BaseSettings, read_settings
 from regionroute.models.tiny import build_tiny
 

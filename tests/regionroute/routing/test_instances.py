@@ -11,7 +11,7 @@ from regionroute.cli import edit_arguments as edit_command
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
-from regionroute.models.loading import Backbone
+from regionroute.models.backbone import Backbone
 from regionroute.routing.instances import INSTANCES, choose_instances
 
 # Three parts: top left (4 tokens), right (2), bottom (1, soft around it).

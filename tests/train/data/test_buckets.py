@@ -21,7 +21,8 @@ from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid, pack
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditRequest
-from regionroute.models.loading import Backbone, load_base, quiet
+from regionroute.models.backbone import Backbone
+from regionroute.models.loading import load_base, quiet
 from train.data.cache import Cache
 from train.data.dataset import TrainingData
 from train.data.encode import Encoder

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models import EfficientNet_B0_Weights
 
-from regionroute.models.loading import Backbone
+from regionroute.models.backbone import Backbone
 
 
 def class_vectors(base: Backbone) -> Tensor:

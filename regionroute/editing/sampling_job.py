@@ -1,0 +1,97 @@
+"""A batch of images to edit, as the sampler takes it, and the result.
+
+Shape legend: B images, S (object, style) pairs per image, C latent channels, H W latent rows and
+columns, h w image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from regionroute.diffusion.flow import StepCallback
+from regionroute.editing.request import EditPlan, Mode
+from regionroute.routing.instances import Instance
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingJob:
+    """A batch of images to edit.
+
+    Attributes:
+        plans: S plans for each of B images; one each in plain mode.
+        context: latents of the source images, [B,C,H,W].
+        noise: [B,C,H,W].
+        steps: sampling steps.
+        guidance: see `flow.predict_velocity`.
+        mode: plain or routed.
+        callback: see `flow.denoise`; may raise `Interrupted`.
+        strength: factor on the gates, in [0,1].
+        lock_background: gates are needed for a composite over the source.
+        want_map: record region maps.
+        sparse: compute only the region in most steps, see `regionroute.editing.sparse`.
+        gates: given gates [B,S,h,w] in place of the predicted maps, or None.
+        instance: which of several objects of a word.
+        force: edit objects that seem to be absent as well.
+        mirrored: latents of the mirrored images, [B,C,H,W], to read maps from them too; or None.
+    """
+
+    plans: Sequence[Sequence[EditPlan]]
+    context: Tensor
+    noise: Tensor
+    steps: int
+    guidance: float
+    mode: Mode
+    callback: StepCallback | None = None
+    strength: float = 1.0
+    lock_background: bool = False
+    want_map: bool = False
+    sparse: bool = False
+    gates: Tensor | None = None
+    instance: Instance = "all"
+    force: bool = False
+    mirrored: Tensor | None = None
+
+    @property
+    def rows(self) -> list[EditPlan]:
+        """The plans of all images, B·S."""
+        return [plan for plans in self.plans for plan in plans]
+
+    @property
+    def pairs(self) -> int:
+        """S."""
+        return len(self.plans[0])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.context.shape[2] // 2, self.context.shape[3] // 2
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingResult:
+    """The result of a job.
+
+    Attributes:
+        latents: [B,C,H,W].
+        gates: [B,S,h,w] in [0,1], if they were needed.
+        region_map: [B,h,w] in [0,1] with the region's boundary at 0.5, if there is one.
+        concentration: attention on the region of each pair, in multiples of the average over all
+            tokens, [B,S]; if routed.
+        instances: number of separate parts of each pair's gates, [B,S]; if routed.
+        presence: of each pair's object, [B,S] in [0,1], see `Backbone.presence`; if routed and the
+            base can tell.
+        absent: bool [B,S], pairs left alone because their object seems to be absent; if routed.
+        interrupted: whether a callback ended sampling early.
+    """
+
+    latents: Tensor
+    gates: Tensor | None = None
+    region_map: Tensor | None = None
+    concentration: Tensor | None = None
+    instances: Tensor | None = None
+    presence: Tensor | None = None
+    absent: Tensor | None = None
+    interrupted: bool = False
