@@ -35,8 +35,8 @@ from regionroute.editing.inputs import (
 from regionroute.editing.request import EditOptions, EditRequest, EditResult, Mode
 from regionroute.editing.sampler import Interrupted
 from regionroute.errors import UserError
+from regionroute.models import bundled
 from regionroute.models.backbone import Backbone
-from regionroute.models.bundled import bundled_experts, default_base, find_bundled_experts
 from regionroute.models.devices import pick_device
 from regionroute.models.loading import load_base
 from regionroute.routing.instances import Instance
@@ -78,9 +78,9 @@ class RegionRoutePipeline:
         Args:
             base: an embedded base ("nano-photos", "nano"), a folder in diffusers' layout or a hub
                 id; None: the base of the given experts, else "nano-photos".
-            experts: a folder with ``experts.json``; "auto": those that come with the base, if any
-                (a call with ``style_image`` takes those for style images); "by_example": those for
-                style images; None: none, which edits zero-shot in any style.
+            experts: a folder with ``experts.json``, or a name as in metadata ("nano/experts");
+                "auto": those that come with the base, if any (a call with ``style_image`` takes
+                those for style images); "by_example": these; None: zero-shot, in any style.
             torch_dtype: of the networks; bfloat16 for FLUX.1-Kontext on a GPU.
             quantize: store the transformer's blocks in fewer bits, "nf4" or "fp8".
             device: to load to; `to` moves later.
@@ -89,11 +89,11 @@ class RegionRoutePipeline:
         Raises:
             UserError: base or experts cannot be loaded.
         """
-        base = str(base) if base is not None else default_base(experts)
+        base = str(base) if base is not None else bundled.default_base(experts)
         if experts == "by_example":
-            experts = bundled_experts(base, by_example=True)
+            experts = bundled.bundled_experts(base, by_example=True)
         if experts is not None and experts != "auto":
-            read_registry(experts)  # a wrong folder is reported before a large base is loaded
+            read_registry(bundled.experts_folder(experts))  # reported before a large base is loaded
         pipe = cls(load_base(base, torch_dtype, device, quantize, revision))
         pipe._quantized = quantize is not None
         if experts == "auto":
@@ -107,12 +107,13 @@ class RegionRoutePipeline:
         """Load style experts in place of the present ones.
 
         Args:
-            experts: a folder with ``experts.json``; "auto": those that come with the base.
+            experts: a folder with ``experts.json``, or a name as in metadata ("nano/experts");
+                "auto": those that come with the base.
 
         Raises:
             UserError: they are missing, damaged, or for another base; no experts are loaded then.
         """
-        folder = bundled_experts(self.backbone.name) if experts == "auto" else experts
+        folder = bundled.bundled_experts(self.backbone.name) if experts == "auto" else experts
         self.unload_experts()
         try:
             self.editor = Editor(self.backbone, folder)
@@ -343,7 +344,7 @@ class RegionRoutePipeline:
         """Load the base's own experts of the kind that a call needs, unless the user chose some."""
         if not self._follow_bundled:
             return
-        folder = find_bundled_experts(self.backbone.name, by_example=by_example)
+        folder = bundled.find_bundled_experts(self.backbone.name, by_example=by_example)
         if folder is not None and folder != self.editor.experts_dir:
             self.load_experts(folder)
             self._follow_bundled = True

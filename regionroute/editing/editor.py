@@ -39,6 +39,7 @@ from regionroute.editing.sampling_job import SamplingJob, SamplingResult
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError
 from regionroute.models.backbone import Backbone
+from regionroute.models.bundled import experts_folder
 from regionroute.routing.gates import composite, gates_on_grid, sharpen
 from regionroute.routing.pixel_gates import pixel_gates
 from regionroute.routing.region_maps import MapReader
@@ -49,7 +50,8 @@ class Editor:
 
     Args:
         backbone: the base; experts are injected into its transformer.
-        experts_dir: folder with ``experts.json``; None: edit with the base alone, in any style.
+        experts_dir: folder with ``experts.json``, or a name as of `experts_folder`; None: edit with
+            the base alone, in any style.
 
     Attributes:
         registry: of the loaded experts, or None.
@@ -62,6 +64,8 @@ class Editor:
 
     def __init__(self, backbone: Backbone, experts_dir: str | PathLike[str] | None = None) -> None:
         self.backbone = backbone
+        if experts_dir is not None:
+            experts_dir = experts_folder(experts_dir)
         self.experts_dir = experts_dir
         self.registry: ExpertRegistry | None = None
         self.styles = Styles()

@@ -18,14 +18,30 @@ def default_base(experts: str | PathLike[str] | None) -> str:
     """The base to load when the user names none.
 
     Args:
-        experts: a folder, "auto", "by_example" or None, see `RegionRoutePipeline.from_pretrained`.
+        experts: a folder, a name as of `experts_folder`, "auto", "by_example" or None, see
+            `RegionRoutePipeline.from_pretrained`.
 
     Raises:
         UserError: the folder holds no experts.
     """
     if experts == "by_example":
         return nano.SCENES
-    return nano.USUAL if experts in (None, "auto") else read_registry(experts).base
+    if experts is None or experts == "auto":
+        return nano.USUAL
+    return read_registry(experts_folder(experts)).base
+
+
+def experts_folder(experts: str | PathLike[str]) -> Path:
+    """The folder of experts: as given, or in the package for a name such as ``nano/experts``.
+
+    Metadata of edits holds such names, so that they hold wherever the package is installed. A
+    folder of that name wins.
+    """
+    folder = Path(experts)
+    if not folder.exists() and str(folder.parent) in nano.NAMES:
+        packaged = nano.nano_folder(str(folder.parent)) / folder.name
+        return packaged if packaged.is_dir() else folder
+    return folder
 
 
 def find_bundled_experts(base: str, *, by_example: bool = False) -> Path | None:

@@ -358,6 +358,23 @@ def test_bundled_experts_follow_the_kind_of_call() -> None:
         pipe(photo(64, 64), "circle", style_image=photo(64, 64, 3))
 
 
+def test_experts_load_by_the_name_that_metadata_gives_them() -> None:
+    by_example = bundled_experts("nano", by_example=True)
+    pipe = RegionRoutePipeline.from_pretrained(experts=by_example)
+    edit: dict[str, Any] = {"object": "circle", "style_image": photo(64, 64, 3), "seed": 2}
+    first = pipe(photo(64, 64), **edit)
+    name = first.metadata[0]["experts"]
+    assert name == "nano/experts_by_example"
+    again = RegionRoutePipeline.from_pretrained(experts=name)
+    second = again(photo(64, 64), **edit)
+    assert second.images[0].tobytes() == first.images[0].tobytes()
+    assert second.metadata[0]["experts"] == name
+    again.load_experts("nano/experts")
+    assert again.editor.experts_dir == bundled_experts("nano")
+    with pytest.raises(UserError, match=r"nano/others: no experts\.json"):
+        again.load_experts("nano/others")
+
+
 def test_components_device_and_dtype(tiny: RegionRoutePipeline) -> None:
     assert set(tiny.components) == {
         "transformer", "vae", "scheduler", "tokenizer", "tokenizer_2", "text_encoder",
