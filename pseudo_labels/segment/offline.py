@@ -1,29 +1,24 @@
 """An object cut out of its box without SAM: saliency and GrabCut, each counted by how it fits.
 
-U²-Net-p looks at the box with a narrow and with a wide rim, GrabCut (Rother et al., 2004) parts the
-box from its surroundings by colour. Either fails at times, but a box is tight: the object reaches
-all its four sides. So each opinion counts by the sides that it reaches and by how much of the box
-it fills, and a mild preference for the middle decides where they are of two minds.
+U²-Net-p looks at the box with a narrow and with a wide rim, GrabCut parts the box from its
+surroundings by colour. Either fails at times, but a box is tight: the object reaches all its four
+sides. So each opinion counts by the sides that it reaches and by how much of the box it fills, and
+a mild preference for the middle decides where they are of two minds.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from pseudo_labels.segment import Box
+from pseudo_labels.segment.grabcut import grabcut, opencv
 from pseudo_labels.segment.salient import largest_parts, shared_network
-from regionroute.data.images import to_pil
-from regionroute.errors import UserError
 
 RIMS = (0.1, 0.5)  # of the box's sides, around what the network looks at
 COLOUR_RIM = 0.25  # of the box's sides, around what GrabCut takes for background
-WORKING_SIDE = 256  # pixels of the longer side at which GrabCut works
-ROUNDS = 5
 PRIOR_WEIGHT = 0.3  # of the preference for the middle
 OPEN = 0.45  # blend from which a pixel belongs to the object
 _FULL = 0.4  # share of the box from which an opinion is not too small
@@ -70,21 +65,15 @@ class OfflineSegmenter:
         """GrabCut's object [1, h, w] in the box, in [0, 1]."""
         crop, place = _crop(image, box, COLOUR_RIM)
         height, width = crop.shape[-2:]
-        scale = min(1.0, WORKING_SIDE / max(height, width))
-        size = (max(8, round(width * scale)), max(8, round(height * scale)))
-        picture = np.asarray(to_pil(crop).resize(size, Image.Resampling.BOX))[..., ::-1].copy()
-        allowed = torch.zeros(1, 1, height, width)
-        allowed[..., place[0] : place[2], place[1] : place[3]] = 1
-        allowed = F.interpolate(allowed, size[::-1], mode="nearest-exact")[0, 0]
-        state = np.where(allowed.numpy() > 0, self._cv2.GC_PR_FGD, self._cv2.GC_BGD)
-        state = state.astype(np.uint8)
-        if (state == self._cv2.GC_PR_FGD).any() and (state == self._cv2.GC_BGD).any():
-            models = np.zeros((1, 65)), np.zeros((1, 65))
-            self._cv2.setRNGSeed(0)  # its colour clusters start at random
-            self._cv2.grabCut(picture, state, None, *models, ROUNDS, self._cv2.GC_INIT_WITH_MASK)
-        found = torch.from_numpy((state == self._cv2.GC_PR_FGD).astype(np.float32))
-        large = F.interpolate(found[None, None], (height, width), mode="bilinear")
-        return _inside(large[0], place)
+
+        def start(rows: int, columns: int) -> np.ndarray:
+            allowed = torch.zeros(1, 1, height, width)
+            allowed[..., place[0] : place[2], place[1] : place[3]] = 1
+            inside = F.interpolate(allowed, (rows, columns), mode="nearest-exact")[0, 0].numpy() > 0
+            state = np.where(inside, self._cv2.GC_PR_FGD, self._cv2.GC_BGD)
+            return state.astype(np.uint8)
+
+        return _inside(grabcut(crop, start), place)
 
 
 def _crop(image: Tensor, box: Box, rim: float) -> tuple[Tensor, Box]:
@@ -124,16 +113,3 @@ def _ramp(length: int, before: bool, after: bool) -> Tensor:
     place = torch.linspace(-1, 1, length)
     ends = torch.where(place < 0, 0.3 if before else 1.0, 0.3 if after else 1.0)
     return place.abs() * ends
-
-
-def opencv() -> Any:
-    """The module.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError("this segmenter needs OpenCV: pip install 'regionroute[label]'") from error
-    return cv2

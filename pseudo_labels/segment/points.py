@@ -11,20 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from pseudo_labels.segment.grabcut import grabcut, opencv
 from pseudo_labels.segment.loading import FinderSettings
-from pseudo_labels.segment.offline import opencv
 from pseudo_labels.segment.salient import U2NETP, largest_parts, shared_network
 from pseudo_labels.segment.weights import weights_folders
-from regionroute.data.images import to_pil
 from regionroute.errors import UserError
 
 Point = tuple[int, int]  # (y, x) in pixels
-WORKING_SIDE = 256  # pixels of the longer side at which GrabCut works
-ROUNDS = 5
 DISC, REACH = 0.04, 0.42  # of the longer side: certainly the object; where it may be at most
 SALIENT = 0.5  # saliency from which a pixel belongs to the salient object
 
@@ -93,30 +88,23 @@ class OfflinePoints:
     def _by_colour(self, image: Tensor, point: Point) -> Tensor:
         """GrabCut's object [1, H, W] in {0, 1}, from a disc around the point outwards."""
         height, width = image.shape[-2:]
-        scale = min(1.0, WORKING_SIDE / max(height, width))
-        size = (max(8, round(width * scale)), max(8, round(height * scale)))
-        picture = np.asarray(to_pil(image).resize(size, Image.Resampling.BOX))[..., ::-1].copy()
-        away = _distance(size, (point[0] * size[1] / height, point[1] * size[0] / width))
-        state = _start(self._cv2, away, max(size))
-        if len(np.unique(state)) > 1:
-            models = np.zeros((1, 65)), np.zeros((1, 65))
-            self._cv2.setRNGSeed(0)  # its colour clusters start at random
-            self._cv2.grabCut(picture, state, None, *models, ROUNDS, self._cv2.GC_INIT_WITH_MASK)
-        inside = np.isin(state, (self._cv2.GC_FGD, self._cv2.GC_PR_FGD)).astype(np.float32)
-        found = F.interpolate(
-            torch.from_numpy(inside)[None, None], (height, width), mode="bilinear"
-        )
-        return (found[0] >= 0.5).float()
 
+        def start(rows: int, columns: int) -> np.ndarray:
+            y, x = np.mgrid[:rows, :columns] + 0.5
+            away = np.hypot(y - point[0] * rows / height, x - point[1] * columns / width)
+            return _start(self._cv2, away, max(rows, columns))
 
-def _distance(size: tuple[int, int], point: tuple[float, float]) -> np.ndarray:
-    """Distance [h,w] of the pixels of (width, height) from a point (y, x), in pixels."""
-    rows, columns = np.mgrid[: size[1], : size[0]]
-    return np.hypot(rows + 0.5 - point[0], columns + 0.5 - point[1])
+        return (grabcut(image, start) >= 0.5).float()
 
 
 def _start(cv2: Any, away: np.ndarray, side: int) -> np.ndarray:
-    """What GrabCut starts from: the disc, what is near it, and what is too far away."""
+    """GrabCut's first guess: the disc, what is near it, and what is too far away.
+
+    Args:
+        cv2: the module.
+        away: distance [h,w] from the point, in pixels.
+        side: of the image, the longer one.
+    """
     state = np.full(away.shape, cv2.GC_PR_BGD, dtype=np.uint8)
     state[away < REACH * side / 2] = cv2.GC_PR_FGD
     state[away > 2 * REACH * side] = cv2.GC_BGD
