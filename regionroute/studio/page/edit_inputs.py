@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class EditInputs:
     base: gr.Dropdown
     experts: gr.Dropdown
     mode: gr.Dropdown
-    steps: gr.Number
-    guidance: gr.Number
+    steps: gr.Textbox
+    guidance: gr.Textbox
     seed: gr.Number
     strength: gr.Slider
     instance: gr.Dropdown
@@ -100,8 +101,8 @@ class EditInputs:
             base,
             experts,
             _whole(seed or 0, "seed"),
-            None if steps is None else _whole(steps, "steps"),
-            None if guidance is None else float(guidance),
+            _steps(steps),
+            _number(guidance, "guidance"),
             None if mode == DEFAULT else mode,
             float(strength),
             instance,
@@ -125,8 +126,8 @@ class EditInputs:
         updates: dict[Any, Any] = {
             self.rows: count, self.region: region, self.style_image: None,
             self.prompt: saved.own_prompt, self.base: saved.base or next(iter(engine.bases)),
-            self.experts: experts, self.mode: saved.mode or DEFAULT, self.steps: saved.steps,
-            self.guidance: saved.guidance, self.seed: saved.seed, self.strength: saved.strength,
+            self.experts: experts, self.mode: saved.mode or DEFAULT, self.steps: _text(saved.steps),
+            self.guidance: _text(saved.guidance), self.seed: saved.seed, self.strength: saved.strength,
             self.instance: saved.instance, self.refine_crop: _state(saved.refine_crop),
             self.sparse: _state(saved.sparse), self.force: saved.force,
         }  # fmt: skip
@@ -218,13 +219,8 @@ def _advanced(engine: Engine) -> dict[str, Any]:
             mode = _choice("Mode", [DEFAULT, *MODES])
             instance = _choice("Which of several", list(INSTANCES))
         with gr.Row():
-            steps = gr.Number(
-                None, label="Steps", precision=0, minimum=1, maximum=settings.max_steps,
-                placeholder="default", min_width=100, elem_id="steps",
-            )  # fmt: skip
-            guidance = gr.Number(
-                None, label="Guidance", minimum=0, placeholder="default", min_width=100
-            )
+            steps = _optional_number("Steps", "steps")
+            guidance = _optional_number("Guidance", "guidance")
         with gr.Row():
             refine = _choice("Refine crop", [DEFAULT, ON, OFF])
             sparse = _choice("Sparse sampling", [DEFAULT, ON, OFF])
@@ -239,6 +235,13 @@ def _advanced(engine: Engine) -> dict[str, Any]:
         "strength": strength, "instance": instance, "refine_crop": refine, "sparse": sparse,
         "force": force,
     }  # fmt: skip
+
+
+def _optional_number(label: str, name: str) -> gr.Textbox:
+    """A field for a number; empty: the default. Gradio's own shows 0 for an empty one."""
+    return gr.Textbox(
+        "", label=label, placeholder="default", min_width=100, max_lines=1, elem_id=name
+    )
 
 
 def _choice(label: str, choices: list[str]) -> gr.Dropdown:
@@ -303,6 +306,30 @@ def _switch(value: str) -> bool | None:
 
 def _state(value: bool | None) -> str:
     return DEFAULT if value is None else ON if value else OFF
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _steps(text: str) -> int | None:
+    value = _number(text, "steps")
+    return None if value is None else _whole(value, "steps")
+
+
+def _number(text: str, name: str) -> float | None:
+    """The number in a field; None: it is empty.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        value = float(text) if (text or "").strip() else None
+    except ValueError:
+        value = math.nan
+    if value is not None and not math.isfinite(value):
+        raise UserError(f"{name} {text!r}: give a number, or leave the field empty")
+    return value
 
 
 def _whole(value: float, name: str) -> int:
