@@ -148,8 +148,9 @@ class Engine:
     def _run(self, job: EditJob, session: str, on_step: StepCallback | None) -> EditRecord:
         _check(job, self.settings)
         loaded = open_image(job.photo)
-        pipe = self.load(job.base, job.experts)
-        steps = job.steps or pipe.backbone.settings.steps
+        how = job.options
+        pipe = self.load(how.base, how.experts)
+        steps = how.steps or pipe.backbone.settings.steps
         started = time.perf_counter()
 
         def after_step(pipe: RegionRoutePipeline, step: int, timestep: Tensor, state: Any) -> None:
@@ -166,17 +167,17 @@ class Engine:
             list(job.objects),
             () if style_images else list(job.styles),
             style_image=style_images,
-            prompt=job.prompt,
-            strength=job.strength,
+            prompt=how.prompt,
+            strength=how.strength,
             region_mask=list(job.regions) or None,
-            mode=job.mode,
-            num_inference_steps=job.steps,
-            guidance_scale=job.guidance,
-            seed=job.seed,
-            instance=job.instance,
-            refine_crop=job.refine_crop,
-            sparse=job.sparse,
-            force=job.force,
+            mode=how.mode,
+            num_inference_steps=how.steps,
+            guidance_scale=how.guidance,
+            seed=how.seed,
+            instance=how.instance,
+            refine_crop=how.refine_crop,
+            sparse=how.sparse,
+            force=how.force,
             callback_on_step_end=after_step,
             output_type="pt",
         )
@@ -205,14 +206,14 @@ class Engine:
             write_image(path, mask[None])
         return EditRecord(
             image, image.with_suffix(".json"), _shown(job.photo, loaded, folder), maps,
-            tuple(regions), job.photo, settings, seconds, command_line(job, settings),
+            tuple(regions), job.photo, settings, seconds, command_line(job),
         )  # fmt: skip
 
     def _public_names(self, job: EditJob, metadata: dict[str, Any]) -> dict[str, Any]:
         """The metadata with the names of the settings in place of folders of this machine."""
         changed = dict(metadata)
-        if job.experts not in (AUTO, NONE):
-            changed["experts"] = job.experts
+        if job.options.experts not in (AUTO, NONE):
+            changed["experts"] = job.options.experts
         for key in ("base", "experts"):
             if isinstance(changed[key], str):
                 changed[key] = self.public(changed[key])
@@ -257,8 +258,9 @@ def _check(job: EditJob, settings: StudioSettings) -> None:
         for words, style in zip(job.objects, job.styles, strict=True):
             if not style.strip():
                 raise UserError(f"the style of {words!r} is empty: choose one, such as neon")
-    if job.steps is not None and not 1 <= job.steps <= settings.max_steps:
-        raise UserError(f"steps {job.steps}: this server allows 1 to {settings.max_steps}")
+    steps = job.options.steps
+    if steps is not None and not 1 <= steps <= settings.max_steps:
+        raise UserError(f"steps {steps}: this server allows 1 to {settings.max_steps}")
 
 
 def _shown(photo: Path, loaded: LoadedImage, folder: Path) -> Path:

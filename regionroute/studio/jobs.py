@@ -25,18 +25,46 @@ PARAMETERS = "parameters"  # key of the PNG's text
 MOST_SETTINGS = 32 * 2**20  # bytes of a JSON file; stored regions are the large part
 
 
+class Sampling(BaseModel):
+    """How an edit is made, as of `regionroute.editing.request.EditOptions`, and its seed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    seed: int = 0
+    strength: float = 1.0
+    steps: int | None = None
+    guidance: float | None = None
+    mode: Mode | None = None
+    instance: Instance = "all"
+    refine_crop: bool | None = None
+    sparse: bool | None = None
+    force: bool = False
+
+
+class JobOptions(Sampling):
+    """Everything of an edit that has a default; None stands for that of the base.
+
+    Attributes:
+        prompt: own wording, see `RegionRoutePipeline.__call__`.
+        base: one of the settings' bases; empty: the first.
+        experts: `AUTO`, `NONE`, or a name of the settings.
+    """
+
+    prompt: str | None = None
+    base: str = ""
+    experts: str = AUTO
+
+
 @dataclass(frozen=True)
 class EditJob:
-    """One edit; None stands for the default of the base and its experts.
+    """One edit.
 
     Attributes:
         photo: file of the image to edit.
         objects: word or phrase of each object.
         styles: name or phrase of each object's style; empty with a style image.
         style_image: file of a reference image of the style, for all objects.
-        prompt: own wording, see `RegionRoutePipeline.__call__`.
-        base: one of the settings' bases.
-        experts: `AUTO`, `NONE`, or a name of the settings.
+        options: everything else.
         regions: where each object is restyled, [H,W] in [0,1]; empty: found from the words.
     """
 
@@ -44,18 +72,7 @@ class EditJob:
     objects: tuple[str, ...]
     styles: tuple[str, ...] = ()
     style_image: Path | None = None
-    prompt: str | None = None
-    base: str = ""
-    experts: str = AUTO
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    mode: Mode | None = None
-    strength: float = 1.0
-    instance: Instance = "all"
-    refine_crop: bool | None = None
-    sparse: bool | None = None
-    force: bool = False
+    options: JobOptions = field(default_factory=JobOptions)
     regions: tuple[Tensor, ...] = field(default=(), compare=False)
 
 
@@ -93,23 +110,14 @@ class EditRecord:
         return f"{pairs} · seed {self.metadata['seed']} · strength {self.metadata['strength']:g}"
 
 
-class SavedSettings(BaseModel):
+class SavedSettings(Sampling):
     """The settings of an edit as its PNG or JSON holds them; other keys are ignored."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore")
 
     object: str | list[str]
     style: str | list[str]
     prompt: str | list[str] = ""
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    mode: Mode | None = None
-    strength: float = 1.0
-    instance: Instance = "all"
-    refine_crop: bool | None = None
-    sparse: bool | None = None
-    force: bool = False
     base: str = ""
     experts: str | None = None
     style_image: str | None = None
@@ -173,13 +181,8 @@ def read_settings(path: Path) -> SavedSettings:
     return saved
 
 
-def command_line(job: EditJob, settings: dict[str, Any]) -> str:
-    """The same edit as a command.
-
-    Args:
-        job: the edit.
-        settings: its metadata, which names the base and the experts.
-    """
+def command_line(job: EditJob) -> str:
+    """The same edit as a command."""
     words = ["regionroute", "edit", job.photo.name]
     for index, name in enumerate(job.objects):
         words += ["--object", name]
@@ -189,19 +192,20 @@ def command_line(job: EditJob, settings: dict[str, Any]) -> str:
             words += ["--style", job.styles[index]]
         if job.regions:
             words += ["--region-map", region_name(index)]
+    how = job.options
     given = {
-        "prompt": job.prompt, "steps": job.steps, "guidance": job.guidance, "mode": job.mode,
-        "strength": None if job.strength == 1 else f"{job.strength:g}",
-        "instance": None if job.instance == "all" else job.instance,
-        "seed": job.seed or None, "base": job.base or None,
-        "experts": job.experts if job.experts not in (AUTO, NONE) else None,
+        "prompt": how.prompt, "steps": how.steps, "guidance": how.guidance, "mode": how.mode,
+        "strength": None if how.strength == 1 else f"{how.strength:g}",
+        "instance": None if how.instance == "all" else how.instance,
+        "seed": how.seed or None, "base": how.base or None,
+        "experts": how.experts if how.experts not in (AUTO, NONE) else None,
     }  # fmt: skip
     for key, value in given.items():
         words += [] if value is None else [f"--{key}", str(value)]
-    flags = {"refine-crop": job.refine_crop, "sparse": job.sparse}
+    flags = {"refine-crop": how.refine_crop, "sparse": how.sparse}
     words += [f"--{'' if on else 'no-'}{key}" for key, on in flags.items() if on is not None]
-    words += ["--zero-shot"] if job.experts == NONE else []
-    words += ["--force"] if job.force else []
+    words += ["--zero-shot"] if how.experts == NONE else []
+    words += ["--force"] if how.force else []
     return shlex.join([*words, "--out", "out.png"])
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from pydantic import ValidationError
 
 from regionroute.data.images import read_soft_mask, write_image
 from regionroute.errors import UserError
 from regionroute.studio.engine import Cancelled, Engine, check_upload
-from regionroute.studio.jobs import AUTO, EditJob, EditRecord, read_settings
+from regionroute.studio.jobs import AUTO, EditJob, EditRecord, JobOptions, read_settings
 from regionroute.studio.page.compare_tab import variants
 from regionroute.studio.page.components import DEVICE, as_path, path_image, sentence
 from regionroute.studio.regions import clicked_mask
@@ -21,11 +21,6 @@ from regionroute.studio.samples import ANY, Filter, caption, open_data_set
 from regionroute.studio.scores import score_edit
 
 PROGRESS = gr.Progress()
-# Options of an edit that are not in every request, as keys of the JSON argument.
-OPTIONS = (
-    "seed", "strength", "steps", "guidance", "mode", "instance", "refine_crop", "sparse",
-    "force", "prompt", "base", "experts",
-)  # fmt: skip
 
 
 def endpoints(engine: Engine) -> None:
@@ -279,41 +274,37 @@ def _job(
     for name, words in (("objects", objects), ("styles", styles or [])):
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise UserError(f'{name}: give a list of texts, such as ["cat"]')
-    given = dict(options or {}) if isinstance(options, dict | None) else {"options": options}
-    if unknown := sorted(set(given) - set(OPTIONS)):
-        raise UserError(f"option {unknown[0]!r} is unknown: there are {', '.join(OPTIONS)}")
     masks = [Path(file) for file in region_masks or ()]
     for file in masks:
         check_upload(file, engine.settings)
-    kinds = {field.name: field for field in dataclasses.fields(EditJob)}
-    assert set(OPTIONS) <= set(kinds)
     return EditJob(
         photo=path,
         objects=tuple(objects),
         styles=() if style_image else tuple(styles or ()),
         style_image=Path(style_image) if style_image else None,
+        options=_options(options),
         regions=tuple(read_soft_mask(file, size)[0] for file in masks),
-        **_typed(given),
     )
 
 
-def _typed(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the right types; None means the default, so it is dropped.
+def _options(given: Any) -> JobOptions:
+    """The options of a request; None means the default.
 
     Raises:
-        UserError: another type.
+        UserError: an unknown option, or a value of another type.
     """
-    kinds: dict[str, tuple[type, ...]] = {
-        "seed": (int,), "steps": (int,), "strength": (int, float), "guidance": (int, float),
-        "refine_crop": (bool,), "sparse": (bool,), "force": (bool,),
-    }  # fmt: skip
-    found = {key: value for key, value in options.items() if value is not None}
-    for key, value in found.items():
-        wanted = kinds.get(key, (str,))
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            named = " or ".join(kind.__name__ for kind in wanted)
-            raise UserError(f"option {key}: must be {named}, got {value!r}")
-    return found
+    if not isinstance(given, dict | None):
+        raise UserError('options: give an object such as {"seed": 3}')
+    found = {key: value for key, value in (given or {}).items() if value is not None}
+    try:
+        return JobOptions.model_validate(found)
+    except ValidationError as error:
+        problem = error.errors()[0]
+    name = problem["loc"][0]
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(JobOptions.model_fields)
+        raise UserError(f"option {name!r} is unknown: there are {known}")
+    raise UserError(f"option {name}: {problem['msg']}, got {problem['input']!r}")
 
 
 def _answer(record: EditRecord) -> tuple[str, str | None, list[str], dict[str, Any]]:

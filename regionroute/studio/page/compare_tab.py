@@ -26,7 +26,9 @@ def variants(job: EditJob, seeds: str, strengths: str, most: int) -> list[EditJo
     """
     values = strengths_of(strengths, most)
     return [
-        dataclasses.replace(job, seed=seed, strength=strength)
+        dataclasses.replace(
+            job, options=job.options.model_copy(update={"seed": seed, "strength": strength})
+        )
         for seed in seeds_of(seeds, most // len(values))
         for strength in values
     ]
@@ -67,8 +69,11 @@ def compare_tab(engine: Engine, edit: EditTab, tabs: gr.Tabs) -> None:
             edit.session: session,
             compared: records,
             gallery: [
-                (str(thumbnail_file(r)), f"seed {j.seed} · strength {j.strength:g}")
-                for r, j in zip(records, jobs, strict=True)
+                (
+                    str(thumbnail_file(one)),
+                    "seed {seed} · strength {strength:g}".format_map(one.metadata),
+                )
+                for one in records
             ],
             status: message("done", f"{len(records)} edits. {HELP}"),
         }

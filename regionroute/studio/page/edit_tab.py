@@ -177,10 +177,9 @@ def _input_events(tab: EditTab, region: RegionTab, engine: Engine) -> None:
         first = names[0] if names else None
         return {style: gr.update(choices=names, value=first) for style in inputs.styles}
 
-    for component in (inputs.base, inputs.experts):
-        component.input(
-            on_base, [inputs.base, inputs.experts], [*inputs.styles, tab.message], **LIGHT
-        )
+    base, experts = inputs.options["base"], inputs.options["experts"]
+    for component in (base, experts):
+        component.input(on_base, [base, experts], [*inputs.styles, tab.message], **LIGHT)
 
 
 def _edit_events(tab: EditTab, region: RegionTab, engine: Engine, buttons: tuple[Any, ...]) -> None:

@@ -22,7 +22,7 @@ from regionroute.studio.engine import (
     seeds_of,
     strengths_of,
 )
-from regionroute.studio.jobs import AUTO, NONE, EditJob, read_settings
+from regionroute.studio.jobs import AUTO, NONE, EditJob, JobOptions, Sampling, read_settings
 from regionroute.studio.settings import StudioSettings
 
 
@@ -46,8 +46,11 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job(photo: Path, **given: Any) -> EditJob:
-    usual: dict[str, Any] = {"objects": ("cat",), "styles": ("lines",), "experts": "two"}
-    return EditJob(photo, **usual | {"mode": "routed"} | given)
+    """An edit of the photo; what is no part of `EditJob` is one of its options."""
+    usual: dict[str, Any] = {"objects": ("cat",), "styles": ("lines",)}
+    parts = {key: given.pop(key) for key in ("objects", "styles", "regions") if key in given}
+    options = JobOptions.model_validate({"experts": "two", "mode": "routed"} | given)
+    return EditJob(photo, options=options, **usual | parts)
 
 
 def test_the_file_of_an_edit_is_that_of_the_command(
@@ -90,12 +93,11 @@ def test_saved_settings_repeat_an_edit_with_its_regions(engine: Engine, photo: P
     assert saved == read_settings(record.settings)
     assert all(map(torch.equal, saved.regions(), (half, 1 - half)))
     assert [read_soft_mask(path, (48, 64))[0].mean() for path in record.regions] == [0.5, 0.5]
+    how = {name: getattr(saved, name) for name in Sampling.model_fields}
     again = engine.run(
         job(
-            photo, objects=tuple(saved.objects), styles=tuple(saved.styles), seed=saved.seed,
-            steps=saved.steps, guidance=saved.guidance, mode=saved.mode, strength=saved.strength,
-            instance=saved.instance, refine_crop=saved.refine_crop, sparse=saved.sparse,
-            force=saved.force, regions=saved.regions(),
+            photo, objects=tuple(saved.objects), styles=tuple(saved.styles),
+            regions=saved.regions(), **how,
         )
     )  # fmt: skip
     assert again.image.read_bytes() == record.image.read_bytes()
