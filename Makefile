@@ -6,7 +6,7 @@ PYTHON ?=
 # .venv/bin on PATH: deepspeed, torchrun and ninja are there.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup demo test test-slow test-browser browser lint bench
+.PHONY: setup demo test test-slow test-browser browser lint docs measured bench
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -32,6 +32,14 @@ lint: $(STAMP)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+# The site, offline, in docs/_build/html; a warning is an error.
+docs: $(STAMP)
+	$(RUN) sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+# The tables of docs/measured from bench/results.
+measured: $(STAMP)
+	$(RUN) python docs/_ext/measured.py
 
 bench: $(STAMP)
 	@set -e; for script in bench/[!_]*.py; do \

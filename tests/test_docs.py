@@ -1,5 +1,8 @@
 """The documentation names only files, commands and flags that exist."""
 
+import functools
+import importlib.util
+import os
 import re
 import shlex
 from pathlib import Path
@@ -13,8 +16,15 @@ from regionroute.cli.main import main
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")),
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted(
+        path
+        for path in (REPOSITORY / "docs").rglob("*.md")
+        if not {"_build", "cli", "settings", "cards"} & set(path.parts)
+    ),
 ]
+# The reference pages come from every configuration model: torch and diffusers are imported.
+pytestmark = pytest.mark.timeout(900)
+REFERENCE = REPOSITORY / "docs" / "reference"
 FOLDERS = "regionroute|pseudo_labels|train|eval|integrations|bench|configs|docs|tests"
 GROUPS = {"experts", "mamba"}  # commands with actions of their own
 
@@ -37,11 +47,25 @@ def commands() -> dict[tuple[str, ...], set[str]]:
     return found
 
 
+@functools.cache
+def generated() -> dict[Path, str]:
+    """The pages that are written from the code when the site is built."""
+    place = REPOSITORY / "docs" / "_ext" / "reference_pages.py"
+    spec = importlib.util.spec_from_file_location("reference_pages", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {REFERENCE / f"{name}.md": text for name, text in module.all_pages().items()}
+
+
+def exists(path: Path) -> bool:
+    return path.exists() or Path(os.path.normpath(path)) in generated()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links_and_paths_exist(page):
     text = text_of(page)
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    missing = [link for link in links if "://" not in link and not exists(page.parent / link)]
     named = re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w[/\w]?)", text)
     missing += [path for path in named if not list(REPOSITORY.glob(path))]
     modules = {path.name for path in REPOSITORY.glob("[!.]*/**/*.py")}
@@ -53,11 +77,33 @@ def test_readme_is_short():
     assert len(text_of(REPOSITORY / "README.md").splitlines()) <= 180
 
 
-def test_pages_are_linked_from_the_readme():
+def test_readme_links_every_section():
     readme = text_of(REPOSITORY / "README.md")
-    pages = [str(page.relative_to(REPOSITORY)) for page in (REPOSITORY / "docs").rglob("*.md")]
-    assert len(pages) >= 10
-    assert [name for name in pages if name not in readme] == []
+    sections = [page.parent.name for page in (REPOSITORY / "docs").glob("[!_]*/index.md")]
+    assert {"tutorials", "howto", "explanation", "reference", "measured"} <= set(sections)
+    assert [name for name in sections if f"docs/{name}/index.md" not in readme] == []
+
+
+def test_reference_names_every_command_and_setting():
+    from regionroute.cli.main import COMMANDS
+    from regionroute.config.io import known_keys
+    from regionroute.config.run import RunConfig
+
+    commands, settings = (
+        "".join(text for path, text in generated().items() if path.parent.name == part)
+        for part in ("cli", "settings")
+    )
+    assert [name for name in COMMANDS if f"# regionroute {name}\n" not in commands] == []
+    assert "`--region-map" in commands
+    assert [key for key in known_keys(RunConfig) if f"`{key}`" not in settings] == []
+
+
+def test_metrics_page_names_every_metric():
+    from eval.metrics import CATALOGUE
+
+    page = text_of(REPOSITORY / "docs" / "explanation" / "metrics.md")
+    page = page.replace("`q1` … `q4`", "`q1` `q2` `q3` `q4`")
+    assert [name for name in CATALOGUE if f"`{name}`" not in page] == []
 
 
 def test_commands_and_flags_exist(capsys):
