@@ -8,6 +8,8 @@ from torch import Tensor
 
 from regionroute.data.region_scores import MAP_BOUNDARY, map_iou, share_inside
 
+Combination = Literal["mean", "normalised", "geometric"]
+
 BOUNDARY = MAP_BOUNDARY  # attention equal to its mean over the image
 
 
@@ -16,20 +18,23 @@ def mean_map(maps: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(maps.values())).mean(0)
 
 
-def combine_maps(
-    maps: Sequence[Tensor], how: Literal["mean", "normalised"] = "normalised"
-) -> Tensor:
+def combine_maps(maps: Sequence[Tensor], how: Combination = "normalised") -> Tensor:
     """One map of several.
 
     Args:
         maps: each [...,h,w], >= 0.
         how: "mean" of the maps as they are, in which the strongest attention rules, or
-            "normalised": the mean of the maps over their own means, in which each counts alike.
+            "normalised": the mean of the maps over their own means, in which each counts alike, or
+            "geometric": their geometric mean, in which heads add up their logits, as heads do that
+            share the features of a word among them.
 
     Returns:
         [...,h,w].
     """
     stacked = torch.stack(list(maps))
+    if how == "geometric":
+        tiny = torch.finfo(stacked.dtype).tiny
+        return stacked.clamp(min=tiny).log().mean(0).exp()
     if how == "normalised":
         stacked = normalised(stacked)
     return stacked.mean(0)

@@ -100,8 +100,10 @@ class MapChoice(BaseModel):
     layers: list[str] = Field([ALL], description="attention sites, or the text `all`")
     queries: Queries = Field("target", description="for sites that name neither target nor context")
     norm: Literal["full", "text", "selected"] = "full"
-    combine: Literal["mean", "normalised"] = Field(
-        "mean", description="mean of the maps as they are, or of the maps over their own means"
+    combine: Literal["mean", "normalised", "geometric"] = Field(
+        "mean",
+        description="mean of the maps as they are, of the maps over their own means, or their "
+        "geometric mean",
     )
     steps: Literal["all", "first"] = Field("all", description="sampling steps that are read")
     provenance: dict[str, Any] = Field({}, description="how the choice came about")

@@ -17,8 +17,8 @@ examples:
   regionroute manifest collage data/pets --count 1000
   regionroute train data.manifest='data/pets/manifest*.jsonl' data.whole_targets=true
 
-pack: beside each file of the manifest a Parquet file is written: ids, sizes, objects, styles, places of
-the styles in the prompts, and hashes of all images. Training reads it instead of the rows, and
+pack: a Parquet file is written beside each file of the manifest: ids, sizes, objects, styles,
+places of the styles in the prompts, hashes of all images. Training reads it instead of rows, and
 hashes no image. A single file of N rows or more is cut into manifest-00000.jsonl and so on; then
 it is renamed to manifest.whole.jsonl.
 
