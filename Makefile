@@ -6,7 +6,7 @@ PYTHON ?=
 # .venv/bin on PATH: deepspeed, torchrun and ninja are there.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup demo test test-slow test-browser browser lint docs measured bench
+.PHONY: setup demo test test-slow test-browser browser lint docs measured notebooks sbom release-check bench
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -32,6 +32,8 @@ lint: $(STAMP)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) codespell
+	$(RUN) hadolint docker/Dockerfile.cpu docker/Dockerfile.cuda
 
 # The site, offline, in docs/_build/html; a warning is an error.
 docs: $(STAMP)
@@ -40,6 +42,18 @@ docs: $(STAMP)
 # The tables of docs/measured from bench/results.
 measured: $(STAMP)
 	$(RUN) python docs/_ext/measured.py
+
+# The notebooks' outputs, on nano; minutes.
+notebooks: $(STAMP)
+	$(RUN) python docs/_ext/notebooks.py
+
+# Dependencies and everything shipped, with licences: dist/sbom.cdx.json.
+sbom: $(STAMP)
+	$(RUN) python docs/_ext/licences.py
+
+# Wheel and sdist of the last commit, each installed and used in a fresh environment; minutes.
+release-check: $(STAMP)
+	@.ci/release
 
 bench: $(STAMP)
 	@set -e; for script in bench/[!_]*.py; do \

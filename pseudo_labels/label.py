@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pseudo_labels.build import BuildReport, PhotoSource, build
+from pseudo_labels.card import write_card
 from pseudo_labels.job import BuildSettings
 from pseudo_labels.review.exclusions import add_excluded
 from pseudo_labels.review.page import FILE_NAME
@@ -66,6 +67,7 @@ def label(
     engine: EngineSettings | None = None,
     exclude: str | Path | None = None,
     preview: int | None = None,
+    license: str | None = None,
 ) -> LabelReport:
     """Make training pairs: each object of each photo in each style, everything else unchanged.
 
@@ -89,6 +91,7 @@ def label(
         engine: where photos are labelled, such as a Ray cluster; its number of workers goes first.
         exclude: list of sample ids, saved on the review page, to exclude from now on.
         preview: make only so many samples, in ``out/preview``.
+        license: of the photos and the pairs, as the hub names it, for the dataset card.
 
     Returns:
         The samples, and what was rejected and why.
@@ -124,6 +127,7 @@ def label(
         encoder=references,
         styles_per_photo=styles_per_photo,
     )
+    write_card(out, report.samples, report.rejected, license)
     return LabelReport(**vars(report))
 
 

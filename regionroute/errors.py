@@ -67,6 +67,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     Raises:
         ValueError: nothing is known.
+
+    >>> nearest("train.step", ["train.steps", "train.save_every"])
+    'train.steps'
     """
 
     def likeness(name: str) -> float:

@@ -1,10 +1,11 @@
 """The documentation names only files, commands and flags that exist."""
 
 import functools
-import importlib.util
+import importlib
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,12 @@ def commands() -> dict[tuple[str, ...], set[str]]:
 @functools.cache
 def generated() -> dict[Path, str]:
     """The pages that are written from the code when the site is built."""
-    place = REPOSITORY / "docs" / "_ext" / "reference_pages.py"
-    spec = importlib.util.spec_from_file_location("reference_pages", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {REFERENCE / f"{name}.md": text for name, text in module.all_pages().items()}
+    sys.path.insert(0, str(REPOSITORY / "docs" / "_ext"))
+    try:
+        pages = importlib.import_module("reference_pages").all_pages()
+    finally:
+        sys.path.pop(0)
+    return {REFERENCE / f"{name}.md": text for name, text in pages.items()}
 
 
 def exists(path: Path) -> bool:

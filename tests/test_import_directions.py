@@ -24,6 +24,7 @@ ENTRY_POINTS = ("regionroute.cli.", "regionroute.studio.")
 LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports only lower ones
     "errors",
     "files",
+    "hub",
     "engines",
     "compat",
     "config",

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
+import licences
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -111,7 +113,8 @@ def write_pages(app: Sphinx) -> None:
 
 def all_pages() -> dict[str, str]:
     """Every page by its path below ``reference``, without the ending."""
-    return {"metrics": metrics_page(), **cli_pages(), **settings_pages(), **card_pages()}
+    generated = {"metrics": metrics_page(), "licences": licences.page()}
+    return {**generated, **cli_pages(), **settings_pages(), **card_pages()}
 
 
 def metrics_page() -> str:

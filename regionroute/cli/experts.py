@@ -21,7 +21,8 @@ examples:
   regionroute experts import pixel-art=weights/pixel-art.safetensors line-art=lines.safetensors \\
       --base black-forest-labs/FLUX.1-Kontext-dev --out experts
   regionroute experts merge runs/nano/experts --style pixel-art --base nano --out pixel-art-base
-  regionroute experts card runs/nano/experts --scores scores/summary.json --license cc0-1.0"""
+  regionroute experts card runs/nano/experts --scores scores/summary.json --license cc0-1.0
+  regionroute experts push runs/nano/experts --to-hub me/nano-styles --dry-run"""
 
 
 def parser() -> Parser:
@@ -67,6 +68,12 @@ def parser() -> Parser:
     card.add_argument("--scores", type=Path, metavar="JSON", help="summary.json of the scores")
     card.add_argument("--method", help="method whose scores to use (the only one)")
     card.add_argument("--license", help="licence of the experts, as the hub names it")
+    push = action("push", "Upload experts with their model card to the Hugging Face Hub.")
+    push.add_argument("--to-hub", required=True, metavar="OWNER/NAME", help="repository on the hub")
+    push.add_argument(
+        "--public", action="store_true", help="make a new repository public (private)"
+    )
+    push.add_argument("--dry-run", action="store_true", help="list what would be uploaded, and end")
     return parser
 
 
@@ -91,7 +98,14 @@ def main(argv: list[str] | None = None) -> int:
     from regionroute.models.devices import quiet_libraries
 
     quiet_libraries()
-    actions = {"show": _show, "export": _export, "import": _import, "merge": _merge, "card": _card}
+    actions = {
+        "show": _show,
+        "export": _export,
+        "import": _import,
+        "merge": _merge,
+        "card": _card,
+        "push": _push,
+    }
     actions[args.action](args)
     return 0
 
@@ -192,3 +206,22 @@ def _card(args: argparse.Namespace) -> None:
     from regionroute.adapters.files.card import update_card
 
     print(update_card(args.experts, args.scores, args.method, args.license))
+
+
+def _push(args: argparse.Namespace) -> None:
+    from regionroute.adapters import read_registry
+    from regionroute.adapters.files.card import write_card
+    from regionroute.adapters.files.registry import REGISTRY_FILE
+    from regionroute.hub import plan_upload, push
+
+    registry = read_registry(args.experts)
+    if not registry.extra.get("license"):
+        raise UserError(
+            f"{args.experts}: no licence is stated, and nobody could use them; first "
+            f"`regionroute experts card {args.experts} --license NAME`"
+        )
+    card = write_card(args.experts, registry)
+    files = [REGISTRY_FILE, card.name, *(entry.file for entry in registry.experts)]
+    files += ["router.safetensors", "style_embeddings.safetensors", "style_encoder/*"]
+    upload = plan_upload(args.experts, args.to_hub, "model", files, private=not args.public)
+    print(upload.describe() if args.dry_run else push(upload))

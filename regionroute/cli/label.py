@@ -28,6 +28,7 @@ EPILOG = """examples:
   regionroute label --labels photos/labels.jsonl --styles photos --only neon,line-art --out data/p
   regionroute label --labels photos/labels.jsonl --out data/p --preview 8     # seconds
   regionroute label --images photos/ --objects dog --grounder salient --out data/dogs   # offline
+  regionroute label --labels photos/labels.jsonl --out data/p --license cc-by-4.0 --push me/pairs
 
 rows of a labels file, file names relative to it (or to --images):
   {"image": "dog.jpg", "objects": [{"word": "dog", "mask": "dog_mask.png"}]}
@@ -92,7 +93,16 @@ def parser() -> Parser:
     add_renamed(parser, "--strike", "--exclude")
     _add_finding(parser)
     _add_limits(parser)
+    _add_sharing(parser)
     return parser
+
+
+def _add_sharing(parser: Parser) -> None:
+    add = parser.add_argument_group("sharing on the Hugging Face Hub").add_argument
+    add("--license", metavar="NAME", help="licence of photos and pairs, for OUT/README.md (none)")
+    add("--push", metavar="OWNER/NAME", help="upload the finished data set; needs --license")
+    add("--public", action="store_true", help="make a new data set public (private)")
+    add("--dry-run", action="store_true", help="with --push: list what would be uploaded")
 
 
 def _add_finding(parser: Parser) -> None:
@@ -140,11 +150,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--test-share {args.test_share}: must be between 0 and 1")
     if args.caption and args.judge is None:
         raise UserError("--caption needs --judge, the model that writes the captions")
+    _check_sharing(args)
     from pseudo_labels.label import label
 
     options = given(
         args, "labels", "images", "styles_per_photo", "test_share", "limit", "exclude",
-        "references", "preview",
+        "references", "preview", "license",
     )  # fmt: skip
     report = label(
         args.out,
@@ -157,7 +168,32 @@ def main(argv: list[str] | None = None) -> int:
         **options,
     )
     print(_summary(report))
+    if args.push:
+        _push(args)
     return 0
+
+
+def _check_sharing(args: argparse.Namespace) -> None:
+    """Refuses an upload that would fail, before the work."""
+    if not args.push:
+        if args.public or args.dry_run:
+            raise UserError("--public and --dry-run go with --push OWNER/NAME")
+        return
+    if not args.license:
+        raise UserError("--push needs --license NAME, that of the photos and the pairs")
+    if args.preview:
+        raise UserError("--push uploads the whole data set: give it without --preview")
+    from regionroute.hub import check_repo
+
+    check_repo(args.push)
+
+
+def _push(args: argparse.Namespace) -> None:
+    from pseudo_labels.card import UPLOADED
+    from regionroute.hub import plan_upload, push
+
+    upload = plan_upload(args.out, args.push, "dataset", UPLOADED, private=not args.public)
+    print(upload.describe() if args.dry_run else push(upload))
 
 
 def _settings(args: argparse.Namespace) -> BuildSettings:

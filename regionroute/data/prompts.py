@@ -55,6 +55,9 @@ def build_prompt(pairs: Sequence[tuple[str, str]]) -> Prompt:
 
     Raises:
         UserError: no pair, or an empty phrase.
+
+    >>> build_prompt([("dog", "pixel-art"), ("cup", "line-art")]).text
+    'make the dog in pixel-art style and the cup in line-art style, keep other area unchanged'
     """
     if not pairs:
         raise UserError("a prompt needs at least one object and style")
@@ -85,6 +88,9 @@ def object_words(phrase: str) -> str:
 
     Returns:
         The words; empty if the phrase has none.
+
+    >>> object_words("The teddy-bear")
+    'teddy bear'
     """
     words = " ".join(phrase.replace("_", " ").split()).lower()
     return " ".join(re.sub(r"[-\u2010\u2011]", " ", _ARTICLES.sub("", words)).split())

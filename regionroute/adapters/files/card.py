@@ -4,7 +4,8 @@ It is written from the registry alone, so it can be written again at any time. I
 of the registry's ``extra``: ``license`` (a name as on the hub), ``data`` (facts about the training
 pairs by name), ``steps``, ``averaged`` (decay, if the weights are a moving average), ``losses``
 (means at the end of training), ``metrics`` (numbers by name, each a number or
-``{"mean", "low", "high"}``), ``resolution``, ``max_text_length``, ``routing`` and ``config``.
+``{"mean", "low", "high"}``), ``slices`` (such metrics by slice of the samples), ``resolution``,
+``max_text_length``, ``routing`` and ``config``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,8 +56,10 @@ def card(registry: ExpertRegistry) -> str:
         _introduction(registry),
         _styles(registry),
         _loading(registry),
+        _intended(registry),
         _settings(registry),
         _measured(registry),
+        _slices(registry),
         _licence(registry),
         _configuration(registry),
     ]
@@ -147,6 +150,43 @@ def _loading(registry: ExpertRegistry) -> str:
         "converts it for ComfyUI, `--format peft` for PEFT.",
     ]
     return "\n".join(lines)
+
+
+def _intended(registry: ExpertRegistry) -> str:
+    """What the experts are for, and what follows from how they were trained."""
+    extra = registry.extra
+    lines = [
+        "## Intended use",
+        "",
+        f"Restyle a named object in an image, with {_base(registry)} and no other base: the "
+        "fingerprint is checked. For research and for creative work on images that one may "
+        "change. Not for edits that pass as photographs of what happened.",
+        "",
+        "## Limits",
+        "",
+        "- The object is found by the attention of the prompt. A word that the base does not know, "
+        "or an object that is absent, small or next to one of its kind, may restyle the wrong "
+        "place; look at the region map.",
+    ]
+    if extra.get("resolution"):
+        lines.append(
+            f"- Trained at {extra['resolution']} pixels: finer lines than that size shows are lost."
+        )
+    if not registry.learned:
+        lines.append("- Only the styles of the table; others are the base's, without an expert.")
+    if not (extra.get("metrics") or extra.get("slices")):
+        lines.append("- Edits have not been scored; see below.")
+    return "\n".join(lines)
+
+
+def _slices(registry: ExpertRegistry) -> str:
+    slices: Mapping[str, Mapping[str, Any]] = registry.extra.get("slices") or {}
+    heads = list(dict.fromkeys(name for values in slices.values() for name in values))
+    rows = [
+        (name, *(dict(_numbers(values)).get(head, "") for head in heads))
+        for name, values in slices.items()
+    ]
+    return "## Scores by slice\n\n" + _table(("slice", *heads), rows) if rows else ""
 
 
 def _settings(registry: ExpertRegistry) -> str:
@@ -243,7 +283,12 @@ def update_card(
     registry = read_registry(folder)
     extra = dict(registry.extra)
     if scores is not None:
-        extra["metrics"] = card_scores(read_json(scores), scores, method)
+        summary = read_json(scores)
+        extra["metrics"] = card_scores(summary, scores, method)
+        extra["slices"] = {
+            name: card_scores(summary, scores, method, name)
+            for name in slice_names(summary, method)
+        }
     elif method:
         raise UserError("--method: it says whose scores, give the summary with --scores")
     if license:
@@ -254,13 +299,22 @@ def update_card(
     return path
 
 
-def card_scores(summary: Any, path: Path, method: str | None) -> dict[str, dict[str, float]]:
-    """The mean scores of one method over all samples, by the metrics' labels.
+def slice_names(summary: Any, method: str | None) -> list[str]:
+    """Slices of the samples that a checked summary has scores for, without "all"."""
+    names = [name for name in summary["methods"] if name not in ("floor", "ceiling")]
+    return [name for name in summary["methods"][method or names[0]]["slices"] if name != "all"]
+
+
+def card_scores(
+    summary: Any, path: Path, method: str | None, part: str = "all"
+) -> dict[str, dict[str, float]]:
+    """The mean scores of one method over a slice of the samples, by the metrics' labels.
 
     Args:
         summary: content of the summary.json of `regionroute score`.
         path: of the summary, for errors.
         method: whose; None: the only one that is an edit.
+        part: slice, "all" for every sample.
 
     Returns:
         "mean", "low" and "high" of every score that could be computed.
@@ -275,7 +329,7 @@ def card_scores(summary: Any, path: Path, method: str | None) -> dict[str, dict[
             method = named[0]
         if method not in methods:
             raise UserError(f"{path}: name one of its methods with --method: {', '.join(methods)}")
-        rows = methods[method]["slices"]["all"]
+        rows = methods[method]["slices"][part]
         return {
             metrics[name]["label"]: {key: float(row[key]) for key in ("mean", "low", "high")}
             for name, row in rows.items()
