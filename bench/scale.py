@@ -3,7 +3,8 @@
     python bench/scale.py --photos ../shared/assets/photos/labels.jsonl
     python bench/scale.py --parts start --rows 10000000
 
-Engines: two local processes and two Ray workers label the same photos in turn. Throughput counts
+Engines: two local processes and two Ray workers label the same photos in turn, several times, on a
+machine that may be busy: the ratio is the median of those of neighbouring runs. Throughput counts
 from the second result of each worker, so that starting processes is not part of it; whole seconds
 are given too. Both data sets must have the same bytes.
 
@@ -20,6 +21,7 @@ import argparse
 import functools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,8 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (all)")
     parser.add_argument("--photos", type=Path, help="labels file of real photos (drawn scenes)")
     parser.add_argument("--count", type=int, default=24, help="photos to label (24)")
+    parser.add_argument("--side", type=int, default=SIDE, help=f"their longest side ({SIDE})")
+    parser.add_argument("--rounds", type=int, default=3, help="times on each engine (3)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="packed rows (1000000)")
     parser.add_argument("--plain-rows", type=int, default=5_000, help="rows not packed (5000)")
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)  # of a process of its own
@@ -58,7 +62,9 @@ def main() -> int:
     result = provenance(("torch", "ray", "pyarrow")) | {"load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
         if "engines" in args.parts:
-            result["engines"] = engines(Path(folder), args.photos, args.count)
+            result["engines"] = engines(
+                Path(folder), args.photos, args.count, args.side, args.rounds
+            )
         if "start" in args.parts:
             result["start"] = starts(Path(folder), args.rows, args.plain_rows)
     write_json(args.result, result | {"wanted": WANTED})
@@ -66,31 +72,37 @@ def main() -> int:
     return 0
 
 
-def engines(folder: Path, labels: Path | None, count: int) -> dict[str, Any]:
+def engines(
+    folder: Path, labels: Path | None, count: int, side: int, rounds: int
+) -> dict[str, Any]:
     """Photos a second on each engine."""
     from pseudo_labels.segment.given import read_labels
     from regionroute.engines.base import EngineSettings
 
     photos = read_labels(labels or draw(folder / "scenes", count))[0][:count]
-    found = {}
-    for engine in ("local", "ray"):
-        out = folder / engine
-        found[engine] = labelled(photos, out, EngineSettings(engine, workers=2))
+    runs: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
+    for turn in range(rounds):
+        for engine in ("local", "ray") if turn % 2 == 0 else ("ray", "local"):
+            out = folder / f"{engine}-{turn}"
+            runs[engine].append(labelled(photos, out, side, EngineSettings(engine, workers=2)))
     same = all(
-        (folder / "ray" / path.relative_to(folder / "local")).read_bytes() == path.read_bytes()
-        for path in (folder / "local").rglob("*.*")
+        (folder / "ray-0" / path.relative_to(folder / "local-0")).read_bytes() == path.read_bytes()
+        for path in (folder / "local-0").rglob("*.*")
     )
-    rates = {name: row["photos a second"] for name, row in found.items()}
+    rates = {name: [row["photos a second"] for row in rows] for name, rows in runs.items()}
+    ratios = [ray / local for ray, local in zip(rates["ray"], rates["local"], strict=True)]
     return {
         "photos": len(photos),
+        "side": side,
         "styles": len(STYLES),
-        **found,
-        "ray over local": round(rates["ray"] / rates["local"], 3),
+        **runs,
+        "ray over local, each round": [round(ratio, 3) for ratio in ratios],
+        "ray over local": round(statistics.median(ratios), 3),
         "same bytes": same,
     }
 
 
-def labelled(photos: list[Any], out: Path, engine: Any) -> dict[str, float]:
+def labelled(photos: list[Any], out: Path, side: int, engine: Any) -> dict[str, float]:
     """Label photos; seconds of all, and the rate without the start."""
     from pseudo_labels.build import BuiltStyle
     from pseudo_labels.job import BuildSettings, PhotoJob
@@ -99,7 +111,7 @@ def labelled(photos: list[Any], out: Path, engine: Any) -> dict[str, float]:
     from pseudo_labels.stylize.registry import load_styles
     from regionroute.engines.run import run
 
-    settings = BuildSettings(size=SIDE)
+    settings = BuildSettings(size=side)
     styles = [BuiltStyle(entry, entry.build()) for entry in load_styles("painting", STYLES)]
     numbers = tuple(range(len(styles)))
     tasks = [PhotoTask(PhotoJob(photo, content_hash(photo)), numbers) for photo in photos]

@@ -1,5 +1,6 @@
 """The examples of cluster runs in docs/cluster are well formed, and their commands exist."""
 
+import os
 import re
 import shlex
 import shutil
@@ -32,6 +33,32 @@ def test_slurm_script_is_bash():
     if bash is None:
         pytest.skip("no bash")
     subprocess.run([bash, "-n", FOLDER / "slurm.sh"], check=True)
+
+
+def test_slurm_script_runs_its_commands_in_order(tmp_path):
+    """With the cluster's programs replaced by some that only note how they were called."""
+    bash, log = shutil.which("bash"), tmp_path / "calls"
+    if bash is None:
+        pytest.skip("no bash")
+    for name in ("scontrol", "srun", "sleep", "regionroute"):
+        answer = "printf 'n1\\nn2\\n'" if name == "scontrol" else ":"
+        program = tmp_path / name
+        program.write_text(f'#!{bash}\necho "{name} $*" >> {log}\n{answer}\n')
+        program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2"}
+    subprocess.run([bash, FOLDER / "slurm.sh"], check=True, env=environment, timeout=60)
+    calls = [line for line in log.read_text().splitlines() if not line.startswith("sleep")]
+    head = [line for line in calls if "ray start --head --port=6379 --block" in line]
+    others = [line for line in calls if "ray start --address=n1:6379 --block" in line]
+    assert head == [
+        "srun --nodes=1 --ntasks=1 --overlap -w n1 ray start --head --port=6379 --block"
+    ]
+    assert [line[:50] for line in others] == ["srun --nodes=1 --ntasks=1 --overlap --exclude=n1 r"]
+    assert [line.split()[1] for line in calls if line.startswith("regionroute")] == [
+        "label",
+        "manifest",
+    ]
 
 
 def test_kubernetes_job_is_whole():

@@ -20,6 +20,8 @@ from train.data.caching import hash_files, provide
 from train.data.dataset import TrainingData, seeded
 from train.data.encode import identity, release_encoders
 from train.data.files import Files
+from train.data.order import BlockShuffle
+from train.data.streamed import is_url, open_cache
 from train.engine import distributed
 from train.engine.distributed import Ranks
 from train.engine.ema import MovingAverage
@@ -50,8 +52,9 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
         UserError: anything the user can fix, the same on all processes.
     """
     output = Path(config.output)
-    cache = Cache(Path(config.data.cache) if config.data.cache else output / "cache")
-    files = Files(cache.folder)
+    folder, where = output / "cache", config.data.cache
+    cache = distributed.agree(lambda: open_cache(where, folder, config.data.stream_memory))
+    files = Files(folder if where is None or is_url(where) else Path(where))
     hash_files(config, files, ranks)
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files))
     config = _with_commit(config, inputs)
@@ -192,6 +195,8 @@ def _engine(config: RunConfig, inputs: Inputs, start: Start, ranks: Ranks) -> De
 
 
 def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
+    data = config.data
+    blocks = BlockShuffle(data.shuffle_block, data.shuffle_window, data.shuffle_lanes)
     return TrainingData(
         inputs.examples,
         cache,
@@ -200,6 +205,7 @@ def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
         flow=config.flow,
         references=inputs.references,
         semantic_channels=inputs.backbone.semantic_channels,
+        shuffle=blocks if data.shuffle_block else None,
     )
 
 

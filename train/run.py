@@ -108,7 +108,7 @@ def _export(trainer: Trainer, checkpoints: Path) -> None:
 def _make_folders(config: RunConfig, ranks: Ranks, held: ExitStack) -> None:
     """Checks the folders to write to; process 0 locks the output until `held` is closed."""
     for key, folder in (("output", config.output), ("data.cache", config.data.cache)):
-        if folder is None:
+        if folder is None or (key == "data.cache" and "://" in folder):
             continue
         try:
             check_output_folder(folder)

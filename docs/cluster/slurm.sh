@@ -7,7 +7,7 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 set -euo pipefail
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export RAY_ADDRESS="$head:6379" RAY_USAGE_STATS_ENABLED=0
 
 srun --nodes=1 --ntasks=1 --overlap -w "$head" ray start --head --port=6379 --block &

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from importlib.metadata import version
 from typing import NamedTuple
@@ -80,6 +81,8 @@ COMMANDS = {
     "doctor": Command("regionroute.cli.doctor", "list what this machine can do and what it lacks"),
 }
 
+BUCKET = re.compile(r"(?:^|=)((?:s3|gs|gcs|az|abfs)://\S*)")
+
 EXAMPLES = """\
 examples:
   regionroute edit photo.png --object dog --style pixel-art --out out.png --map map.png
@@ -122,10 +125,22 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
         )
+    if argv[0] != "train":  # its settings say which of them may be a URL
+        _refuse_buckets(argv[1:])
     entry = COMMANDS[argv[0]]
     if entry.arguments:
         entry.parser().parse_args(argv[1:])  # help and mistakes, before the module is imported
     return int(importlib.import_module(entry.module).main(argv[1:]))
+
+
+def _refuse_buckets(arguments: list[str]) -> None:
+    """Object stores that a command would take for folders."""
+    for argument in arguments:
+        if found := BUCKET.search(argument):
+            raise UserError(
+                f"{found[1]}: this command reads and writes folders, and only the cache of "
+                "training (data.cache) may be in an object store: mount the bucket or copy it"
+            )
 
 
 def complete(line: str) -> None:

@@ -21,6 +21,7 @@ from regionroute.config.base import (
     Positive,
     Section,
 )
+from regionroute.config.data import DataConfig
 from regionroute.config.io import add_config_arguments, dump_config, save_config
 from regionroute.config.losses import FlowConfig, PerceptualConfig, SupervisionConfig
 from regionroute.config.train import OptimConfig, TrainConfig
@@ -73,39 +74,6 @@ class BaseConfig(Section):
     )
     max_text_length: Count | None = Field(
         None, description="length of the prompt in tokens; null: the base's default"
-    )
-
-
-class DataConfig(Section):
-    """The training pairs."""
-
-    manifest: Name = Field(
-        "data/scenes/manifest.jsonl",
-        description="manifest.jsonl of the pairs, its folder, or a pattern such as "
-        "manifest-*.jsonl",
-    )
-    split: Name = Field("train", description="split of the manifest to train on")
-    whole_targets: bool = Field(
-        False,
-        description="train each object's sample on its wholly restyled photo (label --whole), so "
-        "that experts paint under the object prompt and gates keep the rest (routing.prompt "
-        "object); the mask supervises the attention only",
-    )
-    resolution: Annotated[int, Field(ge=16)] | None = Field(
-        None,
-        description="images are resized to the area of a square with this side in pixels; null: "
-        "the base's default",
-    )
-    buckets: bool = Field(
-        True,
-        description="group images of different aspect ratios into sizes of equal area, one size "
-        "per batch; false: crop all images to one size",
-    )
-    cache: str | None = Field(
-        None, description="folder of cached latents and embeddings; null: <output>/cache"
-    )
-    workers: CountOrZero = Field(
-        0, description="processes that load pairs; 0: load them in the training process"
     )
 
 
@@ -253,6 +221,15 @@ class RunConfig(Section):
         description="optimizer, learning rate schedule, moving average of the experts",
     )
     train: TrainConfig = Field(TrainConfig(), description="the loop")
+
+    @model_validator(mode="after")
+    def _lanes_divide(self) -> "RunConfig":
+        lanes, batch = self.data.shuffle_lanes, self.train.global_batch
+        if batch % lanes:
+            raise ValueError(
+                f"have a data.shuffle_lanes ({lanes}) that divides train.global_batch ({batch})"
+            )
+        return self
 
 
 Model = TypeVar("Model", bound=BaseModel)

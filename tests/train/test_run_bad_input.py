@@ -103,6 +103,8 @@ SETTINGS = [
     (["data.manifest=nowhere"], "nowhere/manifest.jsonl: no such manifest"),
     (["data.manifest=file"], "file/manifest.jsonl: no such manifest"),
     (["data.split=holdout"], "split 'holdout' has no sample"),
+    (["data.manifest=s3://bucket/pets"], "only data.cache may be a URL, mount the bucket"),
+    (["data.shuffle_lanes=3", "train.global_batch=4"], "data.shuffle_lanes (3) that divides"),
 ]
 
 
@@ -115,6 +117,7 @@ LATER = [
     (["train.deepspeed=typo.json"], "typo.json: DeepSpeed refuses it"),
     (["train.deepspeed=type.json"], "type.json: DeepSpeed refuses it"),
     (["data.cache=file"], "data.cache=file: this is a file, give a folder"),
+    (["data.cache=nowhere://x"], "data.cache=nowhere://x: Protocol not known: nowhere"),
     (["data.resolution=1000000"], "not enough memory"),
     (["base.max_text_length=5"], "sample 'pair-0': "),
     (["base.max_text_length=1000"], "base.max_text_length=1000: the pipelines read at most"),

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from threading import RLock
 from typing import Any
 
@@ -42,15 +42,15 @@ class CacheEntry:
     make: Callable[[], Tensors]
 
 
-class _Kind:
+class Kind:
     """Where the entries of one kind lie: sorted keys, and the file and row of each."""
 
     def __init__(self) -> None:
-        self.paths: list[Path] = []
+        self.paths: list[PurePath] = []
         self.keys = np.zeros(0, np.uint64)
         self.places = np.zeros(0, np.int64)  # file << 32 | row
 
-    def add(self, found: Sequence[tuple[Path, np.ndarray]]) -> None:
+    def add(self, found: Sequence[tuple[PurePath, np.ndarray]]) -> None:
         """Takes in the entries of further files."""
         keys, places = [self.keys], [self.places]
         for path, own in found:
@@ -61,7 +61,7 @@ class _Kind:
         self.keys, first = np.unique(together, return_index=True)
         self.places = np.concatenate(places)[first]
 
-    def find(self, key: str) -> tuple[Path, int] | None:
+    def find(self, key: str) -> tuple[PurePath, int] | None:
         """File and row of an entry."""
         number = np.uint64(int(key, 16))
         at = int(np.searchsorted(self.keys, number))
@@ -79,27 +79,42 @@ class Cache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder: PurePath = Path(folder)
         self.remarks: list[str] = []
-        self._kinds: dict[str, _Kind] = {}
-        self._open: OrderedDict[Path, Shard] = OrderedDict()
+        self._kinds: dict[str, Kind] = {}
+        self._open: OrderedDict[PurePath, Shard] = OrderedDict()
         self._lock = RLock()
+
+    @property
+    def name(self) -> str:
+        """The folder, for messages."""
+        return self._shown(self.folder)
+
+    def save_index(self) -> None:
+        """Makes the next start faster; a local cache needs nothing for it."""
 
     def scan(self, kind: str) -> None:
         """Looks for files of a kind that are not known yet; damaged ones are set aside."""
         with self._lock:
-            known = self._kinds.setdefault(kind, _Kind())
-            paths = {p for p in (self.folder / kind).glob(f"*{ENDING}") if p.name[0] != "."}
-            self._take_in(kind, sorted(paths.difference(known.paths)))
+            known = self._kinds.setdefault(kind, Kind())
+            self._take_in(kind, sorted(self._files(kind).difference(known.paths)))
 
-    def _take_in(self, kind: str, paths: Iterable[Path]) -> None:
+    def _files(self, kind: str) -> set[PurePath]:
+        """The files of a kind."""
+        return {p for p in Path(self.folder / kind).glob(f"*{ENDING}") if p.name[0] != "."}
+
+    def _keys(self, path: PurePath) -> np.ndarray:
+        """Keys of a file's entries, [n] uint64; raises `Damaged`."""
+        return Shard(path).keys
+
+    def _take_in(self, kind: str, paths: Iterable[PurePath]) -> None:
         found = []
         for path in paths:
             try:
-                found.append((path, Shard(path).keys))
+                found.append((path, self._keys(path)))
             except Damaged as damage:
                 self.remarks.append(f"{self._aside(path, damage)}, what it held is encoded again")
-        self._kinds.setdefault(kind, _Kind()).add(found)
+        self._kinds.setdefault(kind, Kind()).add(found)
 
     def absent(self, kind: str, keys: Iterable[str] | np.ndarray) -> np.ndarray:
         """Those of some keys that no file holds, each once: sorted uint64."""
@@ -121,8 +136,8 @@ class Cache:
                 place = self._place(kind, key)
         if place is None:
             raise UserError(
-                f"{self.folder / kind}: the cache lacks entry {key}, its file was removed during "
-                "the run: start the same command again and it is rebuilt"
+                f"{self._shown(self.folder / kind)}: the cache lacks entry {key}, its file was removed "
+                "during the run: start the same command again and it is rebuilt"
             )
         path, row = place
         try:
@@ -132,10 +147,11 @@ class Cache:
                 f"{self._aside(path, damage)}: start the same command again and it is rebuilt"
             ) from damage
 
-    def _place(self, kind: str, key: str) -> tuple[Path, int] | None:
-        return self._kinds.setdefault(kind, _Kind()).find(key)
+    def _place(self, kind: str, key: str) -> tuple[PurePath, int] | None:
+        return self._kinds.setdefault(kind, Kind()).find(key)
 
-    def _shard(self, path: Path) -> Shard:
+    def _shard(self, path: PurePath) -> Shard:
+        """A file, open for reading; raises `Damaged`."""
         with self._lock:
             if path not in self._open:
                 self._open[path] = Shard(path)
@@ -144,11 +160,23 @@ class Cache:
             self._open.move_to_end(path)
             return self._open[path]
 
-    def _aside(self, path: Path, damage: Damaged) -> str:
+    def _shown(self, path: PurePath) -> str:
+        """A path for messages."""
+        return str(path)
+
+    def _move_aside(self, path: PurePath) -> None:
+        """Renames a damaged file; raises OSError."""
+        Path(path).replace(path.with_name(path.name + ASIDE))
+
+    def _write(self, kind: str, keys: Sequence[str], entries: Sequence[Tensors]) -> PurePath:
+        """Writes entries into a new file, whose path it gives."""
+        return write_shard(Path(self.folder / kind), keys, entries)
+
+    def _aside(self, path: PurePath, damage: Damaged) -> str:
         """Puts a damaged file out of the way; what happened, in words."""
         with contextlib.suppress(OSError):  # another process was faster
-            path.replace(path.with_name(path.name + ASIDE))
-        return f"{path}: this cache file is damaged ({damage}) and now ends in {ASIDE}"
+            self._move_aside(path)
+        return f"{self._shown(path)}: this cache file is damaged ({damage}) and now ends in {ASIDE}"
 
     def fill(
         self,
@@ -157,7 +185,7 @@ class Cache:
         only: Mapping[str, np.ndarray] | None = None,
         title: str = "encoding",
         show: bool = True,
-    ) -> list[tuple[str, Path]]:
+    ) -> list[tuple[str, PurePath]]:
         """Computes entries that are absent and writes them.
 
         Each entry is computed by itself: in a batch, its last bits would depend on neighbours.
@@ -177,7 +205,7 @@ class Cache:
             kinds = {entry.kind for entry in entries}
             only = {k: self.absent(k, [e.key for e in entries if e.kind == k]) for k in kinds}
         left = {kind: set(keys.tolist()) for kind, keys in only.items()}
-        writer = _Writer(self.folder)
+        writer = _Writer(self._write)
         total = sum(map(len, left.values()))
         with tqdm(total=total, desc=title, unit="file", disable=not (show and total)) as bar:
             try:
@@ -188,7 +216,11 @@ class Cache:
         return writer.written
 
     def _compute(
-        self, entries: Iterable[CacheEntry], left: dict[str, set[int]], writer: _Writer, bar: tqdm[Any]
+        self,
+        entries: Iterable[CacheEntry],
+        left: dict[str, set[int]],
+        writer: _Writer,
+        bar: tqdm[Any],
     ) -> None:
         if not any(left.values()):
             return
@@ -207,23 +239,23 @@ class Cache:
             "packed, run `regionroute manifest pack` again"
         )
 
-    def adopt(self, written: Iterable[tuple[str, Path]]) -> None:
+    def adopt(self, written: Iterable[tuple[str, PurePath]]) -> None:
         """Takes in files that this or another process wrote, without listing the folder.
 
         On network disks a listing may be old; a name that is asked for is not.
         """
         with self._lock:
             for kind, path in written:
-                if path not in self._kinds.setdefault(kind, _Kind()).paths:
+                if path not in self._kinds.setdefault(kind, Kind()).paths:
                     self._take_in(kind, [path])
 
 
 class _Writer:
-    """Collects entries of several kinds into files."""
+    """Collects entries of several kinds into files, which `write` writes: `Cache._write`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written: list[tuple[str, Path]] = []
+    def __init__(self, write: Callable[[str, Sequence[str], Sequence[Tensors]], PurePath]) -> None:
+        self._write_file = write
+        self.written: list[tuple[str, PurePath]] = []
         self._waiting: dict[str, tuple[list[str], list[Tensors]]] = {}
         self._bytes: dict[str, int] = {}
         self._since = time.monotonic()
@@ -248,4 +280,4 @@ class _Writer:
     def _write(self, kind: str) -> None:
         keys, entries = self._waiting.pop(kind)
         self._bytes.pop(kind)
-        self.written.append((kind, write_shard(self.folder / kind, keys, entries)))
+        self.written.append((kind, self._write_file(kind, keys, entries)))

@@ -76,13 +76,25 @@ def provide(
         for remark in sorted({remark for _, remarks in found for remark in remarks}):
             print(remark, flush=True)
         there = sum(len(np.unique(k)) for k in keys.values()) - missing
-        print(f"cache {cache.folder}: {there} entries cached, {missing} to encode", flush=True)
+        print(f"cache {cache.name}: {there} entries cached, {missing} to encode", flush=True)
     if not missing:
         return
-    share = {kind: k[ranks.rank :: ranks.world] for kind, k in absent.items()}
+    share = {kind: _share(absent[kind], k, ranks) for kind, k in keys.items()}
     written = distributed.agree(lambda: cache.fill(entries, only=share, show=ranks.main))
     for theirs in distributed.everyones(written):
         cache.adopt(theirs)
+    if ranks.main:
+        cache.save_index()
+
+
+def _share(absent: np.ndarray, keys: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """This process's part of the absent keys, sorted: those of neighbouring samples.
+
+    Entries that are needed together get into the same files, which a streamed cache reads whole.
+    """
+    found, first = np.unique(keys, return_index=True)
+    order = absent[np.argsort(first[np.searchsorted(found, absent)])]
+    return np.sort(np.array_split(order, ranks.world)[ranks.rank])
 
 
 def seen_of(encoder: Encoder, selection: Selection) -> tuple[Selection, tuple[float, float]]:

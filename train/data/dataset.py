@@ -24,7 +24,7 @@ from regionroute.data.manifest import EditSample, Manifest, manifest_file
 from regionroute.data.prompts import find_spans
 from train.data.cache import Cache
 from train.data.examples import TrainingExample, TrainingExamples
-from train.data.order import BatchOrder, members_of, seeded
+from train.data.order import BatchOrder, BlockShuffle, members_of, seeded
 from train.step import Batch
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class TrainingData:
         flow: distribution of the noise levels.
         references: where each sample gets an example image from, if that chooses the experts.
         semantic_channels: of the base, see `Batch`.
+        shuffle: in two levels; None: all samples at once.
     """
 
     def __init__(
@@ -104,13 +105,16 @@ class TrainingData:
         flow: FlowConfig,
         references: References | None = None,
         semantic_channels: int = 0,
+        shuffle: BlockShuffle | None = None,
     ) -> None:
         self.semantic_channels = semantic_channels
-        self.examples = examples if isinstance(examples, TrainingExamples) else TrainingExamples(examples)
+        self.examples = (
+            examples if isinstance(examples, TrainingExamples) else TrainingExamples(examples)
+        )
         self.cache, self.references = cache, references
         self.seed, self.global_batch, self.flow = seed, global_batch, flow
         names = [f"{height}x{width}" for height, width in self.examples.sizes]
-        self.order = BatchOrder(self.examples.buckets, names, global_batch, seed)
+        self.order = BatchOrder(self.examples.buckets, names, global_batch, seed, shuffle)
 
     def ids(self, step: int) -> list[str]:
         """Sample ids of the global batch of a step (counted from 0)."""

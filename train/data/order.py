@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +23,42 @@ def seeded(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+@dataclass(frozen=True)
+class BlockShuffle:
+    """A shuffle in two levels, whose neighbours lie in few files of a streamed cache.
+
+    The order of blocks is drawn, then that of the samples in each window of blocks.
+
+    Attributes:
+        block: neighbouring samples of the manifest that stay together.
+        window: blocks that are mixed with each other.
+        lanes: equal parts of each global batch; each reads a part of the epoch of its own, so
+            that nodes with a share of the batch read different blocks. Divides the global batch.
+    """
+
+    block: int
+    window: int = 8
+    lanes: int = 1
+
+    def permutation(self, count: int, generator: torch.Generator) -> Tensor:
+        """An epoch's order of samples, [count] int64."""
+        parts = torch.arange(count).split(self.block)
+        order = torch.randperm(len(parts), generator=generator).tolist()
+        drawn = []
+        for first in range(0, len(order), self.window):
+            together = torch.cat([parts[number] for number in order[first : first + self.window]])
+            drawn.append(together[torch.randperm(len(together), generator=generator)])
+        return torch.cat(drawn)
+
+    def place(self, position: int, count: int, global_batch: int) -> int:
+        """Where in the permutation a position of the epoch is: lanes are equal parts of both."""
+        width = global_batch // self.lanes
+        turn, within = divmod(position, global_batch)
+        lane, within = divmod(within, width)
+        full, rest = divmod(count, global_batch)
+        return lane * full * width + min(rest, lane * width) + turn * width + within
+
+
 class SampleOrder:
     """An endless sequence of sample numbers: one permutation after another.
 
@@ -31,18 +68,32 @@ class SampleOrder:
         count: how many samples.
         seed: of the permutations.
         name: distinguishes several orders of one run.
+        shuffle: in two levels; None: all samples at once.
+        global_batch: G, which the lanes of `shuffle` are parts of.
     """
 
-    def __init__(self, count: int, seed: int, *name: str) -> None:
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        *name: str,
+        shuffle: BlockShuffle | None = None,
+        global_batch: int = 1,
+    ) -> None:
         self.count, self.seed, self.name = count, seed, name
+        self.shuffle, self.global_batch = shuffle, global_batch
         self._permutation = lru_cache(maxsize=2)(self._draw)  # a batch spans two epochs at most
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, self.count)
+        if self.shuffle:
+            place = self.shuffle.place(place, self.count, self.global_batch)
         return int(self._permutation(epoch)[place])
 
     def _draw(self, epoch: int) -> Tensor:
         generator = seeded("order", self.seed, *self.name, epoch)
+        if self.shuffle:
+            return self.shuffle.permutation(self.count, generator)
         return torch.randperm(self.count, generator=generator)
 
 
@@ -60,6 +111,7 @@ class BatchOrder:
         names: of the buckets; their order changes nothing.
         global_batch: G, samples a batch.
         seed: of every draw.
+        shuffle: of each bucket, in two levels; None: all its samples at once.
     """
 
     def __init__(
@@ -68,6 +120,7 @@ class BatchOrder:
         names: Sequence[str],
         global_batch: int,
         seed: int,
+        shuffle: BlockShuffle | None = None,
     ) -> None:
         self.global_batch, self.seed = global_batch, seed
         numbers = np.asarray(buckets)
@@ -75,7 +128,13 @@ class BatchOrder:
         self._members = [groups[name] for name in sorted(groups) if len(groups[name])]
         own = [(name,) for name in sorted(groups) if len(groups[name])]
         self._orders = [
-            SampleOrder(len(members), seed, *(name if len(own) > 1 else ()))
+            SampleOrder(
+                len(members),
+                seed,
+                *(name if len(own) > 1 else ()),
+                shuffle=shuffle,
+                global_batch=global_batch,
+            )
             for members, name in zip(self._members, own, strict=True)
         ]
         self._sizes = np.array([len(members) for members in self._members], dtype=np.int64)

@@ -16,13 +16,14 @@ from regionroute.data.buckets import crop_window
 from regionroute.data.columns import Columns
 from regionroute.data.manifest import EditSample, Region
 from regionroute.files import settings_text
-from train.data.examples import TrainingExample, TrainingExamples
+from train.data.examples import TrainingExample, TrainingExamples, hexadecimal
 
 if TYPE_CHECKING:
     from train.data.encode import Encoder
     from train.data.selection import Chosen
 
 HASH = "0" * 16  # in place of a content hash
+HASHED = 100_000  # contents that are hashed at once
 
 
 def style_words(columns: Columns, rows: np.ndarray) -> Iterator[tuple[str, str]]:
@@ -177,16 +178,24 @@ def _keys(facts: Sequence[Any], contents: np.ndarray, number: np.ndarray) -> np.
         before, _, after = settings_text(own).encode().partition(HASH.encode())
         ours = number == n
         found, places = np.unique(contents[ours], return_inverse=True)
-        digits = found.astype(">u8").tobytes().hex().encode()
-        sha256 = hashlib.sha256
-        hashes = b"".join(
-            [
-                sha256(before + digits[at : at + 16] + after).digest()[:8]
-                for at in range(0, len(digits), 16)
-            ]
-        )
-        keys[ours] = np.frombuffer(hashes, ">u8").astype(np.uint64)[places]
+        parts = np.split(found, range(HASHED, len(found), HASHED))
+        keys[ours] = np.concatenate([_hashes(before, part, after) for part in parts])[places]
     return keys
+
+
+def _hashes(before: bytes, contents: np.ndarray, after: bytes) -> np.ndarray:
+    """`settings_hash` of each content's digits between two texts, [k] uint64."""
+    start, length = len(before), len(before) + len(HASH) + len(after)
+    texts = np.empty((len(contents), length), np.uint8)
+    texts[:, :start] = np.frombuffer(before, np.uint8)
+    texts[:, start : start + len(HASH)] = hexadecimal(contents)
+    texts[:, start + len(HASH) :] = np.frombuffer(after, np.uint8)
+    sha256 = hashlib.sha256
+    # The only loop over rows: SHA-256 has no form for arrays.
+    digests = b"".join(
+        [sha256(text).digest() for text in texts.view(f"S{length}").ravel().tolist()]
+    )
+    return np.frombuffer(digests, ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
 def _first_of_each(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,7 @@ class Shard:
         UserError: it may not be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: PurePath) -> None:
         try:
             self._file: Any = safe_open(path, framework="pt").__enter__()
             ours = (self._file.metadata() or {}).get("format") == FORMAT

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HARMLESS = (
     "output",
     "data.cache",
+    "data.stream_memory",
     "data.workers",
     "experts.dtype",
     "experts.license",

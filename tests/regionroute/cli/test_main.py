@@ -184,3 +184,10 @@ def test_commands_and_their_parsers_go_together(capsys):
         assert entry.summary[0].islower()
     known = completion_parser("")._subparsers._group_actions[0].choices
     assert list(known) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("argument", ["s3://photos/cats", "--edits=gs://out/edits"])
+@pytest.mark.parametrize("name", ["label", "edit", "score"])
+def test_object_stores_are_refused_in_a_sentence(name, argument, refused):
+    url = argument.removeprefix("--edits=")
+    assert refused(main, [name, argument]).startswith(f"error: {url}: this command reads and")

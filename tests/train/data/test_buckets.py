@@ -5,6 +5,7 @@ import gc
 import signal
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,7 +242,7 @@ def test_a_manifest_in_shards_trains_alike(runs, mixed, tiny_manifest, encodings
 class Live:
     """In the cache's place: encodes whenever it is asked."""
 
-    remarks = ()
+    name, remarks = "nowhere", ()
 
     def __init__(self, folder):
         self.folder = folder
@@ -256,6 +257,9 @@ class Live:
     def adopt(self, written):
         pass
 
+    def save_index(self):
+        pass
+
     def load(self, kind, key):
         return self.makers[kind, key]()
 
@@ -264,7 +268,7 @@ def test_the_cache_changes_no_loss(runs, mixed, encodings, monkeypatch):
     assert runs("cached") == 0
     encodings.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(train.prepare, "Cache", Live)
+        patch.setattr(train.prepare, "open_cache", lambda name, default, memory: Live(Path(name)))
         patch.setattr(train.prepare, "release_encoders", lambda backbone, keep_vae: None)
         assert runs("live") == 0
     assert encodings["encode_images"] >= 6 * 4 * 2  # steps, pairs, pictures: nothing was kept

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train.data.order import BatchOrder, SampleOrder, members_of
+from train.data.order import BatchOrder, BlockShuffle, SampleOrder, members_of
 
 BUCKETS = [0] * 3 + [1] * 50 + [2] * 11
 NAMES = ["24x40", "32x32", "40x24"]
@@ -65,3 +65,44 @@ def test_shares_of_every_world_make_up_the_same_batch():
                 for rank in range(world)
             ]
             assert [whole[i] for share in shares for i in share] == whole
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 100, 203])
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+def test_blocks_give_every_sample_once_an_epoch(count, lanes):
+    order = SampleOrder(count, 3, shuffle=BlockShuffle(6, 2, lanes), global_batch=8)
+    epochs = [[order[epoch * count + place] for place in range(count)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert count < 3 or epochs[0] != epochs[1]
+
+
+def test_a_window_of_blocks_holds_few_neighbourhoods():
+    block, window = 10, 4
+    order = SampleOrder(1000, 0, shuffle=BlockShuffle(block, window), global_batch=8)
+    epoch = np.array([order[place] for place in range(1000)])
+    for first in range(0, 1000, block * window):
+        part = epoch[first : first + block * window]
+        assert len(np.unique(part // block)) == window
+        assert (np.diff(part) == 1).mean() < 0.3  # and they are mixed
+
+
+def test_lanes_read_different_blocks():
+    """Two nodes with half of each batch: a block is read by one of them, but for the seams."""
+    count, batch, world = 960, 8, 2
+    shuffle = BlockShuffle(16, 3, lanes=world)
+    order = BatchOrder([0] * count, ["64x64"], batch, 5, shuffle)
+    read = [set(), set()]
+    for step in range(count // batch):
+        numbers = order.batch(step)
+        for rank in range(world):
+            read[rank] |= {numbers[m] // 16 for m in members_of(rank, world, 0, 1, batch)}
+    assert read[0] | read[1] == set(range(60))
+    assert len(read[0] & read[1]) <= 3
+
+
+def test_blocks_change_nothing_unless_they_are_asked_for():
+    plain, none = BatchOrder(BUCKETS, NAMES, 8, 0), BatchOrder(BUCKETS, NAMES, 8, 0, None)
+    assert [plain.batch(step) for step in range(20)] == [none.batch(step) for step in range(20)]
+    blocks = BatchOrder(BUCKETS, NAMES, 8, 0, BlockShuffle(4, 2))
+    later = BatchOrder(BUCKETS, NAMES, 8, 0, BlockShuffle(4, 2))
+    assert [later.batch(step) for step in (17, 3)] == [blocks.batch(step) for step in (17, 3)]

@@ -1,5 +1,6 @@
 """Training on a packed manifest: the samples, keys and tokens of its rows, none of them read."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -14,10 +15,12 @@ from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.data.pack import ASIDE, pack
 from regionroute.data.shards import ShardedRows
 from regionroute.errors import UserError
+from regionroute.files import settings_hash
 from regionroute.models.loading import load_base
 from train.data.caching import seen_of
 from train.data.encode import Encoder
-from train.data.examples import TrainingExamples
+from train.data import examples, packed
+from train.data.examples import TrainingExample, TrainingExamples
 from train.data.files import Files
 from train.data.packed import packed_examples, sizes_of
 from train.data.selection import select, split_parts
@@ -112,3 +115,36 @@ def test_mistakes_are_named(tiny_manifest):
     column_file(tiny_manifest / "manifest-00000.jsonl").unlink()
     with pytest.raises(UserError, match=r"target is 8x8 pixels but its context is 64x64"):
         pack(tiny_manifest)
+
+
+def test_keys_of_many_contents_are_those_of_each(monkeypatch):
+    monkeypatch.setattr(packed, "HASHED", 99)
+    draw = np.random.default_rng(0)
+    contents, number = draw.integers(0, 2**64, 500, dtype=np.uint64), draw.integers(0, 2, 500)
+    contents[7], contents[0] = contents[9], 5  # a digit of many
+    facts = [[packed.HASH, "vae", (64, 64)], [packed.HASH, "vae", (64, 96), [1, 2]]]
+    wanted = [
+        int(settings_hash([f"{content:016x}", *facts[which][1:]]), 16)
+        for content, which in zip(contents.tolist(), number.tolist(), strict=True)
+    ]
+    assert packed._keys(facts, contents, number).tolist() == wanted
+
+
+@pytest.mark.parametrize("at_once", [3, 7, 1000])
+@pytest.mark.parametrize("odd", [None, (2, "two masks"), (1, 'größe "3"'), (1, "back\\slash")])
+def test_the_digest_is_that_of_the_rows(monkeypatch, at_once, odd):
+    monkeypatch.setattr(examples, "DIGESTED", at_once)
+    draw = np.random.default_rng(0)
+
+    def example(masks, name):
+        keys = [f"{key:016x}" for key in draw.integers(0, 2**60, 3 + masks).tolist()]
+        return TrainingExample(name, 0, "", ((1,),), (64, 64), *keys[:3], tuple(keys[3:]))
+
+    rows = [example(1, f"row {number}") for number in range(20)]
+    if odd:
+        rows.insert(10, example(*odd))
+    lists = [[row.id, row.context, row.target, row.text, *row.masks] for row in rows]
+    text = json.dumps(lists, separators=(",", ":"))
+    wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert TrainingExamples(rows).digest() == wanted
+    assert TrainingExamples().digest() == hashlib.sha256(b"[]").hexdigest()[:16]
