@@ -1,5 +1,6 @@
 """The documentation names only files, commands and flags that exist."""
 
+import ast
 import functools
 import importlib
 import os
@@ -27,6 +28,7 @@ PAGES = [
 pytestmark = pytest.mark.timeout(900)
 REFERENCE = REPOSITORY / "docs" / "reference"
 FOLDERS = "regionroute|pseudo_labels|train|eval|integrations|bench|configs|docs|tests"
+OURS = {"regionroute", "pseudo_labels", "train", "eval"}
 GROUPS = {"experts", "mamba"}  # commands with actions of their own
 
 
@@ -133,3 +135,14 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     exec(compile(block, "README.md", "exec"), {})
     assert Image.open("out.png").size == (144, 96)
     assert Image.open("map.png").size == (144, 96)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_python_compiles_and_imports_exist(page):
+    """Every Python block; those of the tutorials also run, in tests/docs."""
+    for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.S | re.M):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in OURS:
+                module = importlib.import_module(node.module)
+                assert [one.name for one in node.names if not hasattr(module, one.name)] == []

@@ -6,18 +6,21 @@ the command that measures it again. Building the site draws the tables too.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from table_text import Column, by_columns, cell, number, table
+from measured_rest import (
+    gallery_clusters,
+    gallery_protocol,
+    gallery_speed,
+    mamba,
+    masks,
+    speed,
+    wrong_edits,
+)
+from table_text import REPOSITORY, Column, by_columns, cell, number, result, table
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "bench" / "results"
 PAGES = REPOSITORY / "docs"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.S)
 
@@ -63,13 +66,6 @@ SCENE_ROWS = {
     "object word of the base": ("map of the base's object word (training-free)", "base"),
     "pixel composite": ("base's global restyle, composited by the same gates", "base"),
 }
-
-
-@cache
-def result(name: str) -> dict[str, Any]:
-    """Content of ``bench/results/NAME.json``."""
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return content
 
 
 def supervision() -> str:
@@ -235,59 +231,6 @@ def gates(name: str) -> Callable[[], str]:
     return lambda: by_columns(result(name)["cut out by"], columns, heads=("composited by",))
 
 
-def wrong_edits() -> str:
-    """Failure modes by the metrics that should flag them."""
-    columns = [
-        ("residual error", "in_mask_ratio", "%"),
-        ("coverage", "coverage", "%"),
-        ("background LPIPS", "lpips_bg", ".3"),
-        ("leak", "leak", "%"),
-        ("shift, px", "drift_shift", ".1"),
-        ("Style", "style_match", ".2"),
-    ]
-    names = {
-        "floor": ("floor: unedited",),
-        "global_restyle": ("whole image restyled",),
-        "shifted": ("shifted by 3 px",),
-        "wrong_object": ("another object restyled",),
-        "half_coverage": ("half of the object restyled",),
-        "ceiling": ("ceiling: the target",),
-    }
-    rows = {
-        name: {key: value[0] if value else None for key, value in row.items()}
-        for name, row in result("eval_wrong_edits")["means"].items()
-    }
-    return by_columns(rows, columns, names)
-
-
-def masks() -> str:
-    """Masks from boxes."""
-    iou = result("label")["masks"]["iou"]
-    names = {"offline": "U²-Net-p and GrabCut", "grabcut": "GrabCut", "box": "the box"}
-    return table(list(names.values()), [[cell(iou[name]["all"], ".2") for name in names]])
-
-
-def mamba() -> str:
-    """Losses of StyleMamba's fits."""
-    data = result("mamba_fit")
-    names = {
-        "full": "ours",
-        "no second order": "without the second-order term",
-        "CLIPstyler": "a small network as in CLIPstyler",
-    }
-    parts = ("loss at 40 steps", "ssim at 40 steps")
-    body = [[names[name], *(cell(data[part][name], ".2") for part in parts)] for name in names]
-    return table(["", "held-out directional loss, 40 steps", "SSIM"], body)
-
-
-def gallery_protocol() -> str:
-    """The protocol of StyleGallery's benchmark, run with a painting network."""
-    data = result("stylegallery_protocol")
-    rows = {"painting network": data["scores"], "unedited photos": data["unedited"]}
-    columns = [("Style", "style", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", ".2")]
-    return by_columns(rows, columns)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "supervision": supervision,
     "scenes": scenes,
@@ -306,6 +249,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "masks": masks,
     "mamba": mamba,
     "gallery-protocol": gallery_protocol,
+    "gallery-speed": gallery_speed,
+    "gallery-clusters": gallery_clusters,
+    "speed": speed,
 }
 
 

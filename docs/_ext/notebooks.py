@@ -19,6 +19,8 @@ def execute(path: Path) -> None:
         cell.get("metadata", {}).pop("execution", None)  # times of day
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.get("data", {}).pop("image/jpeg", None)  # the PNG is enough
     nbformat.write(notebook, path)
 
 

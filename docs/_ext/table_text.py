@@ -1,11 +1,24 @@
-"""Numbers with intervals as cells, and rows of them as Markdown tables."""
+"""Results of benchmarks; numbers with intervals as cells, rows of them as Markdown tables."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "bench" / "results"
+
 Column = tuple[str, str, str]  # heading, key, kind of number
+
+
+@cache
+def result(name: str) -> dict[str, Any]:
+    """Content of ``bench/results/NAME.json``."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
 
 
 def number(value: float, kind: str, *, signed: bool = False) -> str:

@@ -65,7 +65,8 @@ def focus_loss(
         tau: temperature, > 0.
 
     Returns:
-        [B] fp32, 0 for a map proportional to its mask, log(h·w/|mask|) for a flat one.
+        [B] fp32, 0 for a map proportional to its mask, log(h·w/|mask|) for a flat one if the mask
+        is binary.
 
     Raises:
         ValueError: unknown `focus_input`.

@@ -1,0 +1,143 @@
+"""Tables of docs/measured that are about metrics, labels, the sister systems, and speed."""
+
+from __future__ import annotations
+
+from table_text import by_columns, cell, result, table
+
+
+def wrong_edits() -> str:
+    """Failure modes by the metrics that should flag them."""
+    columns = [
+        ("residual error", "in_mask_ratio", "%"),
+        ("coverage", "coverage", "%"),
+        ("background LPIPS", "lpips_bg", ".3"),
+        ("leak", "leak", "%"),
+        ("shift, px", "drift_shift", ".1"),
+        ("Style", "style_match", ".2"),
+    ]
+    names = {
+        "floor": ("floor: unedited",),
+        "global_restyle": ("whole image restyled",),
+        "shifted": ("shifted by 3 px",),
+        "wrong_object": ("another object restyled",),
+        "half_coverage": ("half of the object restyled",),
+        "ceiling": ("ceiling: the target",),
+    }
+    rows = {
+        name: {key: value[0] if value else None for key, value in row.items()}
+        for name, row in result("eval_wrong_edits")["means"].items()
+    }
+    return by_columns(rows, columns, names)
+
+
+def masks() -> str:
+    """Masks from boxes."""
+    iou = result("label")["masks"]["iou"]
+    names = {"offline": "U²-Net-p and GrabCut", "grabcut": "GrabCut", "box": "the box"}
+    return table(list(names.values()), [[cell(iou[name]["all"], ".2") for name in names]])
+
+
+def mamba() -> str:
+    """Losses of StyleMamba's fits."""
+    data = result("mamba_fit")
+    names = {
+        "full": "ours",
+        "no second order": "without the second-order term",
+        "CLIPstyler": "a small network as in CLIPstyler",
+    }
+    parts = ("loss at 40 steps", "ssim at 40 steps")
+    body = [[names[name], *(cell(data[part][name], ".2") for part in parts)] for name in names]
+    return table(["", "held-out directional loss, 40 steps", "SSIM"], body)
+
+
+def gallery_protocol() -> str:
+    """The protocol of StyleGallery's benchmark, run with a painting network."""
+    data = result("stylegallery_protocol")
+    rows = {"painting network": data["scores"], "unedited photos": data["unedited"]}
+    columns = [("Style", "style", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", ".2")]
+    return by_columns(rows, columns)
+
+
+def speed() -> str:
+    """One ratio for each benchmark of speed or size."""
+    attend = result("attention")["shapes"]["small"]["attend"]
+    steps = result("train_step")["steps"]
+    two, start, plan = result("two_processes"), result("edit_start"), result("plan_memory")
+    ratios = [case["ratio"] for case in plan["cases"].values()]
+    labelling, scoring = result("label")["embedding"], result("eval_speed")
+    edit = start["processes"]["regionroute edit"]["over the rival"]
+    supervised = [
+        f"{steps[f'supervised ({which})']['over unsupervised'] - 1:.1%}"
+        for which in ("double.1", "all blocks")
+    ]
+    rows = [
+        (
+            "recording attention columns, 2,176 tokens, CPU",
+            f"{attend['over plain']:.2f} x plain attention, "
+            f"{attend['over dense']:.2f} x a dense softmax",
+            "attention",
+        ),
+        (
+            "supervision in a training step of nano",
+            f"{supervised[0]} (one block), {supervised[1]} (all)",
+            "train_step",
+        ),
+        (
+            "two processes of one thread each, against one",
+            f"{two['median_ratio']:.2f} x samples per second "
+            f"({min(two['ratios']):.2f} to {max(two['ratios']):.2f})",
+            "two_processes",
+        ),
+        (
+            "`regionroute edit` on a photo, against importing diffusers' pipeline alone",
+            f"{edit:.2f} x",
+            "edit_start",
+        ),
+        (
+            f"memory predicted by `regionroute plan` against PyTorch's allocator, {len(ratios)} "
+            "small cases",
+            f"{min(ratios):.2f} to {max(ratios):.2f} x",
+            "plan_memory",
+        ),
+        (
+            "labelling four objects of a photo with SAM, against one (random ViT-B)",
+            f"{labelling['four objects over one']:.3f} x CPU time",
+            "label",
+        ),
+        (
+            "scoring 1,000 pairs of 512 px against 100",
+            f"{scoring['memory_ratio_all_to_tenth']:.3f} x peak memory",
+            "eval_speed",
+        ),
+    ]
+    body = [(question, value, f"`python bench/{name}.py`") for question, value, name in rows]
+    return table(["question", "number", "command"], body)
+
+
+def gallery_speed() -> str:
+    """Steps of StyleGallery's energy against the published scheme."""
+    names = {
+        "ours, masking=multiply": "ours, masking as published (equal loss)",
+        "ours": "ours",
+        "ours, steps in pairs": "`--preset pairs`",
+        "ours, warm": "references' keys kept for further photos",
+    }
+    columns = [
+        ("times faster", "times faster", ".2"),
+        ("times fewer operations at full size", "times fewer operations", ".2"),
+    ]
+    rows = result("stylegallery")["steps"]
+    return by_columns(rows, columns, {name: (title,) for name, title in names.items()})
+
+
+def gallery_clusters() -> str:
+    """Whether clusters find objects."""
+    kinds = ("features", "K-means, colour", "K-means, colour and place", "SLIC")
+    parts = result("stylegallery_clusters")["partitions"]
+    body = []
+    for title, count, key in (
+        ("best region, as many as the silhouette chooses", "chosen", "best cluster IoU"),
+        ("union of regions, of eight", "8", "union IoU"),
+    ):
+        body.append([title, *(cell(parts[f"{count}: {kind}"][key], ".2") for kind in kinds)])
+    return table(["mean IoU", *kinds], body)
