@@ -31,6 +31,8 @@ __all__ = [
     "write_image",
 ]
 
+STRIP = 256  # rows of an image that are processed at a time, to bound the memory of large ones
+
 
 def read_image(path: AnyPath) -> Tensor:
     """Reads an image of any mode and of the formats in `regionroute.data.image_files`.
@@ -188,10 +190,14 @@ def to_pil(image: Tensor) -> Image.Image:
     """
     if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4):
         raise ValueError(f"expected [C,H,W] with C from 1 to 4, got {list(image.shape)}")
-    image = image.detach().float().cpu()
-    if not torch.isfinite(image).all():
-        raise ValueError("the image holds values that are not finite")
-    array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    channels, height, width = image.shape
+    array = np.empty((height, width, channels), np.uint8)
+    for first in range(0, height, STRIP):
+        strip = image[:, first : first + STRIP].detach().float().cpu()
+        if not torch.isfinite(strip).all():
+            raise ValueError("the image holds values that are not finite")
+        levels = (strip.clamp(0, 1) * 255).round().to(torch.uint8)
+        array[first : first + STRIP] = levels.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
@@ -232,4 +238,4 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if (images.shape[-2], images.shape[-1]) == tuple(size):
         return images
     resized = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(0, 1)
+    return resized.clamp_(0, 1)

@@ -174,14 +174,14 @@ class Editor:
         if options.mode == "routed":
             assert sampled.gates is not None
             edited = sharpen(edited, sampled.gates, self.routing.sharpen)
-        edited = resize(edited, size).cpu()
         crops: list[Crop | None] = [None] * len(requests)
         if not options.lock_background:
-            return edited, crops, None
+            return resize(edited, size).cpu(), crops, None
         if regions is None:
             assert sampled.gates is not None
             regions = pixel_gates(sampled.gates.cpu(), sources, self.routing)
-        edited = composite(edited, sources, regions)
+        # Large images: at most one copy besides the source and the regions.
+        edited = composite(resize(edited, size).cpu(), sources, regions, in_place=True)
         larger = math.prod(size) > math.prod(self.backbone.fit_size(*size))
         if options.refine_crop and larger and not sampled.interrupted:
             # In the crop the object was found already.
@@ -194,7 +194,9 @@ class Editor:
                     lambda image, request: self.edit(image, request, again).image,
                 )
                 if refined is not None:
-                    edited[row], crops[row] = refined
+                    crop, (top, left, height, width) = refined
+                    edited[row, :, top : top + height, left : left + width] = crop
+                    crops[row] = refined[1]
         return edited, crops, regions
 
     @property

@@ -61,7 +61,7 @@ def refine_crop(
         edit: edits an image [3,h,w] by a request with regions.
 
     Returns:
-        The refined image [3,H,W] and the crop; None if no crop is worth refining.
+        The refined crop [3,h,w] and its place; None if no crop is worth refining.
     """
     crop = crop_around(regions)
     if crop is None:
@@ -70,6 +70,4 @@ def refine_crop(
     rows, columns = slice(top, top + height), slice(left, left + width)
     parts = tuple(region[rows, columns].clone() for region in regions)
     cropped = dataclasses.replace(request, regions=parts)
-    out = image.clone()
-    out[:, rows, columns] = edit(image[:, rows, columns].clone(), cropped)
-    return out, crop
+    return edit(image[:, rows, columns], cropped), crop

@@ -257,7 +257,7 @@ def plan_pair(
 
 
 def stack_images(images: Sequence[Tensor], requests: Sequence[EditRequest]) -> Tensor:
-    """The images of a batch, [B,3,H,W].
+    """The images of a batch, [B,3,H,W]; a single one is not copied.
 
     Raises:
         ValueError: not as many requests as images, or images of several sizes.
@@ -266,7 +266,7 @@ def stack_images(images: Sequence[Tensor], requests: Sequence[EditRequest]) -> T
         raise ValueError(f"{len(images)} images and {len(requests)} requests")
     if len({image.shape for image in images}) != 1:
         raise ValueError("the images of a batch must have one size")
-    return torch.stack(list(images))
+    return images[0][None] if len(images) == 1 else torch.stack(list(images))
 
 
 def stack_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | None:

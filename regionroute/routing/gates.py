@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.config.run import RoutingConfig
+from regionroute.data.images import STRIP
 
 _SMALLEST = 1e-12
 _NEVER = -1e4  # logarithm of a ratio that opens no gate and competes with none
@@ -97,7 +98,7 @@ def widen_gates(gates: Tensor, config: RoutingConfig) -> Tensor:
 
 def normalize_gates(gates: Tensor) -> Tensor:
     """Divide gates [B,S,...] by their sum over the pairs where it exceeds 1."""
-    return gates / gates.sum(1, keepdim=True).clamp(min=1)
+    return gates / gates.sum(1, keepdim=True).clamp_(min=1)
 
 
 def gates_on_grid(regions: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -164,17 +165,22 @@ def route_velocity(velocities: Tensor, gates: Tensor, keep: Tensor) -> Tensor:
     return keep + (weights * (velocities.float() - keep[:, None])).sum(1)
 
 
-def composite(edited: Tensor, source: Tensor, gates: Tensor) -> Tensor:
+def composite(edited: Tensor, source: Tensor, gates: Tensor, *, in_place: bool = False) -> Tensor:
     """The edit inside the gates, the source outside, bit for bit where all gates are 0.
 
     Args:
         edited: [B,3,H,W] in [0,1].
         source: [B,3,H,W] in [0,1].
         gates: [B,S,H,W], see `pixel_gates`.
+        in_place: write the result into `edited`, which saves memory.
 
     Returns:
         [B,3,H,W] in [0,1].
     """
-    inside = gates.sum(1, keepdim=True).clamp(0, 1)
-    mixed = source + inside * (edited - source)
-    return torch.where(inside > 0, mixed, source).clamp(0, 1)
+    out = edited if in_place else torch.empty_like(edited)
+    for first in range(0, source.shape[2], STRIP):
+        strip = (slice(None), slice(None), slice(first, first + STRIP))
+        inside = gates[strip].sum(1, keepdim=True).clamp(0, 1)
+        mixed = source[strip] + inside * (edited[strip] - source[strip])
+        out[strip] = torch.where(inside > 0, mixed, source[strip]).clamp(0, 1)
+    return out

@@ -126,9 +126,11 @@ class _Windows:
 
 def _applied(slope: Tensor, offset: Tensor, images: Tensor) -> Tensor:
     """The linear functions of `_Windows.fit` at every pixel, [B,S,H,W]."""
-    pairs = slope.shape[1]
-    slope = _resized(slope.flatten(1, 2), images).unflatten(1, (pairs, 3))
-    return (slope * images[:, None]).sum(2) + _resized(offset, images)
+    # Colour by colour: at full size the slopes of all three take as much memory as the image.
+    found = _resized(slope[:, :, 0], images) * images[:, None, 0]
+    for colour in (1, 2):
+        found += _resized(slope[:, :, colour], images) * images[:, None, colour]
+    return found.add_(_resized(offset, images))
 
 
 def _steepened(fitted: Tensor, wanted: Tensor, contrast: float) -> Tensor:
@@ -136,7 +138,7 @@ def _steepened(fitted: Tensor, wanted: Tensor, contrast: float) -> Tensor:
     # The filter flattens regions smaller than its window.
     height, before = (x.amax((-2, -1), keepdim=True) for x in (fitted, wanted))
     raised = fitted * (before / height.clamp(min=_SMALLEST)).clamp(1, _MAX_GAIN)
-    return ((raised - 0.5) * contrast + 0.5).clamp(0, 1)
+    return raised.sub_(0.5).mul_(contrast).add_(0.5).clamp_(0, 1)
 
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def test_nothing_is_gained_without_a_region_or_by_one_that_fills_the_picture(reg
     assert refine_crop(torch.rand(3, 60, 80), EditRequest("dog", "ink"), regions, None) is None
 
 
-def test_the_window_is_edited_by_its_part_of_the_regions_and_set_back():
+def test_the_window_is_edited_by_its_part_of_the_regions():
     image, regions = torch.rand(3, 60, 80), region(20, 30, 20, 10) * 0.5
     request = EditRequest("dog", "ink", seed=4)
     asked = []
@@ -51,9 +51,7 @@ def test_the_window_is_edited_by_its_part_of_the_regions_and_set_back():
     assert torch.equal(picture, image[window])
     assert torch.equal(cropped.regions[0], regions[window][0])
     assert dataclasses.replace(cropped, regions=()) == request
-    expected = image.clone()
-    expected[window] = 1 - image[window]
-    assert torch.equal(out, expected)
+    assert torch.equal(out, 1 - image[window])
 
 
 class TestEdits:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from regionroute.config.run import RoutingConfig
+from regionroute.data.images import STRIP
 from regionroute.routing.gates import (
     attention_concentration,
     boundary_map,
@@ -120,6 +121,19 @@ def test_a_composite_leaves_the_rest_bit_for_bit():
     assert torch.equal(out[..., 3:, :], source[..., 3:, :])
     torch.testing.assert_close(out[..., :2, :], edited[..., :2, :])
     torch.testing.assert_close(out[..., 2, :], 0.5 * (edited + source)[..., 2, :])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_composite_of_many_strips_is_that_of_the_whole(in_place):
+    size = 2, 3, 2 * STRIP + 3, 5
+    edited, source = torch.rand(2, *size, generator=torch.Generator().manual_seed(3)).unbind()
+    gates = torch.rand(2, 2, *size[2:], generator=torch.Generator().manual_seed(4))
+    gates = (gates - 0.5).clamp(0, 1)
+    inside, before = gates.sum(1, keepdim=True), edited.clone()
+    expected = torch.where(inside > 0, source + inside * (edited - source), source).clamp(0, 1)
+    out = composite(edited, source, gates, in_place=in_place)
+    assert torch.equal(out, expected)
+    assert torch.equal(edited, expected if in_place else before)
 
 
 def test_sharpening_steepens_edges_inside_the_gates_and_leaves_the_rest_to_the_bit():
