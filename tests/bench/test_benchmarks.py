@@ -1,6 +1,7 @@
 """The benchmarks run, and say where their numbers come from; nothing here is timed."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,26 @@ def run(tmp_path, script, *arguments):
     assert values["machine"]["cores"] >= 1
     assert values["versions"]["torch"]
     return values
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch):
+    """Runs a script as `run` does, but in this process, which has imported torch already.
+
+    Not for scripts that measure the memory of the process. Gives the result, None without a file.
+    """
+
+    def run_script(script, *arguments, code=0):
+        result = tmp_path / "result.json"
+        monkeypatch.syspath_prepend(str(REPOSITORY / "bench"))
+        monkeypatch.chdir(REPOSITORY)
+        monkeypatch.setattr(sys, "argv", [f"bench/{script}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(REPOSITORY / "bench" / f"{script}.py"), run_name="__main__")
+        assert (end.value.code or 0) == code
+        return json.loads(result.read_text()) if result.is_file() else None
+
+    return run_script
 
 
 def test_attention(tmp_path):
@@ -52,9 +73,9 @@ def test_train_step(tmp_path):
     assert len(steps) == 4
 
 
-def test_ssm(tmp_path):
+def test_ssm(tmp_path, run_here):
     options = ("--widths", "16", "--rounds", "2", "--longest", "1024")
-    result = run(tmp_path, "ssm", *options)
+    result = run_here("ssm", *options, "--result", tmp_path / "result.json")
     row = result["scans"]["16"]["512"]["forward and backward"]
     assert row["loop"]["over loop"] == 1
     assert row["associative"]["over loop"] > 0
@@ -170,14 +191,13 @@ def test_references_as_pictures_score_best(tmp_path, assets):
 
 
 @pytest.mark.parametrize("script", ["controls", "mamba_fit", "study", "style_image", "supervision"])
-def test_help_teaches(script):
-    command = [sys.executable, f"bench/{script}.py", "--help"]
-    shown = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
-    assert f"python bench/{script}.py" in shown.stdout
+def test_help_teaches(script, run_here, capsys):
+    run_here(script, "--help")
+    assert f"python bench/{script}.py" in capsys.readouterr().out
 
 
-def test_absent_words(tmp_path):
-    found = run(tmp_path, "absent_words", "--count", "16")
+def test_absent_words(tmp_path, run_here):
+    found = run_here("absent_words", "--count", "16", "--result", tmp_path / "result.json")
     assert found["pictures"] == 16
     assert 0.5 < found["area under the curve"] <= 1
 
@@ -254,13 +274,12 @@ def test_train_kontext_dry(tmp_path):
         assert table["ours, without supervision"]["bytes over weights"] > 0
 
 
-def test_train_kontext_wants_a_gpu():
+def test_train_kontext_wants_a_gpu(run_here, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    command = [sys.executable, "bench/train_kontext.py"]
-    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert found.returncode == 2
-    assert found.stderr == "error: the full size needs a GPU; `--dry` runs tiny sizes on the CPU\n"
+    run_here("train_kontext", code=2)
+    told = "error: the full size needs a GPU; `--dry` runs tiny sizes on the CPU\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.slow
@@ -293,7 +312,7 @@ def test_supervision_runs_the_study_whose_arms_it_compares(tmp_path, monkeypatch
     assert {arm for pair in supervision.QUESTIONS.values() for arm in pair} <= set(study.METHODS)
 
 
-def test_styleexpert_protocol(tmp_path, clip_folder):
+def test_styleexpert_protocol(tmp_path, clip_folder, run_here):
     """Two unseen styles, three pairs, two seeds: made once, scored, and drawn the same again."""
     from regionroute.data.images import write_image
 
@@ -301,12 +320,12 @@ def test_styleexpert_protocol(tmp_path, clip_folder):
     for place, name in enumerate(names):
         generator = torch.Generator().manual_seed(place)
         write_image(tmp_path / f"{name}.png", torch.rand(3, 64, 64, generator=generator))
-    command = [sys.executable, "bench/styleexpert_protocol.py", "--base", "nano", "--pairs", "3"]
-    command += ["--contents", tmp_path / "contents", "--styles", tmp_path / "styles"]
-    command += ["--out", tmp_path / "out", "--clip", clip_folder, "--device", "cpu"]
+    options = ["--base", "nano", "--pairs", "3"]
+    options += ["--contents", tmp_path / "contents", "--styles", tmp_path / "styles"]
+    options += ["--out", tmp_path / "out", "--clip", clip_folder, "--device", "cpu"]
 
     def make():
-        subprocess.run([*map(str, command)], cwd=REPOSITORY, check=True, capture_output=True)
+        run_here("styleexpert_protocol", *options)
         images = sorted((tmp_path / "out/regionroute").rglob("*.png"))
         return {path.name: path.stat().st_mtime_ns for path in images}, images
 

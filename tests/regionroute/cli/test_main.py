@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -65,19 +66,31 @@ def test_the_shell_completes_commands_options_and_choices():
     assert "--strike" not in complete("regionroute label --s")  # an old name, still read
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_a_verb_and_an_example_and_needs_no_torch(name):
+@pytest.fixture(scope="module")
+def helps():
+    """The help of every command, printed by one process that has not imported torch after any."""
     code = (
-        "import contextlib, sys\n"
+        "import contextlib, io, json, sys\n"
         "from regionroute.cli.main import main\n"
-        "with contextlib.suppress(SystemExit):\n"
-        f"    main([{name!r}, '--help'])\n"
-        "assert 'torch' not in sys.modules"
+        "shown = {}\n"
+        f"for name in {[*COMMANDS]!r}:\n"
+        "    printed = io.StringIO()\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):\n"
+        "        main([name, '--help'])\n"
+        "    shown[name] = printed.getvalue(), 'torch' in sys.modules\n"
+        "print(json.dumps(shown))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"regionroute {name} " in done.stdout
-    assert re.search(rf"^  regionroute {name}\b", done.stdout, re.MULTILINE), "no example"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_a_verb_and_an_example_and_needs_no_torch(name, helps):
+    shown, torch_is_there = helps[name]
+    assert not torch_is_there
+    assert f"regionroute {name} " in shown
+    assert re.search(rf"^  regionroute {name}\b", shown, re.MULTILINE), "no example"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
