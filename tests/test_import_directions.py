@@ -25,6 +25,7 @@ LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports
     "errors",
     "files",
     "hub",
+    "hub_names",
     "engines",
     "compat",
     "config",

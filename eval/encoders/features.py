@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from eval.encoders.trust import check_features, check_trained, tensors_hash
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
+from regionroute.hub_names import commit_of_model, hub_arguments, used_name
 
 LPIPS_VARIABLE = "REGIONROUTE_LPIPS"
 LPIPS_MIN_SIDE = 32  # smaller images shrink to nothing inside AlexNet
@@ -244,7 +245,7 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> ClipEncoder:
     )
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"--clip {name}: this is no image-text model, give a CLIP or SigLIP")
-    return ClipEncoder(model.to(device), processor, tokenizer, shown_name(name))
+    return ClipEncoder(model.to(device), processor, tokenizer, shown_name(name, model))
 
 
 def open_pretrained(option: str, name: str, kind: Any, parts: Sequence[Any]) -> list[Any]:
@@ -252,7 +253,7 @@ def open_pretrained(option: str, name: str, kind: Any, parts: Sequence[Any]) -> 
 
     Args:
         option: for the sentences, such as "--clip".
-        name: hub name or folder.
+        name: hub name, also ``owner/name@revision``, or folder.
         kind: the model's (auto) class.
         parts: the other classes to load from the same place.
 
@@ -263,10 +264,10 @@ def open_pretrained(option: str, name: str, kind: Any, parts: Sequence[Any]) -> 
         UserError: not found, not reachable, of another kind, or weights missing or random.
     """
     local = Path(name).expanduser().is_dir()
+    source, where = hub_arguments(name)
     try:
-        where: dict[str, Any] = {"local_files_only": local}
-        model, report = kind.from_pretrained(name, output_loading_info=True, **where)
-        others = [part.from_pretrained(name, **where) for part in parts]
+        model, report = kind.from_pretrained(source, output_loading_info=True, **where)
+        others = [part.from_pretrained(source, **where) for part in parts]
     except (
         *(OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError),
         *(TypeError, AttributeError),  # of configurations of another kind of model
@@ -284,9 +285,11 @@ def open_pretrained(option: str, name: str, kind: Any, parts: Sequence[Any]) -> 
     return [model, *others]
 
 
-def shown_name(name: str) -> str:
-    """A folder's own name, or the hub name."""
-    return Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+def shown_name(name: str, model: Any) -> str:
+    """A folder's own name, or the hub name with the commit that the model was loaded from."""
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve().name
+    return used_name(name, commit_of_model(model))
 
 
 def _pooled(features: Any) -> Tensor:

@@ -223,7 +223,7 @@ def load_dino(place: str, device: str | torch.device = "cpu") -> DinoEncoder:
     from transformers import AutoImageProcessor, AutoModel
 
     model, processor = open_pretrained("--encoder dino", place, AutoModel, (AutoImageProcessor,))
-    return DinoEncoder(model.to(device), processor, shown_name(place))
+    return DinoEncoder(model.to(device), processor, shown_name(place, model))
 
 
 def load_csd(place: str, device: str | torch.device = "cpu") -> CsdEncoder:

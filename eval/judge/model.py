@@ -78,4 +78,4 @@ def load_judge(place: str, device: str | torch.device = "cpu") -> TransformersJu
     )
     if not getattr(processor, "chat_template", None):
         raise UserError(f"--judge {place}: it has no chat template, give an instruction-tuned one")
-    return TransformersJudge(model.to(device), processor, shown_name(place))
+    return TransformersJudge(model.to(device), processor, shown_name(place, model))

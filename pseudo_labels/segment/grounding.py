@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pseudo_labels.segment import Box, Detection
 from pseudo_labels.segment.coco_words import COCO_WORDS
-from pseudo_labels.segment.hub import from_hub
+from pseudo_labels.segment.hub import from_hub, provenance_name
 from pseudo_labels.segment.weights import onnx_session
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError, nearest
@@ -42,7 +42,7 @@ class HubGrounder:
         self._processor, model = from_hub(source, kind, "a detector (Grounding DINO or OWLv2)")
         self.model = model.to(device)
         self._threshold = threshold
-        self.name = f"{model.config.model_type} {Path(source).name}"
+        self.name = provenance_name(source, model)
 
     @torch.no_grad()
     def ground(self, image: Tensor, words: Sequence[str]) -> list[list[Detection]]:
@@ -84,7 +84,7 @@ class ConceptGrounder:
         self._processor, model = from_hub(source, "Sam3Model", "SAM 3")
         self.model = model.to(device)
         self._threshold = threshold
-        self.name = f"sam3 {Path(source).name}"
+        self.name = provenance_name(source, model, "sam3")
 
     @torch.no_grad()
     def ground(self, image: Tensor, words: Sequence[str]) -> list[list[Detection]]:

@@ -7,13 +7,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from regionroute.errors import UserError
+from regionroute.files import is_hub_id
+from regionroute.hub_names import commit_of_model, hub_arguments, split_revision, used_name
 
 
 def from_hub(source: str, auto_class: str, what: str) -> tuple[Any, Any]:
     """Load a network and its processor.
 
     Args:
-        source: local folder or hub id.
+        source: local folder or hub id, also ``owner/name@revision``.
         auto_class: a class of transformers, such as "AutoModelForMaskGeneration".
         what: the kind of network, for messages, such as "a segmenter (SAM)".
 
@@ -28,12 +30,12 @@ def from_hub(source: str, auto_class: str, what: str) -> tuple[Any, Any]:
     from regionroute.models.loading import quiet  # brings diffusers along
 
     local = check_source(source, what)
-    where = {"local_files_only": local}
+    repository, where = hub_arguments(source)
     kind = getattr(transformers, auto_class)
     try:
         with quiet() if local else contextlib.nullcontext():
-            model, report = kind.from_pretrained(source, output_loading_info=True, **where)
-            processor = transformers.AutoProcessor.from_pretrained(source, **where)
+            model, report = kind.from_pretrained(repository, output_loading_info=True, **where)
+            processor = transformers.AutoProcessor.from_pretrained(repository, **where)
     # What the library raises on files that are missing, damaged or something else.
     except (
         OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, ImportError
@@ -54,8 +56,9 @@ def model_type(source: str, what: str) -> str:
     from transformers import AutoConfig
 
     local = check_source(source, what)
+    repository, where = hub_arguments(source)
     try:
-        return str(AutoConfig.from_pretrained(source, local_files_only=local).model_type)
+        return str(AutoConfig.from_pretrained(repository, **where).model_type)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _explained(source, what, error, local) from error
 
@@ -71,10 +74,15 @@ def check_source(source: str, what: str) -> bool:
         if not (path / "config.json").is_file():
             raise UserError(f"{source}: no config.json in this folder, copy the whole of {what}")
         return True
-    form = source.count("/") == 1 and not source.startswith((".", "/", "~")) and source[-1] != "/"
-    if path.exists() or not form:
+    if path.exists() or not is_hub_id(split_revision(source)[0]):
         raise UserError(f"{source}: no such folder; give the folder or the hub id of {what}")
     return False
+
+
+def provenance_name(source: str, model: Any, kind: str | None = None) -> str:
+    """Kind and name of a network, with the commit it was loaded from."""
+    name = Path(used_name(source, commit_of_model(model))).name
+    return f"{kind or model.config.model_type} {name}"
 
 
 def _explained(source: str, what: str, error: Exception, local: bool) -> UserError:

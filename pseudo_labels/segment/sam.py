@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pseudo_labels.segment import Box
-from pseudo_labels.segment.hub import from_hub
+from pseudo_labels.segment.hub import from_hub, provenance_name
 from pseudo_labels.segment.weights import WeightsFile, find_weights
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
@@ -87,7 +87,7 @@ class HubSamSegmenter:
     def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
         self._processor, model = from_hub(source, "AutoModelForMaskGeneration", "a segmenter (SAM)")
         self.model = model.to(device)
-        self.name = f"{model.config.model_type} {Path(source).name}"
+        self.name = provenance_name(source, model)
 
     @torch.no_grad()
     def segment(self, image: Tensor, boxes: Sequence[Box]) -> list[tuple[Tensor, float]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pseudo_labels.stylegallery.random_model import RANDOM_WIDTHS, random_parts
 from regionroute.errors import UserError
 from regionroute.files import file_hash, is_hub_id, settings_hash
+from regionroute.hub_names import hub_arguments, hub_commit, split_revision, used_name
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 RANDOM = "random"
@@ -107,7 +108,8 @@ def load_model(
     """Load a model.
 
     Args:
-        name: folder in diffusers' layout, hub id, or "random" for a small random one.
+        name: folder in diffusers' layout, hub id (also ``owner/name@revision``), or "random" for a
+            small random one.
         dtype: dtype of the UNet: float32, bfloat16 or float16.
         device: where it runs, None for the CPU.
         offload: keep idle parts in CPU memory.
@@ -184,12 +186,12 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
     from regionroute.models.loading import quiet
 
     local = _check_source(name)
-    where: dict[str, Any] = {"local_files_only": local}
     parts: dict[str, Any] = {}
     try:
         with quiet() if local else contextlib.nullcontext():
+            source, where = hub_arguments(used_name(name, hub_commit(name, "model_index.json")))
             scheduler = diffusers.DDIMScheduler.from_pretrained(
-                name, subfolder="scheduler", **where
+                source, subfolder="scheduler", **where
             )
             for part, kind in _PARTS.items():
                 library = diffusers if hasattr(diffusers, kind) else transformers
@@ -199,7 +201,7 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
                     options["dtype"] = dtype if part == "unet" else torch.float32
                 if part != "tokenizer":
                     options["output_loading_info"] = True
-                found = getattr(library, kind).from_pretrained(name, subfolder=part, **options)
+                found = getattr(library, kind).from_pretrained(source, subfolder=part, **options)
                 parts[part] = found if part == "tokenizer" else _complete(name, part, *found)
     # What the libraries raise for files that are missing, damaged or of another kind.
     except UserError:
@@ -231,7 +233,7 @@ def _check_source(name: str) -> bool:
     """Whether a name is a local folder, whose index names the right family."""
     path = Path(name).expanduser()
     if not path.is_dir():
-        if path.exists() or not is_hub_id(name):
+        if path.exists() or not is_hub_id(split_revision(name)[0]):
             raise UserError(
                 f"--model {name}: no such folder; give a folder of Stable Diffusion 1.5, or a hub "
                 f"id such as {DEFAULT}"

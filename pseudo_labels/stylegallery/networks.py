@@ -12,6 +12,7 @@ from pseudo_labels.stylegallery.model import RANDOM, source_hash
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
 from regionroute.files import is_hub_id, text_hash
+from regionroute.hub_names import hub_arguments
 
 DINO = "facebook/dinov2-base"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,7 +82,8 @@ class DepthEstimator:
 
         self.model = _load(name, "--depth", "AutoModelForDepthEstimation").to(device)
         try:
-            self.processor = AutoImageProcessor.from_pretrained(name)
+            source, where = hub_arguments(name)
+            self.processor = AutoImageProcessor.from_pretrained(source, **where)
         except (OSError, ValueError) as error:
             raise UserError(f"--depth {name}: preprocessor_config.json is missing here") from error
         self.fingerprint = source_hash(name)
@@ -149,15 +151,14 @@ def _load(name: str, option: str, auto_class: str) -> Any:
 
     from regionroute.models.loading import quiet
 
-    local = Path(name).expanduser().is_dir()
-    if not local and (Path(name).exists() or not is_hub_id(name)):
+    source, options = hub_arguments(name)
+    local = options["local_files_only"]
+    if not local and (Path(name).exists() or not is_hub_id(source)):
         raise UserError(f"{option} {name}: no such folder; give one, or a hub id such as {DINO}")
     try:
         with quiet():
             kind = getattr(transformers, auto_class)
-            model, report = kind.from_pretrained(
-                name, local_files_only=local, output_loading_info=True
-            )
+            model, report = kind.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         where = "this folder is damaged or of another kind" if local else "the hub does not have it"

@@ -13,6 +13,7 @@ from pseudo_labels.stylemamba.encoders import RANDOM, weights_hash
 from regionroute.diffusion.latents import decode_latents, encode_images
 from regionroute.errors import UserError
 from regionroute.files import read_json
+from regionroute.hub_names import hub_arguments, hub_commit, used_name
 from regionroute.models.codec import PatchCodec
 
 PATCH = "patch"  # name of a patch transform fitted to the given images
@@ -78,12 +79,14 @@ def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
             raise UserError(f"--vae {name}: this is a {found}, give an AutoencoderKL")
         kind = _KINDS[found]
     try:
-        vae = kind.from_pretrained(folder if local else name, local_files_only=local)
+        commit = hub_commit(name)
+        source, where = hub_arguments(str(folder) if local else used_name(name, commit))
+        vae = kind.from_pretrained(source, **where)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         remedy = "copy the whole folder again" if local else "give a folder, or check the name"
         raise UserError(f"--vae {name}: cannot be loaded, {remedy} ({reason})") from error
-    return Codec(vae.to(device), path.name if local else name)
+    return Codec(vae.to(device), path.name if local else used_name(name, commit))
 
 
 def patch_codec(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from regionroute.data.images import read_image
 from regionroute.errors import UserError
+from regionroute.hub_names import commit_of_model, hub_arguments, used_name
 from regionroute.models.vgg import VggFeatures
 
 RANDOM = "random"  # name of small networks with random weights
@@ -253,11 +254,11 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     local = Path(name).expanduser().is_dir()
+    source, where = hub_arguments(name)
     try:
-        where: dict[str, Any] = {"local_files_only": local}
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True, **where)
-        processor = AutoImageProcessor.from_pretrained(name, **where)
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, **where)
+        processor = AutoImageProcessor.from_pretrained(source, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         remedy = "copy the whole folder again" if local else "give a folder, or check the name"
@@ -281,7 +282,8 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
         )
         return tokens
 
-    label = Path(name).expanduser().resolve().name if local else name
+    used = used_name(name, commit_of_model(model))
+    label = Path(name).expanduser().resolve().name if local else used
     mean, std = processor.image_mean, processor.image_std
     return JointEncoder(model.to(device), tokenize, mean, std, label)
 

@@ -34,6 +34,7 @@ from regionroute.data.manifest import StyleSpec
 from regionroute.data.prompts import RESTYLE_TEMPLATE
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
+from regionroute.hub_names import hub_arguments, split_revision
 from regionroute.models.devices import pick_device
 
 TEMPLATE = "a picture in {style} style"  # for pipelines whose prompt describes the result
@@ -51,7 +52,7 @@ class LoraSettings(Section):
 class DiffusionSettings(Section):
     """Settings of `DiffusionStylizer`."""
 
-    model: str = Field(min_length=1, description="folder or hub id of a pipeline")
+    model: str = Field(min_length=1, description="folder or hub id of a pipeline, also ID@REVISION")
     prompt: str | None = Field(
         None,
         description="the prompt, with {style} for the style's words; null: an instruction for "
@@ -199,12 +200,13 @@ def _pipeline(model: str, dtype: str, device: str) -> Any:
     local = Path(model).expanduser().is_dir()
     if local and not (Path(model) / "model_index.json").is_file():
         raise UserError(f"{model}: no model_index.json in this folder, copy the whole pipeline")
-    options = {"dtype": _DTYPES[dtype], "local_files_only": local}
+    source, where = hub_arguments(model)
+    options = {"dtype": _DTYPES[dtype], **where}
     try:
         try:
-            pipeline = AutoPipelineForImage2Image.from_pretrained(model, **options)
+            pipeline = AutoPipelineForImage2Image.from_pretrained(source, **options)
         except ValueError:  # its list lacks editors such as InstructPix2Pix
-            pipeline = DiffusionPipeline.from_pretrained(model, **options)
+            pipeline = DiffusionPipeline.from_pretrained(source, **options)
     # What the library raises for files that are missing, damaged or of another kind.
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -238,7 +240,9 @@ def _load_lora(pipeline: Any, lora: str) -> str:
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"{lora}: {type(pipeline).__name__} takes no LoRA, remove the setting")
     try:
-        pipeline.load_lora_weights(lora, adapter_name=name)
+        source, revision = split_revision(lora)
+        options = {} if revision is None else {"revision": revision}
+        pipeline.load_lora_weights(source, adapter_name=name, **options)
     # safetensors, peft and the hub each have their own.
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

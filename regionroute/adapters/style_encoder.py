@@ -23,6 +23,7 @@ from regionroute.adapters.files.lora_file import check_state, write_tensors
 from regionroute.data.images import resize
 from regionroute.errors import UserError
 from regionroute.files import atomic_write, file_hash, is_hub_id, read_json, write_json
+from regionroute.hub_names import hub_arguments
 
 FOLDER = "style_encoder"  # of experts that are chosen by example, and of a base
 SETTINGS_FILE = "style_encoder.json"
@@ -189,20 +190,21 @@ def load_tower(source: str, dtype: torch.dtype = torch.float32) -> Any:
     """Load the image encoder of a SigLIP model from a folder or the hub.
 
     Args:
-        source: folder or hub id.
+        source: folder or hub id, also ``owner/name@revision``.
         dtype: of its weights.
 
     Raises:
         UserError: it is missing, cannot be reached, is not a SigLIP model, or lacks weights.
     """
-    if not Path(source).is_dir() and not is_hub_id(source):
+    repository, where = hub_arguments(source)
+    if not Path(source).is_dir() and not is_hub_id(repository):
         raise UserError(
             f"style encoder tower {source}: no such folder, give one of a SigLIP model or a hub id "
             "such as google/siglip-so400m-patch14-384"
         )
     try:
         tower, report = SiglipVisionModel.from_pretrained(
-            source, dtype=dtype, output_loading_info=True
+            repository, dtype=dtype, output_loading_info=True, **where
         )
     # What transformers raises on files that are something else.
     except (OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:

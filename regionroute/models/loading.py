@@ -15,11 +15,11 @@ from transformers.utils import logging as transformers_logging
 from regionroute.config.run import Quantize
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
+from regionroute.hub_names import commit_of
 from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
 from regionroute.models.quantize import check_quantize, quantize_blocks
 from regionroute.models.source import (
-    commit_of,
     default_settings,
     explained,
     family_in,

@@ -153,11 +153,6 @@ def find_index(spec: str, source: Path | str, revision: str | None = None) -> Pa
     return Path(hf_hub_download(source, INDEX_FILE, revision=revision))
 
 
-def commit_of(index: Path) -> str | None:
-    """The commit of a file in the hub's cache (``snapshots/<commit>/<file>``), None elsewhere."""
-    return index.parent.name if index.parent.parent.name == "snapshots" else None
-
-
 def refuse_quantized(
     spec: str, source: Path | str, networks: Iterable[str], revision: str | None = None
 ) -> None:

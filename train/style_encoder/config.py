@@ -33,7 +33,8 @@ class TowerConfig(Section):
     name: str | None = Field(
         None,
         description="folder or hub id of a SigLIP model, such as "
-        "google/siglip-so400m-patch14-384; null: a new one of the sizes below",
+        "google/siglip-so400m-patch14-384, with @REVISION for one revision of it; null: a new one "
+        "of the sizes below",
         min_length=1,
     )
     image_size: int = Field(64, description="side of the input in pixels", ge=8)

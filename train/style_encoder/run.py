@@ -37,6 +37,7 @@ from regionroute.adapters.style_encoder import (
 from regionroute.data.images import write_image
 from regionroute.errors import UserError, command
 from regionroute.files import write_json
+from regionroute.hub_names import commit_of_model, used_name
 from regionroute.models.devices import pick_device
 from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
@@ -121,9 +122,12 @@ def build_encoder(cfg: StyleEncoderConfig, styles: Sequence[str]) -> StyleEncode
         )
     )
     settings = EncoderSettings(
-        tower=sizes.name, levels=cfg.head.levels, tokens=cfg.head.tokens, width=cfg.head.width,
+        tower=sizes.name and used_name(sizes.name, commit_of_model(tower)),
+        levels=cfg.head.levels,
+        tokens=cfg.head.tokens,
+        width=cfg.head.width,
         styles=tuple(styles),
-    )  # fmt: skip
+    )
     return StyleEncoder(tower, settings)
 
 
