@@ -65,6 +65,7 @@ def speed() -> str:
     two, start, plan = result("two_processes"), result("edit_start"), result("plan_memory")
     ratios = [case["ratio"] for case in plan["cases"].values()]
     labelling, scoring = result("label")["embedding"], result("eval_speed")
+    large = {name: row["peak bytes"] / 1e9 for name, row in result("large_image")["edits"].items()}
     edit = start["processes"]["regionroute edit"]["over the rival"]
     supervised = [
         f"{steps[f'supervised ({which})']['over unsupervised'] - 1:.1%}"
@@ -108,6 +109,11 @@ def speed() -> str:
             "scoring 1,000 pairs of 512 px against 100",
             f"{scoring['memory_ratio_all_to_tenth']:.3f} x peak memory",
             "eval_speed",
+        ),
+        (
+            f"peak memory of `regionroute edit` on photos of {' and '.join(large)} (limit: 4 GB)",
+            " and ".join(f"{peak:.2f} GB" for peak in large.values()),
+            "large_image",
         ),
     ]
     body = [(question, value, f"`python bench/{name}.py`") for question, value, name in rows]

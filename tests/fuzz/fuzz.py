@@ -25,7 +25,8 @@ from readers import Reader, readers
 
 from regionroute.errors import UserError
 
-LONGEST = 10  # seconds a reader may take on this machine under load
+LONGEST = 10  # seconds of processor time that a reader may take
+SLOWEST = 6 * LONGEST  # seconds by the clock, on a machine that does other work too
 MOST_MEMORY = 4 * 2**30  # bytes
 DEFAULT_MINUTES = 1.0
 INTERESTING = [0, 1, 2, 127, 128, 254, 255]
@@ -84,7 +85,8 @@ def attempt(reader: Reader, content: bytes, folder: Path) -> str | None:
         (folder / name).write_bytes(other)
     path = folder / reader.name
     path.write_bytes(content)
-    signal.alarm(LONGEST)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    signal.alarm(SLOWEST)
     try:
         reader.read(path)
     except UserError as error:
@@ -93,6 +95,7 @@ def attempt(reader: Reader, content: bytes, folder: Path) -> str | None:
     except BaseException:
         return traceback.format_exc()
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     return None
 
@@ -103,9 +106,10 @@ class Hang(BaseException):
 
 def _work(only: str | None, seed: int, start: int, status: Path, deadline: float) -> None:
     def late(*_: object) -> None:
-        raise Hang(f"longer than {LONGEST} s")
+        raise Hang(f"longer than {LONGEST} s of processor time, or {SLOWEST} s by the clock")
 
     signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
     chosen = [reader for reader in readers() if only in (None, reader.name)]
     folder = status.parent / "work"
     folder.mkdir(exist_ok=True)
@@ -147,7 +151,7 @@ def run(minutes: float, only: str | None, seed: int, out: Path) -> int:
             arguments = (only, seed, number, status, deadline)
             worker = multiprocessing.get_context("spawn").Process(target=_work, args=arguments)
             worker.start()
-            worker.join(max(0.0, deadline - time.monotonic()) + 6 * LONGEST)
+            worker.join(max(0.0, deadline - time.monotonic()) + 2 * SLOWEST)
             stuck = worker.is_alive()
             worker.kill()
             worker.join()
