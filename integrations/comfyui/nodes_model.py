@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from .api import CATEGORY, Pipeline, add_lora, io
+from .edits import run_edit
 from .images import to_mask
-from .nodes_edit import run_edit
 
 
 class ExpertLoRA(io.ComfyNode):
