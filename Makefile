@@ -23,7 +23,7 @@ test-slow: $(STAMP)
 
 # The studio as a server, and in Chromium; that skips where there is none and it cannot be installed.
 test-browser: $(STAMP) browser
-	$(RUN) pytest -m slow tests/regionroute/studio
+	$(RUN) pytest -n 2 --dist loadfile -m slow tests/regionroute/studio
 
 browser:
 	@.ci/browser

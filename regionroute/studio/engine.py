@@ -17,7 +17,7 @@ from regionroute.data.image_files import opened
 from regionroute.data.images import LoadedImage, open_image, read_image, to_pil, write_image
 from regionroute.editing.outputs import Destination, enlarge_map, write_edit
 from regionroute.errors import UserError, nearest
-from regionroute.files import shown_path
+from regionroute.files import check_input_file, shown_path
 from regionroute.models.bundled import find_bundled_experts
 from regionroute.models.devices import pick_device, quiet_libraries
 from regionroute.studio.jobs import AUTO, NONE, EditJob, EditRecord, command_line, region_name
@@ -147,6 +147,8 @@ class Engine:
 
     def _run(self, job: EditJob, session: str, on_step: StepCallback | None) -> EditRecord:
         _check(job, self.settings)
+        for file in filter(None, (job.photo, job.style_image)):
+            check_upload(file, self.settings)
         loaded = open_image(job.photo)
         how = job.options
         pipe = self.load(how.base, how.experts)
@@ -279,6 +281,7 @@ def check_upload(path: Path, settings: StudioSettings) -> tuple[int, int]:
     Raises:
         UserError: no image of a known format, or more bytes or pixels than the limits.
     """
+    check_input_file(path, "image")
     if path.stat().st_size > settings.max_upload_mb * 2**20:
         raise UserError(
             f"{path.name}: the file is larger than {settings.max_upload_mb:g} MB, scale it down"

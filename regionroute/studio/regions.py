@@ -1,4 +1,4 @@
-"""Regions that people correct: the brush editor's layers as masks, and clicked objects."""
+"""Regions that people correct, by strokes in the brush editor and by clicks."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ from regionroute.data.images import open_image, read_soft_mask, to_pil
 from regionroute.data.masks import FAINT
 from regionroute.errors import UserError
 
-PAINT = (230, 0, 126)  # magenta: few photos have it
+PAINT = (230, 0, 126)  # magenta, of the region and of strokes that add to it: few photos have it
+REMOVE = (0, 160, 230)  # blue, of strokes that take away from it
 PAINT_OPACITY = 0.55
-PAINTED = 40  # alpha of 255 from which a pixel of a layer belongs to the region
+PAINTED = 40  # alpha of 255 from which a pixel of a layer belongs to a stroke
 EDITOR_SIDE = 1024  # pixels of the longer side; larger photos are corrected on a smaller copy
 
 
 def editor_value(photo: Path, mask: Tensor | None = None) -> dict[str, Any]:
-    """What the brush editor shows: the photo, and the region as a layer of paint over it.
+    """What the brush editor shows: the photo with the region in colour, and no strokes yet.
 
-    There is no composite: the editor would draw that below the layer, where no eraser reaches it,
-    and show a region before it can be painted on.
+    The region is in the photo and not in a layer: Gradio's editor drops layers that it is given.
 
     Args:
         photo: the file.
-        mask: region [H,W] in [0,1]; None: nothing is painted yet.
+        mask: region [H,W] in [0,1]; None: there is none yet.
     """
     background = small_photo(photo)
-    paint = np.zeros((background.height, background.width, 4), dtype=np.uint8)
-    paint[..., :3] = PAINT
     if mask is not None:
-        grey = to_pil(mask[None]).resize(background.size, Image.Resampling.BILINEAR)
-        inside = np.asarray(grey) >= 128
-        paint[..., 3] = np.where(inside, round(255 * PAINT_OPACITY), 0)
-    return {"background": background, "layers": [Image.fromarray(paint)], "composite": None}
+        opacity = to_pil(mask[None]).resize(background.size, Image.Resampling.BILINEAR)
+        opacity = opacity.point(lambda value: round(value * PAINT_OPACITY))
+        background.paste(PAINT, mask=opacity)
+    return {"background": background, "layers": [], "composite": None}
 
 
 def small_photo(photo: Path, side: int = EDITOR_SIDE) -> Image.Image:
@@ -48,30 +46,42 @@ def small_photo(photo: Path, side: int = EDITOR_SIDE) -> Image.Image:
     return image
 
 
-def painted_mask(value: Mapping[str, Any] | None, size: tuple[int, int]) -> Tensor | None:
-    """The region that the editor's layers paint, in {0, 1} and the photo's size.
+def corrected(
+    region: Tensor | None, value: Mapping[str, Any] | None, size: tuple[int, int]
+) -> Tensor | None:
+    """A region after the strokes in the editor.
 
     Args:
-        value: of the editor, its layers as arrays [h,w,4].
+        region: before them, [H,W] in [0,1]; None: there is none.
+        value: of the editor, its layers as arrays [h,w,4], the lowest first.
         size: (height, width) of the photo.
 
     Returns:
-        [H,W]; None if nothing is painted.
+        [H,W] in [0,1], 1 where `PAINT` was painted and 0 where `REMOVE` was; None if nothing is
+        left.
     """
+    found = torch.zeros(size) if region is None else region.clone()
     layers: Sequence[np.ndarray] = (value or {}).get("layers") or ()
-    alphas = [layer[..., 3] for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
-    alphas = [alpha for alpha in alphas if alpha.shape == alphas[0].shape]
-    if not alphas or not (inside := np.maximum.reduce(alphas) >= PAINTED).any():
-        return None
+    for layer in layers:
+        if layer.ndim != 3 or layer.shape[2] != 4:
+            continue
+        stroke = layer[..., 3] >= PAINTED
+        adds = _distance(layer, PAINT) <= _distance(layer, REMOVE)  # of a mixture, the upper one
+        found[_scaled(stroke & adds, size)] = 1
+        found[_scaled(stroke & ~adds, size)] = 0
+    return found if found.any() else None
+
+
+def _distance(layer: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Squared distance [h,w] of a layer's pixels from a colour."""
+    found: np.ndarray = ((layer[..., :3].astype(int) - colour) ** 2).sum(-1)
+    return found
+
+
+def _scaled(inside: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A mask [h,w] of booleans in another (height, width)."""
     grey = Image.fromarray(inside.astype(np.uint8) * 255)
-    if grey.size != size[::-1]:
-        grey = grey.resize(size[::-1], Image.Resampling.BILINEAR)
-    return torch.from_numpy((np.asarray(grey) >= 128).astype(np.float32))
-
-
-def is_empty(value: Mapping[str, Any] | None) -> bool:
-    """Whether the editor holds nothing, not even the photo: it is not ready yet."""
-    return value is None or (value.get("background") is None and not value.get("layers"))
+    return torch.from_numpy(np.asarray(grey.resize(size[::-1], Image.Resampling.BILINEAR)) >= 128)
 
 
 def clicked_mask(

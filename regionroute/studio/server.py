@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +43,8 @@ class Server:
         self.sweeper.close()
 
     def wait(self) -> None:
-        """Serve until Ctrl-C."""
+        """Serve until Ctrl-C or SIGTERM; from the main thread."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:
             self.page.block_thread()
         finally:

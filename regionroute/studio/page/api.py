@@ -188,10 +188,12 @@ def _other_endpoints(engine: Engine) -> None:
         Returns:
             Name, value and meaning of each metric.
         """
-        paths = [Path(file) for file in (source, edited, mask, target) if file]
+        files = {"the source": source, "the edit": edited, "the mask": mask}
+        paths = [as_path(file, name) for name, file in files.items()]
+        paths += [Path(target)] if target else []
         for path in paths:
             check_upload(path, engine.settings)
-        return score_edit(paths[0], paths[1], paths[2], *paths[3:])
+        return score_edit(*paths)
 
     _endpoint(score, [source, edited, mask, target], [gr.JSON(label="scores")], **DEVICE)
 

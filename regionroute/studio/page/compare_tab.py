@@ -37,9 +37,15 @@ def variants(job: EditJob, seeds: str, strengths: str, most: int) -> list[EditJo
 def compare_tab(engine: Engine, edit: EditTab, tabs: gr.Tabs) -> None:
     """Lay out the tab and connect its events."""
     with gr.Row():
-        seeds = gr.Textbox("0-2", label="Seeds", info="such as 0, 1, 5 or 0-3", min_width=140)
+        seeds = gr.Textbox(
+            "0-2", label="Seeds", info="such as 0, 1, 5 or 0-3", min_width=140, elem_id="seeds"
+        )
         strengths = gr.Textbox(
-            "0.5, 1", label="Strengths", info="numbers from 0 to 1", min_width=140
+            "0.5, 1",
+            label="Strengths",
+            info="numbers from 0 to 1",
+            min_width=140,
+            elem_id="strengths",
         )
     with gr.Row(elem_classes="rr-buttons"):
         start = gr.Button("Compare", variant="primary", elem_id="compare")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from regionroute.studio.views import message
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}  # one job at a time
 HEAVY: dict[str, Any] = {**DEVICE, "api_visibility": "private"}
 LIGHT: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+
+MOST_BLOBS = 32  # a few MB each
 
 
 def path_image(label: str, **how: Any) -> gr.Image:
@@ -48,6 +52,37 @@ def _uploaded(payload: Any) -> str | None:
     if not payload.path or (payload.url or "").startswith("data:"):
         raise gr.Error("Upload the image as a file.", print_exception=False)
     return str(payload.path)
+
+
+def brush_editor(label: str, **how: Any) -> gr.ImageEditor:
+    """A brush editor that loses no layer; arguments as of `gradio.ImageEditor`."""
+    editor = gr.ImageEditor(label=label, **how)
+    editor.blob_storage = Blobs()
+    return editor
+
+
+class Blobs(OrderedDict[str, Any]):
+    """What brush editors sent and no handler has read yet, the newest `MOST_BLOBS` of it.
+
+    The browser sends photo and layers of an editor in requests of their own, under one key, and
+    Gradio serves these in threads. Each looks for the entry of the key and else begins a new one,
+    so that with a plain dict the last one wins and a layer is lost: in place of the region and the
+    stroke, the stroke alone. And what no handler reads would stay in memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The entry of a key; if there is none, the default becomes it, unless that is None."""
+        with self._lock:
+            if default is None:
+                return super().get(key)
+            found = self.setdefault(key, default)
+            while len(self) > MOST_BLOBS:
+                self.popitem(last=False)
+            return found
 
 
 def reported(output: Any, also: tuple[Any, ...] = ()) -> Callable[[Any], Any]:

@@ -209,10 +209,11 @@ def _edit_events(tab: EditTab, region: RegionTab, engine: Engine, buttons: tuple
         session: Session, painted: Any, request: gr.Request,
         progress: gr.Progress = PROGRESS, *values: Any,
     ) -> Any:  # fmt: skip
-        region.keep(session, painted, inputs.words(values), required=True)
+        kept = region.keep(session, painted, inputs.words(values), required=True)
         index = inputs.single.index(inputs.region)
         values = (*values[:index], CORRECTED, *values[index + 1 :])
-        return {inputs.region: CORRECTED} | run(session, values, request, progress)
+        kept[inputs.region] = CORRECTED
+        return kept | run(session, values, request, progress)
 
     given = [tab.session, *inputs.all]
     shown: dict[str, Any] = {"show_progress_on": tab.message, **HEAVY}
@@ -221,7 +222,10 @@ def _edit_events(tab: EditTab, region: RegionTab, engine: Engine, buttons: tuple
     runs += [words.submit(on_edit, given, results, **shown) for words in inputs.objects]
     runs.append(
         region.apply.click(
-            on_region, [tab.session, region.editor, *inputs.all], [*results, inputs.region], **shown
+            on_region,
+            [tab.session, region.editor, *inputs.all],
+            [*results, inputs.region, region.editor],
+            **shown,
         )
     )
     region.connect(tab.session, inputs)

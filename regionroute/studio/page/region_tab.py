@@ -1,4 +1,4 @@
-"""Correcting a region: click the object in the photo, or paint and erase."""
+"""Correcting a region: click the object in the photo, or paint what belongs to it and what not."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import gradio as gr
 
 from regionroute.errors import UserError
 from regionroute.studio.engine import Engine
-from regionroute.studio.page.components import HEAVY, LIGHT, reported
+from regionroute.studio.page.components import HEAVY, LIGHT, brush_editor, reported
 from regionroute.studio.page.edit_inputs import EditInputs
 from regionroute.studio.regions import (
     EDITOR_SIDE,
     PAINT,
     PAINT_OPACITY,
+    REMOVE,
     clicked_mask,
     combined,
+    corrected,
     editor_value,
-    is_empty,
-    painted_mask,
     small_photo,
 )
 from regionroute.studio.session import Session
 from regionroute.studio.views import message
 
-COLOUR = f"rgb({PAINT[0]}, {PAINT[1]}, {PAINT[2]})"
+COLOURS = [(f"rgb{colour}", PAINT_OPACITY) for colour in (PAINT, REMOVE)]
 HOW = {"replace": "is the object", "add": "belongs to it too", "remove": "does not belong to it"}
 
 
@@ -45,25 +45,25 @@ class RegionTab:
 
     def keep(
         self, session: Session, painted: Any, words: list[str], *, required: bool = False
-    ) -> None:
-        """Remember what the editor shows as the region of the object that is being edited.
+    ) -> dict[Any, Any]:
+        """Remember the region of the object that is being edited, strokes included.
 
-        Before the editor is ready it shows nothing, which says nothing about the region.
+        Returns:
+            Updates that show it.
 
         Raises:
-            UserError: it shows nothing, and a region is required.
+            UserError: there is none, and it is required.
         """
         if session.editing is None or session.photo is None:
-            return
+            return {}
         number, word = session.editing
+        mask = corrected(session.region(number, word), painted, session.size)
         if number < len(words):
             word = words[number]  # it may have been changed since
-        ready = not is_empty(painted)
-        mask = painted_mask(painted, session.size) if ready else session.region(number, word)
         if required and mask is None:
             raise UserError(f"nothing is painted for {word!r}: paint the object or click it")
-        if ready:
-            session.correct(self.engine, number, word, mask)
+        session.correct(self.engine, number, word, mask)
+        return {self.editor: editor_value(session.photo, mask)}
 
     def connect(self, state: gr.State, inputs: EditInputs) -> None:
         """Connect the tab's own events."""
@@ -124,7 +124,7 @@ class RegionTab:
                 engine.settings.segmenter, engine.settings.device or "cpu",
             )  # fmt: skip
         number, word = session.editing
-        mask = combined(painted_mask(painted, session.size), found, how)
+        mask = combined(corrected(session.region(number, word), painted, session.size), found, how)
         session.correct(engine, number, word, mask)
         share = 0.0 if mask is None else float(mask.mean())
         told = f"{name}: the region is {share:.0%} of the photo. Correct it by brush, or apply it."
@@ -148,11 +148,11 @@ def region_tab(tab: gr.Tab, engine: Engine, status: gr.HTML) -> RegionTab:
                 type="filepath", height=320, format="jpeg",
             )  # fmt: skip
         with gr.Column(min_width=300):
-            editor = gr.ImageEditor(
-                label="Paint, erase", type="numpy", image_mode="RGBA", sources=(),
+            editor = brush_editor(
+                "Magenta adds, blue removes", type="numpy", image_mode="RGBA", sources=(),
                 transforms=(), layers=False, format="png", height=420, elem_id="editor",
                 brush=gr.Brush(
-                    default_size=20, colors=[(COLOUR, PAINT_OPACITY)], color_mode="fixed"
+                    default_size=20, default_color=COLOURS[0], colors=[*COLOURS], color_mode="fixed"
                 ),
                 eraser=gr.Eraser(default_size=20), buttons=[],
             )  # fmt: skip

@@ -35,11 +35,11 @@ def score_tab(engine: Engine, edit: EditTab) -> None:
     @reported(status)
     def on_score(*files: str | None) -> Any:
         names = ("the source", "the edit", "the mask")
-        paths = [as_path(file, name) for file, name in zip(files[:3], names, strict=True)]
-        wanted = Path(files[3]) if files[3] else None
-        for path in (*paths, *([wanted] if wanted else [])):
+        paths = [as_path(file, name) for file, name in zip(files, names, strict=False)]
+        paths += [Path(file) for file in files[3:] if file]
+        for path in paths:
             check_upload(path, engine.settings)
-        rows = score_edit(paths[0], paths[1], paths[2], wanted)
+        rows = score_edit(*paths)
         return {result: table(rows, HEADINGS), status: message("done", "Scored.")}
 
     start.click(on_score, [source, edited, mask, target], [result, status], **HEAVY)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the studio needs gradio, which needs starlette")
 
-from regionroute.studio.guard import Guard, delete_old
+from regionroute.studio.guard import Guard, Sweeper, delete_old
 
 
 class App:
@@ -173,3 +173,20 @@ def test_old_files_are_deleted_and_the_pages_own_kept(tmp_path: Path) -> None:
     assert delete_old(tmp_path, 50, frozenset([tmp_path / "own/old.png"])) == 1
     assert sorted(p.name for p in tmp_path.rglob("*.png")) == ["new.png", "old.png"]
     assert (tmp_path / "own/old.png").is_file()
+
+
+def test_the_sweeper_deletes_in_the_background_and_everything_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    upload, own = folder / "upload.png", folder / "example.png"
+    upload.write_text("x")
+    own.write_text("x")
+    sweeper = Sweeper(folder, 0.5, [own])
+    sweeper.start()
+    end = time.monotonic() + 60
+    while upload.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not upload.exists()
+    assert own.exists()
+    sweeper.close()
+    assert not folder.exists()

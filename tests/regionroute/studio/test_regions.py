@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from regionroute.studio.regions import (
+    PAINT,
+    PAINT_OPACITY,
+    REMOVE,
     clicked_mask,
     combined,
+    corrected,
     editor_value,
-    is_empty,
-    painted_mask,
 )
 
 
@@ -34,26 +36,56 @@ def disc() -> torch.Tensor:
     return torch.from_numpy((np.hypot(y - 100, x - 220) < 50).astype(np.float32))
 
 
-def as_arrays(value: dict) -> dict:  # type: ignore[type-arg]
-    """The editor's value as handlers get it."""
-    return {"layers": [np.asarray(layer) for layer in value["layers"]]}
+def strokes(*boxes: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
+    """A layer of the editor with filled boxes in colours, as handlers get it."""
+    layer = np.zeros((200, 300, 4), dtype=np.uint8)
+    for rows, columns, colour in boxes:
+        layer[rows, columns] = (*colour, round(255 * PAINT_OPACITY))
+    return layer
 
 
-def test_a_region_survives_the_editor(photo: Path) -> None:
+def test_the_editor_shows_the_region_in_the_photo(photo: Path) -> None:
     value = editor_value(photo, disc())
-    assert value["background"].size == (300, 200)
-    mask = painted_mask(as_arrays(value), (200, 300))
-    assert mask is not None
-    assert torch.equal(mask, disc())
+    shown, plain = (
+        np.asarray(one["background"]).astype(int) for one in (value, editor_value(photo))
+    )
+    changed = (shown != plain).any(-1)
+    assert np.array_equal(changed, disc().numpy() > 0)
+    assert value["layers"] == []  # Gradio would drop it
+    assert value["composite"] is None
 
 
-def test_an_editor_that_is_not_ready_is_told_from_an_erased_region(photo: Path) -> None:
-    assert is_empty(None)
-    assert is_empty({"background": None, "layers": [], "composite": None})
-    erased = editor_value(photo)
-    assert not is_empty(erased)
-    assert painted_mask(as_arrays(erased), (200, 300)) is None
-    assert erased["composite"] is None  # would be shown below the layer, out of the eraser's reach
+def test_without_strokes_the_region_stays_as_it_is() -> None:
+    soft = disc() * 0.7
+    for value in (None, {"layers": []}, {"layers": [strokes()]}):
+        found = corrected(soft, value, (200, 300))
+        assert found is not None
+        assert torch.equal(found, soft)
+        assert corrected(None, value, (200, 300)) is None
+
+
+def test_magenta_adds_and_blue_removes() -> None:
+    corner, right = (slice(20), slice(20)), (slice(None), slice(220, None))
+    layer = strokes((*corner, PAINT), (*right, REMOVE))
+    found = corrected(disc(), {"layers": [layer]}, (200, 300))
+    assert found is not None
+    wanted = disc()
+    wanted[corner], wanted[right] = 1, 0
+    assert torch.equal(found, wanted)
+    only = corrected(None, {"layers": [layer]}, (200, 300))
+    assert only is not None
+    assert only.sum() == 400
+    everything = strokes((slice(None), slice(None), REMOVE))
+    assert corrected(disc(), {"layers": [everything]}, (200, 300)) is None
+
+
+def test_the_upper_of_two_strokes_counts() -> None:
+    mixed = tuple(round(0.69 * a + 0.31 * b) for a, b in zip(REMOVE, PAINT, strict=True))
+    layer = strokes((slice(None), slice(150), mixed))  # type: ignore[arg-type]
+    found = corrected(torch.ones(200, 300), {"layers": [layer]}, (200, 300))
+    assert found is not None
+    assert not found[:, :150].any()
+    assert found[:, 150:].all()
 
 
 def test_large_photos_are_corrected_on_a_smaller_copy(tmp_path: Path) -> None:
@@ -61,29 +93,13 @@ def test_large_photos_are_corrected_on_a_smaller_copy(tmp_path: Path) -> None:
     Image.new("RGB", (3000, 1000)).save(path)
     half = torch.zeros(1000, 3000)
     half[:, 1500:] = 1
-    value = editor_value(path, half)
-    assert value["background"].size == (1024, 341)
-    mask = painted_mask(as_arrays(value), (1000, 3000))
-    assert mask is not None
-    assert (mask != half).float().mean() < 0.002
-
-
-def test_strokes_add_and_the_eraser_removes(photo: Path) -> None:
-    (layer,) = as_arrays(editor_value(photo, disc()))["layers"]
-    layer = layer.copy()
-    layer[:20, :20] = (255, 89, 26, 140)
-    layer[:, 220:, 3] = 0
-    mask = painted_mask({"layers": [layer]}, (200, 300))
-    assert mask is not None
-    wanted = disc()
-    wanted[:20, :20], wanted[:, 220:] = 1, 0
-    assert torch.equal(mask, wanted)
-
-
-def test_nothing_painted_is_no_region(photo: Path) -> None:
-    assert painted_mask(None, (200, 300)) is None
-    assert painted_mask({"layers": []}, (200, 300)) is None
-    assert painted_mask(as_arrays(editor_value(photo)), (200, 300)) is None
+    assert editor_value(path, half)["background"].size == (1024, 341)
+    layer = np.zeros((341, 1024, 4), dtype=np.uint8)
+    layer[:, :512] = (*REMOVE, 140)
+    layer[:, 512:] = (*PAINT, 140)
+    found = corrected(None, {"layers": [layer]}, (1000, 3000))
+    assert found is not None
+    assert (found != half).float().mean() < 0.002
 
 
 def test_clicks_replace_add_and_remove() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -20,10 +24,11 @@ import httpx
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from regionroute.studio.guard import _is_open
 from regionroute.studio.server import Server, start_server
 from regionroute.studio.settings import StudioSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ENDPOINTS = {
     "/edit", "/compare", "/cancel", "/styles", "/settings", "/segment", "/score", "/samples",
     "/exclude",
@@ -38,7 +43,7 @@ def server(
     users.write_text("ada:secret\n")
     settings = StudioSettings(
         port=0, bases=[str(tiny_base)], experts={"two": str(tiny_experts)}, device="cpu",
-        auth=str(users), max_upload_mb=0.5, max_pixels=100_000, segmenter="grabcut",
+        auth=str(users), max_upload_mb=0.5, max_pixels=100_000, segmenter="grabcut", mcp=True,
     )  # fmt: skip
     running = start_server(settings)
     yield running
@@ -69,6 +74,15 @@ def test_every_action_is_a_documented_endpoint(client: Client) -> None:
     found = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(found) == ENDPOINTS
     assert all(entry["description"].strip() for entry in found.values())
+
+
+def test_agents_get_every_action_as_a_tool(client: Client, server: Server) -> None:
+    with httpx.Client(base_url=server.url, cookies=dict(client.cookies)) as user:
+        tools = user.get("gradio_api/mcp/schema").json()
+    names = {tool["name"] for tool in tools}
+    assert {name.rpartition("/")[2] for name in ENDPOINTS} <= {
+        one.removeprefix("RegionRoute_Studio_") for one in names
+    }, names
 
 
 def test_an_edit_and_its_settings(client: Client, server: Server, tmp_path: Path) -> None:
@@ -136,25 +150,85 @@ def test_bombs_and_other_files_are_refused(client: Client, server: Server, tmp_p
         edit(client, large)
 
 
+def test_every_file_of_a_request_is_checked(client: Client, tmp_path: Path) -> None:
+    photo, bomb = image(tmp_path / "photo.png"), tmp_path / "bomb.png"
+    bomb.write_bytes(bomb_png(40_000, 40_000))
+    good, bad = handle_file(photo), handle_file(bomb)
+    words, options = (["cat"], ["lines"]), {"experts": "two", "mode": "routed"}
+    requests: list[tuple[str, tuple[Any, ...]]] = [
+        ("/edit", (good, *words, options, bad, None)),
+        ("/edit", (good, *words, options, None, [bad])),
+        ("/compare", (bad, *words, "0", "1", options)),
+        ("/segment", (bad, 1, 1)),
+        ("/score", (good, good, bad, None)),
+        ("/score", (good, good, good, bad)),
+        ("/settings", (bad,)),
+    ]
+    for name, given in requests:
+        with pytest.raises(AppError, match="pixels are too many"):
+            client.predict(*given, api_name=name)
+
+
 @pytest.mark.parametrize("path", ["/etc/hostname", __file__, "http://127.0.0.1:1/a.png"])
-def test_only_uploads_are_read(client: Client, server: Server, path: str) -> None:
+def test_only_uploads_are_read(client: Client, server: Server, path: str, tmp_path: Path) -> None:
+    given = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    words = (["cat"], ["lines"], {})
+    requests: list[tuple[str, list[Any]]] = [
+        ("edit", [given, *words, None, None]),
+        ("edit", [None, *words, given, None]),
+        ("edit", [None, *words, None, [given]]),
+        ("settings", [given]),
+        ("score", [given, given, given, None]),
+        ("segment", [given, 1, 1]),
+    ]
     with httpx.Client(base_url=server.url, cookies=dict(client.cookies)) as user:
         assert user.get(f"gradio_api/file={path}").status_code == 403
-        photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        data = [photo, ["cat"], ["lines"], {}, None, None]
-        asked = user.post("gradio_api/call/edit", json={"data": data})
-        answer = user.get(f"gradio_api/call/edit/{asked.json()['event_id']}", timeout=60)
-    assert "event: error" in answer.text
-    assert str(server.folder) not in answer.text
+        for name, data in requests:
+            answer = call(user, name, data)
+            assert "event: error" in answer, name
+            assert str(server.folder) not in answer
 
 
-def test_without_a_login_nothing_answers(server: Server) -> None:
+def test_answers_name_no_folder_of_the_server(
+    client: Client, server: Server, tmp_path: Path, tiny_base: Path, tiny_experts: Path
+) -> None:
+    photo = image(tmp_path / "photo.png")
+    with httpx.Client(base_url=server.url, cookies=dict(client.cookies)) as user:
+        uploaded = user.post("gradio_api/upload", files={"files": photo.read_bytes()}).json()
+        given = {"path": uploaded[0], "meta": {"_type": "gradio.FileData"}}
+        options = {"experts": "two", "mode": "routed"}
+        answer = call(user, "edit", [given, ["cat"], ["lines"], options, None, None])
+        assert "event: complete" in answer
+        texts = [answer, user.get("config").text, user.get("").text, json.dumps(uploaded)]
+        texts.append(user.get("gradio_api/info").text)
+    for text in texts:
+        for place in (server.folder, tiny_base, tiny_experts, Path(__file__).parents[3]):
+            assert str(place) not in text
+
+
+def call(user: httpx.Client, name: str, data: list[Any]) -> str:
+    """The events of a call of an endpoint."""
+    asked = user.post(f"gradio_api/call/{name}", json={"data": data})
+    return user.get(f"gradio_api/call/{name}/{asked.json()['event_id']}", timeout=300).text
+
+
+def test_no_route_answers_without_a_login(server: Server) -> None:
+    """Every route that Gradio has, and every method of it."""
+    asked = 0
     with httpx.Client(base_url=server.url) as stranger:
-        paths = ["config", "gradio_api/info", "gradio_api/app_id", "gradio_api/heartbeat/x"]
-        assert [stranger.get(path).status_code for path in paths] == [401] * len(paths)
-        posts = ["gradio_api/queue/join", "gradio_api/call/edit", "gradio_api/upload"]
-        posts += ["gradio_api/cancel", "gradio_api/run/edit", "gradio_api/component_server"]
-        assert [stranger.post(path, json={}).status_code for path in posts] == [401] * len(posts)
+        for route in server.page.app.routes:
+            path = re.sub(r"\{[^}]*\}", "x", getattr(route, "path", "")) or "/"
+            if _is_open(path) or path == "/assets":
+                continue
+            for method in getattr(route, "methods", None) or {"GET", "POST"}:
+                answer = stranger.request(method, path)
+                assert answer.status_code == 401, (method, path)
+                asked += 1
+    assert asked > 20
+
+
+def test_the_login_page_reveals_nothing(server: Server) -> None:
+    with httpx.Client(base_url=server.url) as stranger:
         page = stranger.get("")
         assert page.status_code == 200
         assert "Restyle objects" not in page.text  # nothing of the endpoints
@@ -162,9 +236,7 @@ def test_without_a_login_nothing_answers(server: Server) -> None:
         wrong = {"username": "ada", "password": "wrong"}
         assert stranger.post("login", data=wrong).status_code == 400
         assert stranger.post("login", data=wrong | {"password": "secret"}).status_code == 200
-        config = stranger.get("config")
-        assert config.status_code == 200
-        assert str(server.folder) not in config.text
+        assert stranger.get("config").status_code == 200
 
 
 def test_eight_clients_at_once_get_their_own_results(server: Server, tmp_path: Path) -> None:
@@ -173,7 +245,7 @@ def test_eight_clients_at_once_get_their_own_results(server: Server, tmp_path: P
     def one(number: int) -> None:
         own = Client(
             server.url, auth=("ada", "secret"), verbose=False,
-            download_files=str(tmp_path / f"{number}"),
+            download_files=str(tmp_path / f"{number}"), httpx_kwargs={"timeout": 120},
         )  # fmt: skip
         edited, *_ = edit(own, image(tmp_path / f"{number}.png", number), seed=number)
         found[number] = Image.open(edited).tobytes()
@@ -182,7 +254,7 @@ def test_eight_clients_at_once_get_their_own_results(server: Server, tmp_path: P
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(240)
     assert len(set(found.values())) == 8
     for number in (0, 7):  # the same alone
         own = Client(
@@ -204,3 +276,18 @@ def bomb_png(width: int, height: int) -> bytes:
         chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_a_server_that_is_stopped_deletes_uploads_and_results(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-u", "-m", "regionroute.cli.main", "serve", "--port", "0"]
+    command += ["--base", str(tiny_base), "--device", "cpu"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert any("the studio is at" in line for line in process.stdout)
+        assert list(tmp_path.glob("regionroute-studio-*"))
+        process.terminate()
+    assert process.returncode == 0
+    assert not list(tmp_path.glob("regionroute-studio-*"))
