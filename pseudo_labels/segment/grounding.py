@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pseudo_labels.segment import Box, Detection
-from pseudo_labels.segment.coco_words import COCO_WORDS
 from pseudo_labels.segment.hub import from_hub, provenance_name
 from pseudo_labels.segment.weights import onnx_session
 from regionroute.data.images import to_pil
@@ -18,6 +17,19 @@ from regionroute.errors import UserError, nearest
 DETECTORS = ("grounding-dino", "mm-grounding-dino", "owlvit", "owlv2")
 CONCEPT_SEGMENTERS = ("sam3", "sam3_video")
 _OVERLAP = 0.6  # IoU above which two boxes of a word are one object
+# The 80 object words of COCO, in the order of detectors' outputs.
+_COCO_WORDS = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire "
+    "hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, "
+    "bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, "
+    "snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis "
+    "racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, "
+    "orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, "
+    "dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, "
+    "toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, "
+    "toothbrush"
+)
+COCO_WORDS = tuple(_COCO_WORDS.split(", "))
 
 
 class HubGrounder:
