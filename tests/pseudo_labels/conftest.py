@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,15 @@ from regionroute.data.images import write_image
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(drawn_photos, tmp_path):
     """Folder with four photos of 96 px and labels.jsonl: two rows in each form."""
-    folder = tmp_path / "photos"
+    return Path(shutil.copytree(drawn_photos, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def drawn_photos(tmp_path_factory):
+    """The folder that every test gets a copy of."""
+    folder = tmp_path_factory.mktemp("drawn")
     rows = []
     for index in range(4):
         scene = render_scene(100 + index, 96, count=2 if index < 2 else 1)

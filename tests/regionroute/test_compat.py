@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import deepspeed
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import T5TokenizerFast
 
 from regionroute import compat
+from train.engine import distributed
 
 
 def test_it_imports_no_library() -> None:
@@ -131,38 +133,30 @@ def test_parameters_that_are_whole() -> None:
     compat.gather_again([parameter])
 
 
-ZERO_3 = """
-import torch, deepspeed
-from regionroute import compat
-from train.engine import distributed
-distributed.start()
-settings = {
-    "train_batch_size": 1,
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100},
-}
-layer = torch.nn.Linear(3, 2, bias=False)
-weight = layer.weight.detach().clone()
-deepspeed.zero.Init(module=layer, config_dict_or_path=settings)
-p = layer.weight
-assert compat.is_partitioned(p), "no ds_tensor"
-assert tuple(compat.whole_size(p)) == (2, 3), "no ds_shape"
-assert int(p.ds_numel) == 6 and hasattr(p, "ds_id")
-assert torch.equal(compat.own_part(p)[:6], weight.flatten())
-p.all_gather([p])
-assert p.data.shape == (2, 3)
-compat.own_part(p).mul_(2)
-compat.gather_again([p])
-assert torch.equal(p.data.cpu(), 2 * weight), "partition and all_gather do not bring changes back"
-distributed.stop()
-print("as expected")
-"""
-
-
 def test_deepspeed_marks_the_parameters_that_it_partitions() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", ZERO_3], capture_output=True, text=True, check=False
-    )
-    assert result.stdout.endswith("as expected\n"), result.stderr[-2000:]
+    settings = {
+        "train_batch_size": 1,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100},
+    }
+    distributed.start()
+    try:
+        layer = torch.nn.Linear(3, 2, bias=False)
+        weight = layer.weight.detach().clone()
+        deepspeed.zero.Init(module=layer, config_dict_or_path=settings)
+        parameter: Any = layer.weight
+        assert compat.is_partitioned(parameter), "no ds_tensor"
+        assert tuple(compat.whole_size(parameter)) == (2, 3), "no ds_shape"
+        assert int(parameter.ds_numel) == 6
+        assert hasattr(parameter, "ds_id")
+        assert torch.equal(compat.own_part(parameter)[:6], weight.flatten())
+        parameter.all_gather([parameter])
+        assert parameter.data.shape == (2, 3)
+        compat.own_part(parameter).mul_(2)
+        compat.gather_again([parameter])
+        changed = "partition and all_gather do not bring changes back"
+        assert torch.equal(parameter.data.cpu(), 2 * weight), changed
+    finally:
+        distributed.stop()
 
 
 def test_deepspeed_has_the_table_of_operators() -> None:
