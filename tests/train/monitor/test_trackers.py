@@ -103,6 +103,7 @@ def test_a_continued_run_is_the_same_run_there(services, tmp_path):
 def test_a_run_reports_to_all_its_trackers(services, runs):
     names = "train.trackers=[tensorboard, wandb, trackio]"
     rest = [names, "train.preview_every=6", "train.validate_every=6", "train.project=styles"]
+    rest += ["supervision.gradient_norms_every=6"]
     assert runs("run", *rest) == 0
     assert [run.settings["project"] for run in services] == ["styles", "styles"]
     assert services[0].settings["config"]["train"]["steps"] == 6
