@@ -51,7 +51,7 @@ class ScoreNetworks:
         lpips_weights: torchvision's AlexNet weights; None: $REGIONROUTE_LPIPS, else the torch
             hub's cache.
         encoders: further networks by name (dino, csd, dreamsim, aesthetic, vgg, inception).
-        style_images: folder with images of the styles, <style>.jpg or <style>/*.jpg.
+        style_images: folder with images of the styles, ``STYLE.jpg`` or ``STYLE/*.jpg``.
         judge: vision-language model for questions 1 to 4, hub id or folder.
         judge_config: its prompts and table of opposite styles, YAML.
     """
