@@ -35,7 +35,7 @@ from _shared import _status, add_result_argument, provenance
 from regionroute.files import write_json
 
 PARTS = ("engines", "start")
-STYLES = ("starry-night", "watercolour", "mosaic")
+STYLES = ("starry-night", "watercolour", "woodcut")
 OBJECTS = ("dog", "cat", "car", "bench", "boat")
 SIDE, PICTURES = 512, 64
 WANTED = {"ray over local": 0.9, "seconds of a packed start": 60.0}
