@@ -1,5 +1,9 @@
 """Two Ray nodes of this machine write what `--engine local` writes, also when a worker dies."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,14 +11,23 @@ import psutil
 import pytest
 
 from eval.rses import main as score
+from pseudo_labels.build import PhotoSource, build
+from pseudo_labels.curate.filters import Limits
+from pseudo_labels.job import BuildSettings
 from pseudo_labels.scenes.draw import render_scene
+from pseudo_labels.segment.given import read_labels
+from pseudo_labels.stylize.functional import FunctionalStylizer
+from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.cli.edit import main as edit
 from regionroute.cli.label import main as label
 from regionroute.data.images import read_image, write_image
-from regionroute.data.manifest import load_manifest
+from regionroute.data.manifest import StyleSpec, load_manifest
+from regionroute.engines.base import EngineSettings
 from regionroute.files import write_jsonl
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'regionroute[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'regionroute[ray]'")
+# pytest imports tests under names that other processes do not know.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RAY = ["--engine", "ray", "--workers", "2"]
 
@@ -97,6 +110,56 @@ def test_label(two_nodes, photos, tmp_path):
     assert killer.killed is not None
     assert files(local, "*") == files(ray, "*")
     assert len(files(local, "targets/*")) == 78
+
+
+class Deadly(FunctionalStylizer):
+    """Ends the process at one photo, as a lack of memory does."""
+
+    def stylize_photo(self, path, content, style, **more):
+        if path.name == "p03.png":
+            os._exit(1)
+        return self.stylize(content, style, **more)
+
+
+class DeadlyEntry(StyleEntry):
+    def build(self):
+        return Deadly.build(filter="pixel-art")
+
+
+def test_a_photo_that_kills_three_workers_is_rejected(two_nodes, photos, tmp_path):
+    labels = read_labels(photos / "labels.jsonl")[0]
+    source = PhotoSource("photos", labels[:6], [])
+    settings = BuildSettings(size=64, limits=Limits(min_structure=-1, min_strength=0, max_alike=-1))
+    entry = DeadlyEntry(StyleSpec("pixel-art"), "filter")
+    report = build(source, [entry], tmp_path, settings, engine=EngineSettings("ray", workers=2))
+    [row] = map(json.loads, (tmp_path / "rejected.jsonl").read_text().splitlines())
+    assert row["photo"].endswith("p03.png")
+    assert row["reason"].endswith("p03.png: its worker died 3 times, probably out of memory")
+    assert report.samples
+
+
+def test_a_driver_that_dies_resumes(two_nodes, photos, tmp_path):
+    def arguments(out, *more):
+        keep = ["--min-structure", "-1", "--min-strength", "0", "--max-alike", "-1"]
+        only = ["--styles", "scenes", "--only", "pixel-art", "--limit", "8", *keep]
+        return ["--labels", str(photos / "labels.jsonl"), "--out", str(out), *only, *more]
+
+    local, other = tmp_path / "local", tmp_path / "ray"
+    assert label(arguments(local, "--workers", "1")) == 0
+    command = [sys.executable, "-m", "regionroute.cli.main", "label", *arguments(other, *RAY)]
+    driver = subprocess.Popen(
+        [*command, "--ray-address", two_nodes.address], stderr=subprocess.DEVNULL
+    )
+    records = other / ".cache"
+    while driver.poll() is None and len(list(records.glob("*.json"))) < 2:
+        time.sleep(0.005)
+    driver.kill()
+    driver.wait()
+    found = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
+    assert 2 <= len(found) < 8
+    assert label(arguments(other, *RAY)) == 0
+    assert {path: path.stat().st_mtime_ns for path in found} == found  # none was made again
+    assert files(local, "*") == files(other, "*")
 
 
 def test_edit_batch(two_nodes, photos, tiny_base, tmp_path):
