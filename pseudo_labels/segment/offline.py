@@ -6,16 +6,19 @@ sides. So each opinion counts by the sides that it reaches and by how much of th
 a mild preference for the middle decides where they are of two minds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from pseudo_labels.segment import Box
-from pseudo_labels.segment.grabcut import grabcut, opencv
 from pseudo_labels.segment.salient import largest_parts, shared_network
+from regionroute.data.images import to_pil
+from regionroute.errors import UserError
 
 RIMS = (0.1, 0.5)  # of the box's sides, around what the network looks at
 COLOUR_RIM = 0.25  # of the box's sides, around what GrabCut takes for background
@@ -23,6 +26,8 @@ PRIOR_WEIGHT = 0.3  # of the preference for the middle
 OPEN = 0.45  # blend from which a pixel belongs to the object
 _FULL = 0.4  # share of the box from which an opinion is not too small
 _REACH = 0.05  # of the box's sides: how near counts as reached
+_GRABCUT_SIDE = 256  # pixels of the longer side at which GrabCut works
+_GRABCUT_ROUNDS = 5
 
 
 class OfflineSegmenter:
@@ -113,3 +118,49 @@ def _ramp(length: int, before: bool, after: bool) -> Tensor:
     place = torch.linspace(-1, 1, length)
     ends = torch.where(place < 0, 0.3 if before else 1.0, 0.3 if after else 1.0)
     return place.abs() * ends
+
+
+def grabcut(image: Tensor, start: Callable[[int, int], np.ndarray]) -> Tensor:
+    """Part an object from its surroundings by colour, given a first guess (Rother et al., 2004).
+
+    Args:
+        image: [3,H,W] in [0,1].
+        start: gives the first guess for a smaller (height, width): uint8 [h,w] of OpenCV's
+            `GC_BGD`, `GC_FGD`, `GC_PR_BGD` and `GC_PR_FGD`. A guess that is all object or all
+            background is the result.
+
+    Returns:
+        The object, [1,H,W] in [0,1], its boundary at 0.5.
+
+    Raises:
+        UserError: OpenCV is not installed.
+    """
+    cv2 = opencv()
+    height, width = image.shape[-2:]
+    scale = min(1.0, _GRABCUT_SIDE / max(height, width))
+    size = (max(8, round(width * scale)), max(8, round(height * scale)))
+    pixels = np.asarray(to_pil(image).resize(size, Image.Resampling.BOX))[..., ::-1].copy()
+    state = start(size[1], size[0])
+    if 0 < _object(cv2, state).sum() < state.size:
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.setRNGSeed(0)  # its colour clusters start at random
+        cv2.grabCut(pixels, state, None, *models, _GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
+    found = torch.from_numpy(_object(cv2, state).astype(np.float32))
+    return F.interpolate(found[None, None], (height, width), mode="bilinear")[0]
+
+
+def opencv() -> Any:
+    """The module.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError("this segmenter needs OpenCV: pip install 'regionroute[label]'") from error
+    return cv2
+
+
+def _object(cv2: Any, state: np.ndarray) -> np.ndarray:
+    return np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pseudo_labels.segment.grabcut import grabcut, opencv
 from pseudo_labels.segment.loading import FinderSettings
+from pseudo_labels.segment.offline import grabcut, opencv
 from pseudo_labels.segment.salient import U2NETP, largest_parts, shared_network
 from pseudo_labels.segment.weights import weights_folders
 from regionroute.errors import UserError
