@@ -104,6 +104,8 @@ def push(upload: Upload) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+    # Of the hub's HTTP library, whose name varies, and OSError.
+    unreachable: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
     api = HfApi()
     try:
         api.create_repo(upload.repo, repo_type=upload.kind, private=upload.private, exist_ok=True)
@@ -119,7 +121,7 @@ def push(upload: Upload) -> str:
             f"{upload.repo}: the hub refused the upload; log in with `hf auth login` as somebody "
             f"who may write there ({str(error).splitlines()[0]})"
         ) from error
-    except HfHubHTTPError.__bases__ as error:  # the hub's HTTP library, whose name varies; OSError
+    except unreachable as error:
         raise UserError(
             f"{upload.repo}: the hub cannot be reached; try again with a network, what is uploaded "
             f"is kept ({error})"
