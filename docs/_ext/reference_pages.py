@@ -117,6 +117,15 @@ def all_pages() -> dict[str, str]:
     return {**generated, **cli_pages(), **settings_pages(), **card_pages()}
 
 
+def page_names() -> set[str]:
+    """The names of `all_pages`, without importing what they are about."""
+    from regionroute.cli.main import COMMANDS
+
+    parts = {"cli": COMMANDS, "settings": SETTINGS, "cards": _cards()}
+    names = {f"{part}/{name}" for part, pages in parts.items() for name in (*pages, "index")}
+    return {"metrics", "licences", *names}
+
+
 def metrics_page() -> str:
     """The catalogue of metrics."""
     from eval.metrics import CATALOGUE
@@ -222,12 +231,10 @@ def settings_pages() -> dict[str, str]:
 
 def card_pages() -> dict[str, str]:
     """The model cards that ship with the package, without the hub's header, and their index."""
-    models = Path(__file__).resolve().parents[2] / "regionroute" / "models"
     pages = {}
     rows = []
-    for file in sorted(models.rglob("README.md")):
+    for name, file in _cards().items():
         text = re.sub(r"\A---\n.*?^---\n", "", file.read_text(encoding="utf-8"), flags=re.S | re.M)
-        name = "-".join(file.relative_to(models).parts[:-1])
         title = name.replace("-", " / ", 1).replace("_", "-")
         pages[f"cards/{name}"] = re.sub(r"\A\s*# .*", f"# {title}", text)
         rows.append(f"- [{title}]({name}.md)")
@@ -235,6 +242,12 @@ def card_pages() -> dict[str, str]:
         "# Model cards", "\n".join(rows), _toctree([name.removeprefix("cards/") for name in pages])
     )
     return pages
+
+
+def _cards() -> dict[str, Path]:
+    models = Path(__file__).resolve().parents[2] / "regionroute" / "models"
+    files = sorted(models.rglob("README.md"))
+    return {"-".join(file.relative_to(models).parts[:-1]): file for file in files}
 
 
 def _rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
