@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from regionroute.errors import UserError
-from regionroute.files import AnyPath
 from regionroute.data.images import from_pil, read_image, read_mask, to_pil, write_image
 from regionroute.data.manifest import EditSample, Manifest, Region, manifest_file, parse_rows
 from regionroute.data.prompts import find_spans, object_words
+from regionroute.errors import UserError
+from regionroute.files import AnyPath
 
 CELL, LINE, GAP = 160, 16, 6  # contact sheet: cell side, line of text, space between, in pixels
 SAME = 0.5 / 255  # largest difference of equal pixels
@@ -171,9 +171,7 @@ def _prompt_problems(sample: EditSample, region: Region, styles: Collection[str]
             yield str(error)
 
 
-def _marks_style(
-    sample: EditSample, region: Region, marked: str, styles: Collection[str]
-) -> bool:
+def _marks_style(sample: EditSample, region: Region, marked: str, styles: Collection[str]) -> bool:
     """Whether the marked words can stand for the region's style.
 
     A style may be called otherwise in prompts than by its name ("line-art" for "lines"). So the
@@ -181,9 +179,7 @@ def _marks_style(
     after the object, unless that is the name of another style.
     """
     given = sample.provenance.get("style_words")
-    if _same_words(marked, region.style) or (
-        isinstance(given, str) and _same_words(marked, given)
-    ):
+    if _same_words(marked, region.style) or (isinstance(given, str) and _same_words(marked, given)):
         return True
     start, end = region.style_span or (0, 0)
     words = " ".join(region.object.split())

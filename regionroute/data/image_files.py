@@ -16,8 +16,11 @@ from regionroute.files import AnyPath, check_input_file, shown_path
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")  # JPEG includes MPO
 NAMED = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, MPO or HEIC"
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .tif .tiff .bmp .gif .avif .avifs .jp2 .j2k .jpc .jpf "
-    ".jpx .j2c .mpo .heic .heif .hif".split()
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "tif", "tiff", "bmp", "gif"),
+        *("avif", "avifs", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "mpo", "heic", "heif", "hif"),
+    )
 )
 MAX_PIXELS = 64_000_000  # an edit of so many takes 3.2 GB, see bench/large_image.py
 LIMIT_VARIABLE = "REGIONROUTE_MAX_PIXELS"

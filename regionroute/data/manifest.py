@@ -16,12 +16,12 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from regionroute.errors import UserError, nearest
-from regionroute.files import AnyPath, numbered_lines, parse_json_line, write_jsonl
 from regionroute.data.columns import Columns, read_columns
 from regionroute.data.images import image_size, read_image, read_mask
 from regionroute.data.names import id_problem, leaves_folder, path_problem
 from regionroute.data.shards import ShardedRows
+from regionroute.errors import UserError, nearest
+from regionroute.files import AnyPath, numbered_lines, parse_json_line, write_jsonl
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.jsonl"

@@ -165,4 +165,3 @@ class _Rows:
                 "span_end": end,
             }
         return row
-

@@ -136,8 +136,8 @@ class Cache:
                 place = self._place(kind, key)
         if place is None:
             raise UserError(
-                f"{self._shown(self.folder / kind)}: the cache lacks entry {key}, its file was removed "
-                "during the run: start the same command again and it is rebuilt"
+                f"{self._shown(self.folder / kind)}: the cache lacks entry {key}, its file was "
+                "removed during the run: start the same command again and it is rebuilt"
             )
         path, row = place
         try:

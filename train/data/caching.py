@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from regionroute.errors import UserError
 from regionroute.data.manifest import load_manifest
-from train.engine import distributed
+from regionroute.errors import UserError
 from train.data.cache import Cache, CacheEntry
-from train.engine.distributed import Ranks
 from train.data.examples import TrainingExamples
 from train.data.files import Files
 from train.data.packed import in_view
+from train.engine import distributed
+from train.engine.distributed import Ranks
 
 if TYPE_CHECKING:
-    from regionroute.data.buckets import Window
     from regionroute.config.run import RunConfig
+    from regionroute.data.buckets import Window
     from regionroute.data.manifest import EditSample
     from train.data.encode import Encoder
     from train.data.selection import Selection

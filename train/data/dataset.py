@@ -1,7 +1,8 @@
 """Batches of training: style tokens, cached latents, noise.
 
 Noise and noise levels depend on the seed, the step and the place in the global batch alone, never
-on how many processes or micro-batches share it; so does the order of samples, see `train.data.order`.
+on how many processes or micro-batches share it; so does the order of samples, see
+`train.data.order`.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from regionroute.attention import AttentionPlan
-from regionroute.errors import UserError
-from regionroute.diffusion.flow import draw_sigmas
 from regionroute.data.manifest import EditSample, Manifest, manifest_file
 from regionroute.data.prompts import find_spans
+from regionroute.diffusion.flow import draw_sigmas
+from regionroute.errors import UserError
 from train.data.cache import Cache
 from train.data.examples import TrainingExample, TrainingExamples
 from train.data.order import BatchOrder, BlockShuffle, members_of, seeded
 from train.step import Batch
 
 if TYPE_CHECKING:
-    from regionroute.models.backbone import Backbone
     from regionroute.config.losses import FlowConfig
+    from regionroute.models.backbone import Backbone
     from train.data.references import References
 
 __all__ = [
-    "TrainingExample",
-    "TrainingExamples",
     "StyleTokens",
     "TrainingData",
+    "TrainingExample",
+    "TrainingExamples",
     "members_of",
     "pad_token_index",
     "seeded",

@@ -15,19 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from regionroute.data.buckets import Window, bucket_sizes, crop_window, fitted, nearest_bucket
-from regionroute.errors import UserError
 from regionroute.data.images import read_image, read_mask
-from regionroute.files import settings_hash, text_hash
 from regionroute.diffusion.latents import mask_to_grid
+from regionroute.files import settings_hash, text_hash
 from train.data.cache import CacheEntry, Tensors
-from train.data.dataset import TrainingExample, StyleTokens
+from train.data.dataset import StyleTokens, TrainingExample
 from train.data.files import Files
 from train.data.selection import PART, target_of
 from train.style_encoder.images import content_of
 
 if TYPE_CHECKING:
-    from regionroute.models.backbone import Backbone
     from regionroute.data.manifest import EditSample, Manifest
+    from regionroute.models.backbone import Backbone
 
 PARTS = "__tensor_flatten__"  # names the tensors that a tensor subclass is made of
 VALUES_PER_WEIGHT = 256  # compared to distinguish two encoders
@@ -192,7 +191,9 @@ class Encoder:
 
         return CacheEntry("images", key, make)
 
-    def _target(self, sample: EditSample, own: tuple[int, int], size: tuple[int, int]) -> CacheEntry:
+    def _target(
+        self, sample: EditSample, own: tuple[int, int], size: tuple[int, int]
+    ) -> CacheEntry:
         path = self.manifest.path(sample.target)
         if self.files.of(path).size != own:
             self.manifest.target(sample)  # says what is wrong

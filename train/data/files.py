@@ -16,9 +16,9 @@ from typing import TypeAlias
 import numpy as np
 from tqdm import tqdm
 
+from regionroute.data.images import image_size
 from regionroute.errors import UserError
 from regionroute.files import atomic_write, file_hash, text_hash
-from regionroute.data.images import image_size
 
 FILE = "files.npy"
 FRESH = 2_000_000_000  # ns; a file changed this short before the look may change again unnoticed

@@ -100,11 +100,11 @@ class SampleOrder:
 class BatchOrder:
     """Global batches, each of one bucket, so that any share of it has one shape.
 
-    Every bucket is an `SampleOrder` of its own, cut into batches; what does not fill a batch goes into
-    the bucket's next one. An epoch is as many batches of each bucket as its samples have filled
-    since the last one, in drawn order: over time every sample comes equally often. All processes
-    compute images of one size at a time, so none waits for one with larger images. With a
-    single bucket this is `SampleOrder` itself.
+    Every bucket is a `SampleOrder` of its own, cut into batches; what does not fill a batch goes
+    into the bucket's next one. An epoch is as many batches of each bucket as its samples have
+    filled since the last one, in drawn order: over time every sample comes equally often. All
+    processes compute images of one size at a time, so none waits for one with larger images. With
+    a single bucket this is `SampleOrder` itself.
 
     Args:
         buckets: number of each sample's bucket.

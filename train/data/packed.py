@@ -199,7 +199,7 @@ def _hashes(before: bytes, contents: np.ndarray, after: bytes) -> np.ndarray:
 
 
 def _first_of_each(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each combination of whole numbers from -1 its first place, and the number of each row's."""
+    """Of each combination of whole numbers from -1 its first place, and each row's number."""
     joined = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         largest = int(column.max(initial=0)) + 2

@@ -19,12 +19,12 @@ from regionroute.adapters.style_encoder import (
     encoder_identity,
     load_style_encoder,
 )
-from regionroute.models.source import resolve
 from regionroute.config.run import ExpertsConfig
-from regionroute.errors import UserError
-from regionroute.files import file_hash, settings_hash, text_hash
 from regionroute.data.manifest import EditSample
 from regionroute.data.prompts import REFERENCE, Prompt, find_spans, with_style
+from regionroute.errors import UserError
+from regionroute.files import file_hash, settings_hash, text_hash
+from regionroute.models.source import resolve
 from train.data.cache import Cache, CacheEntry, Tensors
 from train.style_encoder.images import StylePicture, only_styles, read_style_pictures
 

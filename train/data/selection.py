@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regionroute.errors import UserError, nearest
 from regionroute.data.manifest import EditSample, Manifest, Region, StyleSpec, manifest_file
 from regionroute.data.prompts import build_prompt, find_spans
+from regionroute.errors import UserError, nearest
 from train.data.packed import style_words
 
 if TYPE_CHECKING:

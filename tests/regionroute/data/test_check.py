@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from regionroute.cli import check as check_command
-from regionroute.data import check
 from regionroute.cli.check import main
+from regionroute.data import check
 from regionroute.data.check import check_manifest, contact_sheet
 from regionroute.data.images import read_image
 from regionroute.data.manifest import Manifest, load_manifest

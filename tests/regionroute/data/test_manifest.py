@@ -13,9 +13,9 @@ from regionroute.data.manifest import (
     Manifest,
     Region,
     StyleSpec,
+    load_manifest,
     manifest_file,
     mask_box,
-    load_manifest,
     write_manifest,
 )
 from regionroute.errors import UserError

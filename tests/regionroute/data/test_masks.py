@@ -93,7 +93,7 @@ SIDES = np.broadcast_to(np.arange(60) < 35, (40, 60))
 UNCLEAR = {
     "the photo itself": (lambda: Image.fromarray(PHOTO), "coloured image"),
     "red on black": (
-        lambda: Image.fromarray((INSIDE[..., None] * np.uint8([200, 0, 0]))),
+        lambda: Image.fromarray(INSIDE[..., None] * np.uint8([200, 0, 0])),
         "coloured image",
     ),
     "several labels": (
@@ -127,7 +127,7 @@ def test_what_is_unclear_or_empty_is_refused_with_a_remedy(tmp_path, name, read)
 
 def test_a_dark_mask_is_empty(tmp_path):
     path = _save(tmp_path / "m.png", Image.fromarray(np.where(INSIDE, 100, 0).astype(np.uint8)))
-    with pytest.raises(UserError, match="the mask is empty, no pixel reaches 128 of 255, .* 100"):
+    with pytest.raises(UserError, match=r"the mask is empty, no pixel reaches 128 of 255, .* 100"):
         read_mask(path)
 
 

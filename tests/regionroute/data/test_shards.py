@@ -10,10 +10,10 @@ from regionroute.data.check import check_manifest
 from regionroute.data.manifest import (
     FILE_NAME,
     has_manifest,
+    load_manifest,
     manifest_file,
     manifest_files,
     parse_row,
-    load_manifest,
     write_manifest,
 )
 from regionroute.data.shards import ShardedRows

@@ -150,7 +150,11 @@ def test_a_run_says_what_it_sees_and_how_much_is_cut_off(runs, mixed, capsys, ti
         with_kwargs=True,
     )
     photo = mixed.context(mixed.samples[0])
-    assert editor.edit(photo, EditRequest("square", "pixel-art")).image.shape == photo.shape == (3, 44, 64)
+    assert (
+        editor.edit(photo, EditRequest("square", "pixel-art")).image.shape
+        == photo.shape
+        == (3, 44, 64)
+    )
     assert set(lengths) == {24}
     [text] = (runs.folder / "cache" / "texts").glob("*.safetensors")
     assert Cache(runs.folder / "cache").absent("texts", ["0" * 16]).size == 1

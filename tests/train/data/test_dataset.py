@@ -5,10 +5,9 @@ import torch
 from PIL import Image
 
 from regionroute.config.run import FlowConfig, load_config
-from regionroute.data.images import read_image
+from regionroute.data.images import read_image, resize
 from regionroute.data.manifest import load_manifest, write_manifest
 from regionroute.diffusion.latents import mask_to_grid
-from regionroute.data.images import resize
 from regionroute.errors import UserError
 from regionroute.models.loading import load_base
 from regionroute.models.tiny import build_tiny

@@ -17,9 +17,9 @@ from regionroute.data.shards import ShardedRows
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
 from regionroute.models.loading import load_base
+from train.data import examples, packed
 from train.data.caching import seen_of
 from train.data.encode import Encoder
-from train.data import examples, packed
 from train.data.examples import TrainingExample, TrainingExamples
 from train.data.files import Files
 from train.data.packed import packed_examples, sizes_of

@@ -161,8 +161,12 @@ def test_what_is_trained_edits_by_name_and_by_example(
     shown = read_image(pictures / "pixel-art" / "1.png")
     results = {
         "named": editor.edit(image, EditRequest("dog", "Pixel-Art"), EditOptions(steps=1)),
-        "shown": editor.edit(image, EditRequest("dog", "", style_images=(shown,)), EditOptions(steps=1)),
-        "blend": editor.edit(image, EditRequest("dog", "0.3 pixel-art + 0.7 line-art"), EditOptions(steps=1)),
+        "shown": editor.edit(
+            image, EditRequest("dog", "", style_images=(shown,)), EditOptions(steps=1)
+        ),
+        "blend": editor.edit(
+            image, EditRequest("dog", "0.3 pixel-art + 0.7 line-art"), EditOptions(steps=1)
+        ),
     }
     for result in results.values():
         assert result.prompt == "make the dog in reference style, keep other area unchanged"
@@ -170,7 +174,11 @@ def test_what_is_trained_edits_by_name_and_by_example(
     [[nearest, cosine]] = results["shown"].settings["nearest_trained_style"]
     assert nearest in STYLES
     assert 0 < cosine <= 1
-    pair = editor.edit(image, EditRequest("dog", "", style_images=(shown, shown.flip(0)), also=(("cup", ""),)), EditOptions(steps=1))
+    pair = editor.edit(
+        image,
+        EditRequest("dog", "", style_images=(shown, shown.flip(0)), also=(("cup", ""),)),
+        EditOptions(steps=1),
+    )
     assert len(pair.settings["nearest_trained_style"]) == 2
 
 

@@ -9,7 +9,7 @@ import torch
 from eval import rses
 from regionroute.cli import main as cli
 from regionroute.config.run import load_config
-from regionroute.data.manifest import mask_box, load_manifest, write_manifest
+from regionroute.data.manifest import load_manifest, mask_box, write_manifest
 from regionroute.data.prompts import build_prompt
 from regionroute.errors import UserError
 from regionroute.files import read_json

@@ -127,8 +127,7 @@ def test_a_damaged_file_is_named_and_set_aside(url, harm):
     cache = StreamedCache(url, 1)
     if cache.absent("things", KEYS).size == 0:
         with pytest.raises(UserError, match=r"start the same command again and it is rebuilt"):
-            for number in range(COUNT):
-                cache.load("things", key_of(number))
+            [cache.load("things", key_of(number)) for number in range(COUNT)]
     assert files.glob(names[0] + ".damaged")
     again = StreamedCache(url, 1)
     assert again.absent("things", KEYS).size == 10
