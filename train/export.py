@@ -10,6 +10,7 @@ import torch
 
 from regionroute.adapters import save_experts
 from regionroute.adapters.files.export import expert_names
+from regionroute.config.sites import MAP_KEY
 from regionroute.data.manifest import manifest_file
 from train.step import StepLosses
 
@@ -51,6 +52,9 @@ def experts_writer(
         "averaged": config.optim.ema or None,
         "config": config.model_dump(mode="json"),
     }
+    choice = config.map.choice()
+    if choice is not None:
+        extra[MAP_KEY] = choice.settings()
     if changes:
         extra["changed_settings"] = changes
 

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def inject(
     Args:
         transformer: the diffusers model itself, not a wrapper: the names end up in files.
         targets: a preset's name or module suffixes, each of whole name parts ("to_q",
-            "attn.to_out.0", or a full module name).
+            "attn.to_out.0", "single_transformer_blocks.*.attn.*", or a full module name).
         num_experts: experts a layer.
         rank: LoRA rank.
         alpha: scale numerator.
@@ -124,7 +125,10 @@ def stream_of(name: str) -> Stream:
 
 
 def _matches(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith(f".{suffix}")
+    """Whether a name ends with the parts of a suffix, of which each may have a wildcard."""
+    wanted = suffix.split(".")
+    parts = name.split(".")[-len(wanted) :]
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def _no_such_target(suffix: str, linears: Sequence[str]) -> str:

@@ -1,14 +1,12 @@
 """Attention maps: how several become one, where the style will go, how well that is the object."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from regionroute.config.sites import Combine
 from regionroute.data.region_scores import MAP_BOUNDARY, map_iou, share_inside
-
-Combination = Literal["mean", "normalised", "geometric"]
 
 BOUNDARY = MAP_BOUNDARY  # attention equal to its mean over the image
 
@@ -18,7 +16,7 @@ def mean_map(maps: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(maps.values())).mean(0)
 
 
-def combine_maps(maps: Sequence[Tensor], how: Combination = "normalised") -> Tensor:
+def combine_maps(maps: Sequence[Tensor], how: Combine = "normalised") -> Tensor:
     """One map of several.
 
     Args:

@@ -8,7 +8,7 @@ prints them with the descriptions as comments.
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar, get_args, overload
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from regionroute.config import io as config_io
 from regionroute.config.base import (
@@ -24,6 +24,7 @@ from regionroute.config.base import (
 from regionroute.config.data import DataConfig
 from regionroute.config.io import add_config_arguments, dump_config, save_config
 from regionroute.config.losses import FlowConfig, PerceptualConfig, SupervisionConfig
+from regionroute.config.sites import Combine, MapChoice, parse_sites
 from regionroute.config.train import OptimConfig, TrainConfig
 from regionroute.files import AnyPath
 
@@ -201,6 +202,32 @@ class RoutingConfig(Section):
     )
 
 
+class MapConfig(Section):
+    """Where edits read the region map, if it is not where training supervises attention."""
+
+    layers: Names | None = Field(
+        None,
+        description='attention sites, such as "double.0.context:2@object"; null: the supervised '
+        "ones",
+    )
+    combine: Combine = Field(
+        "mean",
+        description="mean of the sites' maps as they are, of the maps over their own means, or "
+        "their geometric mean",
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _well_formed(cls, layers: list[str] | None) -> list[str] | None:
+        if layers is not None:
+            parse_sites(layers)
+        return layers
+
+    def choice(self) -> MapChoice | None:
+        """The sites, None for the supervised ones."""
+        return None if self.layers is None else MapChoice(layers=self.layers, combine=self.combine)
+
+
 class RunConfig(Section):
     """A training run."""
 
@@ -213,6 +240,7 @@ class RunConfig(Section):
     supervision: SupervisionConfig = Field(
         SupervisionConfig(), description="attention supervision of the style words"
     )
+    map: MapConfig = Field(MapConfig(), description="the region map that edits read")
     routing: RoutingConfig = Field(
         RoutingConfig(), description="how maps become gates when an edit is routed"
     )

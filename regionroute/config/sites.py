@@ -24,8 +24,10 @@ from regionroute.errors import UserError
 Queries = Literal["target", "context", "both"]
 Tokens = Literal["target", "context"]
 Word = Literal["style", "object"]
+Combine = Literal["mean", "normalised", "geometric"]
 WORDS: tuple[Word, ...] = get_args(Word)
 ALL = "all"  # means every block
+MAP_KEY = "map"  # of a `MapChoice` in experts.json
 
 _FORM = re.compile(
     r"(?P<block>[a-z_]+(?:\.\d+)?)(?:\.(?P<tokens>target|context))?"
@@ -100,7 +102,7 @@ class MapChoice(BaseModel):
     layers: list[str] = Field([ALL], description="attention sites, or the text `all`")
     queries: Queries = Field("target", description="for sites that name neither target nor context")
     norm: Literal["full", "text", "selected"] = "full"
-    combine: Literal["mean", "normalised", "geometric"] = Field(
+    combine: Combine = Field(
         "mean",
         description="mean of the maps as they are, of the maps over their own means, or their "
         "geometric mean",

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from regionroute.config.sites import MapChoice
+from regionroute.config.sites import MAP_KEY, MapChoice
 from regionroute.data.images import image_size
 from regionroute.data.manifest import EditSample, Manifest
 from regionroute.editing.batch import sample_request
 from regionroute.editing.editor import Editor
-from regionroute.editing.expert_settings import MAP_KEY, supervised_choice
+from regionroute.editing.expert_settings import supervised_choice
 from regionroute.editing.head_scan import HeadScan, LabelledEdit
 from regionroute.errors import UserError
 from regionroute.files import read_json, write_json

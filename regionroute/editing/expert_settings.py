@@ -11,12 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from regionroute.config.aliases import with_current_names
 from regionroute.config.run import RoutingConfig
-from regionroute.config.sites import MapChoice, parse_sites
+from regionroute.config.sites import MAP_KEY, MapChoice, parse_sites
 from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.models.source import BaseSettings
 
-MAP_KEY = "map"  # the calibrated `MapChoice`
 Model = TypeVar("Model", bound=BaseModel)
 
 

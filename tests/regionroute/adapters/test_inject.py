@@ -52,6 +52,19 @@ def test_all_means_every_layer_but_the_embeddings_of_time_and_text(make_real):
     assert streams["x_embedder"] == streams["norm_out.linear"] == "img"
 
 
+def test_a_part_of_a_suffix_may_have_a_wildcard(flux):
+    names = target_names(
+        flux, ["single_transformer_blocks.*.attn.to_?", "transformer_blocks.0.*.linear"]
+    )
+    blocks = {name.split(".")[1] for name in names if name.startswith("single")}
+    assert blocks == {str(number) for number in range(len(flux.single_transformer_blocks))}
+    assert {name for name in names if not name.startswith("single")} == {
+        "transformer_blocks.0.norm1.linear",
+        "transformer_blocks.0.norm1_context.linear",
+    }
+    assert all(name.split(".")[3] in ("to_q", "to_k", "to_v") for name in names if "attn" in name)
+
+
 def test_suffixes_mean_whole_name_parts(flux):
     assert target_names(flux, ["proj_out"]) == [
         "single_transformer_blocks.0.proj_out",

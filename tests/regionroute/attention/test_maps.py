@@ -41,3 +41,10 @@ def test_scores_of_known_maps():
     iou, share = map_scores(several, masks[0])
     assert iou.tolist() == [0.5, 0]
     assert share.tolist() == [1, 0]
+
+
+def test_the_geometric_mean_adds_up_logits():
+    logits = torch.randn(4, 2, 3, 3)
+    found = combine_maps(list(logits.exp()), "geometric")
+    assert torch.allclose(found.log(), logits.mean(0), atol=1e-6)
+    assert (combine_maps([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)], "geometric") < 1e-15).all()

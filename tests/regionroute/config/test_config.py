@@ -234,3 +234,13 @@ def test_overrides_may_stand_among_the_options(arguments):
     assert parsed.config == "c.yaml"
     assert parsed.overrides == ["a=1", "b=2"]
     assert parsed.print_config
+
+
+def test_the_map_of_edits_is_the_supervised_one_unless_it_is_named():
+    assert load_config(None, []).map.choice() is None
+    named = ["map.layers=[double.0.context:2@object, single.1]", "map.combine=geometric"]
+    choice = load_config(None, named).map.choice()
+    assert choice.layers == ["double.0.context:2@object", "single.1"]
+    assert choice.combine == "geometric"
+    with pytest.raises(UserError, match=r"map\.layers must .*BLOCK"):
+        load_config(None, ["map.layers=[double:x]"])

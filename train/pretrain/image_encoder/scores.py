@@ -39,20 +39,21 @@ def localisation(views: Views, vocabulary: Sequence[str], score: ScoreWords) -> 
         present += best[: len(words)].tolist()
         absent += best[len(words) :].tolist()
         found, masks = maps[: len(words)] > THRESHOLD, views.mask(image)
-        ious += _iou(found, masks > 0.5).tolist()
+        ious += iou(found, masks > 0.5).tolist()
         at = maps[: len(words)].flatten(1).argmax(1, keepdim=True)
         peaks += (masks.flatten(1).gather(1, at) > 0.25).flatten().tolist()
         if len(words) > 1:
-            overlaps.append(float(_iou(found[0], found[1])))
+            overlaps.append(float(iou(found[0], found[1])))
     return {
         "iou": _mean(ious),
         "peak": _mean(peaks),
         "overlap": _mean(overlaps),
-        "auc": _auc(torch.tensor(present), torch.tensor(absent)),
+        "auc": auc(torch.tensor(present), torch.tensor(absent)),
     }
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU [...] of regions bool [...,h,w]; 0 for two empty ones."""
     both, either = (a & b).flatten(-2).sum(-1), (a | b).flatten(-2).sum(-1)
     return both / either.clamp(min=1)
 
@@ -61,7 +62,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def _auc(positive: Tensor, negative: Tensor) -> float:
+def auc(positive: Tensor, negative: Tensor) -> float:
     """Fraction of pairs in which the positive is larger, ties count half."""
     difference = positive[:, None] - negative
     return float(((difference > 0).float() + 0.5 * (difference == 0).float()).mean())

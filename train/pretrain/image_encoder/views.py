@@ -119,7 +119,7 @@ def _make(
         images = []
         for number in range(start, min(count, start + _BATCH)):
             generator = Generator().manual_seed(seed * 1_000_003 + number)
-            image, objects = _compose(composer, generator, other_colours)
+            image, objects = composition(composer, generator, other_colours)
             images.append(image)
             words.append(list(objects))
             parts["masks"] += [(mask * 255).round().to(torch.uint8) for mask in objects.values()]
@@ -130,7 +130,7 @@ def _make(
     return {f"{split}.{name}": torch.cat(rows) for name, rows in parts.items()}
 
 
-def _compose(
+def composition(
     composer: Composer, generator: Generator, other_colours: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """An image [3,S,S] in [0,1] and the covered fractions [1,h,w] of its objects by word."""

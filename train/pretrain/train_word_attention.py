@@ -1,0 +1,331 @@
+r"""Make an embedded base attend to the named object from its first block on.
+
+    python train/pretrain/train_word_attention.py compositions.bank=data/bank
+    regionroute label ... --whole --out data/photo_pairs      # then its experts, see docs
+
+A base with a word-aligned image encoder knows where each word's object is, but its text encoder
+drowns the word vectors in what its layers add to them, and its attention learns from photos of one
+object, in which whatever stands out is the object. This trains some heads of the first block
+(queries of the context image, keys), their norms and the text layers with Focus and Cover on
+composed images of several objects. The text states stay near those of the base, all else stays as
+it is. Validated on compositions of the bank's test photos.
+
+The result is `<output>/base`; `<output>/maps.png` shows attention. A stopped run resumes from its
+checkpoint when the same command is started again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+# Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from regionroute.attention.losses import cover_loss, focus_loss
+from regionroute.data.images import write_image
+from regionroute.data.prompts import build_prompt
+from regionroute.errors import UserError, command
+from regionroute.models.backbone import Backbone
+from regionroute.models.loading import load_base
+from regionroute.models.source import resolve
+from train.engine.folders import replace_folder
+from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
+from train.engine.states import save_states
+from train.monitor.logs import append_row
+from train.pretrain.image_encoder.scores import auc, iou
+from train.pretrain.photo_pairs import HIGHLIGHT_PROMPTS, RECOLOUR_PROMPTS, STYLE_PROMPTS
+from train.pretrain.word_attention.config import WordAttentionConfig
+from train.pretrain.word_attention.heads import WordHeads
+from train.pretrain.word_attention.images import Images, load_images
+
+RESULT, SHEET = "base", "maps.png"
+LOOKS = ("watercolour", "pixel-art", "starry night", "line-art", "neon", "woodcut", "red", "blue")
+KEPT = 32  # prompts per step whose text states are kept
+SUREST = 4  # tokens whose mean attention says whether the object is there
+THRESHOLD = 0.4  # of the attention typical of the region, as edits use it
+SHOWN = 32  # maps on the sheet
+
+
+@dataclass(frozen=True)
+class Named:
+    """A batch of images, each with a word.
+
+    Attributes:
+        context: latents [B,C,h,w].
+        prompts: which name the word.
+        spans: characters of the word in them.
+        masks: covered fractions [B,h/2,w/2], 0 where the word is absent.
+    """
+
+    context: Tensor
+    prompts: list[str]
+    spans: list[tuple[int, int]]
+    masks: Tensor
+
+
+class Words:
+    """The words of the images, and which of them may be absent together."""
+
+    def __init__(self, base: Backbone, images: Images, farthest: float) -> None:
+        self.all = sorted({word for row in images.words for word in row})
+        self.near = base.word_vectors(self.all) @ base.word_vectors(self.all).T >= farthest
+        self.number = {word: number for number, word in enumerate(self.all)}
+
+    def absent(self, words: list[str], rng: random.Random) -> str | None:
+        """A word that is not close to any of `words`; None if there is none."""
+        here = [self.number[word] for word in words if word in self.number]
+        far = (~self.near[here].any(0)).nonzero().flatten().tolist()
+        return self.all[rng.choice(far)] if far else None
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    prog = "train/pretrain/train_word_attention.py"
+    return run_training(prog, __doc__, WordAttentionConfig, argv, train_and_save)
+
+
+def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
+    """Trains the heads of a base and saves it in the folder `output`."""
+    base = load_base(cfg.base)
+    images = load_images(cfg.compositions, cfg.seed, base, output)
+    words = Words(base, images["train"], cfg.farthest)
+    heads = WordHeads(base, cfg.heads, cfg.gain, cfg.text_share)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": heads.head_weights(), "rate": cfg.lr},
+            {"params": heads.text_weights(), "rate": cfg.text_lr},
+        ],
+        lr=cfg.lr,
+        weight_decay=0.0,
+    )
+    start = resume(cfg, output, heads=heads, optimizer=optimizer)
+    train(cfg, heads, optimizer, images, words, start)
+    save_base_with(heads, output / RESULT)
+    write_image(output / SHEET, sheet(heads, images["test"]))
+    scores = validate(heads, images["test"], words)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    print(f"base saved in {output / RESULT} ({told}); {output / SHEET} shows its attention")
+
+
+def train(
+    cfg: WordAttentionConfig,
+    heads: WordHeads,
+    optimizer: torch.optim.Optimizer,
+    images: dict[str, Images],
+    words: Words,
+    start: int,
+) -> None:
+    """Trains in place, with checkpoints and a log in the output folder.
+
+    A step's images and words depend on (seed, step) alone: an interrupted run gives the same base.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    output = Path(cfg.output)
+    log = output / LOG_FILE
+    weights = [*heads.head_weights(), *heads.text_weights()]
+    with tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, unit="step") as bar:
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * schedule(step, cfg)
+            losses = _losses(cfg, heads, images["train"], words, step)
+            loss = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(loss):
+                raise UserError(f"the loss of step {step} is {loss.item()}: lower lr and resume")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done = step + 1
+            if done % cfg.log_every == 0:
+                row = {name: value.item() for name, value in losses.items()}
+                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()}, refresh=False)
+                append_row(log, {"step": done, **row})
+            if done % cfg.save_every == 0 or done == cfg.steps:
+                save_states(output / CHECKPOINT, done, heads=heads, optimizer=optimizer)
+            if done % cfg.validate_every == 0 or done == cfg.steps:
+                scores = validate(heads, images["test"], words)
+                append_row(log, {"step": done, **scores})
+                bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+
+
+def schedule(step: int, cfg: WordAttentionConfig) -> float:
+    """Factor on the rates: linear warm-up, then a cosine down to 1 %."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / cfg.steps)))
+
+
+def _losses(
+    cfg: WordAttentionConfig, heads: WordHeads, images: Images, words: Words, step: int
+) -> dict[str, Tensor]:
+    """The weighted losses of one step, scalars."""
+    rng = random.Random(cfg.seed * 1_000_003 + step)
+    named = draw(cfg, images, words, rng)
+    noise = torch.randn(
+        named.context.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31))
+    )
+    found = attention(heads, named, noise)
+    masks = named.masks[:, None]
+    present = masks.flatten(1).amax(1, keepdim=True) > 0
+    entropy = F.binary_cross_entropy(
+        found.clamp(1e-6, 1 - 1e-6), 0.9 * named.masks, weight=1 + 2 * named.masks
+    )
+    prompts = [_any_prompt(words, rng) for _ in range(KEPT)]
+    return {
+        "focus": cfg.focus * focus_loss(found[:, None], masks, present).mean(),
+        "cover": cfg.cover * cover_loss(found[:, None], masks, present).mean(),
+        "probability": cfg.probability * entropy,
+        "keep": cfg.keep * heads.moved(_ids(heads.base, prompts)[1]),
+    }
+
+
+def draw(cfg: WordAttentionConfig, images: Images, words: Words, rng: random.Random) -> Named:
+    """A batch: images with one of their words, or with one that is absent."""
+    shown = images.shown()
+    chosen, named, masks = [], [], []
+    for _ in range(cfg.batch):
+        image = rng.choice(shown)
+        number = rng.randrange(len(images.words[image]))
+        word, mask = images.words[image][number], images.mask(image, number)
+        absent = words.absent(images.words[image], rng) if rng.random() < cfg.absent else None
+        if absent is not None:
+            word, mask = absent, torch.zeros_like(mask)
+        chosen.append(image)
+        named.append(word)
+        masks.append(mask)
+    return _named(images, chosen, named, torch.stack(masks), [rng.choice(LOOKS) for _ in named])
+
+
+def _named(
+    images: Images, chosen: list[int], words: list[str], masks: Tensor, looks: list[str]
+) -> Named:
+    prompts = [build_prompt([pair]) for pair in zip(words, looks, strict=True)]
+    return Named(
+        images.latents[chosen].float(),
+        [prompt.text for prompt in prompts],
+        [prompt.object_spans[0] for prompt in prompts],
+        masks,
+    )
+
+
+def attention(heads: WordHeads, named: Named, noise: Tensor) -> Tensor:
+    """Maps [B,h/2,w/2] of the words of a batch."""
+    base = heads.base
+    pairs = zip(named.prompts, named.spans, strict=True)
+    tokens = [base.token_indices(prompt, span) for prompt, span in pairs]
+    return heads.maps(named.context, noise, _ids(base, named.prompts), tokens)
+
+
+def _ids(base: Backbone, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """CLIP and T5 token ids, [P,T] each, padded as the Kontext pipeline pads."""
+    first, second = (
+        tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=base.text_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        for tokenizer in base.tokenizers()
+    )
+    return first, second
+
+
+def _any_prompt(words: Words, rng: random.Random) -> str:
+    """A prompt of the base's training, or of an edit."""
+    word, look = rng.choice(words.all), rng.choice(LOOKS)
+    forms = [*HIGHLIGHT_PROMPTS, *RECOLOUR_PROMPTS, *STYLE_PROMPTS]
+    forms += [build_prompt([("{word}", "{look}")]).text] * len(forms)
+    return rng.choice(forms).format(word=word, look=look)
+
+
+@torch.no_grad()
+def validate(heads: WordHeads, images: Images, words: Words) -> dict[str, float]:
+    """Means over all objects of the images; see `image_encoder.scores.localisation`.
+
+    The region is what exceeds `THRESHOLD` of the attention typical of it, as in edits.
+    """
+    rng = random.Random(0)
+    ious, peaks, overlaps, present, absent = [], [], [], [], []
+    for image in images.shown():
+        there = images.words[image]
+        other = words.absent(there, rng)
+        asked = [*there, *([other] if other else [])]
+        masks = torch.stack([images.mask(image, n) for n in range(len(there))])
+        found = _maps_of(heads, images, image, asked)
+        surest = found.flatten(1).topk(SUREST).values.mean(1).tolist()
+        present += surest[: len(there)]
+        absent += surest[len(there) :]
+        region = found > THRESHOLD * _typical(found)
+        ious += iou(region[: len(there)], masks > 0.5).tolist()
+        at = found[: len(there)].flatten(1).argmax(1, keepdim=True)
+        peaks += (masks.flatten(1).gather(1, at) > 0.25).flatten().tolist()
+        if len(there) > 1:
+            overlaps.append(float(iou(region[0], region[1])))
+    mean = {"iou": ious, "peak": peaks, "overlap": overlaps}
+    return {name: sum(values) / max(1, len(values)) for name, values in mean.items()} | {
+        "auc": auc(torch.tensor(present), torch.tensor(absent))
+    }
+
+
+def _maps_of(heads: WordHeads, images: Images, image: int, words: list[str]) -> Tensor:
+    """Maps [W,h/2,w/2] of several words in one image."""
+    nowhere = torch.zeros(len(words), *images.masks.shape[-2:])
+    named = _named(images, [image] * len(words), words, nowhere, [LOOKS[1]] * len(words))
+    noise = torch.randn(named.context.shape[1:], generator=torch.Generator().manual_seed(image))
+    return attention(heads, named, noise.expand_as(named.context))
+
+
+def _typical(maps: Tensor) -> Tensor:
+    """The mean of each map [N,h,w] weighted by itself, [N,1,1]."""
+    total = maps.sum((1, 2), keepdim=True)
+    return maps.square().sum((1, 2), keepdim=True) / total.clamp(min=1e-12)
+
+
+def save_base_with(heads: WordHeads, folder: Path) -> None:
+    """Writes the base with its trained weights; an older one is replaced when it is complete."""
+    source = resolve(heads.base.name)
+    if not isinstance(source, Path):
+        raise UserError(f"base={heads.base.name}: give an embedded base or a local folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("experts*"))
+    for name in ("transformer", "text_encoder_2"):
+        network = getattr(heads.base, name)
+        network.half().save_pretrained(partial / name, safe_serialization=True)
+        network.float()
+    replace_folder(partial, folder)
+
+
+@torch.no_grad()
+def sheet(heads: WordHeads, images: Images) -> Tensor:
+    """Test images as decoded, darkened where the word's attention is low: [3,H,W] in [0,1]."""
+    panels: list[Tensor] = []
+    crowded = sorted(images.shown(), key=lambda image: -len(images.words[image]))
+    for image in crowded:
+        photo = heads.base.decode_latents(images.latents[image : image + 1].float())[0]
+        words = images.words[image][:3]
+        maps = _maps_of(heads, images, image, words)
+        shown = F.interpolate((maps / maps.amax((1, 2), keepdim=True))[:, None], photo.shape[-2:])
+        panels += [photo, *(photo * (0.2 + 0.8 * part) for part in shown)]
+        panels += [torch.zeros_like(photo)] * (3 - len(words))
+        if len(panels) >= SHOWN:
+            break
+    rows = [torch.cat(panels[start : start + 8], -1) for start in range(0, len(panels) - 7, 8)]
+    return torch.cat(rows, -2) if rows else torch.cat(panels, -1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Attention that starts out on the named object: settings, images and losses of its training."""
