@@ -160,13 +160,13 @@ def _collage(
     write_once(root / files["everything"], torch.ones(1, *size))
     whole = photos[0].whole
     [everything] = whole.regions
-    kept = ("stylizer", "style_words")
-    facts = {
+    facts: dict[str, object] = {
         "photo": name,
         "photo_hash": name,
         "photos": [photo.whole.provenance.get("photo", photo.whole.context) for photo in photos],
-        **{key: value for key, value in whole.provenance.items() if key in kept},
     }
+    kept = ("stylizer", "style_words")
+    facts |= {key: value for key, value in whole.provenance.items() if key in kept}
     samples = [
         dataclasses.replace(
             whole,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +140,7 @@ def _train_rows(linear: nn.Linear, rows: Tensor) -> None:
 
 
 @contextmanager
-def _first_block_only(transformer: nn.Module) -> Iterator[None]:
+def _first_block_only(transformer: Any) -> Iterator[None]:
     """A transformer without the blocks after the first, whose attention nothing depends on."""
     double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
     transformer.transformer_blocks = nn.ModuleList(list(double)[:1])
