@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -43,12 +44,19 @@ class Server:
         self.sweeper.close()
 
     def wait(self) -> None:
-        """Serve until Ctrl-C or SIGTERM; from the main thread."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        """Serve until Ctrl-C, or SIGTERM after `exit_on_sigterm`; from the main thread."""
         try:
             self.page.block_thread()
         finally:
             self.close()
+
+
+def exit_on_sigterm() -> None:
+    """End as after Ctrl-C, with the scratch folder deleted; from the main thread, before a start.
+
+    The handler comes before the start: a server that is stopped while it loads leaves nothing.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def start_server(settings: StudioSettings, *, load: bool = True) -> Server:
@@ -63,6 +71,16 @@ def start_server(settings: StudioSettings, *, load: bool = True) -> Server:
     """
     users = read_users(settings)
     folder = Path(tempfile.mkdtemp(prefix="regionroute-studio-")).resolve()
+    try:
+        return _start(settings, users, folder, load=load)
+    except BaseException:  # Ctrl-C and SIGTERM too
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _start(
+    settings: StudioSettings, users: list[tuple[str, str]], folder: Path, *, load: bool
+) -> Server:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # before the page's components are made
     _check_gradio()
     from starlette.middleware import Middleware

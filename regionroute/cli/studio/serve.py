@@ -98,15 +98,24 @@ def main(argv: list[str] | None = None) -> int:
     if args.print_config:
         print(dump_config(settings), end="")
         return 0
-    from regionroute.studio.server import limit_process, start_server, warnings_of
+    from regionroute.studio.server import (
+        exit_on_sigterm,
+        limit_process,
+        start_server,
+        warnings_of,
+    )
 
     for sentence in warnings_of(settings):
         print(f"warning: {sentence}", flush=True)
     limit_process(settings)
     print("loading the base …", flush=True)
+    exit_on_sigterm()
     server = start_server(settings)
-    print(f"the studio is at {server.url} (Ctrl-C stops it)", flush=True)
-    server.wait()
+    try:
+        print(f"the studio is at {server.url} (Ctrl-C stops it)", flush=True)
+        server.wait()
+    finally:
+        server.close()
     return 0
 
 
