@@ -131,11 +131,17 @@ def test_a_photo_that_kills_three_workers_is_rejected(two_nodes, photos, tmp_pat
     source = PhotoSource("photos", labels[:6], [])
     settings = BuildSettings(size=64, limits=Limits(min_structure=-1, min_strength=0, max_alike=-1))
     entry = DeadlyEntry(StyleSpec("pixel-art"), "filter")
-    report = build(source, [entry], tmp_path, settings, engine=EngineSettings("ray", workers=2))
-    [row] = map(json.loads, (tmp_path / "rejected.jsonl").read_text().splitlines())
+    ray, local = tmp_path / "ray", tmp_path / "local"
+    report = build(source, [entry], ray, settings, engine=EngineSettings("ray", workers=2))
+    [row] = map(json.loads, (ray / "rejected.jsonl").read_text().splitlines())
     assert row["photo"].endswith("p03.png")
     assert row["reason"].endswith("p03.png: its worker died 3 times, probably out of memory")
-    assert report.samples
+    others = [photo for photo in labels[:6] if photo.path.name != "p03.png"]
+    assert len(others) == 5
+    alone = build(PhotoSource("photos", others, []), [entry], local, settings)
+    assert len({sample.provenance["photo_hash"] for sample in report.samples}) == 5
+    assert report.samples == alone.samples
+    assert files(ray, "targets/*", "contexts/*") == files(local, "targets/*", "contexts/*")
 
 
 def test_a_driver_that_dies_resumes(two_nodes, photos, tmp_path):
