@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 class Hub:
-    """Stands in for `HfApi`: notes what it is asked for, or fails."""
+    """Stands in for `HfApi`: records what it is asked for, or fails."""
 
     asked: ClassVar[list[tuple[str, dict]]] = []
     fails: ClassVar[Exception | None] = None

@@ -38,6 +38,7 @@ from regionroute.errors import UserError, command
 from regionroute.models.backbone import Backbone
 from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
+from regionroute.routing.gates import attention_concentration
 from train.engine.folders import replace_folder
 from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
@@ -268,7 +269,7 @@ def validate(heads: WordHeads, images: Images, words: Words) -> dict[str, float]
         surest = found.flatten(1).topk(SUREST).values.mean(1).tolist()
         present += surest[: len(there)]
         absent += surest[len(there) :]
-        region = found > THRESHOLD * _typical(found)
+        region = found > THRESHOLD * attention_concentration(found[None])[0]
         ious += iou(region[: len(there)], masks > 0.5).tolist()
         at = found[: len(there)].flatten(1).argmax(1, keepdim=True)
         peaks += (masks.flatten(1).gather(1, at) > 0.25).flatten().tolist()
@@ -286,12 +287,6 @@ def _maps_of(heads: WordHeads, images: Images, image: int, words: list[str]) -> 
     named = _named(images, [image] * len(words), words, nowhere, [LOOKS[1]] * len(words))
     noise = torch.randn(named.context.shape[1:], generator=torch.Generator().manual_seed(image))
     return attention(heads, named, noise.expand_as(named.context))
-
-
-def _typical(maps: Tensor) -> Tensor:
-    """The mean of each map [N,h,w] weighted by itself, [N,1,1]."""
-    total = maps.sum((1, 2), keepdim=True)
-    return maps.square().sum((1, 2), keepdim=True) / total.clamp(min=1e-12)
 
 
 def save_base_with(heads: WordHeads, folder: Path) -> None:

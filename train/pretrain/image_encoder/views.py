@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 from tqdm import tqdm
 
 from regionroute.data.object_bank import PHOTO, ObjectBank
-from regionroute.files import atomic_write
 from regionroute.models.image_encoder import STRIDE, ImageEncoder
 from train.pretrain.colours import in_other_colours
 from train.pretrain.compositions import Composer, visible
 from train.pretrain.image_encoder.config import CompositionsConfig
+from train.pretrain.image_encoder.stored import Words, first_masks, read_stored, write_stored
 
 FILE = "views.safetensors"
 MAPS = ("near", "middle", "far", "evidence")
@@ -61,47 +59,25 @@ def load_views(
     """
     path = output / FILE
     made_with = json.dumps([seed, cfg.model_dump(), encoder.class_vectors.sum().item()])
-    found = _read(path, made_with)
+    found = read_stored(path, made_with)
     if found is None:
         bank = ObjectBank(cfg.bank)
         tensors: dict[str, Tensor] = {}
-        words: dict[str, list[list[str]]] = {}
+        words: Words = {}
         for split, count in (("train", cfg.count), ("test", cfg.held_out)):
             words[split] = []
             composer = Composer(bank, split, cfg.side, cfg.photos)
             tensors |= _make(composer, count, seed, encoder, cfg.other_colours, words[split])
-        output.mkdir(parents=True, exist_ok=True)
-        metadata = {"made with": made_with, "words": json.dumps(words)}
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_stored(path, made_with, tensors, words)
         found = tensors, words
     return {split: _views(split, *found) for split in ("train", "test")}
 
 
-def _read(
-    path: Path, made_with: str
-) -> tuple[dict[str, Tensor], dict[str, list[list[str]]]] | None:
-    """What a file holds, unless it is cut off or was made with other settings."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("made with") != made_with:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(metadata["words"])
-    except SafetensorError:
-        return None
-
-
-def _views(split: str, tensors: dict[str, Tensor], words: dict[str, list[list[str]]]) -> Views:
-    first, total = [], 0
-    for row in words[split]:
-        first.append(total)
-        total += len(row)
+def _views(split: str, tensors: dict[str, Tensor], words: Words) -> Views:
+    own = words[split]
     maps = tuple(tensors[f"{split}.{name}"] for name in MAPS)
-    return Views(tensors[f"{split}.images"], maps, words[split], tensors[f"{split}.masks"], first)
+    images, masks = tensors[f"{split}.images"], tensors[f"{split}.masks"]
+    return Views(images, maps, own, masks, first_masks(own))
 
 
 def _make(

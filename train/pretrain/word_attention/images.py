@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.data.object_bank import ObjectBank
-from regionroute.files import atomic_write
 from regionroute.models.backbone import Backbone
 from train.pretrain.compositions import Composer
 from train.pretrain.image_encoder.config import CompositionsConfig
+from train.pretrain.image_encoder.stored import Words, first_masks, read_stored, write_stored
 from train.pretrain.image_encoder.views import composition
 
 FILE = "latents.safetensors"
@@ -58,20 +56,16 @@ def load_images(
     """
     path = output / FILE
     made_with = json.dumps([seed, cfg.model_dump(), base.fingerprint])
-    found = _read(path, made_with)
+    found = read_stored(path, made_with)
     if found is None:
         bank = ObjectBank(cfg.bank)
         tensors: dict[str, Tensor] = {}
-        words: dict[str, list[list[str]]] = {}
+        words: Words = {}
         for split, count in (("train", cfg.count), ("test", cfg.held_out)):
             composer = Composer(bank, split, cfg.side, cfg.photos)
             latents, masks, words[split] = _make(composer, count, seed, base, cfg.other_colours)
             tensors |= {f"{split}.latents": latents, f"{split}.masks": masks}
-        output.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            save_file(
-                tensors, temporary, metadata={"made with": made_with, "words": json.dumps(words)}
-            )
+        write_stored(path, made_with, tensors, words)
         found = tensors, words
     return {split: _images(split, *found) for split in ("train", "test")}
 
@@ -94,26 +88,7 @@ def _make(
     return torch.cat(latents).contiguous(), torch.cat(masks), words
 
 
-def _read(
-    path: Path, made_with: str
-) -> tuple[dict[str, Tensor], dict[str, list[list[str]]]] | None:
-    """What a file holds, unless it is cut off or was made with other settings."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("made with") != made_with:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(metadata["words"])
-    except SafetensorError:
-        return None
-
-
-def _images(split: str, tensors: dict[str, Tensor], words: dict[str, list[list[str]]]) -> Images:
-    first, total = [], 0
-    for row in words[split]:
-        first.append(total)
-        total += len(row)
-    return Images(tensors[f"{split}.latents"], words[split], tensors[f"{split}.masks"], first)
+def _images(split: str, tensors: dict[str, Tensor], words: Words) -> Images:
+    own = words[split]
+    masks = tensors[f"{split}.masks"]
+    return Images(tensors[f"{split}.latents"], own, masks, first_masks(own))
