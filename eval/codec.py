@@ -23,6 +23,7 @@ from regionroute.data.region_scores import in_mask_error, in_mask_ratio, mse_bg
 from regionroute.data.stats import describe, ratio_of_means
 from regionroute.errors import UserError, command
 from regionroute.files import check_output_file, write_json
+from regionroute.hub_names import used_name
 from regionroute.models.loading import load_base
 
 SCHEMA_VERSION = 1
@@ -158,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         Path(args.out),
         {
             "schema": SCHEMA_VERSION,
-            "base": backbone.name,
+            "base": used_name(backbone.name, backbone.revision),
             "fingerprint": backbone.fingerprint,
             "samples": len(rows),
             "definitions": DEFINITIONS,

@@ -77,7 +77,7 @@ class PairMaker:
 
     def _targets(self, style: BuiltStyle, objects: Sequence[PhotoObject]) -> list[str]:
         """One target per object; the photo is restyled once, and only if a target is missing."""
-        key = [self.context, style.stylizer.fingerprint, self.settings.feather]
+        key = [self.context, *style.stylizer.product_key(), self.settings.feather]
         files = []
         for item in objects:
             stem = f"{Path(item.mask_file).stem}-{slug(style.entry.spec.name)}"
@@ -133,7 +133,7 @@ class PairMaker:
         )
 
     def _whole_file(self, style: BuiltStyle) -> str:
-        key = settings_hash([self.context, style.stylizer.fingerprint])[:8]
+        key = settings_hash([self.context, *style.stylizer.product_key()])[:8]
         return f"targets/{self.job.slug}-whole-{slug(style.entry.spec.name)}-{key}.png"
 
     def several(
@@ -221,16 +221,19 @@ class PairMaker:
             "stylizer": style.entry.stylizer,
             "stylizer_hash": text_hash(style.stylizer.fingerprint),
             **style.stylizer.remarks,
+            **({"networks": style.stylizer.networks} if style.stylizer.networks else {}),
             "style_words": spec.words,
             "settings_hash": settings_hash([REVISION, self.settings]),
             "area": round(segment.area, 4),
             "checks": checks,
             **self.job.photo.facts,
         }
-        if self.settings.judge is not None and self.settings.judge.caption:
-            provenance["caption"] = cached_caption(
-                self.out, self.context, self.content, self.settings.judge
-            )
+        if self.settings.judge is not None:
+            provenance["judge"] = self.settings.judge.load().name
+            if self.settings.judge.caption:
+                provenance["caption"] = cached_caption(
+                    self.out, self.context, self.content, self.settings.judge
+                )
         return EditSample(
             id=f"{self.job.slug}-{slug(segment.word)}-{spec.name}",
             context=self.context,

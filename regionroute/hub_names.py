@@ -60,6 +60,26 @@ def hub_commit(name: str, index: str = "config.json") -> str | None:
     return commit_of(Path(hf_hub_download(source, index, revision=revision))) or revision
 
 
+def hub_head(name: str) -> str:
+    """The name with the commit that its revision means now, for a repository of unknown files.
+
+    Args:
+        name: see `split_revision`.
+
+    Returns:
+        ``owner/name@commit``; a folder or a file as it is.
+
+    Raises:
+        OSError: the hub cannot be reached, or has no such repository or revision.
+    """
+    from huggingface_hub import HfApi
+
+    source, revision = split_revision(name)
+    if Path(name).expanduser().exists() or not is_hub_id(source):
+        return name
+    return used_name(name, HfApi().model_info(source, revision=revision).sha)
+
+
 def commit_of(file: Path) -> str | None:
     """The commit of a file in the hub's cache (``snapshots/<commit>/<file>``), None elsewhere."""
     return file.parent.name if file.parent.parent.name == "snapshots" else None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pseudo_labels.segment import Segment
-from pseudo_labels.segment.hub import from_hub
+from pseudo_labels.segment.hub import from_hub, provenance_name
 from pseudo_labels.segment.weights import fingerprint
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
@@ -47,7 +47,7 @@ class JudgeSettings:
     """A judge and its tasks.
 
     Attributes:
-        model: hub id or local folder of a vision-language model.
+        model: hub id, also ``owner/name@revision``, or local folder of a vision-language model.
         device: where it runs.
         caption: also caption the photos.
     """
@@ -63,6 +63,12 @@ class JudgeSettings:
             UserError: it cannot be loaded.
         """
         return _judge(self.model, self.device)
+
+    def fingerprint(self) -> str:
+        """What answers depend on: the files of a folder, or the commit loaded from the hub."""
+        if Path(self.model).expanduser().exists():
+            return fingerprint(self.model)
+        return self.load().name
 
     def fault(self, checks: dict[str, Any]) -> str | None:
         """Why the answers reject a sample; None: they do not."""
@@ -82,6 +88,9 @@ class VisionJudge:
         source: hub id or local folder.
         device: where the network runs.
 
+    Attributes:
+        name: kind and name of the network, with the commit that was loaded.
+
     Raises:
         UserError: it is missing, damaged, or has no chat template.
     """
@@ -91,6 +100,7 @@ class VisionJudge:
         self._processor, model = from_hub(source, kind, "a vision-language model")
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"{source}: this model has no chat template, give one that has")
+        self.name = provenance_name(source, model)
         self.model = model.to(device)
 
     def ask(self, images: Sequence[Tensor], question: str) -> bool | None:
@@ -144,7 +154,7 @@ def cached_answers(
         "judge_NAME" for every name in `QUESTIONS`: True, False, or None for an unclear answer.
     """
     asked = {name: text.format(word=segment.word, style=style) for name, text in QUESTIONS.items()}
-    key = settings_hash([file, asked, fingerprint(settings.model)])
+    key = settings_hash([file, asked, settings.fingerprint()])
     record = out / ".cache" / "answers" / f"{key}.json"
     answers = _known(record)
     if answers is None or set(answers) != {f"judge_{name}" for name in asked}:
@@ -157,7 +167,7 @@ def cached_answers(
 
 def cached_caption(out: Path, context: str, content: Tensor, settings: JudgeSettings) -> str:
     """Caption of a photo [3, H, W], recorded; `context` is its name in the data set."""
-    key = settings_hash([context, CAPTION, fingerprint(settings.model)])
+    key = settings_hash([context, CAPTION, settings.fingerprint()])
     record = out / ".cache" / "answers" / f"{key}.json"
     known = _known(record)
     if known is None or not isinstance(known.get("caption"), str):

@@ -44,6 +44,7 @@ class DiffusionModel:
         device: where they run.
         offload: move parts back to CPU memory when they are idle.
         random: whether the weights are random, for dry runs.
+        name: folder or hub id, with the commit that was loaded.
     """
 
     unet: Any
@@ -55,6 +56,7 @@ class DiffusionModel:
     device: torch.device
     offload: bool = False
     random: bool = False
+    name: str = RANDOM
 
     def __post_init__(self) -> None:
         for part in (self.unet, self.vae):
@@ -121,7 +123,7 @@ def load_model(
     device = device or torch.device("cpu")
     if name == RANDOM:
         return random_model(device=device)
-    parts, alphas, offset = _read_parts(name, DTYPES[dtype])
+    parts, alphas, offset, used = _read_parts(name, DTYPES[dtype])
     if lora is not None:
         _merge_lora(parts["unet"], lora)
     identity = [source_hash(name), dtype, source_hash(lora) if lora else None]
@@ -134,6 +136,7 @@ def load_model(
         settings_hash(identity),
         device,
         offload,
+        name=used,
     )
 
 
@@ -178,7 +181,8 @@ def source_hash(name: str) -> str:
     return settings_hash(facts)
 
 
-def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, int]:
+def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, int, str]:
+    """Parts, ᾱ, first timestep, and the name with the commit of all of them."""
     import diffusers
     import transformers
     from safetensors import SafetensorError
@@ -189,7 +193,8 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
     parts: dict[str, Any] = {}
     try:
         with quiet() if local else contextlib.nullcontext():
-            source, where = hub_arguments(used_name(name, hub_commit(name, "model_index.json")))
+            used = used_name(name, hub_commit(name, "model_index.json"))
+            source, where = hub_arguments(used)
             scheduler = diffusers.DDIMScheduler.from_pretrained(
                 source, subfolder="scheduler", **where
             )
@@ -218,7 +223,7 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
         raise UserError(f"--model {name}: {problem} ({reason})") from error
     _check_family(name, parts, scheduler)
     alphas = scheduler.alphas_cumprod.double()
-    return parts, alphas, int(scheduler.config.get("steps_offset", 0))
+    return parts, alphas, int(scheduler.config.get("steps_offset", 0)), used
 
 
 def _complete(name: str, part: str, network: Any, report: dict[str, Any]) -> Any:

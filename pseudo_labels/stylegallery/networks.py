@@ -12,7 +12,7 @@ from pseudo_labels.stylegallery.model import RANDOM, source_hash
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
 from regionroute.files import is_hub_id, text_hash
-from regionroute.hub_names import hub_arguments
+from regionroute.hub_names import commit_of_model, hub_arguments, used_name
 
 DINO = "facebook/dinov2-base"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,6 +34,7 @@ class SemanticEncoder:
 
     Attributes:
         fingerprint: changes with the weights.
+        name: folder or hub id, with the commit that was loaded.
 
     Raises:
         UserError: it cannot be loaded, or is another model.
@@ -47,6 +48,7 @@ class SemanticEncoder:
         self.model.to(device)
         self.device = device
         self.fingerprint = source_hash(name)
+        self.name = used_name(name, commit_of_model(self.model))
 
     @torch.no_grad()
     def tokens(self, image: Tensor) -> Tensor:
@@ -72,6 +74,7 @@ class DepthEstimator:
 
     Attributes:
         fingerprint: changes with the weights.
+        name: folder or hub id, with the commit that was loaded.
 
     Raises:
         UserError: it cannot be loaded.
@@ -82,11 +85,13 @@ class DepthEstimator:
 
         self.model = _load(name, "--depth", "AutoModelForDepthEstimation").to(device)
         try:
-            source, where = hub_arguments(name)
+            used = used_name(name, commit_of_model(self.model))
+            source, where = hub_arguments(used)
             self.processor = AutoImageProcessor.from_pretrained(source, **where)
         except (OSError, ValueError) as error:
             raise UserError(f"--depth {name}: preprocessor_config.json is missing here") from error
         self.fingerprint = source_hash(name)
+        self.name = used
 
     @torch.no_grad()
     def depth(self, image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -42,6 +42,7 @@ def write_result(
         "styled": result.styled,
         "loss": {"first": result.losses[0], "last": result.losses[-1]},
         "settings": stylizer.config,
+        **({"networks": stylizer.networks} if stylizer.networks else {}),
         **stylizer.remarks,
     }
     warnings = []

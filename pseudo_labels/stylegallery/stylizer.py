@@ -38,7 +38,9 @@ class GallerySettings(Section):
 
     references: str = Field(description="reference image, or a folder of them")
     model: str = Field(
-        DEFAULT, description='Stable Diffusion 1.5: folder, hub id, or "random" for a dry run'
+        DEFAULT,
+        description='Stable Diffusion 1.5: folder, hub id (also ID@REVISION), or "random" for a '
+        "dry run",
     )
     dino: str = Field(
         networks.DINO, description='DINOv2: folder, hub id, "random", or "none" to match without it'
@@ -155,6 +157,9 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
         )
         self._references = [gallery.analyse(file.stem, read_image(file)) for file in self.files]
         self._gallery = gallery
+        found = {"model": gallery.model, "dino": gallery.semantic, "depth": gallery.depth}
+        names = {name: network.name for name, network in found.items() if network is not None}
+        self.networks = {k: name for k, name in names.items() if name != chosen.sources[k]}
 
     @property
     def gallery(self) -> Gallery:

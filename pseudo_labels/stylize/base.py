@@ -42,6 +42,8 @@ class Stylizer(ABC, Generic[Settings]):
         settings: the settings.
         fingerprint: kind and key; products and records are cached under it.
         remarks: see above.
+        networks: networks from the hub with the commits that were loaded, by setting; empty before
+            `load` and for local files. Part of the names of products and of the provenance.
     """
 
     kind: ClassVar[str]
@@ -55,6 +57,11 @@ class Stylizer(ABC, Generic[Settings]):
         self.settings: Settings = settings
         self.fingerprint = f"{self.kind} {key}"
         self.remarks = dict(remarks or {})
+        self.networks: dict[str, str] = {}
+
+    def product_key(self) -> list[Any]:
+        """What files made by this stylizer depend on: the fingerprint, and commits of the hub."""
+        return [self.fingerprint, self.networks] if self.networks else [self.fingerprint]
 
     @classmethod
     def build(cls, **values: Any) -> Self:

@@ -34,7 +34,13 @@ from regionroute.data.manifest import StyleSpec
 from regionroute.data.prompts import RESTYLE_TEMPLATE
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
-from regionroute.hub_names import hub_arguments, split_revision
+from regionroute.hub_names import (
+    hub_arguments,
+    hub_commit,
+    hub_head,
+    split_revision,
+    used_name,
+)
 from regionroute.models.devices import pick_device
 
 TEMPLATE = "a picture in {style} style"  # for pipelines whose prompt describes the result
@@ -45,7 +51,7 @@ _REVISION = 1  # part of the fingerprint; raise when this module's own arithmeti
 class LoraSettings(Section):
     """One LoRA of several that are used together."""
 
-    file: str = Field(min_length=1, description="LoRA file, or hub id of one")
+    file: str = Field(min_length=1, description="LoRA file, or hub id of one, also ID@REVISION")
     scale: Number = Field(1.0, description="weight of the LoRA")
 
 
@@ -180,29 +186,36 @@ class DiffusionStylizer(Stylizer[DiffusionSettings]):
     def _adapted(self) -> Iterator[Any]:
         """The shared pipeline with this style's LoRAs active, or none."""
         device = str(pick_device(self.settings.device))
-        pipeline = _pipeline(self.settings.model, self.settings.dtype, device)
+        pipeline, used = _pipeline(self.settings.model, self.settings.dtype, device)
         chosen = self.settings.adapters
+        self.networks = {"model": used} if used != self.settings.model else {}
         if not chosen:
             if getattr(pipeline, "peft_config", None) or _adapters(pipeline):
                 pipeline.disable_lora()
         else:
-            names = [_load_lora(pipeline, item.file) for item in chosen]
+            names = []
+            for item in chosen:
+                source = _lora_source(item.file)
+                names.append(_load_lora(pipeline, source))
+                if source != item.file:
+                    self.networks[f"lora {item.file}"] = source
             pipeline.enable_lora()
             pipeline.set_adapters(names, [item.scale for item in chosen])
         yield pipeline
 
 
 @functools.cache
-def _pipeline(model: str, dtype: str, device: str) -> Any:
-    """One pipeline per process for all styles that use it."""
+def _pipeline(model: str, dtype: str, device: str) -> tuple[Any, str]:
+    """One pipeline per process for all styles that use it, and its name with its commit."""
     from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 
     local = Path(model).expanduser().is_dir()
     if local and not (Path(model) / "model_index.json").is_file():
         raise UserError(f"{model}: no model_index.json in this folder, copy the whole pipeline")
-    source, where = hub_arguments(model)
-    options = {"dtype": _DTYPES[dtype], **where}
     try:
+        used = used_name(model, hub_commit(model, "model_index.json"))
+        source, where = hub_arguments(used)
+        options = {"dtype": _DTYPES[dtype], **where}
         try:
             pipeline = AutoPipelineForImage2Image.from_pretrained(source, **options)
         except ValueError:  # its list lacks editors such as InstructPix2Pix
@@ -223,13 +236,25 @@ def _pipeline(model: str, dtype: str, device: str) -> Any:
             "image-to-image or Kontext pipeline"
         )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device), used
 
 
 def _adapters(pipeline: Any) -> set[str]:
     if not hasattr(pipeline, "get_list_adapters"):
         return set()
     return {name for names in pipeline.get_list_adapters().values() for name in names}
+
+
+@functools.cache
+def _lora_source(lora: str) -> str:
+    """A LoRA's file, or its name on the hub with the commit that is loaded."""
+    try:
+        return hub_head(lora)
+    except OSError as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"{lora}: no such file, and the hub cannot be reached or has no such LoRA ({reason})"
+        ) from error
 
 
 def _load_lora(pipeline: Any, lora: str) -> str:

@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     from regionroute.data.manifest import load_manifest
     from regionroute.editing.calibrate import calibrate, draw_examples, save_choice, tables
     from regionroute.editing.head_scan import HeadScan
+    from regionroute.hub_names import used_name
     from regionroute.models.devices import pick_device, quiet_libraries
     from regionroute.pipeline import RegionRoutePipeline
 
@@ -129,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join([*tables(found), "", f"choice: {' '.join(found.choice.layers)}"]))
     if not args.dry_run:
         source = {"manifest": str(args.manifest), "split": args.split, "seed": args.seed}
+        source["base"] = used_name(editor.backbone.name, editor.backbone.revision)
         ids = [example.sample.id for example in examples]
         file = save_choice(found, ids, source, experts=args.experts, out=args.out)
         print(f"saved in {file}")

@@ -65,7 +65,8 @@ def add_base(group: Group, default: str | None, usual: str = "") -> None:
         "--base",
         default=default,
         metavar="NAME",
-        help=f"nano-photos, nano (scenes), a pipeline's folder or hub id ({usual or default})",
+        help="nano-photos, nano (scenes), a pipeline's folder, or a hub id, also ID@REVISION "
+        f"({usual or default})",
     )
 
 

@@ -174,7 +174,7 @@ def save_choice(
     Args:
         found: the result.
         ids: of the samples, in the scan's order.
-        source: manifest, split and seed, for the record.
+        source: manifest, split, seed and base, for the record.
         experts: folder whose ``experts.json`` gets the choice; its scores go next to it.
         out: without experts, the JSON file for both.
 

@@ -21,6 +21,7 @@ from regionroute.editing.refine_crop import Crop
 from regionroute.editing.request import EditOptions, EditPlan
 from regionroute.editing.sampling_job import SamplingResult
 from regionroute.errors import UserError
+from regionroute.hub_names import used_name
 from regionroute.models.backbone import Backbone
 from regionroute.models.embedded import NAMES, nano_folder
 
@@ -40,7 +41,7 @@ def batch_metadata(
         size: (height, width) of the images.
     """
     return dataclasses.asdict(options) | {
-        "base": backbone.name,
+        "base": used_name(backbone.name, backbone.revision),
         "experts": None if experts is None else _portable(experts),
         "size": [*size],
         "model_size": [*backbone.fit_size(*size)],

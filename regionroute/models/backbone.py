@@ -32,7 +32,7 @@ class Backbone:
     """A frozen base and its parts; the names are the pipeline's, those it lacks are None.
 
     Attributes:
-        name: what the user asked for.
+        name: what the user asked for, without a revision.
         family: what kind of base it is.
         settings: see :class:`BaseSettings`.
         distilled: to few steps without guidance.

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from regionroute.config.run import Quantize
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
-from regionroute.hub_names import commit_of
+from regionroute.hub_names import commit_of, split_revision
 from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
 from regionroute.models.quantize import check_quantize, quantize_blocks
@@ -43,12 +43,14 @@ def load_base(
 
     Args:
         spec: ``nano``, a local folder in diffusers' layout of a known family's pipeline, or a hub
-            id such as ``black-forest-labs/FLUX.1-Kontext-dev``. A folder wins over a hub id.
+            id such as ``black-forest-labs/FLUX.1-Kontext-dev``, also ``owner/name@revision``. A
+            folder wins over a hub id.
         dtype: of all networks, see :mod:`regionroute.models.quantize`.
         device: where they go.
         quantize: stores the transformer's blocks in fewer bits.
-        revision: branch, tag or commit of a hub id, None: its main branch. All parts are loaded
-            from the one commit that it names now, which is then `Backbone.revision`.
+        revision: branch, tag or commit of a hub id, None: that of `spec`, or its main branch. All
+            parts are loaded from the one commit that it names now, which is then
+            `Backbone.revision`.
 
     Raises:
         UserError: no such base, of no known family, files missing or damaged, hub not reachable
@@ -58,7 +60,8 @@ def load_base(
         check_quantize(quantize)
     source = resolve(spec)
     with explained(spec, source):
-        commit = commit_of(find_index(spec, source, revision)) or revision
+        found = commit_of(find_index(spec, source, revision))
+        commit = found or revision or split_revision(spec)[1]
         if isinstance(source, Path):
             commit = None
         index = read_index(spec, source, commit)
@@ -67,7 +70,7 @@ def load_base(
     with quiet() if isinstance(source, Path) else contextlib.nullcontext():
         parts = _load_parts(spec, source, index, dtype, commit)
     backbone = Backbone(
-        name=spec,
+        name=spec if isinstance(source, Path) else source,
         family=family_in(index),
         settings=settings,
         fingerprint=fingerprint(parts["transformer"]),
@@ -96,7 +99,10 @@ def load_skeleton(spec: str) -> Any:
         UserError: see `load_base`.
     """
     source = resolve(spec)
-    where = {"local_files_only": isinstance(source, Path)}
+    where: dict[str, Any] = {"local_files_only": isinstance(source, Path)}
+    revision = split_revision(spec)[1]
+    if revision is not None:
+        where["revision"] = revision
     with explained(spec, source):
         kind = family_in(read_index(spec, source)).transformer
         config = kind.load_config(source, subfolder="transformer", **where)

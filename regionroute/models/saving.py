@@ -22,9 +22,9 @@ def save_base(backbone: Backbone, out: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     source = resolve(backbone.name)
-    index = read_index(backbone.name, source)
+    index = read_index(backbone.name, source, backbone.revision)
     if not isinstance(source, Path):
-        source = Path(hf_hub_download(source, INDEX_FILE)).parent
+        source = Path(hf_hub_download(source, INDEX_FILE, revision=backbone.revision)).parent
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from regionroute.diffusion.families import EXAMPLES, PIPELINES, Family, named
 from regionroute.errors import UserError
 from regionroute.files import is_hub_id
+from regionroute.hub_names import split_revision
 from regionroute.models import embedded as nano
 
 SETTINGS_FILE = "regionroute.json"
@@ -58,7 +59,7 @@ class BaseSettings:
 
 
 def resolve(spec: str) -> Path | str:
-    """Where a base's files are: a checked local folder, or the hub id itself.
+    """Where a base's files are: a checked local folder, or the hub id, without ``@revision``.
 
     Raises:
         UserError: neither an embedded name, nor a pipeline's folder, nor the form of a hub id.
@@ -73,13 +74,14 @@ def resolve(spec: str) -> Path | str:
         return folder
     if folder.exists():
         raise UserError(f"base {spec}: this is a file; give the folder that has model_index.json")
-    if not is_hub_id(spec):
+    repository = split_revision(spec)[0]
+    if not is_hub_id(repository):
         raise UserError(
             f"base {spec!r}: no such folder; give {' or '.join(nano.NAMES)}, a folder with "
             "model_index.json, or a hub id such as "
             f"{' or '.join(EXAMPLES)}"
         )
-    return spec
+    return repository
 
 
 def read_settings(folder: Path) -> BaseSettings:
@@ -135,9 +137,9 @@ def find_index(spec: str, source: Path | str, revision: str | None = None) -> Pa
     """``model_index.json`` of a folder, or of a repository on the hub, downloaded.
 
     Args:
-        spec: as the user gave it, for errors.
+        spec: as the user gave it; what follows its ``@`` is a revision.
         source: see `resolve`.
-        revision: branch, tag or commit on the hub, None: its main branch.
+        revision: branch, tag or commit on the hub, None: that of `spec`, or its main branch.
 
     Raises:
         UserError: a revision of a local folder.
@@ -150,6 +152,7 @@ def find_index(spec: str, source: Path | str, revision: str | None = None) -> Pa
             )
         return source / INDEX_FILE
     # Asked directly: diffusers' own loaders turn every refusal into one vague message.
+    revision = revision or split_revision(spec)[1]
     return Path(hf_hub_download(source, INDEX_FILE, revision=revision))
 
 

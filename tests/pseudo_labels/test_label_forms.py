@@ -434,6 +434,8 @@ class TestCuration:
 
     def test_a_judges_no_is_a_reason(self, photos, tmp_path, monkeypatch):
         class Judge:
+            name = "llava model@0123"
+
             def ask(self, images, question):
                 assert len(images) == 2
                 return None if "cyberpunk" in question else True
@@ -446,8 +448,26 @@ class TestCuration:
         report = run(photos, tmp_path / "out", settings=settings)
         assert {s.regions[0].style for s in report.samples} == {"pixel-art"}
         assert all(s.provenance["caption"] == "a still life" for s in report.samples)
+        assert all(s.provenance["judge"] == "llava model@0123" for s in report.samples)
         assert all(s.provenance["checks"]["judge_style"] for s in report.samples)
         assert all("no clear answer about the style" in r.reason for r in report.rejected)
+
+
+def test_samples_name_the_commit_of_a_stylizers_network(photos, tmp_path, monkeypatch):
+    """A target of one commit is not taken for that of another."""
+    commit = "a"
+
+    def load(self):
+        self.networks = {"model": f"team/model@{commit}"}
+
+    monkeypatch.setattr(FunctionalStylizer, "load", load)
+    first = run(photos, tmp_path / "out", ["pixel-art"])
+    assert all(s.provenance["networks"] == {"model": "team/model@a"} for s in first.samples)
+    commit = "b"
+    other = dataclasses.replace(SETTINGS, limits=dataclasses.replace(ANY, max_area=0.91))
+    second = run(photos, tmp_path / "out", ["pixel-art"], other)
+    assert all(s.provenance["networks"] == {"model": "team/model@b"} for s in second.samples)
+    assert not {s.target for s in first.samples} & {s.target for s in second.samples}
 
 
 def test_the_folder_is_an_image_folder_of_hugging_face(photos, tmp_path):

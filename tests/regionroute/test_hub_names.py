@@ -90,7 +90,89 @@ def test_the_tower_of_a_style_encoder(monkeypatch):
     assert hub.commit_of_model(loaded) == COMMIT
 
 
-def test_the_pipeline_of_the_diffusion_stylizer(monkeypatch):
+@pytest.fixture
+def looked_up(tmp_path, monkeypatch):
+    """The files and repositories that a hub is asked for, whose v1 is `COMMIT`."""
+    import huggingface_hub
+
+    asked = []
+
+    def download(source, file, revision=None):
+        asked.append((source, file, revision))
+        return str(tmp_path / "snapshots" / COMMIT / file)
+
+    def info(self, source, revision=None):
+        asked.append((source, "", revision))
+        return types.SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    return asked
+
+
+class FakePipeline:
+    """What the diffusion stylizer needs of a pipeline; LoRAs it was given, by file and options."""
+
+    def __init__(self):
+        self.loaded, self.names = [], []
+
+    def __call__(self, image, prompt):
+        raise AssertionError("nothing is sampled here")
+
+    def to(self, device):
+        return self
+
+    def set_progress_bar_config(self, disable):
+        pass
+
+    def load_lora_weights(self, source, adapter_name, **options):
+        self.loaded.append((source, options))
+        self.names.append(adapter_name)
+
+    def get_list_adapters(self):
+        return {"transformer": self.names}
+
+    def enable_lora(self):
+        pass
+
+    disable_lora = enable_lora
+
+    def set_adapters(self, names, scales):
+        assert names == self.names
+
+
+def test_the_diffusion_stylizer_with_a_lora_states_both_commits(looked_up, monkeypatch):
+    import diffusers
+
+    asked, pipeline = [], FakePipeline()
+
+    def from_pretrained(source, **where):
+        asked.append((source, where))
+        return pipeline
+
+    kind = types.SimpleNamespace(from_pretrained=from_pretrained)
+    monkeypatch.setattr(diffusers, "AutoPipelineForImage2Image", kind)
+    diffusion._pipeline.cache_clear()
+    diffusion._lora_source.cache_clear()
+    stylizer = diffusion.DiffusionStylizer.build(
+        model="team/model@v1", lora="team/lora@v1", device="cpu"
+    )
+    before = stylizer.product_key()
+    stylizer.load()
+    diffusion._pipeline.cache_clear()
+    where = {"local_files_only": False, "revision": COMMIT, "dtype": torch.float32}
+    assert asked == [("team/model", where)]
+    assert pipeline.loaded == [("team/lora", {"revision": COMMIT})]
+    assert looked_up == [("team/model", "model_index.json", "v1"), ("team/lora", "", "v1")]
+    assert stylizer.networks == {
+        "model": f"team/model@{COMMIT}",
+        "lora team/lora@v1": f"team/lora@{COMMIT}",
+    }
+    assert stylizer.product_key() != before  # files of another commit are not taken for these
+
+
+def test_parts_of_one_model_come_from_one_commit(looked_up, monkeypatch):
+    """StyleMamba's codec and StyleGallery's model: the commit is looked up before the first."""
     import diffusers
 
     asked = []
@@ -100,29 +182,6 @@ def test_the_pipeline_of_the_diffusion_stylizer(monkeypatch):
         raise OSError("enough")
 
     kind = types.SimpleNamespace(from_pretrained=from_pretrained)
-    monkeypatch.setattr(diffusers, "AutoPipelineForImage2Image", kind)
-    with pytest.raises(UserError, match="enough"):
-        diffusion._pipeline("team/model@v1", "float32", "cpu")
-    assert asked == [("team/model", PINNED | {"dtype": torch.float32})]
-
-
-def test_parts_of_one_model_come_from_one_commit(tmp_path, monkeypatch):
-    """StyleMamba's codec and StyleGallery's model: the commit is looked up before the first."""
-    import diffusers
-    import huggingface_hub
-
-    looked_up, asked = [], []
-
-    def download(source, file, revision=None):
-        looked_up.append((source, file, revision))
-        return str(tmp_path / "snapshots" / COMMIT / file)
-
-    def from_pretrained(source, **where):
-        asked.append((source, where))
-        raise OSError("enough")
-
-    kind = types.SimpleNamespace(from_pretrained=from_pretrained)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(codecs, "AutoencoderKL", kind)
     monkeypatch.setattr(diffusers, "DDIMScheduler", kind)
     for load in (codecs.load_codec, gallery.load_model):
@@ -132,3 +191,53 @@ def test_parts_of_one_model_come_from_one_commit(tmp_path, monkeypatch):
     assert asked == [("team/model", where), ("team/model", where | {"subfolder": "scheduler"})]
     names = ("config.json", "model_index.json")
     assert looked_up == [("team/model", name, "v1") for name in names]
+
+
+def test_stylegallery_records_the_commit_of_each_network(monkeypatch, tmp_path):
+    from PIL import Image
+
+    from pseudo_labels.stylegallery import networks, stylizer
+
+    model = gallery.random_model()
+    model.name = f"team/model@{COMMIT}"
+    monkeypatch.setattr(stylizer, "load_model", lambda name, **more: model)
+    dino = networks._random_dino()
+    dino.config._commit_hash = COMMIT
+    monkeypatch.setattr(networks, "_load", lambda name, option, kind: dino)
+    Image.new("RGB", (64, 64), (90, 20, 160)).save(tmp_path / "reference.png")
+    made = stylizer.AttentionEnergyStylizer.build(
+        references=str(tmp_path / "reference.png"),
+        model="team/model@v1",
+        dino="team/dino",
+        cache=None,
+        device="cpu",
+        overrides=["size=64"],
+    )
+    made.load()
+    assert made.networks == {"model": f"team/model@{COMMIT}", "dino": f"team/dino@{COMMIT}"}
+
+
+def test_answers_of_another_commits_judge_are_not_taken_for_those_of_this_one(
+    monkeypatch, tmp_path
+):
+    from pseudo_labels.curate import judge
+
+    class Judge:
+        name = f"smolvlm model@{COMMIT}"
+
+    monkeypatch.setattr(judge, "_judge", lambda source, device: Judge)
+    settings = judge.JudgeSettings("team/model@v1")
+    assert settings.fingerprint() == Judge.name
+    assert judge.JudgeSettings(str(tmp_path)).fingerprint() != Judge.name
+
+
+def test_an_edit_records_the_commit_of_its_base():
+    from regionroute.editing.metadata import batch_metadata
+    from regionroute.editing.request import EditOptions
+
+    backbone = types.SimpleNamespace(
+        name="team/model", revision=COMMIT, fit_size=lambda height, width: (height, width)
+    )
+    options = EditOptions()
+    facts = batch_metadata(backbone, None, options, (8, 8))
+    assert facts["base"] == f"team/model@{COMMIT}"

@@ -65,6 +65,8 @@ def test_yes_no_or_unclear(model, monkeypatch, said, meant):
 class Fake:
     """Gives prepared answers and records the questions."""
 
+    name = "fake model"
+
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
 

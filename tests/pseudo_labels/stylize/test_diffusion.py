@@ -57,7 +57,7 @@ def test_it_goes_to_another_process_as_settings_alone(model):
 def test_the_style_is_named_in_the_pipelines_own_manner(model, monkeypatch):
     from pseudo_labels.stylize import diffusion
 
-    pipeline = diffusion._pipeline(model, "float32", "cpu")
+    pipeline, _ = diffusion._pipeline(model, "float32", "cpu")
     said = []
     original = type(pipeline).__call__
 

@@ -75,6 +75,28 @@ def test_a_folder_has_no_revision_and_states_none(tiny_base):
         load_base(str(tiny_base), revision="v1")
 
 
+def test_the_revision_may_follow_the_name(hub):
+    backbone = load_base("team/tiny@v1")
+    assert (backbone.name, backbone.revision) == ("team/tiny", COMMIT)
+    assert hub["index"][0] == "v1"
+    assert hub["parts"] == [("team/tiny", COMMIT)]
+    load_base("team/tiny@v9", revision="v1")  # --revision is the later word
+    assert load_base(f"team/tiny@{COMMIT}").revision == COMMIT  # as an edit's metadata names it
+
+
+def test_a_base_is_written_again_from_the_commit_it_was_loaded_from(hub, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from regionroute.models.saving import save_base
+
+    backbone = load_base("team/tiny", revision="v1")
+    hub["index"].clear()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", source.hf_hub_download)
+    save_base(backbone, tmp_path / "out")
+    assert set(hub["index"]) == {COMMIT}
+    assert load_base(str(tmp_path / "out")).fingerprint == backbone.fingerprint
+
+
 def test_an_unknown_revision_is_one_sentence(hub):
     with pytest.raises(UserError, match=r"base team/tiny: .* no such revision; give a branch"):
         load_base("team/tiny", revision="v9")
