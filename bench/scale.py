@@ -80,6 +80,7 @@ def engines(
     from regionroute.engines.base import EngineSettings
 
     photos = read_labels(labels or draw(folder / "scenes", count))[0][:count]
+    start_ray(2)
     runs: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
     for turn in range(rounds):
         for engine in ("local", "ray") if turn % 2 == 0 else ("ray", "local"):
@@ -100,6 +101,20 @@ def engines(
         "ray over local": round(statistics.median(ratios), 3),
         "same bytes": same,
     }
+
+
+def start_ray(cores: int) -> None:
+    """Start Ray before anything is measured; on a busy machine it gives up after 30 s."""
+    import ray
+
+    for left in reversed(range(20)):
+        try:
+            ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
+            return
+        except Exception:
+            if not left:
+                raise
+            ray.shutdown()
 
 
 def labelled(photos: list[Any], out: Path, side: int, engine: Any) -> dict[str, float]:

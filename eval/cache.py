@@ -13,6 +13,7 @@ from typing import Any
 from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
 from regionroute.files import file_hash, settings_hash, text_hash
+from regionroute.remote import grown
 
 CACHE_FILE = "cache.jsonl"
 REVISION = 1  # raise when a metric's arithmetic changes without its definition
@@ -106,6 +107,7 @@ class ValueCache:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("\n" if self._torn else "") + "".join(lines))
         self._torn = False
+        grown(self.path)
 
     def _merge(self, key: str, record: dict[str, Any]) -> None:
         values = {**self._records.get(key, {}).get("values", {}), **record["values"]}

@@ -21,6 +21,7 @@ from regionroute.cli.options import (
 )
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_folder
+from regionroute.urls import staged
 
 if TYPE_CHECKING:
     from eval.score import ScoreNetworks, ScoreReport, score
@@ -140,6 +141,7 @@ def _add_networks(parser: Parser) -> None:
 
 
 @command
+@staged
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; see the exit codes above."""
     args = parser().parse_args(argv)

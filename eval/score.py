@@ -32,11 +32,11 @@ from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError
 from regionroute.files import (
     AnyPath,
-    atomic_write,
     file_hash,
     settings_hash,
     write_json,
     write_jsonl,
+    write_text,
 )
 
 PACKAGES = ("regionroute", "torch", "torchvision", "transformers", "lpips", "numpy")
@@ -316,8 +316,7 @@ def _write(out: Path, rows: list[Row], summary: dict[str, Any]) -> None:
         "summary.tex": latex(summary),
     }
     for name, text in texts.items():
-        with atomic_write(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(out / name, text)
 
 
 def _say(line: str) -> None:

@@ -21,6 +21,7 @@ from eval.scoring import Row
 from eval.style_images import StyleImages
 from regionroute.data.images import read_image, read_mask
 from regionroute.files import file_hash, settings_hash
+from regionroute.remote import grown
 
 CHUNK = 256  # feature vectors at a time
 DEFINITIONS = {
@@ -70,6 +71,8 @@ class FeatureStore:
             file.write(vector.float().cpu().numpy().astype("<f4").tobytes())
         with self._keys.open("a") as file:
             file.write(key + "\n")
+        grown(self._numbers)
+        grown(self._keys)
         self._place[key] = len(self._place)
 
     def read(self, keys: Sequence[str]) -> Iterator[Tensor]:

@@ -14,7 +14,6 @@ missing, and a changed setting redoes only what it affects. Products of other se
 """
 
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,9 +38,7 @@ from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.data.manifest import EditSample, write_manifest
 from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError
-from regionroute.files import text_hash, write_jsonl
-
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
+from regionroute.files import is_left_over, text_hash, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -269,7 +266,7 @@ def _remove_temporary(out: Path) -> None:
     folders += [path for path in (out / ".cache").glob("*") if path.is_dir()]
     for folder in (out, *folders):
         for path in folder.glob(".*") if folder.is_dir() else ():
-            if _TEMPORARY.fullmatch(path.name):
+            if is_left_over(path):
                 path.unlink(missing_ok=True)
 
 

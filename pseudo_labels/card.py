@@ -10,7 +10,7 @@ import yaml
 
 from pseudo_labels.segment.given import Rejection
 from regionroute.data.manifest import EditSample
-from regionroute.files import atomic_write
+from regionroute.files import write_text
 
 CARD_FILE = "README.md"
 TAG = "regionroute"
@@ -50,8 +50,7 @@ def write_card(
         return None
     text = card(samples, rejected, license)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return path
 
 

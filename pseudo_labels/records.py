@@ -10,6 +10,7 @@ from pseudo_labels.job import REVISION, BuildSettings, BuiltStyle, PhotoJob, Pho
 from pseudo_labels.segment.weights import fingerprint
 from regionroute.errors import UserError
 from regionroute.files import file_hash, read_json, settings_hash
+from regionroute.remote import with_urls
 
 _RECORD = TypeAdapter(PhotoResult)
 _RECORD_REVISION = 2  # raise when the content of records changes
@@ -30,7 +31,8 @@ def _key(job: PhotoJob, styles: Sequence[BuiltStyle], settings: BuildSettings) -
     finder = settings.find.fingerprint() if not all(i.masked for i in job.photo.objects) else None
     judge = [fingerprint(settings.judge.model), QUESTIONS, CAPTION] if settings.judge else None
     named = [(style.entry.spec, style.stylizer.fingerprint) for style in styles]
-    photo = (job.hash, job.photo.name, str(job.photo.path), job.photo.line, dict(job.photo.facts))
+    path = with_urls(str(job.photo.path))
+    photo = (job.hash, job.photo.name, path, job.photo.line, dict(job.photo.facts))
     revisions = [REVISION, _RECORD_REVISION]
     return settings_hash([revisions, photo, objects, finder, judge, named, settings])[:10]
 

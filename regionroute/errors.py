@@ -33,6 +33,21 @@ class UserError(ValueError):
     """A mistake in what the user gave: one sentence that names the file or key and the remedy."""
 
 
+class StoreError(OSError):
+    """An object store that does not answer or refuses: no fault of the file that was worked on.
+
+    Args:
+        url: of the object.
+        sentence: what is wrong, and the remedy.
+    """
+
+    def __init__(self, url: str, sentence: str) -> None:
+        super().__init__(errno.EIO, sentence, url)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return StoreError, (self.filename, self.strerror or "")
+
+
 class Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong with the arguments."""
 
@@ -121,6 +136,8 @@ def _sentence(error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, UserError):
         return text
+    if isinstance(error, StoreError):
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return where + _REMEDIES[error.errno] if error.errno in _REMEDIES else None

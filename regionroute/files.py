@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from regionroute.errors import UserError, printable, remedy
 
 AnyPath = str | PathLike[str]
 DEEPEST_JSON = 100  # brackets in brackets
+STAGED_RUN = "REGIONROUTE_STAGING_RUN"  # in the environment while URLs are staged
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
 
 
 def shown_path(path: AnyPath) -> str:
@@ -113,16 +116,6 @@ def _identities(path: AnyPath) -> list[object]:
     return found
 
 
-def is_settings_file(path: AnyPath) -> bool:
-    """Whether a file is one of the settings files that edits write next to their images."""
-    try:
-        found = read_json(path)
-    except (UserError, OSError):
-        return False
-    versions = found.get("versions") if isinstance(found, dict) else None
-    return isinstance(versions, dict) and "regionroute" in versions
-
-
 def check_output_folder(path: AnyPath) -> None:
     """Refuses, before any work is done, a folder that could not be made or written in.
 
@@ -157,17 +150,23 @@ def _check_parent(shown: AnyPath, file: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: AnyPath) -> Iterator[Path]:
+def atomic_write(path: AnyPath, *, staged: bool = False) -> Iterator[Path]:
     """Yields a temporary name in the same folder; it becomes `path` when the block ends well.
 
     The temporary file keeps the suffix, by which many writers choose their format. After an
-    error it is removed and an older file at `path` is untouched. Missing folders are made.
+    error it is removed and an older file at `path` is untouched. Missing folders are made. If
+    `path` stands for one in an object store (`regionroute.remote`), it is uploaded first, unless
+    it is `staged` already.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
         yield temporary
+        if STAGED_RUN in os.environ and not staged:
+            from regionroute import remote
+
+            remote.send(temporary, path)
         temporary.replace(path)
     except OSError as error:
         # A write to an open file does not say which, and nobody knows the temporary name.
@@ -178,10 +177,15 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_left_over(path: PurePath) -> bool:
+    """Whether this is a temporary name of `atomic_write`, of a killed or a busy process."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def write_json(path: AnyPath, obj: Any) -> None:
     """Writes indented JSON; data classes, pydantic models and paths are written as plain values."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, default=_plain)
-    _write_text(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def read_json(path: AnyPath) -> Any:
@@ -235,7 +239,7 @@ def _check_depth(value: Any) -> None:
 def write_jsonl(path: AnyPath, rows: Iterable[Any]) -> None:
     """Writes one JSON value a line."""
     lines = [json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows]
-    _write_text(path, "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
@@ -335,6 +339,11 @@ def _read_text(path: AnyPath) -> str:
         raise UserError(f"{path}: this is not UTF-8 text, save it as UTF-8") from error
 
 
-def _write_text(path: AnyPath, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
+    """Writes text in UTF-8; staged paths in it become the URLs that they stand for."""
+    if STAGED_RUN in os.environ:
+        from regionroute.remote import with_urls
+
+        text = with_urls(text)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

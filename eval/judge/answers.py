@@ -14,6 +14,7 @@ from torch import Tensor
 from eval.judge.model import VisionLanguageModel
 from eval.judge.questions import VERDICTS, JudgeConfig
 from regionroute.files import settings_hash, text_hash
+from regionroute.remote import grown
 
 
 def parse_verdict(answer: str, choices: Sequence[str]) -> str | None:
@@ -88,6 +89,7 @@ class Judge:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        grown(self.log)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """For each question how many answers this judge gave, and how many are unclear."""

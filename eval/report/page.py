@@ -12,7 +12,7 @@ from eval.edits import load_map
 from eval.report.images import PIXEL_ART_SIDE, data_address, overlay
 from regionroute.data.images import read_image, read_mask
 from regionroute.errors import UserError
-from regionroute.files import atomic_write, check_output_file
+from regionroute.files import check_output_file, write_text
 
 View = dict[str, Any]
 
@@ -60,8 +60,7 @@ def write_page(template: str, out: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     html = environment.get_template(template).render(**values)
-    with atomic_write(out) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    write_text(out, html)
 
 
 def figure(caption: str, colour: int | None, read: Callable[[], Tensor]) -> View:

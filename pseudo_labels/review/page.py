@@ -11,7 +11,7 @@ from pseudo_labels.job import write_keeping_mtime
 from pseudo_labels.review.exclusions import read_excluded
 from pseudo_labels.segment.given import Rejection
 from regionroute.data.manifest import EditSample
-from regionroute.files import atomic_write
+from regionroute.files import write_text
 
 FILE_NAME = "review.html"
 
@@ -52,7 +52,7 @@ def write_review(
             excluded=sorted(read_excluded(out)),
         )
     )
-    write_keeping_mtime(out / FILE_NAME, _write_text, page)
+    write_keeping_mtime(out / FILE_NAME, write_text, page)
     return out / FILE_NAME
 
 
@@ -84,8 +84,3 @@ def _facts(sample: EditSample) -> str:
 
 def _each(names: Any) -> list[str]:
     return sorted(set(names))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ from regionroute.cli.options import device_of, engine_of
 from regionroute.cli.start import import_pipeline
 from regionroute.errors import UserError, command, printable
 from regionroute.models.devices import pick_device
+from regionroute.urls import staged
 
 if TYPE_CHECKING:
     from regionroute.editing.batch import Jobs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 @command
+@staged
 def main(argv: list[str] | None = None) -> int:
     """Runs the command.
 
@@ -54,6 +56,7 @@ def _edit_one(args: argparse.Namespace) -> int:
 
     from regionroute.data.images import open_image, read_image, read_soft_mask
     from regionroute.editing.outputs import Destination, check_destination, write_edit
+    from regionroute.remote import with_urls
 
     loaded = open_image(args.image)
     image = loaded.rgb
@@ -95,9 +98,9 @@ def _edit_one(args: argparse.Namespace) -> int:
     [edited], [region_map], [metadata] = out.images, out.region_maps, out.metadata
     assert isinstance(edited, Tensor)
     assert region_map is None or isinstance(region_map, Tensor)
-    facts = {"image": str(args.image)}
+    facts = {"image": with_urls(str(args.image))}
     if style_images:
-        facts["style_image"] = ", ".join(map(str, args.style_image))
+        facts["style_image"] = with_urls(", ".join(map(str, args.style_image)))
     write_edit(
         destination, image, edited, region_map, facts | metadata,
         loaded=loaded, keep_exif=args.keep_exif, regions=regions,

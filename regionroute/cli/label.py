@@ -18,6 +18,7 @@ from regionroute.cli.options import (
     given,
 )
 from regionroute.errors import Parser, UserError
+from regionroute.urls import staged
 
 if TYPE_CHECKING:
     from pseudo_labels.job import BuildSettings
@@ -130,6 +131,7 @@ def _add_limits(parser: Parser) -> None:
     group.add_argument("--references", metavar="NAME", help=references)
 
 
+@staged
 def main(argv: list[str] | None = None) -> int:
     """Runs the command.
 

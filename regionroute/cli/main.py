@@ -81,6 +81,7 @@ COMMANDS = {
     "doctor": Command("regionroute.cli.doctor", "list what this machine can do and what it lacks"),
 }
 
+URLS = ("edit", "label", "score", "train")  # may be in their arguments
 BUCKET = re.compile(r"(?:^|=)((?:s3|gs|gcs|az|abfs)://\S*)")
 
 EXAMPLES = """\
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"there is no command {argv[0]!r}; did you mean {near}? `regionroute --help` lists all"
         )
-    if argv[0] != "train":  # its settings say which of them may be a URL
+    if argv[0] not in URLS:
         _refuse_buckets(argv[1:])
     entry = COMMANDS[argv[0]]
     if entry.arguments:
@@ -138,8 +139,9 @@ def _refuse_buckets(arguments: list[str]) -> None:
     for argument in arguments:
         if found := BUCKET.search(argument):
             raise UserError(
-                f"{found[1]}: this command reads and writes folders, and only the cache of "
-                "training (data.cache) may be in an object store: mount the bucket or copy it"
+                f"{found[1]}: this command reads and writes folders; only those of label, edit and "
+                "score and data.cache of train may be in an object store: mount the bucket or copy "
+                "it"
             )
 
 

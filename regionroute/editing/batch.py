@@ -22,6 +22,7 @@ from regionroute.engines.base import EngineSettings, Lost
 from regionroute.engines.run import run
 from regionroute.errors import UserError
 from regionroute.files import numbered_lines, parse_json_line, text_hash
+from regionroute.remote import with_urls
 
 ROW_KEYS = {
     "image": str,
@@ -268,7 +269,9 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
     destination = Destination(folder / row["out"], *more)
     facts = {key: row[key] for key in ("id", "style_image") if key in row}
     style_image = folder / row["style_image"] if has_style_image else None
-    return Job(name, image, destination, request, facts | {"image": str(image)}, style_image)
+    return Job(
+        name, image, destination, request, facts | {"image": with_urls(str(image))}, style_image
+    )
 
 
 def _is_phrase(value: object) -> bool:

@@ -21,7 +21,7 @@ from regionroute.errors import UserError
 from regionroute.files import (
     check_inputs_kept,
     check_output_file,
-    is_settings_file,
+    read_json,
     shown_path,
     write_json,
 )
@@ -85,6 +85,16 @@ def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
             f"{settings}: the settings of {destination.image.name} would overwrite this file, "
             "which is not an edit's settings: choose another name for the output"
         )
+
+
+def is_settings_file(path: Path) -> bool:
+    """Whether a file is one of the settings files that edits write next to their images."""
+    try:
+        found = read_json(path)
+    except (UserError, OSError):
+        return False
+    versions = found.get("versions") if isinstance(found, dict) else None
+    return isinstance(versions, dict) and "regionroute" in versions
 
 
 def write_edit(

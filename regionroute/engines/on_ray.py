@@ -17,6 +17,7 @@ from typing import Any
 
 from regionroute.engines.base import EngineSettings, Lost, MakeWorker, Result, Task
 from regionroute.errors import UserError
+from regionroute.remote import enter, environment
 
 ATTEMPTS = 3  # of a task whose worker dies
 
@@ -93,7 +94,7 @@ class _Crew:
             self._start()
 
     def _start(self) -> None:
-        actor = self._class.remote([self._make], os.getcwd(), self._threads)
+        actor = self._class.remote([self._make], os.getcwd(), self._threads, environment())
         self._busy[actor.do.remote([])] = actor, []
 
     def give(self, numbers: list[int], tasks: list[Any]) -> None:
@@ -136,8 +137,11 @@ class _Crew:
 class _Actor:
     """A process of the cluster with a worker, in the folder in which the command was given."""
 
-    def __init__(self, make_worker: list[Any], folder: str, threads: int) -> None:
+    def __init__(
+        self, make_worker: list[Any], folder: str, threads: int, staging: dict[str, str]
+    ) -> None:
         self._make_worker, self._folder, self._threads = make_worker, folder, threads
+        self._staging = staging
         self._worker: Callable[[Any], Any] | None = None
 
     def do(self, tasks: list[Any]) -> list[Any]:
@@ -154,6 +158,7 @@ class _Actor:
                 f"{self._folder}: this folder is not on node {ray.util.get_node_ip_address()}, "
                 "start the command in a folder that all nodes share"
             )
+        enter(self._staging)
         os.chdir(self._folder)
         os.environ["OMP_NUM_THREADS"] = str(self._threads)  # torch's; sums depend on it
         worker: Callable[[Any], Any] = ray.get(self._make_worker[0])()
@@ -177,8 +182,12 @@ def connect(settings: EngineSettings) -> Any:
         return ray
     address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     more = {"include_dashboard": False} if address == "local" else {}
-    try:
+
+    def start() -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
+
+    try:
+        _again(start, ray.shutdown, ATTEMPTS if address == "local" else 1)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--ray-address {address}: no cluster answers there ({error}); start one with "
@@ -189,6 +198,17 @@ def connect(settings: EngineSettings) -> Any:
     if settings.gpus > ray.cluster_resources().get("GPU", 0):
         print(f"ray: waiting for a node with {settings.gpus:g} GPUs", file=sys.stderr)
     return ray
+
+
+def _again(start: Callable[[], None], stop: Callable[[], None], attempts: int) -> None:
+    """Start a cluster; on a busy machine Ray gives up after 30 s, and says so by `Exception`."""
+    for left in reversed(range(attempts)):
+        try:
+            return start()
+        except Exception as error:
+            if not left or type(error) is not Exception:
+                raise
+            stop()
 
 
 def _room(ray: Any, gpus: float) -> int:

@@ -156,17 +156,3 @@ def test_outputs_that_are_inputs_are_refused(tmp_path):
     for name in ("a.png", "link.png", "hard.png", "later.png", "sub/../a.png"):
         with pytest.raises(UserError, match=r"would overwrite the input .*(a|later)\.png"):
             io.check_inputs_kept([tmp_path / "b.png", tmp_path / name], inputs)
-
-
-def test_settings_files_are_recognised(tmp_path):
-    for name, content, ours in (
-        ("a.json", '{"versions": {"regionroute": "1.0"}, "prompt": "x"}', True),
-        ("b.json", '{"version": "5.2.1", "shapes": [], "imagePath": "dog.jpg"}', False),
-        ("c.json", '{"versions": "regionroute"}', False),
-        ("d.json", "[]", False),
-        ("e.json", "not JSON", False),
-        ("f.json", "[" * 50_000, False),
-    ):
-        (tmp_path / name).write_text(content)
-        assert io.is_settings_file(tmp_path / name) == ours
-    assert not io.is_settings_file(tmp_path / "missing.json")

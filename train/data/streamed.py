@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import struct
 import tempfile
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,17 +22,15 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from regionroute.errors import UserError
+from regionroute.errors import StoreError, UserError
 from regionroute.files import atomic_write
+from regionroute.remote import attempt, connect
 from train.data.cache import ASIDE, Cache, Kind
 from train.data.shards import ENDING, FORMAT, Damaged, Shard, Tensors, write_shard
 
 INDEX = f"index{ENDING}"
 INDEX_FORMAT = "regionroute cache index 1"
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
-STORES = ("adlfs", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")  # libraries
-ATTEMPTS = 3
-PAUSE = 1.0  # seconds before the second attempt, twice that before the third
 Result = TypeVar("Result")
 
 
@@ -74,14 +71,10 @@ class StreamedCache(Cache):
     """
 
     def __init__(self, url: str, memory: int) -> None:
-        import fsspec
-
         try:
-            self._files_of, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(
-                f"data.cache={url}: {error}; s3:// and gs:// need pip install 'regionroute[remote]'"
-            ) from error
+            self._files_of, root = connect(url)
+        except UserError as error:
+            raise UserError(f"data.cache={error}") from error
         super().__init__(Path())
         self.folder = PurePosixPath(root)
         self.fetched = 0
@@ -206,27 +199,12 @@ class StreamedCache(Cache):
             Damaged: the file is not there.
             UserError: every attempt failed, or there is no permission.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return action(str(path))
-            except FileNotFoundError as error:
-                raise Damaged("it is not there") from error
-            except Exception as error:
-                if not isinstance(error, OSError) and not _of_a_store(error):
-                    raise
-                if attempt == ATTEMPTS or isinstance(error, PermissionError):
-                    raise UserError(
-                        f"{self._shown(path)}: {error or type(error).__name__} (attempt {attempt} "
-                        f"of {ATTEMPTS}): check the network and the credentials in the "
-                        "environment, then start the same command again"
-                    ) from error
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-        raise AssertionError("unreachable")
-
-
-def _of_a_store(error: Exception) -> bool:
-    """Whether an error comes from an object store's library, such as one of credentials."""
-    return type(error).__module__.partition(".")[0] in STORES
+        try:
+            return attempt(self._shown(path), lambda: action(str(path)))
+        except FileNotFoundError as error:
+            raise Damaged("it is not there") from error
+        except StoreError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
 
 
 class _ShardInMemory(Shard):

@@ -200,7 +200,7 @@ def test_commands_and_their_parsers_go_together(capsys):
 
 
 @pytest.mark.parametrize("argument", ["s3://photos/cats", "--edits=gs://out/edits"])
-@pytest.mark.parametrize("name", ["label", "edit", "score"])
+@pytest.mark.parametrize("name", ["check", "manifest", "report"])
 def test_object_stores_are_refused_in_a_sentence(name, argument, refused):
     url = argument.removeprefix("--edits=")
     assert refused(main, [name, argument]).startswith(f"error: {url}: this command reads and")

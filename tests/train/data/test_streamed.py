@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import train.data.streamed
+import regionroute.remote
 from regionroute.errors import UserError
+from tests.stores import LOCAL, SERVED, store
 from train.data.cache import Cache, CacheEntry
 from train.data.streamed import StreamedCache, open_cache
 
@@ -32,16 +33,12 @@ def entries(made=None):
     return [CacheEntry("things", key_of(n), lambda n=n: make(n)) for n in range(COUNT)]
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=[*LOCAL, *SERVED])
 def url(request, tmp_path, monkeypatch):
     """An empty folder, whose files hold ten entries each."""
     monkeypatch.setattr("train.data.cache.SHARD_ENTRIES", 10)
-    if request.param == "file":
-        return f"file://{tmp_path}/cache"
-    files = fsspec.filesystem("memory")
-    if files.exists("/cache"):
-        files.rm("/cache", recursive=True)
-    return "memory://cache"
+    with store(request.param, tmp_path, monkeypatch) as folder:
+        yield f"{folder}/cache"
 
 
 def files_of(url):
@@ -135,7 +132,7 @@ def test_a_damaged_file_is_named_and_set_aside(url, harm):
 
 def test_network_errors_are_tried_again(url, monkeypatch):
     StreamedCache(url, 1).fill(entries(), show=False)
-    monkeypatch.setattr(train.data.streamed, "PAUSE", 0.0)
+    monkeypatch.setattr(regionroute.remote, "PAUSE", 0.0)
     cache, failures = StreamedCache(url, 1), [OSError("reset"), OSError("reset")]
     real = cache._files_of.cat_file
 
@@ -156,29 +153,3 @@ def test_network_errors_are_tried_again(url, monkeypatch):
 def test_an_unknown_protocol_is_refused(name, tmp_path):
     with pytest.raises(UserError, match=rf"^data.cache={name}: .*regionroute\[remote\]"):
         open_cache(name, tmp_path, 1.0)
-
-
-@pytest.mark.slow
-def test_a_bucket_of_s3(monkeypatch):
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'regionroute[remote]'")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto'")
-    server = moto.ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("bucket")
-        cache = StreamedCache("s3://bucket/cache", 10**9)
-        cache.fill(entries(), show=False)
-        cache.save_index()
-        again = StreamedCache("s3://bucket/cache", 10**9)
-        assert again.absent("things", KEYS).size == 0
-        assert [again.load("things", key_of(n))["x"][0] for n in range(COUNT)] == list(range(COUNT))
-        fsspec.filesystem("s3").rm("bucket/cache", recursive=True)
-        with pytest.raises(UserError, match=r"^s3://bucket/nothing/things: the cache lacks entry"):
-            StreamedCache("s3://bucket/nothing", 1).load("things", key_of(0))
-    finally:
-        server.stop()
