@@ -29,6 +29,7 @@ EPILOG = """examples:
   regionroute label --labels photos/labels.jsonl --styles photos --only neon,line-art --out data/p
   regionroute label --labels photos/labels.jsonl --out data/p --preview 8     # seconds
   regionroute label --images photos/ --objects dog --grounder salient --out data/dogs   # offline
+  regionroute label --labels s3://bucket/photos/labels.jsonl --out s3://bucket/pets   # or gs://
   regionroute label --labels photos/labels.jsonl --out data/p --license cc-by-4.0 --push me/pairs
 
 rows of a labels file, file names relative to it (or to --images):
