@@ -86,10 +86,8 @@ def engines(
         for engine in ("local", "ray") if turn % 2 == 0 else ("ray", "local"):
             out = folder / f"{engine}-{turn}"
             runs[engine].append(labelled(photos, out, side, EngineSettings(engine, workers=2)))
-    same = all(
-        (folder / "ray-0" / path.relative_to(folder / "local-0")).read_bytes() == path.read_bytes()
-        for path in (folder / "local-0").rglob("*.*")
-    )
+            print(engine, runs[engine][-1], file=sys.stderr)
+    same = files_of(folder / "local-0") == files_of(folder / "ray-0")
     rates = {name: [row["photos a second"] for row in rows] for name, rows in runs.items()}
     ratios = [ray / local for ray, local in zip(rates["ray"], rates["local"], strict=True)]
     return {
@@ -101,6 +99,12 @@ def engines(
         "ray over local": round(statistics.median(ratios), 3),
         "same bytes": same,
     }
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def start_ray(cores: int) -> None:
