@@ -21,7 +21,7 @@ from regionroute.cli.options import (
 )
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_folder
-from regionroute.urls import staged
+from regionroute.remote import staged
 
 if TYPE_CHECKING:
     from eval.score import ScoreNetworks, ScoreReport, score

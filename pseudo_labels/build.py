@@ -38,7 +38,8 @@ from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.data.manifest import EditSample, write_manifest
 from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError
-from regionroute.files import is_left_over, text_hash, write_jsonl
+from regionroute.files import text_hash, write_jsonl
+from regionroute.remote import is_left_over
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ import errno
 import hashlib
 import json
 import os
-import re
 import stat
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -16,12 +14,11 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
+from regionroute import remote
 from regionroute.errors import UserError, printable, remedy
 
 AnyPath = str | PathLike[str]
 DEEPEST_JSON = 100  # brackets in brackets
-STAGED_RUN = "REGIONROUTE_STAGING_RUN"  # in the environment while URLs are staged
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
 
 
 def shown_path(path: AnyPath) -> str:
@@ -150,23 +147,18 @@ def _check_parent(shown: AnyPath, file: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: AnyPath, *, staged: bool = False) -> Iterator[Path]:
+def atomic_write(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary name in the same folder; it becomes `path` when the block ends well.
 
     The temporary file keeps the suffix, by which many writers choose their format. After an
     error it is removed and an older file at `path` is untouched. Missing folders are made. If
-    `path` stands for one in an object store (`regionroute.remote`), it is uploaded first, unless
-    it is `staged` already.
+    `path` stands for one in an object store (`regionroute.remote`), it is uploaded first.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    temporary = remote.temporary_name(path)
     try:
         yield temporary
-        if STAGED_RUN in os.environ and not staged:
-            from regionroute import remote
-
-            remote.send(temporary, path)
+        remote.send(temporary, path)
         temporary.replace(path)
     except OSError as error:
         # A write to an open file does not say which, and nobody knows the temporary name.
@@ -175,11 +167,6 @@ def atomic_write(path: AnyPath, *, staged: bool = False) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def is_left_over(path: PurePath) -> bool:
-    """Whether this is a temporary name of `atomic_write`, of a killed or a busy process."""
-    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def write_json(path: AnyPath, obj: Any) -> None:
@@ -341,9 +328,5 @@ def _read_text(path: AnyPath) -> str:
 
 def write_text(path: AnyPath, text: str) -> None:
     """Writes text in UTF-8; staged paths in it become the URLs that they stand for."""
-    if STAGED_RUN in os.environ:
-        from regionroute.remote import with_urls
-
-        text = with_urls(text)
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(remote.with_urls(text), encoding="utf-8")

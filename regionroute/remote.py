@@ -11,22 +11,26 @@ are those that fsspec's libraries find in the environment.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
+import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from regionroute.errors import StoreError, UserError
-from regionroute.files import STAGED_RUN, atomic_write, is_left_over, text_hash
-from regionroute.urls import ARGUMENT, PROTOCOLS
 
-FOLDER = "REGIONROUTE_STAGING"
+PROTOCOLS = "s3|gs|gcs|az|abfs|memory|file"
+ARGUMENT = re.compile(rf"^(.*=)?((?:{PROTOCOLS})://\S*)$")  # also --out=URL and NAME=URL
+FOLDER, RUN = "REGIONROUTE_STAGING", "REGIONROUTE_STAGING_RUN"  # in the environment
+LEFT_OVER = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
 STORES = ("adlfs", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")  # libraries
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt, twice that before the third
@@ -57,10 +61,24 @@ def local_path(url: str) -> Path:
     return staging().joinpath(protocol, *parts)
 
 
+def temporary_name(path: Path) -> Path:
+    """A name in the folder of a path, which is made if it is missing, for what will get the path.
+
+    It keeps the suffix, by which many writers choose their format.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+
+
+def is_left_over(path: PurePath) -> bool:
+    """Whether this is a `temporary_name`, of a process that was killed or is busy."""
+    return LEFT_OVER.fullmatch(path.name) is not None
+
+
 def with_urls(text: str) -> str:
     """A text with URLs in place of staged paths."""
-    folder = f"{staging()}{os.sep}"
-    if folder not in text:
+    folder = f"{os.environ[FOLDER]}{os.sep}" if RUN in os.environ else None
+    if folder is None or folder not in text:
         return text
     staged = re.compile(rf"{re.escape(folder)}({PROTOCOLS})/")
     return staged.sub(lambda found: "file:///" if found[1] == "file" else f"{found[1]}://", text)
@@ -71,6 +89,26 @@ def url_of(path: Path) -> str | None:
     shown = os.path.abspath(path)
     found = with_urls(shown)
     return None if found == shown else found
+
+
+def staged(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+    """Let the arguments of a command be URLs.
+
+    Args:
+        main: takes the argument list (None: the process's own) and returns the exit code.
+
+    Returns:
+        A function of the same form, see `run_staged`.
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        arguments = sys.argv[1:] if argv is None else argv
+        if not any(ARGUMENT.match(argument) for argument in arguments):
+            return main(argv)
+        return run_staged(main, arguments)
+
+    return run
 
 
 def run_staged(main: Callable[[list[str] | None], int], arguments: list[str]) -> int:
@@ -100,11 +138,11 @@ def run_staged(main: Callable[[list[str] | None], int], arguments: list[str]) ->
 @contextmanager
 def _run() -> Iterator[None]:
     """Name the staging folder in the environment, and a mark to know it by on other nodes."""
-    before = {name: os.environ.get(name) for name in (FOLDER, STAGED_RUN)}
+    before = {name: os.environ.get(name) for name in (FOLDER, RUN)}
     os.environ[FOLDER] = str(staging())
     staging().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".run-", dir=staging()) as mark:
-        os.environ[STAGED_RUN] = mark
+        os.environ[RUN] = mark
         try:
             yield
         finally:
@@ -115,7 +153,7 @@ def _run() -> Iterator[None]:
 
 def environment() -> dict[str, str]:
     """What workers on other nodes need in their environment."""
-    return {name: os.environ[name] for name in (FOLDER, STAGED_RUN) if STAGED_RUN in os.environ}
+    return {name: os.environ[name] for name in (FOLDER, RUN) if RUN in os.environ}
 
 
 def enter(variables: Mapping[str, str]) -> None:
@@ -127,7 +165,7 @@ def enter(variables: Mapping[str, str]) -> None:
     Raises:
         UserError: the folder of this node is another one.
     """
-    if variables and not os.path.isdir(variables[STAGED_RUN]):
+    if variables and not os.path.isdir(variables[RUN]):
         raise UserError(
             f"{variables[FOLDER]}: not all nodes share this folder, in which files of object "
             f"stores are staged: set {FOLDER} to one that they share"
@@ -152,15 +190,14 @@ def _sources(urls: Iterable[str]) -> list[str]:
 
 
 def download(url: str) -> None:
-    """Make what is staged of a URL equal to what the store has.
-
-    Args:
-        url: of a file or a folder; nothing need be there yet.
+    """Make what is staged of a URL, of a file or a folder if any, equal to what the store has.
 
     Raises:
         UserError: the protocol is unknown, or a name in it cannot be a file's.
         StoreError: it cannot be read.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from tqdm import tqdm
 
     files, root = connect(url)
@@ -183,9 +220,13 @@ def download(url: str) -> None:
 
     def fetch(wanted: tuple[Path, str, int]) -> None:
         path, name, version = wanted
-        with atomic_write(path, staged=True) as temporary:
-            attempt(with_urls(str(path)), lambda: files.get_file(name, str(temporary)))
+        temporary = temporary_name(path)
+        try:
+            attempt(f"{url}{name[len(root) :]}", lambda: files.get_file(name, str(temporary)))
             os.utime(temporary, ns=(version, version))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     bar = tqdm(total=len(missing), desc=f"download {url}", unit="file", disable=not missing)
     with bar, ThreadPoolExecutor(DOWNLOADS) as pool:
@@ -216,8 +257,9 @@ def send(temporary: Path, path: Path) -> None:
         if "file" not in files.protocol:
             files.put_file(str(temporary), name)  # shown once all of it is there
             return
-        with atomic_write(name, staged=True) as other:
-            other.write_bytes(temporary.read_bytes())
+        other = temporary_name(Path(name))
+        other.write_bytes(temporary.read_bytes())
+        other.replace(name)
 
     attempt(url, write)
     version = version_of(attempt(url, lambda: files.info(name)))
@@ -297,7 +339,8 @@ def version_of(facts: Mapping[str, Any]) -> int:
     """
     known = next((facts[name] for name in VERSIONS if facts.get(name)), "")
     known = known.timestamp() if isinstance(known, datetime) else known
-    return int(text_hash(f"{known} {facts.get('size')}"), 16) % PAST
+    digest = hashlib.sha256(f"{known} {facts.get('size')}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % PAST
 
 
 def _version_here(path: Path) -> int | None:

@@ -14,7 +14,7 @@ from regionroute.cli.options import device_of, engine_of
 from regionroute.cli.start import import_pipeline
 from regionroute.errors import UserError, command, printable
 from regionroute.models.devices import pick_device
-from regionroute.urls import staged
+from regionroute.remote import staged
 
 if TYPE_CHECKING:
     from regionroute.editing.batch import Jobs

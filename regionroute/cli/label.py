@@ -18,7 +18,7 @@ from regionroute.cli.options import (
     given,
 )
 from regionroute.errors import Parser, UserError
-from regionroute.urls import staged
+from regionroute.remote import staged
 
 if TYPE_CHECKING:
     from pseudo_labels.job import BuildSettings
