@@ -7,6 +7,7 @@ needs neither torch nor diffusers.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     __version__ = version("regionroute")
 
 __all__ = ["EditOutput", "RegionRoutePipeline", "__version__", "load_manifest"]
+
+# bitsandbytes, which diffusers imports where it is installed, advertises a package of its own on
+# stderr; it would be the first line of many commands.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in record.getMessage()
+)
 
 _MODULES = {
     "EditOutput": "regionroute.pipeline",

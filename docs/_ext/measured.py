@@ -17,6 +17,7 @@ from measured_rest import (
     mamba,
     masks,
     speed,
+    studio,
     wrong_edits,
 )
 from table_text import REPOSITORY, Column, by_columns, cell, number, result, table
@@ -252,6 +253,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gallery-speed": gallery_speed,
     "gallery-clusters": gallery_clusters,
     "speed": speed,
+    "studio": studio,
 }
 
 

@@ -120,6 +120,40 @@ def speed() -> str:
     return table(["question", "number", "command"], body)
 
 
+def studio() -> str:
+    """The studio under load, with wall-clock and processor time."""
+    found = result("studio")
+    rows = [
+        (
+            f"growth of the server's memory over {found['edits']} edits (limit: 5 %)",
+            f"{found['growth_percent']:.2f}% ({found['rss_mib_after_warm_up']:,} to "
+            f"{found['rss_mib_at_the_end']:,} MiB)",
+        ),
+        (
+            f"{found['clients_at_once']} clients at once that get their own result, to the bit",
+            f"{found['clients_with_their_own_result']} of {found['clients_at_once']}",
+        ),
+        (
+            "a later edit by a program, median",
+            f"{found['median_s']:.2f} s, {found['median_cpu_s']:.2f} s of processor time",
+        ),
+        (
+            "the same edit by a fresh `regionroute edit`",
+            f"{found['fresh_command_cpu_s']:.1f} s of processor time",
+        ),
+    ]
+    if "page_second_edit_s" in found:  # with a Chromium
+        seconds, busy = found["page_second_edit_s"], found["page_second_edit_cpu_s"]
+        rows.append(
+            (
+                "second edit of an open page, from the click to the result (aim: 1.0 s)",
+                f"{seconds:.2f} s, {busy:.2f} s of processor time of the server",
+            )
+        )
+    title = f"nano-photos, two cores, load average {found['load_average']:g}"
+    return table([title, "number"], rows)
+
+
 def gallery_speed() -> str:
     """Steps of StyleGallery's energy against the published scheme."""
     names = {

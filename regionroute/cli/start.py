@@ -1,7 +1,7 @@
 """Imports the libraries of an edit, and of the optional packages they import only those needed.
 
 diffusers and transformers import whatever they could use that is installed, which takes longer than
-an edit. Only the `regionroute edit` command, whose needs are known, comes here.
+an edit. Only `regionroute edit` and `regionroute serve`, whose needs are known, come here.
 """
 
 from __future__ import annotations

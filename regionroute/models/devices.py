@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from typing import TYPE_CHECKING
@@ -41,5 +40,3 @@ def quiet_libraries() -> None:
         # DeepSpeed, imported by diffusers' LoRA code, reports on stderr that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # It advertises a faster 4-bit kernel for some processors whenever it is imported.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -6,8 +6,10 @@ import argparse
 import json
 
 from regionroute.cli.options import DTYPES, QUANTIZE, add_device, command_parser
+from regionroute.cli.start import import_pipeline
 from regionroute.errors import Parser, UserError, command
 
+OWN_SEGMENTERS = ("auto", "offline", "grabcut")
 EPILOG = """\
 examples:
   regionroute serve                              # http://127.0.0.1:7860, this machine only
@@ -110,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     limit_process(settings)
     print("loading the base …", flush=True)
     exit_on_sigterm()
+    if settings.segmenter in OWN_SEGMENTERS:  # those of transformers may need what is hidden
+        import_pipeline()
     server = start_server(settings)
     try:
         print(f"the studio is at {server.url} (Ctrl-C stops it)", flush=True)

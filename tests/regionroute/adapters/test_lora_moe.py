@@ -64,6 +64,24 @@ def test_half_precision_base_with_fp32_experts(ids):
     torch.testing.assert_close(cast.float(), expected, rtol=0.05, atol=0.1)
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_under_autocast_products_are_bfloat16_and_weights_stay_float32(autocast):
+    """As the documentation says: digits of the weights beyond bfloat16 make no difference there."""
+    made, h = layer(), torch.randn(2, 7, 8)
+    rounded = copy.deepcopy(made)
+    with torch.no_grad():
+        for parameter in rounded.adapter_parameters():
+            parameter.copy_(parameter.bfloat16().float())
+
+    def run(module):
+        with routed(module, route(0, 1)), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return module(h)
+
+    assert torch.equal(run(made), run(rounded)) == autocast
+    run(made).float().sum().backward()
+    assert made.lora_B.dtype == made.lora_B.grad.dtype == torch.float32
+
+
 def test_experts_start_at_the_base_with_pefts_gaussian():
     base = nn.Linear(4096, 5)
     made = LoRAMoELinear(base, 2, rank=4, alpha=4)

@@ -131,6 +131,18 @@ def test_the_process_of_an_edit_ends_without_complaints(
     assert (edit_process.returncode, edit_process.stderr) == (3, "")
 
 
+def test_bitsandbytes_may_warn_but_not_advertise() -> None:
+    """It does so when it is imported, on processors with AVX512-BF16."""
+    code = """
+import logging
+import regionroute
+logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no kernels")
+logger.warning("of use")"""
+    result = python("-c", code)
+    assert (result.returncode, result.stderr) == (0, "of use\n")
+
+
 def test_a_mistake_is_one_line_and_code_2() -> None:
     result = python("-m", "regionroute.cli", "edit", "absent.png")
     assert result.returncode == 2

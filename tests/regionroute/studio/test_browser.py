@@ -1,15 +1,10 @@
-"""The page in Chromium: what a person does, from the upload to the same bytes as the command.
-
-With `REGIONROUTE_SCREENSHOTS=docs/studio` they also write the screenshots of the documentation.
-"""
+"""The page in Chromium: what a person does, from the upload to the same bytes as the command."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,20 +14,14 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the studio needs gradio")
-sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
 
-from regionroute.cli.edit import main as edit_command  # noqa: E402
-from regionroute.data.images import write_image  # noqa: E402
-from regionroute.studio.jobs import read_settings  # noqa: E402
-from regionroute.studio.server import Server, start_server  # noqa: E402
-from regionroute.studio.settings import StudioSettings  # noqa: E402
+from regionroute.cli.edit import main as edit_command
+from regionroute.data.images import write_image
+from regionroute.studio.jobs import read_settings
+from regionroute.studio.server import Server, start_server
+from regionroute.studio.settings import StudioSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SHOTS = os.environ.get("REGIONROUTE_SCREENSHOTS")
-WAIT = 180_000  # ms for an edit; test machines are busy
-sync_api.expect.set_options(timeout=WAIT)
-MOST_BYTES = 250_000  # of a screenshot
 # Begin and end of the stroke, (x, y) as parts of the photo.
 STROKE = np.array([[0.10, 0.85], [0.25, 0.90]])
 # A part of each tab, by which to know that it is shown.
@@ -40,28 +29,15 @@ PARTS = {
     "Map": "#map .rr-map", "Region": "#editor canvas", "Settings": "#metadata",
     "Compare": "#compare", "Score": "#score-source", "Data": "#data-set",
 }  # fmt: skip
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 920}
+PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(browser: Any) -> Iterator[Server]:  # without a browser it need not start
     settings = StudioSettings(port=0, device="cpu", max_steps=1000)
     running = start_server(settings)
     yield running
     running.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = next(filter(None, map(shutil.which, NAMES)), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine: make browser, or apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        # Root may not use Chromium's sandbox; the editor's canvas needs WebGL.
-        flags = ["--no-sandbox", "--enable-unsafe-swiftshader"]
-        running = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -70,75 +46,6 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "coffee.png"
     Image.fromarray(data.coffee()).resize((300, 200)).save(path)
     return path
-
-
-def open_page(browser: Any, server: Server, **how: Any) -> Any:
-    page = browser.new_page(**({"viewport": DESKTOP} | how))
-    page.set_default_timeout(WAIT)
-    page.goto(server.url)
-    page.wait_for_selector("#edit")
-    return page
-
-
-def upload(page: Any, photo: Path) -> None:
-    page.set_input_files("#photo input[type=file]", photo)
-    page.wait_for_selector("#photo img")
-    said(page, "Name an object")
-
-
-def said(page: Any, text: str) -> str:
-    """The page's message, once it holds a text."""
-    box = page.locator("#message")
-    sync_api.expect(box).to_contain_text(text, timeout=WAIT)
-    return str(box.inner_text())
-
-
-def edits(page: Any, count: int) -> None:
-    """Wait until the history shows a number of edits."""
-    sync_api.expect(page.locator("#history button img")).to_have_count(count)
-
-
-def choose_style(page: Any, number: int, style: str) -> None:
-    field = page.locator(f"#style-{number} input")
-    field.fill(style)
-    field.press("Enter")
-
-
-def shot(page: Any, name: str, at: str = "body") -> None:
-    """A screenshot of the documentation, if those are wanted."""
-    if SHOTS:
-        path = Path(SHOTS) / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        page.evaluate(f"document.querySelector('{at}').scrollIntoView()")
-        page.wait_for_timeout(1500)  # images and fades
-        page.screenshot(path=path)
-        with Image.open(path) as image:
-            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-        assert path.stat().st_size < MOST_BYTES, f"{path} is too large"
-
-
-def overflow(page: Any) -> int:
-    """Pixels by which the page is wider than the window."""
-    return int(
-        page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    )
-
-
-def downloaded(page: Any, folder: Path) -> tuple[Path, str]:
-    """The file behind "Download image", and its address."""
-    with page.expect_download() as found:
-        page.click("#download")
-    path = folder / found.value.suggested_filename
-    found.value.save_as(path)
-    return path, str(found.value.url)
-
-
-def until(page: Any, holds: Callable[[], bool], what: str) -> None:
-    """Wait for something that only a look at the page shows."""
-    end = time.monotonic() + WAIT / 1000
-    while not holds():
-        assert time.monotonic() < end, what
-        page.wait_for_timeout(200)
 
 
 def editor_pixels(page: Any) -> np.ndarray:
@@ -181,41 +88,46 @@ def brush(page: Any) -> None:
 
 
 def test_upload_edit_brush_and_the_same_bytes_as_the_command(
-    browser: Any, server: Server, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_page: Callable[..., Any],
+    server: Server,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    page = open_page(browser, server, accept_downloads=True)
-    upload(page, photo)
+    page = open_page(accept_downloads=True)
+    page.upload(photo)
     page.fill("#object-1 textarea, #object-1 input", "cup")
-    choose_style(page, 1, "woodcut")
+    page.choose_style(1, "woodcut")
     page.click("#add-object")
     page.fill("#object-2 textarea, #object-2 input", "spoon")
-    choose_style(page, 2, "neon")
+    page.choose_style(2, "neon")
     page.click("#edit")
-    said(page, "Done in")
-    sync_api.expect(page.locator("#slider img").nth(1)).to_be_attached()
-    shot(page, "desktop")
+    page.said("Done in")
+    page.expect(page.locator("#slider img").nth(1)).to_be_attached()
+    page.shot("desktop")
 
     page.get_by_role("tab", name="Map", exact=True).click()
     drawn = page.locator("#map .rr-map")
-    sync_api.expect(drawn).to_be_visible()
-    before = drawn.evaluate("e => getComputedStyle(e).opacity")
+    page.expect(drawn).to_be_visible()
+    opacity = "e => Number(getComputedStyle(e).opacity)"
+    before = drawn.evaluate(opacity)
     page.locator("#opacity input[type=range]").focus()
     page.keyboard.press("ArrowLeft")
-    assert float(drawn.evaluate("e => getComputedStyle(e).opacity")) < float(before)
-    shot(page, "map")
+    page.until(lambda: drawn.evaluate(opacity) < before, "the slider does not fade the map")
+    page.shot("map")
 
     page.get_by_role("tab", name="Region", exact=True).click()
-    sync_api.expect(page.locator("#editor canvas").first).to_be_visible()
-    sync_api.expect(page.locator("#editor button.highlight[aria-label=Brush]")).to_be_visible()
+    page.expect(page.locator("#editor canvas").first).to_be_visible()
+    page.expect(page.locator("#editor button.highlight[aria-label=Brush]")).to_be_visible()
     shown = newest_region(server)
-    until(page, lambda: painted(page) > (shown > 0.9).sum() / 2, "the editor shows no region")
+    page.until(lambda: painted(page) > (shown > 0.9).sum() / 2, "the editor shows no region")
     found = painted(page)
     brush(page)
-    until(page, lambda: painted(page) > found + 100, "the stroke is not seen")
-    shot(page, "region")
+    page.until(lambda: painted(page) > found + 100, "the stroke is not seen")
+    page.shot("region")
     page.click("#apply-region")
-    edits(page, 2)
-    first, address = downloaded(page, tmp_path)
+    page.edits(2)
+    first, address = page.downloaded(tmp_path)
     regions = read_settings(first).regions()
     assert len(regions) == 2, "both regions are stored in the PNG"
     x, y = STROKE.mean(0) * (regions[0].shape[1], regions[0].shape[0])
@@ -228,22 +140,21 @@ def test_upload_edit_brush_and_the_same_bytes_as_the_command(
     with page.expect_file_chooser() as chooser:
         page.click("#load-settings")
     chooser.value.set_files(first)
-    said(page, "press Edit to repeat")
-    sync_api.expect(page.locator("#seed input")).to_have_value("0")
+    page.said("press Edit to repeat")
+    page.expect(page.locator("#seed input")).to_have_value("0")
     page.click("#edit")
-    edits(page, 3)
-    said(page, "Done in")
+    page.edits(3)
+    page.said("Done in")
     (tmp_path / "again").mkdir()
-    again, other = downloaded(page, tmp_path / "again")
+    again, other = page.downloaded(tmp_path / "again")
     assert other != address, "this is the new file"
     assert again.read_bytes() == first.read_bytes()
 
     page.get_by_role("tab", name="Settings", exact=True).click()
-    sync_api.expect(page.locator("#command")).to_be_visible()
+    page.expect(page.locator("#command")).to_be_visible()
     command = page.locator("#command").inner_text()
     assert "--region-map region-1.png" in command
-    shot(page, "settings")
-    page.close()
+    page.shot("settings")
     assert by_command(first, photo, tmp_path, monkeypatch) == first.read_bytes()
 
 
@@ -264,125 +175,124 @@ def by_command(edited: Path, photo: Path, folder: Path, monkeypatch: pytest.Monk
 
 
 def test_each_mistake_shows_one_clear_message(
-    browser: Any, server: Server, photo: Path, tmp_path: Path
+    open_page: Callable[..., Any], server: Server, photo: Path, tmp_path: Path
 ) -> None:
-    page = open_page(browser, server, accept_downloads=True)
+    page = open_page(accept_downloads=True)
     page.click("#edit")
-    said(page, "The photo is missing")
+    page.said("The photo is missing")
     wrong = tmp_path / "notes.png"
     wrong.write_text("no image")
     page.set_input_files("#photo input[type=file]", wrong)
-    told = said(page, "cannot be read")
+    told = page.said("cannot be read")
     assert str(server.folder) not in told
     page.reload()
     page.wait_for_selector("#edit")
-    upload(page, photo)
+    page.upload(photo)
     page.click("#edit")
-    said(page, "Object 1 is empty")
+    page.said("Object 1 is empty")
     page.fill("#object-1 textarea, #object-1 input", "cup")
-    choose_style(page, 1, "watercolor-ish")
+    page.choose_style(1, "watercolor-ish")
     page.click("#edit")
-    said(page, "watercolour")  # the nearest known one
-    choose_style(page, 1, "neon")
+    page.said("watercolour")  # the nearest known one
+    page.choose_style(1, "neon")
     page.fill("#object-1 textarea, #object-1 input", "zebra")
     page.click("#edit")
-    told = said(page, "was not found in the image, so it was left unchanged")
+    told = page.said("was not found in the image, so it was left unchanged")
     assert "Advanced has a switch to edit all the same" in told
-    shot(page, "absent")
+    page.shot("absent")
     (tmp_path / "absent").mkdir()
-    unchanged, _ = downloaded(page, tmp_path / "absent")
+    unchanged, _ = page.downloaded(tmp_path / "absent")
     assert Image.open(unchanged).convert("RGB").tobytes() == Image.open(photo).tobytes()
     page.click("#advanced > button")
     page.check("#force input")
     page.click("#edit")
-    edits(page, 2)
-    sync_api.expect(page.locator("#message")).not_to_contain_text("left unchanged")
-    forced, _ = downloaded(page, tmp_path)
+    page.edits(2)
+    page.expect(page.locator("#message")).not_to_contain_text("left unchanged")
+    forced, _ = page.downloaded(tmp_path)
     assert Image.open(forced).convert("RGB").tobytes() != Image.open(photo).tobytes()
-    page.close()
 
 
 def test_a_long_run_shows_its_steps_and_can_be_cancelled(
-    browser: Any, server: Server, photo: Path
+    open_page: Callable[..., Any], server: Server, photo: Path
 ) -> None:
-    page = open_page(browser, server)
-    upload(page, photo)
+    page = open_page()
+    page.upload(photo)
     page.fill("#object-1 textarea, #object-1 input", "cup")
     page.click("#advanced > button")
     page.fill("#steps textarea, #steps input", "1000")
     page.click("#edit")
     page.locator("text=/Sampling/ >> visible=true").first.wait_for()
     page.click("#cancel")
-    said(page, "Cancelled")
+    page.said("Cancelled")
     page.fill("#steps textarea, #steps input", "1")
     page.click("#edit")
-    said(page, "Done in")
-    page.close()
+    page.said("Done in")
 
 
 def test_history_and_comparison_return_to_an_edit(
-    browser: Any, server: Server, photo: Path
+    open_page: Callable[..., Any], server: Server, photo: Path
 ) -> None:
-    page = open_page(browser, server)
-    upload(page, photo)
+    page = open_page()
+    page.upload(photo)
     page.fill("#object-1 textarea, #object-1 input", "cup")
     page.click("#edit")
-    said(page, "Done in")
+    page.said("Done in")
     page.get_by_role("tab", name="Compare", exact=True).click()
-    if not SHOTS:  # six take their time
+    if not page.wants_shots:  # six take their time
         page.fill("#seeds textarea, #seeds input", "0, 2")
         page.fill("#strengths textarea, #strengths input", "1")
     page.click("#compare")
-    count = 6 if SHOTS else 2
-    sync_api.expect(page.locator("#compared img")).to_have_count(count, timeout=WAIT)
-    shot(page, "compare")
+    count = 6 if page.wants_shots else 2
+    page.expect(page.locator("#compared img")).to_have_count(count)
+    page.shot("compare")
     page.locator("#compared button img").nth(count - 1).click()
-    said(page, "seed 2 · strength 1")
-    edits(page, count + 1)
+    page.said("seed 2 · strength 1")
+    page.edits(count + 1)
     page.locator("#history button img").last.click()
-    said(page, "seed 0 · strength 1")
-    page.close()
+    page.said("seed 0 · strength 1")
 
 
-def test_a_click_marks_the_object(browser: Any, server: Server, photo: Path) -> None:
+def test_a_click_marks_the_object(
+    open_page: Callable[..., Any], server: Server, photo: Path
+) -> None:
     pytest.importorskip("cv2", reason="GrabCut needs OpenCV")
-    page = open_page(browser, server)
-    upload(page, photo)
+    page = open_page()
+    page.upload(photo)
     page.fill("#object-1 textarea, #object-1 input", "cup")
     page.get_by_role("tab", name="Region", exact=True).click()
     shown = page.locator("#click-photo img")
-    sync_api.expect(shown).to_be_visible()
+    page.expect(shown).to_be_visible()
     box = shown.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
-    said(page, "the region is")
+    page.said("the region is")
     page.click("#apply-region")
-    said(page, "Done in")
-    page.close()
+    page.said("Done in")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_overflows_on_a_phone(
-    browser: Any, server: Server, photo: Path, scheme: str
+    open_page: Callable[..., Any], server: Server, photo: Path, scheme: str
 ) -> None:
-    page = open_page(browser, server, viewport=PHONE, color_scheme=scheme, has_touch=True)
+    page = open_page(viewport=PHONE, color_scheme=scheme, has_touch=True)
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (int(re.search(r"\d+", colour)[0]) < 128) == (scheme == "dark"), colour
-    if SHOTS or scheme == "light":
-        upload(page, photo)
+    if page.wants_shots or scheme == "light":
+        page.upload(photo)
         page.fill("#object-1 textarea, #object-1 input", "cup")
         page.click("#edit")
-        said(page, "Done in")
-    shot(page, f"phone-{scheme}", "#message" if scheme == "dark" else "body")
+        page.said("Done in")
+    page.shot(f"phone-{scheme}", "#message" if scheme == "dark" else "body")
     for name, part in PARTS.items():
         page.get_by_role("tab", name=name, exact=True).click()
-        if SHOTS or scheme == "light":  # else there is no edit to be shown
-            sync_api.expect(page.locator(part).first).to_be_visible()
-        assert overflow(page) <= 0, name
-    page.close()
+        if page.wants_shots or scheme == "light":  # else there is no edit to be shown
+            page.expect(page.locator(part).first).to_be_visible()
+        assert page.overflow() <= 0, name
 
 
-def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Any, server: Server) -> None:
-    page = open_page(browser, server)
+def test_everything_is_reached_by_keyboard_and_has_a_name(
+    open_page: Callable[..., Any], server: Server
+) -> None:
+    page = open_page()
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('input, textarea, button, select')]
             .filter(e => e.offsetParent !== null && e.type !== 'file')
@@ -397,4 +307,3 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Any, server: 
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.closest('[id]')?.id"))
     assert {"edit", "cancel", "add-object", "object-1", "style-1"} <= reached, reached
-    page.close()
