@@ -180,7 +180,7 @@ class Gallery:
         if only_region and region is None:
             raise UserError("only_region needs a region: give --region")
         content = self.analyse(name, image, region)
-        picked = _picked(chosen or {}, content, references)
+        picked = picked_matches(chosen or {}, content, references)
         matches = self.matcher.match(content.set, [item.set for item in references], picked)
         styled = [content.region] if only_region and content.region else None
         state = self._optimised(content, references, matches, styled)
@@ -314,7 +314,7 @@ class Gallery:
         return energy_timesteps(config, len(self.model.alphas), self.model.offset)
 
 
-def _picked(
+def picked_matches(
     chosen: Mapping[int | None, Choice], content: AnalysedImage, references: Sequence[AnalysedImage]
 ) -> dict[int, Choice]:
     """Manual matches, checked."""

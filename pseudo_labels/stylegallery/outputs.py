@@ -40,7 +40,7 @@ def write_result(
         "references": [file.name for file in stylizer.files],
         "matches": result.matches,
         "styled": result.styled,
-        "loss": {"first": result.losses[0], "last": result.losses[-1]},
+        "loss": {"first": result.losses[0], "last": result.losses[-1]} if result.losses else None,
         "settings": stylizer.config,
         **({"networks": stylizer.networks} if stylizer.networks else {}),
         **stylizer.remarks,

@@ -67,7 +67,7 @@ def write_page(
         ],
         rows=rows,
         semantic=any(match.semantic is not None for match in result.matches),
-        curve=loss_curve(result.losses),
+        curve=loss_curve(result.losses) if result.losses else None,
     )
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

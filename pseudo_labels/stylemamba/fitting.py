@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from pseudo_labels.stylemamba.modules.fusion import StyleFusion
 from pseudo_labels.stylemamba.objective import Objective, Parts
 from regionroute.errors import UserError
 
+_INPUTS = 64  # of a layer that learns at the full rate
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -66,12 +68,13 @@ def fit(
     )
     directions = torch.stack([target.direction(seen) for target in targets])
     fusion = new_fusion(parts, descriptions, config, options.seed).to(images.device)
-    optimizer = torch.optim.Adam(fusion.parameters(), lr=options.learning_rate)
+    optimizer = torch.optim.Adam(_groups(fusion, options.learning_rate))
     pairs = list(itertools.product(range(len(images)), range(len(targets))))
     previous: dict[tuple[int, int], Tensor] = {}  # last E(Y) of each pair
     generator = Generator().manual_seed(options.seed)
     rows = []
-    for step in tqdm(range(1, options.steps + 1), desc="fit", unit="step", disable=None):
+    progress = tqdm(range(1, options.steps + 1), desc="fit", unit="step", disable=None)
+    for step in progress:
         batch = [pairs[i] for i in turn(step, len(pairs), options.batch)]
         index, style = torch.tensor(batch, device=images.device).unbind(1)
         result = objective(
@@ -86,7 +89,40 @@ def fit(
         rows.append(as_row(result.terms, result.total))
         if report is not None:
             report(step, rows[-1])
+        progress.set_postfix(loss=f"{rows[-1]['total']:.3f}", refresh=False)
+        if converged([row["total"] for row in rows], options.patience, options.tolerance):
+            break
     return Fit(fusion, descriptions, rows)
+
+
+def converged(losses: Sequence[float], patience: int, tolerance: float) -> bool:
+    """Whether losses have stopped falling.
+
+    Args:
+        losses: of all steps so far.
+        patience: steps that are averaged; the last of them are compared with those before.
+        tolerance: smallest fall, as a fraction of the loss; 0: never converged.
+    """
+    if tolerance == 0 or len(losses) < 2 * patience:
+        return False
+    before, now = (
+        sum(part) / patience for part in (losses[-2 * patience : -patience], losses[-patience:])
+    )
+    return now > before - tolerance * abs(before)
+
+
+def _groups(fusion: StyleFusion, rate: float) -> list[dict[str, Any]]:
+    """Learning rates of Adam: in inverse proportion to a matrix's inputs beyond `_INPUTS`.
+
+    Every weight moves by about the learning rate, so a layer's output moves by that times its
+    inputs: at one rate for all, a module of width 256 changes four times as much as one of 64.
+    """
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in fusion.named_parameters():
+        matrix = parameter.ndim > 1 and not name.endswith("A_log")
+        inputs = parameter[0].numel() if matrix else 1
+        groups.setdefault(rate * min(1.0, _INPUTS / inputs), []).append(parameter)
+    return [{"params": group, "lr": each} for each, group in groups.items()]
 
 
 def _stack_known(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -58,6 +58,14 @@ class StyleFacts(BaseModel):
     style_input: str
     random: list[str]
     settings: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before_normalization(cls, values: Any) -> Any:
+        """Styles without the key are of a time when the scan was not normalised."""
+        if isinstance(values, dict) and isinstance(values.get("fusion"), dict):
+            return values | {"fusion": {"normalize": False} | values["fusion"]}
+        return values
 
 
 @dataclass

@@ -4,17 +4,19 @@ Photos, styles and masks of a step depend only on (seed, step), so a run that re
 checkpoint gives the same module as one that was not interrupted.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from pseudo_labels.stylemamba.checkpoints import (
+    load_checkpoint,
+    rewound_rows,
+    save_checkpoint,
+)
 from pseudo_labels.stylemamba.config import MambaConfig, TrainConfig
 from pseudo_labels.stylemamba.encoders import StyleTarget, describe
 from pseudo_labels.stylemamba.fitting import as_row, new_fusion, update
@@ -25,13 +27,7 @@ from pseudo_labels.stylemamba.objective import Objective, Parts, Result
 from pseudo_labels.stylemamba.saved import SavedStyle
 from regionroute.config.io import save_config
 from regionroute.errors import UserError
-from regionroute.files import (
-    atomic_write,
-    numbered_lines,
-    read_jsonl,
-    settings_hash,
-    write_jsonl,
-)
+from regionroute.files import numbered_lines, settings_hash, write_jsonl
 
 CHECKPOINT, PREVIEWS = "checkpoint.safetensors", "previews"
 _SHOWN_STYLES = 4  # on a preview sheet
@@ -106,16 +102,20 @@ def train(data: TrainingSet, config: MambaConfig, folder: Path, device: torch.de
     descriptions = torch.stack([_described(parts, t, seen, options) for t in targets])
     fusion = new_fusion(parts, descriptions, config, options.seed).to(device)
     run = _Run(data, config, parts, targets, fusion, _optimizer(fusion, options), folder, device)
-    start = _resume(run)
+    kept, key = {"fusion": fusion}, _run_hash(run)
+    start = load_checkpoint(folder / CHECKPOINT, kept, run.optimizer, key)
+    start = min(start, options.steps)
     save_config(config, folder)
-    rows = _rewound(folder / LOSSES_FILE, start)
+    rows = rewound_rows(folder / LOSSES_FILE, start)
     todo = range(start + 1, options.steps + 1)
-    for step in tqdm(todo, initial=start, total=options.steps, desc="train", unit="step"):
+    progress = tqdm(todo, initial=start, total=options.steps, desc="train", unit="step")
+    for step in progress:
         row, last = _step(run, step), step == options.steps
+        progress.set_postfix(loss=f"{row['total']:.3f}", refresh=False)
         if last or step % options.log_every == 0:
             rows.append({"step": step} | row)
         if last or step % options.save_every == 0:
-            _save(run, step)
+            save_checkpoint(folder / CHECKPOINT, kept, run.optimizer, step, key)
             write_jsonl(folder / LOSSES_FILE, rows)
         if last or step % options.preview_every == 0:
             first = _saved(run, descriptions[:_SHOWN_STYLES])
@@ -214,42 +214,6 @@ def _unstyled(target: StyleTarget, source: Tensor) -> StyleTarget:
     return StyleTarget("neutral", place, place)
 
 
-def _resume(run: _Run) -> int:
-    """Load the checkpoint, if any; returns the number of finished steps."""
-    path = run.folder / CHECKPOINT
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata()
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts["run"] != _run_hash(run):
-            raise UserError(
-                f"{path}: this checkpoint has other styles, photos, networks or settings: restore "
-                "them, choose another --out, or remove the file"
-            )
-        run.fusion.load_state_dict(_part(state, "fusion."))
-        optimizer = run.optimizer.state_dict()
-        slots = _part(state, "optimizer.")
-        optimizer["state"] = {
-            number: _part(slots, f"{number}.") for number in range(json.loads(facts["slots"]))
-        }
-        run.optimizer.load_state_dict(optimizer)
-        return min(int(facts["step"]), run.options.steps)
-    except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
-        raise UserError(f"{path}: this checkpoint is damaged, remove it to start again") from error
-
-
-def _save(run: _Run, step: int) -> None:
-    state = {f"fusion.{name}": value for name, value in run.fusion.state_dict().items()}
-    slots = run.optimizer.state_dict()["state"]
-    for number, values in slots.items():
-        state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    facts = {"step": str(step), "slots": str(len(slots)), "run": _run_hash(run)}
-    with atomic_write(run.folder / CHECKPOINT) as temporary:
-        save_file({k: v.contiguous().cpu() for k, v in state.items()}, temporary, facts)
-
-
 def _run_hash(run: _Run) -> str:
     """Hash of all settings that must not change when a run resumes."""
     free = {"log_every", "save_every", "preview_every"}
@@ -258,14 +222,3 @@ def _run_hash(run: _Run) -> str:
     photos = [file.name for file in run.data.images]
     names = [target.name for target in run.targets]
     return settings_hash([run.config.fusion, run.config.loss, options, networks, names, photos])
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _rewound(path: Path, start: int) -> list[dict[str, float]]:
-    """Log rows up to a step; later ones are repeated."""
-    if not path.exists():
-        return []
-    return [row for row in read_jsonl(path) if row.get("step", 0) <= start]

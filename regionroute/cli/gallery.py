@@ -26,10 +26,11 @@ examples:
   regionroute gallery photo.jpg --references refs/ --out out.png --model FOLDER --dino FOLDER \\
       --preset lcm --lora lcm-lora-sdv1-5.safetensors energy.steps=16
 
-The page shows the numbers of the regions, as --match takes them. Features and regions are cached:
-another try costs the optimisation only, and a stopped run resumes. KEY=VALUE are settings,
---print-config lists them all. With --model random --dino random everything runs without downloads,
-but the images mean nothing."""
+Without --model nothing is downloaded: nano-photos finds and matches regions, and a small network
+paints them. The page shows the numbers of the regions, as --match takes them. With a diffusion
+model, features and regions are cached: another try costs the optimisation only, and a stopped run
+resumes. KEY=VALUE are its settings, --print-config lists them all. With --model random --dino
+random it runs without downloads, but the images mean nothing."""
 
 
 def parser() -> Parser:
@@ -68,7 +69,7 @@ def parser() -> Parser:
 def _add_networks(parser: Parser) -> None:
     group = parser.add_argument_group("networks")
     add = group.add_argument
-    base = "Stable Diffusion 1.5 (stable-diffusion-v1-5/stable-diffusion-v1-5)"
+    base = "nano-photos, or Stable Diffusion 1.5 by folder or hub id (nano-photos)"
     add("--model", metavar="NAME", help=base)
     add("--dino", metavar="NAME", help="DINOv2, or none: match without it (facebook/dinov2-base)")
     add("--depth", metavar="NAME", help="Depth Anything, splits regions that reach far back (none)")
@@ -125,9 +126,8 @@ def _restyle(args: argparse.Namespace) -> None:
     )  # fmt: skip
     stylizer = AttentionEnergyStylizer.build(**settings, progress=True)
     names = [file.stem for file in stylizer.files]
-    result = stylizer.gallery.restyle(
+    result = stylizer.restyled(
         image,
-        stylizer.references,
         name=args.photo.stem,
         region=region,
         only_region=args.only_region,
@@ -137,6 +137,12 @@ def _restyle(args: argparse.Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if args.page:
         print(f"{args.page}: regions, matches, losses")
+    if stylizer.settings.offline:
+        from pseudo_labels.stylegallery.offline import NOTE
+
+        print(f"note: {NOTE}", file=sys.stderr)
+        print(f"{args.out}: {len(result.styled)} regions")
+        return
     first, last = result.losses[0][0], result.losses[-1][0]
     print(f"{args.out}: {len(result.styled)} regions, loss {first:.3f} to {last:.3f}")
 

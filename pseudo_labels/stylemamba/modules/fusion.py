@@ -138,6 +138,7 @@ class Mixer(nn.Module):
         width, channels = config.width, config.expand * config.width
         self.directions, self.method = config.directions, config.scan
         self.states, self.rank = config.states, math.ceil(width / 16)
+        self.normalize = config.normalize
         self.enter = nn.Linear(width, 2 * channels, bias=False)
         self.conv = nn.Conv1d(
             channels, channels, config.kernel, groups=channels, padding=config.kernel - 1
@@ -180,6 +181,8 @@ class Mixer(nn.Module):
         x, gate = self.enter(tokens).chunk(2, -1)
         x = F.silu(self.conv(x.mT)[..., :length].mT)
         rank, B, C = self.select(x).split([self.rank, self.states, self.states], -1)
+        if self.normalize:
+            rank, B, C = (F.rms_norm(part, part.shape[-1:]) for part in (rank, B, C))
         delta = self.step(rank)
         if self.style_step is not None and self.style_input is not None:
             delta = delta + self.style_step(code)[:, None]

