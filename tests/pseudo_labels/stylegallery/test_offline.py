@@ -28,7 +28,7 @@ def test_two_blobs_are_two_regions():
 
 
 def test_a_region_of_the_user_is_a_region_of_its_own():
-    features, sides = halves()
+    features, _ = halves()
     user = torch.zeros(16, 16, dtype=torch.long)
     user[2:5, 2:5] = 1  # smaller than an island
     labels = find_clusters(features, user)
