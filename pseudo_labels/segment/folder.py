@@ -25,11 +25,13 @@ def list_photos(
         files, hidden ones, folders that cannot be opened or were searched already.
 
     Raises:
-        UserError: no such folder, or no photo in it.
+        UserError: no such folder, no photo in it, or it is the one that is skipped.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of photos, check the path")
+    if skip is not None and os.path.realpath(skip) == os.path.realpath(folder):
+        raise UserError(f"{skip}: this is the folder of the photos, give another for the results")
     objects = tuple(LabelledObject(" ".join(word.split())) for word in words)
     photos, rejected = [], []
     for path, problem in sorted(_search(folder, skip), key=lambda found: found[0]):

@@ -7,15 +7,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionroute.cli.options import DTYPES, add_device, add_region, command_parser, given
+from regionroute.cli.options import (
+    DTYPES,
+    add_device,
+    add_region,
+    check_image_output,
+    command_parser,
+    given,
+)
 from regionroute.config.io import dump_config, load_config
 from regionroute.errors import Parser, UserError, command
-from regionroute.files import check_output_file
+from regionroute.files import check_inputs_kept, check_output_file
 
 if TYPE_CHECKING:
     from pseudo_labels.stylegallery.gallery import Choice
 
 PRESETS = ("full", "pairs", "lcm", "hyper-sd")
+RECORD = frozenset({"photo", "references", "matches"})  # keys of the JSON next to an image
 EPILOG = """\
 examples:
   regionroute gallery photo.jpg --references refs/ --out out.png --page out.html
@@ -171,8 +179,11 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise UserError(f"{args.page}: give the page a name that ends in .html")
     if args.out.resolve() == args.photo.resolve():
         raise UserError(f"{args.out}: this is the photo, choose another name")
-    for path in filter(None, (args.out, args.page)):
-        check_output_file(path)
+    inputs = [args.photo, args.references, args.region, args.labels, args.config]
+    check_image_output(args.out, [*inputs, args.sam, args.lora], RECORD)
+    if args.page:
+        check_output_file(args.page)
+        check_inputs_kept([args.page], filter(None, inputs))
 
 
 def _choice(item: str, names: list[str]) -> tuple[int | None, Choice]:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from regionroute.cli.options import add_device, add_region, command_parser
+from regionroute.cli.options import add_device, add_region, check_image_output, command_parser
 from regionroute.errors import Parser, UserError
-from regionroute.files import check_output_file
 
+RECORD = frozenset({"photo", "styles", "codec"})  # keys of the JSON next to an image
 EPILOG = """\
 examples:
   regionroute mamba apply photo.jpg --style styles/starry --strength 0.8 --out out.png
@@ -98,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out}: images are written as PNG, give a name that ends in .png")
     if args.out.resolve() == args.photo.resolve():
         raise UserError(f"{args.out}: this is the photo, choose another name")
-    check_output_file(args.out)
+    check_image_output(args.out, [args.photo, args.region, args.labels], RECORD)
 
 
 def _names(given: Sequence[str]) -> tuple[list[str], list[float] | None]:

@@ -65,3 +65,10 @@ def test_a_folder_without_permission_is_named(tmp_path):
 def test_no_photo_is_an_error(tmp_path):
     with pytest.raises(UserError, match="there is no photo"):
         list_photos(tmp_path, ["dog"])
+
+
+def test_results_do_not_go_among_the_photos(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="this is the folder of the photos, give another"):
+        list_photos(tmp_path, ["dog"], skip=tmp_path / "." / "")
+    assert len(list_photos(tmp_path, ["dog"], skip=tmp_path / "out")[0]) == 1

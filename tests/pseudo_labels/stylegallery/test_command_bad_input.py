@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from regionroute.cli.gallery import RECORD
 from regionroute.cli.main import main as regionroute
+from regionroute.cli.options import check_image_output
 from regionroute.data.images import read_image, write_image
 
 BASE = ["gallery", "photo.png", "--references", "refs", "--out", "out.png", "--model", "random",
@@ -29,6 +31,7 @@ def folder(tmp_path, pictures, monkeypatch):
     (tmp_path / "twins/a.jpg").write_bytes((tmp_path / "twins/a.png").read_bytes())
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
+    (tmp_path / "dog.json").write_text('{"version": "5.2.1", "shapes": []}')  # of LabelMe
     (tmp_path / "labels.jsonl").write_text(
         '{"file": "photo.png", "word": "disc", "mask": "mask.png"}\n'
     )
@@ -47,6 +50,9 @@ CASES = [
     ([*BASE, "--references", "file"], "file: this image cannot be read"),
     ([*BASE, "--out", "out.jpg"], "written as PNG"),
     ([*BASE, "--out", "photo.png"], "this is the photo"),
+    ([*BASE, "--out", "refs/stripes.png"], "refs/stripes.png: this would overwrite the input"),
+    ([*BASE, "--region", "mask.png", "--out", "mask.png"], "this would overwrite the input"),
+    ([*BASE, "--out", "dog.png"], "dog.json: the settings of dog.png would overwrite this file"),
     ([*BASE, "--page", "page.txt"], "ends in .html"),
     ([*BASE, "--only-region"], "--only-region needs --region"),
     ([*BASE, "--labels", "labels.jsonl"], "--labels goes with --region"),
@@ -102,6 +108,7 @@ def test_a_good_run_writes_picture_page_and_facts(folder, capsys):
     photo, out = read_image("photo.png"), read_image("out.png")
     assert torch.equal(photo[:, :20], out[:, :20])
     assert (folder / "page.html").is_file()
+    check_image_output(folder / "out.png", ["refs", None], RECORD)  # it may be made again
 
 
 def test_help_and_settings_teach(capsys):

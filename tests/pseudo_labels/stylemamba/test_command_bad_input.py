@@ -23,6 +23,7 @@ def folder(tmp_path, pictures, monkeypatch):
     write_image("mask.png", torch.ones(1, 32, 32))
     write_image("wide.png", torch.ones(1, 32, 40))
     (tmp_path / "file").write_text("text")
+    (tmp_path / "dog.json").write_text('{"version": "5.2.1", "shapes": []}')  # of LabelMe
     (tmp_path / "empty").mkdir()
     (tmp_path / "twice.txt").write_text("neon\nneon\n")
     (tmp_path / "none.txt").write_text("# nothing\n\n")
@@ -101,6 +102,8 @@ APPLIES = [
     ([*APPLY, "--feather", "-1"], "--feather -1: must be between 0 and 256"),
     ([*APPLY, "--out", "out.jpg"], "give a name that ends in .png"),
     ([*APPLY, "--out", "photos/a.png"], "this is the photo, choose another name"),
+    ([*APPLY, "--out", "mask.png", "--region", "mask.png"], "would overwrite the input mask.png"),
+    ([*APPLY, "--out", "dog.png"], "dog.json: the settings of dog.png would overwrite this file"),
     ([*APPLY, "--out", "file/out.png"], "file is a file, not a folder"),
     ([*APPLY, "--region", "dog"], "--region dog: no such mask"),
     ([*APPLY, "--region", "wide.png"], "the mask is 40x32 pixels but its image is 32x32"),
