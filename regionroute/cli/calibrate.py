@@ -81,6 +81,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.experts and args.out:
         raise UserError("--out goes with --zero-shot; with experts the choice is saved with them")
     check_least(args, {"count": FEWEST, "top": 1, "batch_size": 1, "seed": 0})
+    if args.out and args.out.suffix.lower() != ".json":  # it must not replace other data
+        raise UserError(f"--out {args.out}: give a name that ends in .json")
     for path in [args.experts / REPORT_FILE] if args.experts else [args.out]:
         if path and not args.dry_run:
             check_output_file(path)

@@ -144,6 +144,8 @@ def _export(args: argparse.Namespace) -> None:
     wanted = [args.style] if args.style else [entry.style for entry in registry.experts]
     blends = {text: parse_blend(text, registry.name) for text in wanted}
     check_output_folder(args.out)
+    if args.out.resolve() == args.experts.resolve():
+        raise UserError(f"--out {args.out}: these are the experts themselves, name another folder")
     for text, blend in blends.items():
         lora = read_blend(args.experts, blend)
         name = args.name or (next(iter(blend)) if len(blend) == 1 else text)

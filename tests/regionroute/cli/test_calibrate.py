@@ -185,6 +185,11 @@ def test_mistakes_are_told_in_a_sentence(
     assert told.count("\n") == 1
     assert run("--zero-shot", "--manifest", pictures) == 2
     assert "--zero-shot needs --out" in capsys.readouterr().err
+    rows = load_manifest(pictures).root / "manifest.jsonl"
+    before = rows.read_bytes()
+    assert run("--zero-shot", "--manifest", pictures, "--base", tiny_base, "--out", rows) == 2
+    assert "give a name that ends in .json" in capsys.readouterr().err
+    assert rows.read_bytes() == before
 
 
 def test_an_empty_mask_names_its_file(tiny_base, experts, pictures, capsys):

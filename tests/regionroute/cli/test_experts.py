@@ -183,6 +183,7 @@ def test_the_skeleton_of_the_embedded_base_is_the_base() -> None:
         (["shw"], "invalid choice: 'shw'"),
         (["show", "nowhere"], "no experts.json here"),
         (["export", "{experts}", "--format", "peft", "--out", "{tmp}/x", "--name", "y"], "--name"),
+        (["export", "{experts}", "--format", "diffusers", "--out", "{experts}"], "themselves"),
         (
             ["export", "{experts}", "--format", "peft", "--out", "{tmp}/x", "--style", "pixle-art"],
             'the nearest is "pixel-art"',
