@@ -25,11 +25,11 @@ from regionroute.studio.views import message, overlay, result_message, thumbnail
 
 PROGRESS = gr.Progress()
 WELCOME = "Choose a photo, name an object in it, choose a style, and press Edit."
-# Sets the map's opacity in the browser, without asking the server.
 # On a phone the result is below the inputs.
 SHOW_RESULT = """() => {
   if (window.innerWidth < 700) document.querySelector('#message').scrollIntoView();
 }"""
+# Sets the map's opacity in the browser, without asking the server.
 SET_OPACITY = "(v) => { document.documentElement.style.setProperty('--rr-map', v); }"
 
 
