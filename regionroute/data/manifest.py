@@ -19,14 +19,12 @@ from torch import Tensor
 from regionroute.data.columns import Columns, read_columns
 from regionroute.data.images import image_size, read_image, read_mask
 from regionroute.data.names import id_problem, leaves_folder, path_problem
-from regionroute.data.shards import ShardedRows
+from regionroute.data.shards import FILE_NAME, ShardedRows, manifest_file, manifest_files
 from regionroute.errors import UserError, nearest
 from regionroute.files import AnyPath, numbered_lines, parse_json_line, write_jsonl
 
 SCHEMA_VERSION = 1
-FILE_NAME = "manifest.jsonl"
 WHOLE = "whole"  # flag of samples that restyle everything
-SHARDS = "manifest-*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -195,43 +193,6 @@ def mask_box(mask: Tensor) -> tuple[int, int, int, int]:
     if not len(rows):
         raise ValueError("an empty mask has no box")
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-
-
-def manifest_file(path: AnyPath) -> Path:
-    """The manifest's file, or of one in several files their pattern; see `manifest_files`."""
-    path = Path(path)
-    if path.suffix == ".jsonl":
-        return path
-    single = path / FILE_NAME
-    return path / SHARDS if not single.exists() and any(path.glob(SHARDS)) else single
-
-
-def manifest_files(path: AnyPath) -> list[Path]:
-    """The files of a manifest, in their order; a single one need not exist.
-
-    Args:
-        path: ``manifest.jsonl``, its folder, or a pattern such as ``data/manifest-0*.jsonl``.
-
-    Raises:
-        UserError: no file matches the pattern, or a folder holds both forms.
-    """
-    file = manifest_file(path)
-    if not set(file.name) & set("*?[") or file.exists():
-        if Path(path).suffix != ".jsonl" and file.exists() and any(file.parent.glob(SHARDS)):
-            raise UserError(
-                f"{path}: holds {FILE_NAME} and {SHARDS}: name the one to use, or remove the other"
-            )
-        return [file]
-    files = sorted(file.parent.glob(file.name))
-    if not files:
-        raise UserError(f"{file}: no manifest matches this pattern, check the path")
-    return files
-
-
-def has_manifest(path: AnyPath) -> bool:
-    """Whether a manifest, of one file or several, is there."""
-    file = manifest_file(path)
-    return file.is_file() or any(file.parent.glob(file.name))
 
 
 def load_manifest(path: AnyPath) -> Manifest:

@@ -1,4 +1,4 @@
-"""The rows of a manifest in several files: found by their positions, parsed when asked for.
+"""The files of a manifest; the rows of several are found by their positions, parsed when asked for.
 
 A row of ten million costs eight bytes of memory in place of an object.
 """
@@ -19,9 +19,49 @@ from typing import Protocol, TypeVar, overload
 import numpy as np
 
 from regionroute.errors import UserError
+from regionroute.files import AnyPath
 
+FILE_NAME = "manifest.jsonl"
+SHARDS = "manifest-*.jsonl"
 BOM = b"\xef\xbb\xbf"
 OPEN_FILES = 64
+
+
+def manifest_file(path: AnyPath) -> Path:
+    """The manifest's file, or of one in several files their pattern; see `manifest_files`."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        return path
+    single = path / FILE_NAME
+    return path / SHARDS if not single.exists() and any(path.glob(SHARDS)) else single
+
+
+def manifest_files(path: AnyPath) -> list[Path]:
+    """The files of a manifest, in their order; a single one need not exist.
+
+    Args:
+        path: ``manifest.jsonl``, its folder, or a pattern such as ``data/manifest-0*.jsonl``.
+
+    Raises:
+        UserError: no file matches the pattern, or a folder holds both forms.
+    """
+    file = manifest_file(path)
+    if not set(file.name) & set("*?[") or file.exists():
+        if Path(path).suffix != ".jsonl" and file.exists() and any(file.parent.glob(SHARDS)):
+            raise UserError(
+                f"{path}: holds {FILE_NAME} and {SHARDS}: name the one to use, or remove the other"
+            )
+        return [file]
+    files = sorted(file.parent.glob(file.name))
+    if not files:
+        raise UserError(f"{file}: no manifest matches this pattern, check the path")
+    return files
+
+
+def has_manifest(path: AnyPath) -> bool:
+    """Whether a manifest, of one file or several, is there."""
+    file = manifest_file(path)
+    return file.is_file() or any(file.parent.glob(file.name))
 
 
 class Named(Protocol):

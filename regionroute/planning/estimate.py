@@ -10,7 +10,8 @@ import torch
 
 from regionroute.adapters.style_encoder import FOLDER, SETTINGS_FILE, EncoderSettings
 from regionroute.config.run import SIMILARITY_EXPERTS
-from regionroute.data.manifest import has_manifest, load_manifest, manifest_file
+from regionroute.data.manifest import load_manifest
+from regionroute.data.shards import has_manifest, manifest_file
 from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.planning.sizes import BaseSizes, CachingSizes, caching_sizes, read_sizes

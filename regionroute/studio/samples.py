@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from regionroute.data.images import read_image, to_pil
-from regionroute.data.manifest import EditSample, Manifest, has_manifest, load_manifest
+from regionroute.data.manifest import EditSample, Manifest, load_manifest
+from regionroute.data.shards import has_manifest
 from regionroute.errors import UserError
 from regionroute.studio.views import thumbnail
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.data.images import read_image, resize
-from regionroute.data.manifest import EditSample, has_manifest, load_manifest
+from regionroute.data.manifest import EditSample, load_manifest
+from regionroute.data.shards import has_manifest
 from regionroute.errors import UserError, nearest
 from regionroute.files import atomic_write, settings_hash
 
