@@ -7,16 +7,14 @@ import pytest
 
 from regionroute.cli.check import main
 from regionroute.data.check import check_manifest
-from regionroute.data.manifest import (
+from regionroute.data.manifest import load_manifest, parse_row, write_manifest
+from regionroute.data.shards import (
     FILE_NAME,
+    ShardedRows,
     has_manifest,
-    load_manifest,
     manifest_file,
     manifest_files,
-    parse_row,
-    write_manifest,
 )
-from regionroute.data.shards import ShardedRows
 from regionroute.errors import UserError
 
 
