@@ -161,6 +161,24 @@ def test_two_processes_stopped_by_sigterm_continue_bit_for_bit(launch, runs, sta
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_fewer_processes_resume_at_the_sample_whatever_the_cache(launch, runs, tmp_path):
+    rest = ["train.zero_stage=0", "data.shuffle_block=2", "data.shuffle_window=2"]
+    caches = {"local": tmp_path / "cache", "streamed": f"file://{tmp_path}/remote"}
+    for name, cache in caches.items():
+        own = [*rest, f"data.cache={cache}", "data.stream_memory=1e-6"]
+        arguments = runs.arguments(name, *own, "train.steps=4")
+        code, output = launch.finish(launch.torchrun(2, arguments))
+        assert code == 0, output[-3000:]
+        assert runs(name, *own, "train.steps=8") == 0  # with one process
+    for steps in (4, 8):
+        assert runs("one", *rest, f"data.cache={caches['local']}", f"train.steps={steps}") == 0
+    assert runs.difference("local", "streamed") == 0
+    assert runs.difference("one", "local") < 1e-5
+    assert [row["step"] for row in runs.losses("streamed")] == [*range(1, 9)]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_mistake_met_by_all_processes_is_said_once(launch, runs, tiny_manifest):
     (tiny_manifest / "1.target.png").write_bytes(b"no picture")
