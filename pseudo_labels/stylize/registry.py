@@ -117,7 +117,28 @@ def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[
         UserError: no such file, wrong YAML, an unknown key or style (with the nearest known one).
     """
     text, label, folder = _read(source)
-    content = parse_yaml(text, label)
+    entries = style_entries(parse_yaml(text, label), label, folder)
+    if names is None:
+        return entries
+    names = list(names)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{label}: style '{name}' is named twice")
+    known = {entry.spec.name: entry for entry in entries}
+    return [_named(known, name, label) for name in names]
+
+
+def style_entries(content: Any, label: str, folder: Path) -> list[StyleEntry]:
+    """The styles of a styles file's content, at least one.
+
+    Args:
+        content: parsed YAML.
+        label: of the file, in messages.
+        folder: of relative file names.
+
+    Raises:
+        UserError: an unknown key, or a style that cannot be used.
+    """
     rows = content.get("styles") if isinstance(content, dict) else None
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"{label}: a styles file holds 'styles:' with one entry per style")
@@ -126,13 +147,7 @@ def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[
             raise UserError(f"{label}: unknown key '{key}', the only one is 'styles'")
     entries = {str(name): _entry(str(name), row, label, folder) for name, row in rows.items()}
     _check_phrases(entries, label)
-    if names is None:
-        return list(entries.values())
-    names = list(names)
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{label}: style '{name}' is named twice")
-    return [_named(entries, name, label) for name in names]
+    return list(entries.values())
 
 
 def _read(source: str | Path) -> tuple[str, str, Path]:

@@ -14,6 +14,8 @@ from regionroute.errors import Parser, UserError
 RECORD = frozenset({"photo", "styles", "codec"})  # keys of the JSON next to an image
 EPILOG = """\
 examples:
+  regionroute mamba apply photo.jpg --style "ukiyo-e woodblock print" --out out.png
+  regionroute mamba apply dog.jpg --style "a loose oil painting" --object dog --out out.png
   regionroute mamba apply photo.jpg --style styles/starry --strength 0.8 --out out.png
   regionroute mamba apply dog.jpg --style styles/starry --region dog_mask.png --out out.png
   regionroute mamba apply dog.jpg --style styles/starry --region dog --labels labels.jsonl \\
@@ -28,17 +30,21 @@ def parser() -> Parser:
     """The arguments; building it imports nothing heavy."""
     parser = command_parser(
         "mamba apply",
-        "Restyle a photo, or one object of it, with a fitted style. The output has "
-        "the size of the input.",
+        "Restyle a photo, or one object of it, in a style that words describe or that was "
+        "fitted. The output has the size of the input.",
         EPILOG,
     )
     add = parser.add_argument
     add("photo", type=Path, help="photo to restyle")
-    add("--style", required=True, metavar="DIR", help="folder of a fitted style")
+    style = "words, for the packaged bank of styles; or the folder of a fitted style"
+    add("--style", required=True, metavar="WORDS", help=style)
+    add("--bank", metavar="DIR", help="bank of `mamba train`, for words (the packaged one)")
     add("--out", required=True, type=Path, metavar="PNG", help="restyled photo")
     strength = "0: the photo, 1: the style, up to 2: bolder (1)"
     add("--strength", type=float, default=1.0, metavar="X", help=strength)
     add_region(parser, "restyle only this object")
+    found = "restyle only this object, found by the default base"
+    add("--object", metavar="WORD", help=found)
     feather = "width of a soft edge inside the region (0)"
     add("--feather", type=int, default=0, metavar="PX", help=feather)
     several = parser.add_argument_group("folders that hold several styles")
@@ -59,6 +65,10 @@ def main(argv: Sequence[str]) -> int:
     """
     args = parser().parse_args(argv)
     _check(args)
+    if not (Path(args.style) / "style.json").is_file():
+        return _apply_words(args)
+    if args.object or args.bank:
+        raise UserError("--object and --bank go with --style WORDS, not with a fitted style")
     names, weights = _names(args.name or ())
     from pseudo_labels.stylemamba.apply import apply_style
     from regionroute.models.devices import pick_device, quiet_libraries
@@ -85,11 +95,42 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _apply_words(args: argparse.Namespace) -> int:
+    """With a bank's styles."""
+    if Path(args.style).is_dir():
+        raise UserError(f"--style {args.style}: this folder holds no fitted style (style.json)")
+    for option in ("name", "prompt", "encoder", "vae", "device"):
+        if getattr(args, option) not in (None, "cpu"):
+            raise UserError(f"--{option} goes with the folder of a fitted style, --style DIR")
+    from pseudo_labels.stylemamba.bank.packaged import apply_bank
+    from regionroute.models.devices import quiet_libraries
+
+    quiet_libraries()
+    facts = apply_bank(
+        args.photo,
+        args.style,
+        args.out,
+        bank=args.bank,
+        strength=args.strength,
+        region=args.region,
+        labels=args.labels,
+        word=args.object,
+        feather=args.feather,
+    )
+    for warning in facts.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    styles = ", ".join(f"{name} {weight:.2f}" for name, weight in facts["styles"].items())
+    print(f"{args.out}: {styles}")
+    return 0
+
+
 def _check(args: argparse.Namespace) -> None:
     if not (math.isfinite(args.strength) and 0 <= args.strength <= 2):
         raise UserError(f"--strength {args.strength}: must be between 0 and 2")
     if not 0 <= args.feather <= 256:
         raise UserError(f"--feather {args.feather}: must be between 0 and 256 pixels")
+    if args.object and args.region:
+        raise UserError("give --object WORD or --region, not both")
     if args.labels and not args.region:
         raise UserError("--labels goes with --region WORD")
     if args.prompt and (args.name or not args.encoder):

@@ -32,13 +32,19 @@ examples:
 Writes style.json with scores, the weights, losses.jsonl, config.yaml and preview.png. Several
 --prompt or --style-image are fitted into one module, for blends."""
 TRAIN = """\
-example:
+examples:
+  regionroute mamba train --bank styles.yaml --images photos/ --out bank --vgg vgg16.safetensors
   regionroute mamba train --bank prompts.txt --images photos/ --out styles/bank train.steps=20000
 
-The bank is a file with one style per line: words, or with --style-images the file names of style
-images, relative to the bank. A stopped run resumes from its newest checkpoint when the command is
-given again. Afterwards `apply --name STYLE` takes a style of the bank and `apply --prompt WORDS`
-any other."""
+A bank in YAML is a styles file of `regionroute label` whose styles may have `words`, a list of
+descriptions, and `image`, a style image. Their stylizers paint targets, which one small network
+learns, and with --vgg then the Gram statistics of the style images. Needs no further weights;
+`apply --bank DIR --style WORDS` takes its styles.
+
+Otherwise the bank is a file with one style per line: words, or with --style-images the file
+names of style images, relative to the bank. A stopped run resumes from its newest checkpoint when
+the command is given again. Afterwards `apply --name STYLE` takes a style of the bank and
+`apply --prompt WORDS` any other."""
 
 
 def fit_parser() -> Parser:
@@ -103,6 +109,8 @@ def train(argv: Sequence[str]) -> int:
         UserError: anything the user has to fix.
     """
     args = train_parser().parse_intermixed_args(argv)
+    if args.bank and Path(args.bank).suffix in (".yaml", ".yml"):
+        return _train_bank(args)
     config = _config(args, args.style_images)
     if args.print_config:
         print(dump_config(config))
@@ -123,6 +131,35 @@ def train(argv: Sequence[str]) -> int:
     )
     saved = training.train(data, config, folder, pick_device(args.device))
     _report(saved, folder)
+    return 0
+
+
+def _train_bank(args: argparse.Namespace) -> int:
+    """Train a bank of painters."""
+    from pseudo_labels.stylemamba.bank.config import BankConfig
+
+    config = load_config(args.config, args.overrides, BankConfig)
+    if args.print_config:
+        print(dump_config(config))
+        return 0
+    from pseudo_labels.stylemamba.bank.styles import read_bank
+    from pseudo_labels.stylemamba.bank.train import BankData, train_bank
+    from pseudo_labels.stylemamba.networks import find_images
+    from regionroute.models.devices import quiet_libraries
+    from regionroute.models.vgg import load_vgg
+
+    quiet_libraries()
+    folder = _output(args)
+    vgg = load_vgg(args.vgg) if args.vgg else None
+    data = BankData(read_bank(args.bank), tuple(find_images(args.images)), vgg)
+    bank = train_bank(data, config, folder)
+    save_config(config, folder)
+    print(
+        f"{folder}: {len(bank.styles)} styles; `regionroute mamba apply PHOTO --bank {folder} "
+        f"--style '{bank.styles[0][0]}' --out OUT.png`"
+    )
+    if vgg is None:
+        print("note: without --vgg the Gram statistics of style images were not learned")
     return 0
 
 

@@ -241,7 +241,7 @@ class TestStylizer:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"images": None}, "either 'fitted', a folder, or 'images'"),
+            ({"images": None, "picture": "photos/b.png"}, "need 'images' to fit on"),
             ({"fitted": "styles"}, "either 'fitted', a folder, or 'images'"),
             ({"prompt": None}, "give a 'prompt' or a 'picture'"),
             ({"strength": 3}, "strength of a mamba style is 3"),

