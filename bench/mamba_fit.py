@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from _clipstyler import Pixels, StyleNet
+from _mamba_curves import plot_curves
 from _shared import add_result_argument, provenance
 from PIL import Image, ImageDraw, ImageFont
 from torch import Generator, Tensor
@@ -114,7 +115,7 @@ def main() -> int:
     result = provenance(("torch",)) | _compared(runs, args)
     result["curves"] = {k: {n: v for n, v in r.items() if n != "picture"} for k, r in runs.items()}
     write_json(args.result, result)
-    _plot(args.result.with_suffix(".png"), result)
+    plot_curves(args.result.with_suffix(".png"), result, COLOURS)
     _sheet(args, runs)
     print(f"{args.result} written")
     return 0
@@ -290,55 +291,6 @@ def _steps_to(runs: dict[str, dict[str, Any]], pairs: list[str], rival: str) -> 
 def _estimate(values: np.ndarray) -> dict[str, Any]:
     found = describe(values)
     return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-
-
-def _plot(path: Path, result: dict[str, Any]) -> None:
-    """Held-out loss and SSIM against steps: a thin line per run, a thick one per arm's mean."""
-    side = 460
-    sheet = Image.new("RGB", (2 * side, side), "white")
-    for number, name in enumerate(("loss", "ssim")):
-        sheet.paste(_panel(name, result["curves"], side), (number * side, 0))
-    write_image(path, from_pil(sheet))
-
-
-def _panel(name: str, curves: dict[str, Any], side: int) -> Image.Image:
-    image = Image.new("RGB", (side, side), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    left, top, right, bottom = 50, 34, side - 20, side - 44
-    last = max(int(n) for run in curves.values() for n in run[name])
-    values = [v for run in curves.values() for v in run[name].values()]
-    low, high = min(values), max(values)
-
-    def place(step: int, value: float) -> tuple[float, float]:
-        up = (value - low) / max(high - low, 1e-9)
-        return left + np.log(step) / np.log(last) * (right - left), bottom - up * (bottom - top)
-
-    title = {"loss": "directional losses on held-out masks", "ssim": "SSIM to the photo"}[name]
-    draw.text((left, 8), title, "black", font)
-    for value in np.linspace(low, high, 5):
-        _, y = place(1, value)
-        draw.line((left, y, right, y), "#dddddd")
-        draw.text((left - 4, y), f"{value:.2f}", "black", font, anchor="rm")
-    for step in (1, 2, 5, 10, 20, 40, 100, 200):
-        if step <= last:
-            x, _ = place(step, low)
-            draw.line((x, top, x, bottom), "#dddddd")
-            draw.text((x, bottom + 4), str(step), "black", font, anchor="ma")
-    draw.text(((left + right) / 2, bottom + 22), "steps", "black", font, anchor="ma")
-    for number, arm in enumerate(ARMS):
-        lines = [run[name] for key, run in curves.items() if f", {arm}, " in key]
-        for line in lines:
-            draw.line([place(int(n), v) for n, v in line.items()], _pale(COLOURS[arm]), 1)
-        steps = lines[0]
-        mean = [place(int(n), float(np.mean([line[n] for line in lines]))) for n in steps]
-        draw.line(mean, COLOURS[arm], 3)
-        draw.text((right - 6, top + 4 + 16 * number), arm, COLOURS[arm], font, anchor="ra")
-    return image
-
-
-def _pale(colour: str) -> str:
-    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{(part + 2 * 255) // 3:02x}" for part in parts)
 
 
 def _sheet(args: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> None:

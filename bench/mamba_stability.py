@@ -72,12 +72,12 @@ def run(args: argparse.Namespace, normalize: bool) -> list[dict[str, Any]]:
 
         inputs = fitting._INPUTS
         try:
-            fitting._INPUTS = inputs if normalize else 10**9  # type: ignore[misc]
+            fitting._INPUTS = inputs if normalize else 10**9
             fitting.fit([target], images, parts, config, report=report)
         except UserError as error:
             rows.append({"error": str(error)})
         finally:
-            fitting._INPUTS = inputs  # type: ignore[misc]
+            fitting._INPUTS = inputs
     return rows
 
 

@@ -50,6 +50,14 @@ def mamba() -> str:
     return table(["", "held-out directional loss, 40 steps", "SSIM"], body)
 
 
+def mamba_bank() -> str:
+    """The packaged style bank against other painters, on the pairs of the bank's style images."""
+    data = result("mamba_bank")["scores"]["found"]["means"]
+    names = ("bank", "arbitrary-style network", "network of 26 paintings", "unedited photo")
+    columns = [("Style", "match", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", ".2")]
+    return by_columns({name: data[name] for name in names}, columns)
+
+
 def gallery_protocol() -> str:
     """The protocol of StyleGallery's benchmark, run with a painting network."""
     data = result("stylegallery_protocol")

@@ -38,8 +38,8 @@ class FusionConfig(Section):
     normalize: bool = Field(
         True,
         description="root mean square normalisation of step sizes, input and output weights of the "
-        "scan. Its output is a product of all three and of its input: without it, the product "
-        "grows a hundredfold per step at a learning rate of 0.005, up to infinity",
+        "scan. Its output is a product of all three and of its input, and without it grows without "
+        "bound in fits of a style image (bench/mamba_stability.py)",
     )
     scan: Method = Field("auto", description="how the scan is computed")
 

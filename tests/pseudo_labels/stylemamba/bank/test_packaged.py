@@ -132,7 +132,7 @@ def test_mistakes_are_explained(photo, refused, arguments, message):
 
 def test_as_a_stylizer_it_needs_no_settings(photo):
     Path("styles.yaml").write_text(
-        f"styles:\n  print:\n    phrase: {WOODBLOCK}\n    stylizer: mamba\n  neon: {{stylizer: mamba}}\n"
+        f"styles:\n  print: {{phrase: {WOODBLOCK}, stylizer: mamba}}\n  neon: {{stylizer: mamba}}\n"
     )
     woodblock, neon = load_styles("styles.yaml")
     stylizer = woodblock.build()
