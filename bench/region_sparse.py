@@ -51,6 +51,9 @@ BASES: dict[str, tuple[Any, dict[str, Any], tuple[int, int], int]] = {
         512,
     ),
 }  # fmt: skip
+DRY = {
+    "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32,
+}  # fmt: skip
 AREAS = (0.05, 0.1, 0.2, 0.4, 1.0)
 STEPS = (28, 4)
 
@@ -150,6 +153,9 @@ def main() -> None:
         "--blocks", type=int, nargs=2, metavar=("DOUBLE", "SINGLE"),
         help="measure a model of so many blocks in place of composing its time",
     )  # fmt: skip
+    parser.add_argument(
+        "--dry", action="store_true", help="narrow models and 128 px: does every line run?"
+    )
     known, _ = parser.parse_known_args()
     add_result_argument(parser, "region_sparse", known.device)
     arguments = parser.parse_args()
@@ -157,7 +163,10 @@ def main() -> None:
     rows = []
     for base in arguments.base or BASES:
         kind, settings, blocks, text = BASES[base]
-        for resolution in arguments.resolution or (1024, 512):
+        if arguments.dry:
+            rope = (4, 4, 8) if kind is FluxTransformer2DModel else (4, 4, 4, 4)
+            settings = settings | DRY | {"axes_dims_rope": rope}
+        for resolution in arguments.resolution or ((128,) if arguments.dry else (1024, 512)):
             grid = resolution // 16
             sizes = [tuple(arguments.blocks)] if arguments.blocks else [(1, 1), (1, 2), (2, 1)]
             times = {}

@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         nargs="+",
-        choices=("bf16", "nf4"),
+        choices=("bf16", "nf4", "fp8"),
         default=["bf16"],
         help="precision of the frozen weights",
     )
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     """Time the steps and write the result.
 
     Raises:
-        UserError: no GPU and not --dry, or nf4 without bitsandbytes.
+        UserError: no GPU and not --dry, or a package of nf4 or fp8 that is not there.
     """
     arguments = parser()
     args = arguments.parse_intermixed_args(argv)
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def frozen_transformer(args: argparse.Namespace, weights: str) -> FluxTransformer2DModel:
-    """The base in bfloat16, or its blocks' linear layers in nf4, with random weights."""
+    """The base in bfloat16, or its blocks' linear layers in fewer bits, with random weights."""
     device = "cpu" if args.dry else "cuda"
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(settings_of(args))
@@ -136,16 +136,16 @@ def frozen_transformer(args: argparse.Namespace, weights: str) -> FluxTransforme
             parameter.data.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
         else:
             parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model if weights == "bf16" else in_nf4(model, device)
+    return model if weights == "bf16" else in_few_bits(model, weights, device)
 
 
-def in_nf4(model: FluxTransformer2DModel, device: str) -> FluxTransformer2DModel:
-    """Replaces the blocks' linear layers by 4-bit ones.
+def in_few_bits(model: FluxTransformer2DModel, kind: Any, device: str) -> FluxTransformer2DModel:
+    """Replaces the blocks' linear layers by those of `quantize_blocks`.
 
     Raises:
-        UserError: bitsandbytes is not there.
+        UserError: the package it needs is not there.
     """
-    quantize_blocks(model, "nf4", device)
+    quantize_blocks(model, kind, device)
     nn.Module.to(model, device)
     return model
 
@@ -192,7 +192,14 @@ def measured(
     }
     seconds = paired_seconds(steps, args.rounds)
     settings = settings_of(args)
-    flops = trace_step(settings, without_supervision(config), shape, planned_step).flops
+    plans = {
+        name: trace_step(settings, changed, shape, planned_step)
+        for name, changed in (
+            ("ours, without supervision", without_supervision(config)),
+            ("ours, supervised", config),
+        )
+    }
+    flops = plans["ours, without supervision"].flops
     peak = args.peak or known_peak()
     table: dict[str, Any] = {"tokens": shape.tokens, "teraflop a step": flops / 1e12}
     for name, call in steps.items():
@@ -202,6 +209,10 @@ def measured(
             "seconds": middle,
             "speed over stock": ratio,
             "bytes over weights": peak_bytes(call),
+            # The step also makes its gradients, which the trace has from the beginning.
+            "planned bytes over weights": plans[name].activations + 4 * plans[name].trainable
+            if name in plans
+            else None,
             "share of peak": None if peak is None else flops / (middle[1] * peak * 1e12),
         }
         print(f"  {name:<28} {middle[1]:.3f} s, {ratio:.3f} x the speed of {STOCK}")

@@ -95,7 +95,7 @@ class RegionRoutePipeline:
         if experts is not None and experts != "auto":
             read_registry(bundled.experts_folder(experts))  # reported before a large base is loaded
         pipe = cls(load_base(base, torch_dtype, device, quantize, revision))
-        pipe._quantized = quantize is not None
+        pipe._quantized = pipe.backbone.quantized is not None
         if experts == "auto":
             pipe._follow_bundled = True
             pipe._load_bundled(by_example=False)

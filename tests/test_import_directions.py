@@ -39,6 +39,7 @@ LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports
     "editing",
     "planning",
     "pipeline",
+    "rehearsal",
     "studio",
     "cli",
 )

@@ -73,19 +73,24 @@ class Inputs:
         return keys
 
 
-def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> Inputs:
+def load_inputs(
+    config: RunConfig, ranks: Ranks, cache: Cache, files: Files, *, skeleton: bool = False
+) -> Inputs:
     """Reads manifest and base and finds every mistake that needs no computing.
+
+    Args:
+        config: the run's.
+        ranks: this process's place.
+        cache: of encoded images and prompts.
+        files: what is known of the images' files.
+        skeleton: leaves the transformer's weights out, which encoding does not need.
 
     Raises:
         UserError: anything the user can fix.
     """
     if config.base.dtype == "float16":
         raise UserError("base.dtype: float16 overflows in training, use bfloat16 or float32")
-    if config.base.quantize and zero_stage(config) == 3:
-        raise UserError(
-            "base.quantize: ZeRO-3 cannot share quantised weights, use train.zero_stage=2 or "
-            "leave base.quantize null"
-        )
+    _refuse_zero_3(config, config.base.quantize)
     engine_settings(config, ranks.world, 1)
     check_trackers(config.train.trackers)
     manifest = load_manifest(config.data.manifest)
@@ -94,7 +99,10 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
     quantize = config.base.quantize
     # Layers are quantised as they reach the device; all else waits for `place`.
     where = ranks.device if quantize else "cpu"
-    backbone = load_base(config.base.name, dtype, where, quantize, revision=config.base.revision)
+    backbone = load_base(
+        config.base.name, dtype, where, quantize, config.base.revision, skeleton=skeleton
+    )
+    _refuse_zero_3(config, backbone.quantized)
     backbone.settings = _settings(backbone, config)
     _check_layers(backbone, config)
     references = _references(config, selection, cache, ranks)
@@ -128,9 +136,17 @@ def load_inputs(config: RunConfig, ranks: Ranks, cache: Cache, files: Files) -> 
         [*map(example, held_out)],
         [*shown, *held_out],
         encoder,
-        _remarks(config, selection, bucket_remark(examples, lost), references),
+        _remarks(config, backbone, selection, bucket_remark(examples, lost), references),
         references,
     )
+
+
+def _refuse_zero_3(config: RunConfig, quantized: str | None) -> None:
+    if quantized and zero_stage(config) == 3:
+        raise UserError(
+            "base.quantize: ZeRO-3 cannot share quantised weights, use train.zero_stage=2 or "
+            "leave base.quantize null and give a base in full precision"
+        )
 
 
 def _sizes(manifest: Manifest, selection: Selection, files: Files) -> set[tuple[int, int]]:
@@ -184,7 +200,11 @@ def _check_layers(backbone: Backbone, config: RunConfig) -> None:
 
 
 def _remarks(
-    config: RunConfig, selection: Selection, pictures: str, references: References | None
+    config: RunConfig,
+    backbone: Backbone,
+    selection: Selection,
+    pictures: str,
+    references: References | None,
 ) -> list[str]:
     names = ", ".join(style.name for style in selection.styles)
     remarks = [
@@ -195,6 +215,12 @@ def _remarks(
         remarks.append(
             f"{len(references.chosen)} pairs have the example image that `label --references` "
             "chose, the others draw one"
+        )
+    if backbone.distilled:
+        remarks.append(
+            f"warning: base {backbone.name} is distilled to few steps, and experts trained on it "
+            "can turn images grey (DiffSynth-Studio #1313): train on the base it was distilled "
+            "from, such as FLUX.2-klein-base-4B; its experts fit both"
         )
     for reason, count in selection.skipped.items():
         remarks.append(f"{count} samples are skipped: {reason}")

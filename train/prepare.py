@@ -52,11 +52,7 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
         UserError: anything the user can fix, the same on all processes.
     """
     output = Path(config.output)
-    folder, where = output / "cache", config.data.cache
-    cache = distributed.agree(lambda: open_cache(where, folder, config.data.stream_memory))
-    files = Files(folder if where is None or is_url(where) else Path(where))
-    hash_files(config, files, ranks)
-    inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files))
+    inputs, cache, files = _read(config, ranks)
     config = _with_commit(config, inputs)
     perceptual = distributed.agree(lambda: _perceptual(config, inputs))
     if ranks.main:
@@ -91,6 +87,31 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
         validation=held_out if inputs.held_out else None,
         perceptual=perceptual,
     )  # fmt: skip
+
+
+def fill_cache(config: RunConfig, ranks: Ranks) -> None:
+    """Encodes all that a run reads, without the transformer's weights, and trains nothing.
+
+    Raises:
+        UserError: anything the user can fix, the same on all processes.
+    """
+    inputs, cache, files = _read(config, ranks, skeleton=True)
+    if ranks.main:
+        files.save()
+    inputs.backbone.to(ranks.device)
+    provide(cache, inputs.keys(), inputs.entries(), ranks)
+
+
+def _read(
+    config: RunConfig, ranks: Ranks, *, skeleton: bool = False
+) -> tuple[Inputs, Cache, Files]:
+    """Base, data and cache of a run, checked; nothing is encoded yet."""
+    folder, where = Path(config.output) / "cache", config.data.cache
+    cache = distributed.agree(lambda: open_cache(where, folder, config.data.stream_memory))
+    files = Files(folder if where is None or is_url(where) else Path(where))
+    hash_files(config, files, ranks)
+    inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files, skeleton=skeleton))
+    return inputs, cache, files
 
 
 def _with_commit(config: RunConfig, inputs: Inputs) -> RunConfig:

@@ -30,6 +30,7 @@ examples:
   deepspeed --num_gpus 2 train/run.py --config configs/nano.yaml
   torchrun --nproc-per-node 2 train/run.py --config configs/nano.yaml
   torchrun --nproc-per-node 2 -m train.run --config nano             # of an installed package
+  regionroute train --config kontext --cache-only                    # encode first, train later
 
 A stopped run resumes from its newest checkpoint when the command is given again."""
 
@@ -38,6 +39,10 @@ def parser() -> Parser:
     """The command line; the launchers add their own --local_rank."""
     parser = command_parser("train", "Train style experts on a base.", EPILOG)
     add_config_arguments(parser)
+    parser.add_argument(
+        "--cache-only", action="store_true",
+        help="encode images and prompts into data.cache and end: needs the encoders' memory alone",
+    )  # fmt: skip
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS
     )
@@ -60,13 +65,29 @@ def main(argv: list[str] | None = None) -> int:
 
     ranks = distributed.start(arguments.local_rank)
     try:
-        return train(config, ranks)
+        return fill(config, ranks) if arguments.cache_only else train(config, ranks)
     except distributed.SharedMistake:
         if ranks.main:
             raise
         return 2
     finally:
         distributed.stop()
+
+
+def fill(config: RunConfig, ranks: Ranks) -> int:
+    """Fills the cache of a run and trains nothing; returns the exit code.
+
+    Raises:
+        UserError: the same on all processes.
+    """
+    from train.engine import distributed
+    from train.prepare import fill_cache
+
+    with ExitStack() as held:
+        distributed.agree(lambda: _make_folders(config, ranks, held))
+        distributed.log_library_to(Path(config.output) / "deepspeed.log", ranks)
+        fill_cache(config, ranks)
+    return 0
 
 
 def train(config: RunConfig, ranks: Ranks) -> int:

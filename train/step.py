@@ -174,7 +174,9 @@ def training_step(
 def recorder_of(config: RunConfig) -> AttentionRecorder:
     """A recorder of the layers and queries that the run supervises."""
     wanted = config.supervision
-    return AttentionRecorder(layers=wanted.layers, queries=wanted.queries, norm=wanted.norm)
+    return AttentionRecorder(
+        layers=wanted.layers, queries=wanted.queries, norm=wanted.norm, backend=wanted.backend
+    )
 
 
 def _predicted(transformer: Any, batch: Batch, config: RunConfig) -> tuple[Tensor, Tensor]:

@@ -36,17 +36,24 @@ def choose_backend(backend: Backend, query: Tensor, value: Tensor, mask: Tensor 
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
-        chosen = next(name for name in _PREFERRED if not _refusal(name, query, value, mask))
+        chosen = next(name for name in _PREFERRED if not refusal_of(name, query, value, mask))
         if not torch.compiler.is_compiling():
             _say_once(chosen, query.device.type, query.dtype, query.shape[-1])
         return chosen
-    if refusal := _refusal(backend, query, value, mask):
+    if refusal := refusal_of(backend, query, value, mask):
         raise UserError(f'attention backend "{backend}" cannot run here: {refusal}')
     return backend
 
 
-def _refusal(name: str, query: Tensor, value: Tensor, mask: Tensor | None) -> str | None:
-    """Why a backend cannot take these tensors, None if it can."""
+def refusal_of(name: str, query: Tensor, value: Tensor, mask: Tensor | None) -> str | None:
+    """Why a backend cannot take these tensors, None if it can.
+
+    Args:
+        name: one of `BACKENDS`, "auto" aside.
+        query: [B,H,N,D].
+        value: [B,H,N,D].
+        mask: of the attention, or None.
+    """
     if name == "dense":
         return None
     if name == "flex":

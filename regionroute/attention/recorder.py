@@ -14,6 +14,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from regionroute.attention.columns import NORMS, Norm, attend, attend_among
+from regionroute.attention.dispatch import BACKENDS, Backend
 from regionroute.attention.plan import AttentionPlan
 from regionroute.compat import in_backward_pass, uses_default_attention
 from regionroute.config.sites import AttentionSite, Queries, Tokens, parse_sites, resolve_sites
@@ -49,10 +50,11 @@ class AttentionRecorder:
         norm: which keys share the softmax, see `columns.attend` and
             `columns.attend_among`.
         source: names `layers` in errors, such as "supervision.layers".
+        backend: kernel of the recorded attention, see `columns.attend`; norm "full" only.
 
     Raises:
         UserError: a site that is not of the form.
-        ValueError: unknown `queries` or `norm`.
+        ValueError: unknown `queries`, `norm` or `backend`.
     """
 
     def __init__(
@@ -61,14 +63,18 @@ class AttentionRecorder:
         queries: Queries = "target",
         norm: Norm = "full",
         source: str = "supervision.layers",
+        backend: Backend = "auto",
     ) -> None:
         if queries not in ("target", "context", "both"):
             raise ValueError(f'queries must be "target", "context" or "both", got {queries!r}')
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.layers = layers
         self.queries: Queries = queries
         self.norm: Norm = norm
+        self.backend: Backend = backend
         self.source = source
         self._specs = parse_sites(layers)
         self._plan: AttentionPlan | None = None
@@ -217,7 +223,9 @@ class AttentionRecorder:
         assert plan is not None, "a recording processor was called outside its context"
         rows = _rows(sites, plan, query.shape[2])
         if self.norm == "full":
-            out, probs = attend(query, key, value, plan.token_index, rows=rows, mask=mask)
+            out, probs = attend(
+                query, key, value, plan.token_index, rows=rows, mask=mask, backend=self.backend
+            )
         else:
             text_len = plan.text_len if self.norm == "text" else None
             out, probs = attend_among(

@@ -85,6 +85,25 @@ def check_devices() -> Iterator[Finding]:
         yield Finding("ok", f"gpu {index}", detail)
 
 
+def check_attention() -> Iterator[Finding]:
+    """Which kernels can supervise attention here, in bfloat16 with heads as wide as Flux's."""
+    import torch
+
+    from regionroute.attention.dispatch import BACKENDS, refusal_of
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    heads = torch.zeros(1, 1, 16, 128, device=device, dtype=torch.bfloat16)
+    for name in BACKENDS:
+        if name == "auto":
+            continue
+        try:
+            refusal = refusal_of(name, heads, heads, None)
+        # A kernel library that does not fit this machine may raise anything; it is reported.
+        except Exception as error:
+            refusal = next(iter(str(error).splitlines()), type(error).__name__)
+        yield Finding("note" if refusal else "ok", f"attention {name}", refusal or "works")
+
+
 def check_training() -> Iterator[Finding]:
     """What DeepSpeed needs to start, with one process or several."""
     import torch.distributed
@@ -159,6 +178,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_packages,
     check_imports,
     check_devices,
+    check_attention,
     check_training,
     check_bases,
     check_weights,

@@ -179,6 +179,7 @@ def _load(args: argparse.Namespace) -> RegionRoutePipeline:
     )
     if choice:
         pipe.editor.read_maps(choice, "--map-from")
+    pipe.editor.attend_by(args.attention_backend)
     return pipe
 
 

@@ -64,6 +64,7 @@ BLOCK[.target|.context][:HEADS][@object]: double.1 (mean over the heads), double
 equal weight."""
 
 MODES = ("routed", "plain")
+BACKENDS = ("auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense")
 INSTANCES = ("all", "largest", "leftmost", "rightmost", "topmost", "bottommost")
 ONE = (
     "object",
@@ -164,6 +165,10 @@ def _add_how(parser: Parser) -> None:
         "--map-from", metavar="SITES",
         help="read region maps at these attention sites: a file of `regionroute calibrate`, or "
         'text such as "double.1.context:2 all@object" (as calibrated or supervised)',
+    )  # fmt: skip
+    how.add_argument(
+        "--attention-backend", choices=BACKENDS, default="auto",
+        help="kernel of the attention that maps are read from, see `regionroute doctor` (auto)",
     )  # fmt: skip
     how.add_argument(
         "--strength", type=float, default=1.0, help="strength of the style, 0 to 1, when routed (1)"

@@ -50,6 +50,9 @@ COMMANDS = {
     ),
     "check": Command("regionroute.cli.check", "open every image of a manifest, list problems"),
     "plan": Command("regionroute.cli.plan", "predict memory, time and disk of a training run"),
+    "rehearse": Command(
+        "regionroute.cli.tour.rehearse", "run every stage at a model's true size, on random weights"
+    ),
     "train": Command("train.run", "train style experts on a base"),
     "calibrate": Command(
         "regionroute.cli.calibrate", "choose the attention heads that region maps are read from"

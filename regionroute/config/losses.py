@@ -85,6 +85,13 @@ class SupervisionConfig(Section):
         description="input of the softmax in Focus: ratio (log of the map; with tau 1 the softmax "
         "is the map over its sum) or prob (the map itself, as published)",
     )
+    backend: Literal["auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense"] = (
+        Field(
+            "auto",
+            description="kernel of the supervised attention: auto takes the first of cpu, flash, "
+            "efficient, dense that runs here; `regionroute doctor` lists them; norm full only",
+        )
+    )
     tau: Positive = Field(1.0, description="temperature of the softmax over pixels in Focus")
     cover_mode: Literal["logratio", "prob"] = Field(
         "logratio",
@@ -113,6 +120,12 @@ class SupervisionConfig(Section):
     def _cap_is_measured(self) -> "SupervisionConfig":
         if self.max_gradient_ratio is not None and not self.gradient_norms_every:
             raise ValueError("have gradient_norms_every above 0, max_gradient_ratio needs it")
+        return self
+
+    @model_validator(mode="after")
+    def _backend_is_used(self) -> "SupervisionConfig":
+        if self.backend != "auto" and self.norm != "full":
+            raise ValueError(f"have norm full with backend {self.backend}, others use no kernel")
         return self
 
     @field_validator("layers")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from regionroute.adapters import ExpertRegistry, load_experts
+from regionroute.attention.dispatch import Backend
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite, MapChoice
 from regionroute.data.images import resize
@@ -252,6 +253,19 @@ class Editor:
             UserError: a block or a head that the base does not have.
         """
         self._reader = MapReader(self.backbone.transformer, choice, source)
+
+    def attend_by(self, backend: Backend) -> None:
+        """Choose the kernel of the attention that maps are read from, see `columns.attend`.
+
+        Raises:
+            UserError: maps that need none, and a kernel that is named all the same.
+        """
+        if backend != "auto" and self.map_choice.norm != "full":
+            raise UserError(
+                f"--attention-backend {backend}: these maps (norm {self.map_choice.norm}) use no "
+                "kernel, leave it out"
+            )
+        self._reader.recorder.backend = backend
 
     @property
     def map_choice(self) -> MapChoice:

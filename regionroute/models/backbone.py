@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from regionroute.config.run import Quantize
 from regionroute.data.prompts import Span
 from regionroute.diffusion.families import Family, Text
 from regionroute.diffusion.flow import draw_noise
@@ -42,6 +43,7 @@ class Backbone:
         semantic_channels: the last latent channels, which are not decoded: they encode what
             it shows.
         revision: the commit it was loaded from, None for a local folder.
+        quantized: how the transformer's blocks are stored, None: in the dtype of the rest.
     """
 
     name: str
@@ -59,12 +61,19 @@ class Backbone:
     semantic_channels: int = 0
     execution_device: torch.device | None = None
     revision: str | None = None
+    quantized: Quantize | None = None
     _empty: Text | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.execution_device or self.transformer.device
+        network = self.vae if self.is_skeleton else self.transformer
+        return self.execution_device or network.device
+
+    @property
+    def is_skeleton(self) -> bool:
+        """Whether the transformer's weights were left out, see `load_base`."""
+        return bool(self.transformer.device.type == "meta")
 
     @property
     def vae_scale(self) -> int:
@@ -86,8 +95,9 @@ class Backbone:
             network.to(self.execution_device if used else "cpu")
 
     def networks(self) -> list[nn.Module]:
-        """Transformer, vae and text encoders."""
-        return [self.transformer, self.vae, *self.text_encoders()]
+        """Transformer, vae and text encoders; without a transformer that has no weights."""
+        transformer = [] if self.is_skeleton else [self.transformer]
+        return [*transformer, self.vae, *self.text_encoders()]
 
     def text_encoders(self) -> list[nn.Module]:
         """Those there are, one or two."""

@@ -14,10 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from regionroute.config.run import Quantize
 from regionroute.errors import UserError
-from regionroute.files import settings_hash
+from regionroute.files import read_json, settings_hash
 from regionroute.hub_names import commit_of, split_revision
 from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
+from regionroute.models.packed import is_nf4, load_packed, plain_config
 from regionroute.models.quantize import check_quantize, quantize_blocks
 from regionroute.models.source import (
     default_settings,
@@ -38,6 +39,8 @@ def load_base(
     device: str | torch.device = "cpu",
     quantize: Quantize | None = None,
     revision: str | None = None,
+    *,
+    skeleton: bool = False,
 ) -> Backbone:
     """Loads a base: every network frozen and in evaluation mode.
 
@@ -47,14 +50,16 @@ def load_base(
             folder wins over a hub id.
         dtype: of all networks, see :mod:`regionroute.models.quantize`.
         device: where they go.
-        quantize: stores the transformer's blocks in fewer bits.
+        quantize: stores the transformer's blocks in fewer bits; a transformer that is stored in
+            nf4 is loaded so in any case.
         revision: branch, tag or commit of a hub id, None: that of `spec`, or its main branch. All
             parts are loaded from the one commit that it names now, which is then
             `Backbone.revision`.
+        skeleton: leaves the transformer's weights out: for encoding alone.
 
     Raises:
         UserError: no such base, of no known family, files missing or damaged, hub not reachable
-            or not permitted.
+            or not permitted, or stored in nf4 and to be quantized otherwise.
     """
     if quantize:
         check_quantize(quantize)
@@ -68,20 +73,26 @@ def load_base(
         refuse_quantized(spec, source, (*family_in(index).networks, "vae"), commit)
     settings = read_settings(source) if isinstance(source, Path) else default_settings(index)
     with quiet() if isinstance(source, Path) else contextlib.nullcontext():
-        parts = _load_parts(spec, source, index, dtype, commit)
+        parts, stored = _load_parts(spec, source, index, dtype, commit, skeleton)
+    if stored and quantize not in (None, stored):
+        raise UserError(
+            f"base {spec}: its transformer is stored in {stored}, it cannot be {quantize}: leave "
+            "base.quantize null or give the base in full precision"
+        )
     backbone = Backbone(
         name=spec if isinstance(source, Path) else source,
         family=family_in(index),
         settings=settings,
-        fingerprint=fingerprint(parts["transformer"]),
+        fingerprint=_fingerprint(spec, parts["transformer"], stored),
         distilled=is_distilled(index),
         semantic_channels=int(parts["vae"].config.get("semantic_channels", 0)),
         revision=commit,
+        quantized=stored or quantize,
         **parts,
     )
     for network in backbone.networks():
         network.requires_grad_(False).eval()
-    if quantize:
+    if quantize and not stored and not skeleton:
         quantize_blocks(backbone.transformer, quantize, device)
     return backbone.to(device)
 
@@ -107,7 +118,12 @@ def load_skeleton(spec: str) -> Any:
         kind = family_in(read_index(spec, source)).transformer
         config = kind.load_config(source, subfolder="transformer", **where)
         with torch.device("meta"):
-            return kind.from_config(config)
+            return kind.from_config(plain_config(config))
+
+
+def _fingerprint(spec: str, transformer: Any, stored: Quantize | None) -> str:
+    """Experts of a base that is stored in fewer bits are those of the plain one."""
+    return fingerprint(load_skeleton(spec) if stored else transformer)
 
 
 def fingerprint(transformer: Any) -> str:
@@ -130,26 +146,40 @@ def _autoencoder(spec: str, index: dict[str, Any]) -> Any:
 
 
 def _load_parts(
-    spec: str, source: Path | str, index: dict[str, Any], dtype: torch.dtype, revision: str | None
-) -> dict[str, Any]:
-    """All parts by their pipeline names."""
+    spec: str,
+    source: Path | str,
+    index: dict[str, Any],
+    dtype: torch.dtype,
+    revision: str | None,
+    skeleton: bool,
+) -> tuple[dict[str, Any], Quantize | None]:
+    """All parts by their pipeline names, and how the transformer is stored."""
     where: dict[str, Any] = {"local_files_only": isinstance(source, Path)}
     if revision is not None:
         where["revision"] = revision
     family = family_in(index)
     parts: dict[str, Any] = {}
+    stored: Quantize | None = None
     with explained(spec, source):
+        kinds = dict(family.networks) | {"vae": _autoencoder(spec, index)}
+        if isinstance(source, Path) and is_nf4(read_json(source / "transformer" / "config.json")):
+            stored = "nf4"
+        if skeleton:
+            named = spec if isinstance(source, Path) or not revision else f"{source}@{revision}"
+            parts["transformer"] = load_skeleton(named)
+        elif stored and isinstance(source, Path):
+            parts["transformer"] = load_packed(family.transformer, source / "transformer", dtype)
         for name, kind in family.small_parts.items():
             parts[name] = kind.from_pretrained(source, subfolder=name, **where)
-        for name, kind in (dict(family.networks) | {"vae": _autoencoder(spec, index)}).items():
-            parts[name], report = kind.from_pretrained(
+        for name in [name for name in kinds if name not in parts]:
+            parts[name], report = kinds[name].from_pretrained(
                 source, subfolder=name, dtype=dtype, output_loading_info=True, **where
             )
             # Both libraries fill missing weights with random numbers and only print a line.
             if report["missing_keys"]:
                 first = min(report["missing_keys"])
                 raise UserError(f"base {spec}: the weights of {name} lack {first}; copy them again")
-    return parts
+    return parts, stored
 
 
 @contextlib.contextmanager

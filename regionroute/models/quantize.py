@@ -76,6 +76,48 @@ def check_quantize(kind: Quantize) -> None:
     _bitsandbytes() if kind == "nf4" else _torchao()
 
 
+def nf4_modules() -> Any:
+    """Import the modules of bitsandbytes.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return _bitsandbytes()
+
+
+def nf4_code() -> Tensor:
+    """The 16 values of nf4, in [-1,1]."""
+    from bitsandbytes.functional import get_4bit_type
+
+    code: Tensor = get_4bit_type("nf4", device="cpu")
+    return code
+
+
+def nf4_bytes(count: int) -> int:
+    """Bytes of so many values in nf4, scales included and codes not."""
+    return round(count * BYTES["nf4"])
+
+
+def nf4_state(absmax: Tensor, shape: torch.Size, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What is stored next to a packed weight, by the keys of bitsandbytes.
+
+    Args:
+        absmax: the largest absolute value of every 64 weights, float32.
+        shape: of the weight.
+        dtype: that it is unpacked to.
+    """
+    from bitsandbytes.functional import QuantState, quantize_blockwise
+
+    offset = absmax.mean()
+    small, nested = quantize_blockwise(absmax - offset, blocksize=256)
+    state = QuantState(
+        absmax=small, shape=shape, dtype=dtype, blocksize=64, code=nf4_code(), quant_type="nf4",
+        offset=offset, state2=nested,
+    )  # fmt: skip
+    stored: dict[str, Tensor] = state.as_dict(packed=True)
+    return stored
+
+
 def _nf4(layer: nn.Linear, device: str | torch.device) -> nn.Module:
     modules = _bitsandbytes()
     small: Any = modules.Linear4bit(

@@ -30,6 +30,7 @@ from regionroute.errors import UserError
 from regionroute.files import is_hub_id
 from regionroute.hub_names import split_revision
 from regionroute.models import embedded as nano
+from regionroute.models.packed import CONFIG_KEY, is_nf4
 
 SETTINGS_FILE = "regionroute.json"
 RENAMED = {"closer": "refine_crop"}  # keys of bases saved by earlier versions
@@ -159,10 +160,10 @@ def find_index(spec: str, source: Path | str, revision: str | None = None) -> Pa
 def refuse_quantized(
     spec: str, source: Path | str, networks: Iterable[str], revision: str | None = None
 ) -> None:
-    """Refuse a base that is stored in fewer bits, before anything of it is loaded.
+    """Refuse a base that is stored in fewer bits in another way than the transformer in nf4.
 
-    Its weights are packed, so that experts of the plain base do not fit, and the library that
-    unpacks them is hidden from quick commands, see `regionroute.cli.start`.
+    Its weights are packed, and the libraries that unpack them are hidden from quick commands, see
+    `regionroute.cli.start`; nf4 is unpacked by `regionroute.models.packed`.
 
     Args:
         spec: as the user gave it, for errors.
@@ -179,13 +180,14 @@ def refuse_quantized(
             path = source / file
         else:
             path = Path(hf_hub_download(source, file, revision=revision))
-        stored = _read_object(path).get("quantization_config") if path.is_file() else None
-        if stored:
+        config = _read_object(path) if path.is_file() else {}
+        stored = config.get(CONFIG_KEY)
+        if stored and not (name == "transformer" and isinstance(source, Path) and is_nf4(config)):
             method = stored.get("quant_method") if isinstance(stored, dict) else None
             raise UserError(
                 f"base {spec}: its {name} is stored in {method or 'a quantized format'}; give the "
-                "base in full precision, and --quantize nf4 or base.quantize=nf4 to store it in 4 "
-                "bits while it is used"
+                "base in full precision (or a local folder whose transformer alone is in nf4), and "
+                "--quantize nf4 or base.quantize=nf4 to store it in 4 bits while it is used"
             )
 
 

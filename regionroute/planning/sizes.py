@@ -16,6 +16,7 @@ from regionroute.diffusion.families import Family, family_of_config
 from regionroute.errors import UserError
 from regionroute.files import read_json
 from regionroute.models.loading import autoencoder_class
+from regionroute.models.packed import plain_config
 from regionroute.models.source import BaseSettings, family_in, read_index, read_settings, resolve
 from regionroute.planning.counter import counted
 
@@ -160,7 +161,9 @@ def read_sizes(spec: str) -> BaseSizes:
     if isinstance(source, Path):
         index = read_index(spec, source)
         family, vae = family_in(index), index["vae"][1]
-        parts = {part: read_json(source / part / "config.json") for part in family.networks}
+        parts = {
+            part: plain_config(read_json(source / part / "config.json")) for part in family.networks
+        }
         vae_class = autoencoder_class(vae) if vae in family.autoencoders else AutoencoderKL
         return BaseSizes(
             spec, f"the files in {source}", source, read_settings(source), parts, vae_class

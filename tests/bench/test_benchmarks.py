@@ -340,3 +340,32 @@ def test_styleexpert_protocol(tmp_path, clip_folder, run_here):
     assert found["unedited"]["clip"]["mean"] == pytest.approx(100, abs=1e-3)
     assert found["scores"]["clip"]["mean"] < 100
     assert make()[0] == first
+
+
+def test_kernels_of_the_cpu_agree_with_the_dense_softmax(tmp_path, run_here):
+    result = run_here("gpu_kernels", "--dry", "--result", tmp_path / "result.json")
+    rows = {(row["kernel"], row["masked"]): row for row in result["kernels"]}
+    for masked in (False, True):
+        assert rows["cpu", masked]["passes"] is True
+        assert "needs a CUDA GPU" in rows["efficient", masked]["refused"]
+    assert max(rows["cpu", False]["errors"].values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_gpu_script_runs_dry_and_resumes(tmp_path):
+    for kind in ("bitsandbytes", "torchao"):
+        pytest.importorskip(kind)
+    command = ["bash", "bench/gpu.sh", "--dry", str(tmp_path)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())["stages"]
+    assert all(stage["exit_status"] == 0 for stage in found.values())
+    assert set(found["few_bits"]["result"]["cases"]) == {"nf4, 512 px", "fp8, 512 px"}
+    supervised = found["step"]["result"]["cases"]["bf16, 512 px"]["ours, supervised"]
+    assert supervised["planned bytes over weights"] > 0
+    before = (tmp_path / "sparse.json").stat().st_mtime_ns
+    (tmp_path / "kernels.json").unlink()
+    again = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    assert "sparse: finished before" in again.stdout
+    assert "kernels: bench/gpu_kernels.py" in again.stdout
+    assert (tmp_path / "sparse.json").stat().st_mtime_ns == before

@@ -12,6 +12,8 @@ from regionroute.cli import main as cli
 from regionroute.data.images import from_pil, read_image
 from regionroute.diffusion.flow import sample
 from regionroute.models.loading import load_base, quiet
+from regionroute.models.tiny_klein import build_tiny_klein
+from train.run import main
 
 PROMPT = "make the square in pixel-art style, keep other area unchanged"
 STEPS = 6
@@ -96,3 +98,22 @@ def test_a_phrase_beyond_the_text_length_is_named(klein_runs, capsys):
     error = capsys.readouterr().err
     assert "lies beyond the 12 tokens this base reads" in error
     assert "im_start" not in error
+
+
+def test_a_distilled_base_is_warned_of_with_the_reason(klein_runs, tmp_path, capsys):
+    distilled = build_tiny_klein(tmp_path / "distilled", distilled=True)
+    assert klein_runs("run", f"base.name={distilled}", "train.steps=1") == 0
+    assert "is distilled to few steps" in capsys.readouterr().out
+    assert klein_runs("plain", "train.steps=1") == 0
+    assert "distilled" not in capsys.readouterr().out
+
+
+def test_a_cache_filled_alone_is_all_that_training_needs(klein_runs, capsys):
+    assert main([*klein_runs.arguments("only"), "--cache-only"]) == 0
+    assert not (klein_runs.output("only") / "experts").exists()
+    capsys.readouterr()
+    assert klein_runs("then", "train.steps=2") == 0
+    assert "0 to encode" in capsys.readouterr().out
+    whole = klein_runs.arguments("whole", "train.steps=2")
+    assert main([*whole, f"data.cache={klein_runs.folder / 'other'}"]) == 0
+    assert klein_runs.difference("then", "whole") == 0

@@ -9,7 +9,7 @@ from regionroute.config.run import load_config
 from regionroute.diffusion.flow import add_noise
 from regionroute.models.loading import load_base
 from train import step as step_module
-from train.step import Batch, measured, pixel_weights, training_step
+from train.step import Batch, measured, pixel_weights, recorder_of, training_step
 
 
 @pytest.fixture
@@ -222,3 +222,8 @@ def test_channels_that_no_picture_is_decoded_from_have_no_flow_loss(backbone):
         assert torch.equal(losses.flow, expected)
     with training_step(backbone.transformer, batch, load_config(None)) as losses:
         assert not torch.equal(losses.flow, expected)
+
+
+def test_supervision_backend_is_the_recorder_s():
+    config = load_config(None, ["supervision.backend=dense"])
+    assert recorder_of(config).backend == "dense"

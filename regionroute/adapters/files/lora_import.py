@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -34,6 +34,7 @@ _OTHER_KINDS = (  # what its keys say of a file that is no plain LoRA
     (re.compile(r"\.diff(_b)?$|\.set_weight$"), "a file of weight differences"),
     (re.compile(r"ip_adapter"), "an IP-Adapter"),
 )
+_SHOWN = 8  # names in an error
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +75,11 @@ def _load(
     file: Path, adapters: Mapping[str, Adapter], model: nn.Module, expert_index: int
 ) -> list[str]:
     layers = adapter_layers(model)
+    if strange := adapters.keys() - layers.keys():
+        raise UserError(
+            f"{file}: it adapts {_listed(strange)}, which has no experts here: "
+            "add it to the injected targets or the weight would be ignored"
+        )
     for name, adapter in adapters.items():
         _check_fit(name, adapter, layers, file)
     for name, layer in layers.items():
@@ -110,9 +116,9 @@ def experts_from_loras(transformer: nn.Module, files: Sequence[str | PathLike[st
     read = [read_lora(file, family_of(transformer)) for file in files]
     linears = {name for name, module in transformer.named_modules() if _is_linear(module)}
     for file, adapters in read:
-        for name in adapters.keys() - linears:
+        if strange := adapters.keys() - linears:
             raise UserError(
-                f'{file}: it adapts "{name}", which the base does not have: '
+                f"{file}: it adapts {_listed(strange)}, which the base does not have: "
                 "this LoRA belongs to another base"
             )
     found = [adapter for _, adapters in read for adapter in adapters.values()]
@@ -216,6 +222,12 @@ def _sorted_weights(
                 f'{file}: this is {name} ("{key}") and not a plain LoRA: convert it to the form '
                 "of diffusers or PEFT, or choose another file"
             )
+    strange = [key for key in tensors if not (_WEIGHT.match(key) or _ALPHA.match(key))]
+    if strange:
+        raise UserError(
+            f"{file}: {_listed(strange)} is not a weight of a plain LoRA and would be ignored: "
+            "choose another file"
+        )
     for key, tensor in tensors.items():
         if match := _WEIGHT.match(key):
             side = match["side"] or {"down": "A", "up": "B"}[match["way"]]
@@ -224,17 +236,19 @@ def _sorted_weights(
             if tensor.numel() != 1:
                 raise UserError(f'{file}: "{key}" must be one number, it has {tensor.numel()}')
             alphas[match["module"]] = float(tensor)
-        else:
-            raise UserError(
-                f'{file}: "{key}" is not a weight of a plain LoRA and would be ignored: '
-                "choose another file"
-            )
     orphans = alphas.keys() - sides.keys()
     for module in orphans | {m for m, pair in sides.items() if pair.keys() != {"A", "B"}}:
         raise UserError(f'{file}: "{module}" lacks its lora_A or lora_B weight')
     if not sides:
         raise UserError(f"{file}: there are no LoRA weights in this file")
     return sides, alphas
+
+
+def _listed(names: Iterable[str]) -> str:
+    """All names, those beyond the first few counted."""
+    found = sorted(names)
+    text = ", ".join(f'"{name}"' for name in found[:_SHOWN])
+    return text + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
 
 
 def _check_pair(layer: str, a: Tensor, b: Tensor, file: Path) -> None:
@@ -265,11 +279,6 @@ def _cut(modules: list[str], adapter: Adapter) -> dict[str, Adapter]:
 def _check_fit(
     name: str, adapter: Adapter, layers: Mapping[str, LoRAMoELinear], file: Path
 ) -> None:
-    if name not in layers:
-        raise UserError(
-            f'{file}: it adapts "{name}", which has no experts here: '
-            "add it to the injected targets or the weight would be ignored"
-        )
     layer = layers[name]
     rank = adapter.a.shape[0]
     if rank > layer.rank:

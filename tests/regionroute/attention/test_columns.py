@@ -1,12 +1,24 @@
 import importlib.util
 import logging
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from regionroute.attention import attend, attend_among, dispatch, kernels
+from regionroute.attention import (
+    AttentionPlan,
+    AttentionRecorder,
+    attend,
+    attend_among,
+    dispatch,
+    kernels,
+)
 from regionroute.attention import columns as columns_module
+from regionroute.config.run import load_config
+from regionroute.config.sites import AttentionSite
 from regionroute.errors import UserError
 
 CPU_BACKENDS = ["cpu", "dense"]
@@ -468,3 +480,77 @@ def test_memory_grows_with_the_columns_and_not_with_the_square():
         return sum(dict(kept).values())
 
     assert saved_bytes(1024) < 2.2 * saved_bytes(512)
+
+
+@pytest.fixture
+def fake_xformers(monkeypatch):
+    """xformers' operator by its published contract, in plain PyTorch, and its calls."""
+    calls = []
+
+    def heads_first(*tensors):
+        return [tensor.transpose(1, 2) for tensor in tensors]
+
+    def probabilities(query, key, bias, scale):
+        logits = query @ key.mT * scale
+        return logits if bias is None else logits + bias
+
+    def forward(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None):
+        calls.append("forward")
+        query, key, value = heads_first(query, key, value)
+        logits = probabilities(query, key, attn_bias, scale)
+        return (logits.softmax(-1) @ value).transpose(1, 2), logits.logsumexp(-1)
+
+    def backward(
+        grad, output, lse, query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None
+    ):
+        calls.append("backward")
+        grad, output, query, key, value = heads_first(grad, output, query, key, value)
+        probs = (probabilities(query, key, attn_bias, scale) - lse[..., None]).exp()
+        inner = probs * (grad @ value.mT - (grad * output).sum(-1, keepdim=True))
+        grads = (inner @ key * scale, inner.mT @ query * scale, probs.mT @ grad)
+        return [one.transpose(1, 2) for one in grads]
+
+    fmha = ModuleType("xformers.ops.fmha")
+    fmha.memory_efficient_attention_forward_requires_grad = forward
+    fmha.memory_efficient_attention_backward = backward
+    package, ops = ModuleType("xformers"), ModuleType("xformers.ops")
+    package.__spec__ = ModuleSpec("xformers", None)
+    package.ops, ops.fmha = ops, fmha
+    for module in (package, ops, fmha):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(kernels, "_refuse_cuda", lambda query, value, dtypes: None)
+    dispatch._verify.cache_clear()
+    yield calls
+    dispatch._verify.cache_clear()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_xformers_gives_the_explicit_softmax_and_its_gradients(fake_xformers, masked):
+    tensors, columns, rows, weights = random_case(3, torch.float64)
+    mask = None
+    if masked:
+        mask = torch.ones(1, 1, 1, tensors.shape[-2], dtype=torch.bool)
+        mask[..., 2] = False
+    found = results(attend, tensors, columns, weights, rows=rows, mask=mask, backend="xformers")
+    wanted = results(attend, tensors, columns, weights, rows=rows, mask=mask, backend="dense")
+    for got, want in zip(found, wanted, strict=True):
+        assert error(got, want) < 1e-9
+    assert {"forward", "backward"} <= set(fake_xformers)
+
+
+def test_the_recorder_s_backend_reaches_the_kernel(fake_xformers):
+    recorder = AttentionRecorder(backend="xformers")
+    tensors = draw(dtype=torch.float32)
+    tokens = tensors.shape[-2]
+    plan = AttentionPlan(
+        token_index=torch.tensor([[[1]], [[2]]]), masks=torch.ones(2, 1, 2, 2),
+        valid=torch.ones(2, 1, dtype=torch.bool), text_len=tokens - 8, image_len=4,
+    )  # fmt: skip
+    recorder._plan = plan
+    recorder.attend([AttentionSite("double.0", "double.0", "target", None, "style")], *tensors)
+    assert fake_xformers[-1] == "forward"
+
+
+def test_a_kernel_for_maps_that_use_none_is_refused():
+    with pytest.raises(UserError, match="norm full with backend flash"):
+        load_config(None, ["supervision.backend=flash", "supervision.norm=text"])

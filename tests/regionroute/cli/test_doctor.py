@@ -47,6 +47,15 @@ def test_devices_and_training():
     assert findings["deepspeed runs on"].state == "ok"
 
 
+def test_attention_kernels_and_why_not():
+    findings = {finding.what: finding for finding in doctor.check_attention()}
+    assert findings["attention dense"] == Finding("ok", "attention dense", "works")
+    if not torch.cuda.is_available():
+        assert findings["attention cpu"].state == "ok"
+        assert "needs a CUDA GPU" in findings["attention flash"].detail
+    assert "auto" not in str(findings.keys())
+
+
 def test_the_base_is_loaded(tiny_base):
     (finding,) = doctor.check_base(str(tiny_base))
     assert finding.state == "ok"

@@ -239,3 +239,19 @@ def test_a_sorted_header_is_still_a_safetensors_file(tmp_path):
     assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items())
     first, *others = ((tmp_path / f"{n}.safetensors").read_bytes() for n in range(3))
     assert all(other == first for other in others)
+
+
+def test_every_weight_that_nothing_takes_is_named(adapted, write):
+    strange = {f"strange.{i}": torch.zeros(1) for i in range(3)}
+    with pytest.raises(UserError) as refused:
+        import_lora(write(weights(**strange)), adapted, 0)
+    assert all(f'"{name}"' in str(refused.value) for name in strange)
+    layers = {
+        f"transformer.transformer_blocks.{i}.attn.to_q.lora_{side}.weight": torch.ones(
+            (2, 32) if side == "A" else (32, 2)
+        )
+        for i in range(20, 31)
+        for side in "AB"
+    }
+    with pytest.raises(UserError, match=r'"transformer_blocks\.20\.attn\.to_q", .* and 3 more'):
+        import_lora(write(weights() | layers), adapted, 0)
