@@ -18,7 +18,7 @@ from regionroute.files import read_json, settings_hash
 from regionroute.hub_names import commit_of, split_revision
 from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
-from regionroute.models.packed import is_nf4, load_packed, plain_config
+from regionroute.models.formats.packed import is_nf4, load_packed, plain_config
 from regionroute.models.quantize import check_quantize, quantize_blocks
 from regionroute.models.source import (
     default_settings,

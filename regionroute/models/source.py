@@ -30,7 +30,7 @@ from regionroute.errors import UserError
 from regionroute.files import is_hub_id
 from regionroute.hub_names import split_revision
 from regionroute.models import embedded as nano
-from regionroute.models.packed import CONFIG_KEY, is_nf4
+from regionroute.models.formats.packed import CONFIG_KEY, is_nf4
 
 SETTINGS_FILE = "regionroute.json"
 RENAMED = {"closer": "refine_crop"}  # keys of bases saved by earlier versions
@@ -163,7 +163,7 @@ def refuse_quantized(
     """Refuse a base that is stored in fewer bits in another way than the transformer in nf4.
 
     Its weights are packed, and the libraries that unpack them are hidden from quick commands, see
-    `regionroute.cli.start`; nf4 is unpacked by `regionroute.models.packed`.
+    `regionroute.cli.start`; nf4 is unpacked by `regionroute.models.formats.packed`.
 
     Args:
         spec: as the user gave it, for errors.

@@ -15,8 +15,8 @@ from transformers import CLIPTextModel
 from regionroute.diffusion.families import Family, family_of_config
 from regionroute.errors import UserError
 from regionroute.files import read_json
+from regionroute.models.formats.packed import plain_config
 from regionroute.models.loading import autoencoder_class
-from regionroute.models.packed import plain_config
 from regionroute.models.source import BaseSettings, family_in, read_index, read_settings, resolve
 from regionroute.planning.counter import counted
 

@@ -17,8 +17,8 @@ from regionroute.config.run import Quantize
 from regionroute.diffusion.families import Family, family_of_config
 from regionroute.errors import UserError, nearest
 from regionroute.files import read_json, write_json
+from regionroute.models.formats.packed import CONFIG_KEY, NF4_CONFIG, plain_config
 from regionroute.models.loading import autoencoder_class
-from regionroute.models.packed import CONFIG_KEY, NF4_CONFIG, plain_config
 from regionroute.models.source import INDEX_FILE, SETTINGS_FILE, family_in
 from regionroute.models.tiny import WORDS, build_tiny
 from regionroute.models.tiny_klein import build_tiny_klein

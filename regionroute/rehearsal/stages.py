@@ -17,7 +17,7 @@ from regionroute.rehearsal.settings import Settings
 GB = 1e9
 RESULTS = "stages.json"
 STYLE = "pixel-art"
-LR = 0.01  # of two steps, after which the expert is to change the image
+LR = 0.05  # of two steps, after which the expert is to change the image
 MARGIN = 1.05  # of the disk that is asked for
 
 

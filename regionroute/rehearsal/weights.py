@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from regionroute.config.run import Quantize
 from regionroute.files import atomic_write, write_json
-from regionroute.models.packed import NAME, STATE
+from regionroute.models.formats.packed import NAME, STATE
 from regionroute.models.quantize import BLOCKS, nf4_bytes, nf4_code, nf4_state
 from regionroute.rehearsal.bases import empty_networks
 

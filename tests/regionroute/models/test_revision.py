@@ -34,9 +34,9 @@ def hub(tiny_base, tmp_path, monkeypatch):
             raise RevisionNotFoundError("no such revision", response=response)
         return str(folder / name)
 
-    def parts(spec, where, index, dtype, revision):
+    def parts(spec, where, index, dtype, revision, skeleton):
         calls["parts"].append((where, revision))
-        return load_parts(spec, folder, index, dtype, None)
+        return load_parts(spec, folder, index, dtype, None, skeleton)
 
     monkeypatch.setattr(source, "hf_hub_download", download)
     monkeypatch.setattr(loading, "_load_parts", parts)
@@ -65,7 +65,7 @@ def test_every_part_is_asked_for_at_the_revision(tiny_base, monkeypatch):
     monkeypatch.setattr(type(family), "small_parts", {"tokenizer": Part}, raising=False)
     monkeypatch.setattr(type(family), "networks", {"transformer": Part}, raising=False)
     monkeypatch.setattr(loading, "_autoencoder", lambda spec, index: Part)
-    loading._load_parts("team/tiny", "team/tiny", index, None, COMMIT)
+    loading._load_parts("team/tiny", "team/tiny", index, None, COMMIT, False)
     assert asked == [("team/tiny", part, COMMIT) for part in ("tokenizer", "transformer", "vae")]
 
 

@@ -4,8 +4,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from regionroute.errors import UserError
+from regionroute.models.formats.packed import NAME
 from regionroute.models.loading import load_base
-from regionroute.models.packed import NAME
 from regionroute.rehearsal.bases import Shape, write_configurations
 from regionroute.rehearsal.weights import write_weights
 
