@@ -17,6 +17,7 @@ from measured_rest import (
     mamba,
     mamba_bank,
     masks,
+    rehearsals,
     speed,
     studio,
     wrong_edits,
@@ -255,6 +256,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gallery-speed": gallery_speed,
     "gallery-clusters": gallery_clusters,
     "speed": speed,
+    "rehearsal": rehearsals,
     "studio": studio,
 }
 

@@ -30,6 +30,29 @@ def wrong_edits() -> str:
     return by_columns(rows, columns, names)
 
 
+def rehearsals() -> str:
+    """Time and memory of the stages at full size, against the plan."""
+    heads = ["base", "stage", "time", "peak", "of it not mapped from files", "plan", "peak / plan"]
+    body = []
+    for one in result("rehearsal")["rehearsals"]:
+        settings = one["settings"]
+        name = f"{settings['name']}, {settings['quantize'] or 'bf16'}"
+        for stage, row in one["stages"].items():
+            planned, ratio = row["planned"], row["peak over planned"]
+            body.append(
+                [
+                    name,
+                    f"`{stage}`",
+                    f"{row['seconds']:.0f} s",
+                    f"{row['peak'] / 1e9:.2f} GB",
+                    "" if row["own"] is None else f"{row['own'] / 1e9:.2f} GB",
+                    "" if planned is None else f"{planned / 1e9:.2f} GB",
+                    "" if ratio is None else f"{ratio:.2f}",
+                ]
+            )
+    return table(heads, body)
+
+
 def masks() -> str:
     """Masks from boxes."""
     iou = result("label")["masks"]["iou"]
