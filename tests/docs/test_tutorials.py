@@ -16,7 +16,7 @@ from regionroute.cli.tour.demo import write_photos
 TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(bash|python)\n(.*?)^```", re.S | re.M)
 FAST = ["edit", "score", "style-images"]
-SLOW = ["two-styles", "own-data", "klein"]
+SLOW = ["two-styles", "own-data", "klein", "restyle"]
 ELSEWHERE = ["teach"]  # twenty minutes; tests/regionroute/cli/tour/test_teach.py runs its stages
 SHORTER = (r"train\.steps=\d+", "train.steps=2")
 
