@@ -30,6 +30,8 @@ labels.jsonl, or U2-Net-p finds it. A quarter of the photos is set aside and not
 A second run in the same folder resumes where the first stopped. The exit code is 1 if the style was
 not learned."""
 
+STYLE_FILE = "style.yaml"
+WRITTEN = (STYLE_FILE, "labels.jsonl", "run", "experts")  # in --out, replaced by a second run
 FEWEST = 6  # photos, so that there is one to test and a few to train on
 GENERIC = "object"
 # Names that cameras and programs give.
@@ -139,7 +141,29 @@ def _check(args: argparse.Namespace) -> Path:
     count = len(list_photos(photos, [GENERIC])[0])
     if count < FEWEST:
         raise UserError(f"{photos}: {count} photos are too few, give {FEWEST} or more, better 20")
+    _check_out(args.out, args.name)
     return photos
+
+
+def _check_out(out: Path, name: str) -> None:
+    """Refuse a folder in which files of another origin would be replaced.
+
+    Raises:
+        UserError: it holds experts, a run, labels or a style, and not of an earlier `teach` of
+            this name.
+    """
+    taken = [part for part in WRITTEN if (out / part).exists()]
+    style = out / STYLE_FILE
+    ours = style.is_file() and style.read_bytes().startswith(_style_head(name).encode())
+    if taken and not ours:
+        raise UserError(
+            f"--out {out}: its {taken[0]} is not of an earlier `teach --name {name}` and would be "
+            "replaced; name another folder"
+        )
+
+
+def _style_head(name: str) -> str:
+    return f"styles:\n  {name}:\n"
 
 
 def recipe_of(base: str) -> Recipe:
@@ -173,10 +197,10 @@ def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Rec
     stylizer, key, folder = ("painting", "reference", args.style_images)
     if args.after:
         stylizer, key, folder = ("pairs", "after", args.after)
-    style, place = args.out / "style.yaml", json.dumps(str(folder.resolve()))
+    style, place = args.out / STYLE_FILE, json.dumps(str(folder.resolve()))
     with atomic_write(style) as temporary:
         temporary.write_text(
-            f"styles:\n  {args.name}:\n    phrase: {json.dumps(args.phrase or args.name)}\n"
+            f"{_style_head(args.name)}    phrase: {json.dumps(args.phrase or args.name)}\n"
             f"    stylizer: {stylizer}\n    settings: {{{key}: {place}}}\n",
             encoding="utf-8",
         )

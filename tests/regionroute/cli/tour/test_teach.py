@@ -131,6 +131,21 @@ def test_mistakes_end_before_the_first_stage(folders, refused, arguments, messag
     assert message in refused(regionroute, ["teach", *arguments])
 
 
+@pytest.mark.parametrize("name", ["experts/experts.json", "labels.jsonl", "style.yaml"])
+def test_files_of_another_origin_are_not_replaced(started, folders, refused, name):
+    """Such as the experts of a long training, in the folder of its run."""
+    file = folders / "runs" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("styles:\n  another:\n")
+    told = refused(regionroute, [*TEACH, "--out", "runs"])
+    assert f"its {name.partition('/')[0]} is not of an earlier `teach --name mine`" in told
+    assert file.read_text() == "styles:\n  another:\n"
+    assert started == []
+    scored(folders / "mine", 0.2, 1.0)
+    for _ in range(2):  # its own are
+        assert regionroute([*TEACH, "--out", "mine"]) == 0
+
+
 @pytest.mark.parametrize(
     ("stem", "word"),
     [
