@@ -11,7 +11,7 @@ from pathlib import Path
 from regionroute.cli.options import add_device, add_region, check_image_output, command_parser
 from regionroute.errors import Parser, UserError
 
-RECORD = frozenset({"photo", "styles", "codec"})  # keys of the JSON next to an image
+RECORD = frozenset({"photo", "styles", "strength", "feather"})  # keys of the JSON next to an image
 EPILOG = """\
 examples:
   regionroute mamba apply photo.jpg --style "ukiyo-e woodblock print" --out out.png

@@ -71,6 +71,12 @@ def test_words_alone_restyle_a_photo(photo, capsys):
     assert (out - photo).abs().mean() > 0.04
 
 
+def test_a_second_run_replaces_the_first(photo):
+    assert apply("--style", WOODBLOCK) == 0
+    assert apply("--style", "neon") == 0
+    assert json.loads(Path("out.json").read_text())["style"] == "neon"
+
+
 def test_strength_zero_is_the_photo(photo):
     assert apply("--style", WOODBLOCK, "--strength", "0") == 0
     assert torch.equal(read_image("out.png"), photo)
