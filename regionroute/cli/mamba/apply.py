@@ -99,6 +99,11 @@ def _apply_words(args: argparse.Namespace) -> int:
     """With a bank's styles."""
     if Path(args.style).is_dir():
         raise UserError(f"--style {args.style}: this folder holds no fitted style (style.json)")
+    if "/" in args.style and " " not in args.style:
+        raise UserError(
+            f"--style {args.style}: no style.json, give a folder of `regionroute mamba fit`, or "
+            "describe the style in words"
+        )
     for option in ("name", "prompt", "encoder", "vae", "device"):
         if getattr(args, option) not in (None, "cpu"):
             raise UserError(f"--{option} goes with the folder of a fitted style, --style DIR")

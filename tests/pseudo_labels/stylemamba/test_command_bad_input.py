@@ -95,7 +95,7 @@ def pictures_once():
 
 APPLIES = [
     (["mamba", "apply"], "required: photo, --style, --out"),
-    ([*APPLY, "--style", "nowhere"], "nowhere: no style.json"),
+    ([*APPLY, "--style", "styles/nowhere"], "styles/nowhere: no style.json"),
     ([*APPLY, "--style", "damaged"], "damaged/style.json: 'styles' is wrong or missing"),
     ([*APPLY, "--strength", "3"], "--strength 3.0: must be between 0 and 2"),
     ([*APPLY, "--strength", "nan"], "--strength nan: must be between 0 and 2"),
