@@ -5,10 +5,11 @@ r"""Make an embedded base attend to the named object from its first block on.
 
 A base with a word-aligned image encoder knows where each word's object is, but its text encoder
 drowns the word vectors in what its layers add to them, and its attention learns from photos of one
-object, in which whatever stands out is the object. This trains some heads of the first block
-(queries of the context image, keys), their norms and the text layers with Focus and Cover on
-composed images of several objects. The text states stay near those of the base, all else stays as
-it is. Validated on compositions of the bank's test photos.
+object, in which whatever stands out is the object. This turns the text layers down, fits the
+queries and keys of some heads of the first block to the image encoder's score by least squares,
+and trains them, their norms and the text layers with Focus and Cover on composed images of several
+objects. The text states stay near those of the base, all else stays as it is. Validated on
+compositions of the bank's test photos.
 
 The result is `<output>/base`; `<output>/maps.png` shows attention. A stopped run resumes from its
 checkpoint when the same command is started again.
@@ -20,7 +21,6 @@ import math
 import os
 import random
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 # Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
@@ -33,9 +33,7 @@ from tqdm import tqdm
 
 from regionroute.attention.losses import cover_loss, focus_loss
 from regionroute.data.images import write_image
-from regionroute.data.prompts import build_prompt
 from regionroute.errors import UserError, command
-from regionroute.models.backbone import Backbone
 from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
 from regionroute.routing.gates import attention_concentration
@@ -44,49 +42,25 @@ from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_traini
 from train.engine.states import save_states
 from train.monitor.logs import append_row
 from train.pretrain.image_encoder.scores import auc, iou
-from train.pretrain.photo_pairs import HIGHLIGHT_PROMPTS, RECOLOUR_PROMPTS, STYLE_PROMPTS
 from train.pretrain.word_attention.config import WordAttentionConfig
 from train.pretrain.word_attention.heads import WordHeads
 from train.pretrain.word_attention.images import Images, load_images
+from train.pretrain.word_attention.prompts import (
+    LOOKS,
+    Named,
+    Words,
+    any_prompt,
+    named,
+    nowhere,
+    token_ids,
+)
+from train.pretrain.word_attention.start import start_heads
 
 RESULT, SHEET = "base", "maps.png"
-LOOKS = ("watercolour", "pixel-art", "starry night", "line-art", "neon", "woodcut", "red", "blue")
 KEPT = 32  # prompts per step whose text states are kept
 SUREST = 4  # tokens whose mean attention says whether the object is there
 THRESHOLD = 0.4  # of the attention typical of the region, as edits use it
 SHOWN = 32  # maps on the sheet
-
-
-@dataclass(frozen=True)
-class Named:
-    """A batch of images, each with a word.
-
-    Attributes:
-        context: latents [B,C,h,w].
-        prompts: which name the word.
-        spans: characters of the word in them.
-        masks: covered fractions [B,h/2,w/2], 0 where the word is absent.
-    """
-
-    context: Tensor
-    prompts: list[str]
-    spans: list[tuple[int, int]]
-    masks: Tensor
-
-
-class Words:
-    """The words of the images, and which of them may be absent together."""
-
-    def __init__(self, base: Backbone, images: Images, farthest: float) -> None:
-        self.all = sorted({word for row in images.words for word in row})
-        self.near = base.word_vectors(self.all) @ base.word_vectors(self.all).T >= farthest
-        self.number = {word: number for number, word in enumerate(self.all)}
-
-    def absent(self, words: list[str], rng: random.Random) -> str | None:
-        """A word that is not close to any of `words`; None if there is none."""
-        here = [self.number[word] for word in words if word in self.number]
-        far = (~self.near[here].any(0)).nonzero().flatten().tolist()
-        return self.all[rng.choice(far)] if far else None
 
 
 @command
@@ -101,7 +75,8 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     base = load_base(cfg.base)
     images = load_images(cfg.compositions, cfg.seed, base, output)
     words = Words(base, images["train"], cfg.farthest)
-    heads = WordHeads(base, cfg.heads, cfg.gain, cfg.text_share)
+    heads = WordHeads(base, cfg.heads, cfg.text_share)
+    start_heads(heads, images["train"], words.all, cfg.seed, cfg.sharpness)
     optimizer = torch.optim.AdamW(
         [
             {"params": heads.head_weights(), "rate": cfg.lr},
@@ -173,29 +148,29 @@ def _losses(
 ) -> dict[str, Tensor]:
     """The weighted losses of one step, scalars."""
     rng = random.Random(cfg.seed * 1_000_003 + step)
-    named = draw(cfg, images, words, rng)
+    batch = draw(cfg, images, words, rng)
     noise = torch.randn(
-        named.context.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31))
+        batch.context.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31))
     )
-    found = attention(heads, named, noise)
-    masks = named.masks[:, None]
+    found = heads.maps(batch, noise)
+    masks = batch.masks[:, None]
     present = masks.flatten(1).amax(1, keepdim=True) > 0
     entropy = F.binary_cross_entropy(
-        found.clamp(1e-6, 1 - 1e-6), 0.9 * named.masks, weight=1 + 2 * named.masks
+        found.clamp(1e-6, 1 - 1e-6), 0.9 * batch.masks, weight=1 + 2 * batch.masks
     )
-    prompts = [_any_prompt(words, rng) for _ in range(KEPT)]
+    prompts = [any_prompt(words.all, rng) for _ in range(KEPT)]
     return {
         "focus": cfg.focus * focus_loss(found[:, None], masks, present).mean(),
         "cover": cfg.cover * cover_loss(found[:, None], masks, present).mean(),
         "probability": cfg.probability * entropy,
-        "keep": cfg.keep * heads.moved(_ids(heads.base, prompts)[1]),
+        "keep": cfg.keep * heads.moved(token_ids(heads.base, prompts)[1]),
     }
 
 
 def draw(cfg: WordAttentionConfig, images: Images, words: Words, rng: random.Random) -> Named:
     """A batch: images with one of their words, or with one that is absent."""
     shown = images.shown()
-    chosen, named, masks = [], [], []
+    chosen, asked, masks = [], [], []
     for _ in range(cfg.batch):
         image = rng.choice(shown)
         number = rng.randrange(len(images.words[image]))
@@ -204,52 +179,9 @@ def draw(cfg: WordAttentionConfig, images: Images, words: Words, rng: random.Ran
         if absent is not None:
             word, mask = absent, torch.zeros_like(mask)
         chosen.append(image)
-        named.append(word)
+        asked.append(word)
         masks.append(mask)
-    return _named(images, chosen, named, torch.stack(masks), [rng.choice(LOOKS) for _ in named])
-
-
-def _named(
-    images: Images, chosen: list[int], words: list[str], masks: Tensor, looks: list[str]
-) -> Named:
-    prompts = [build_prompt([pair]) for pair in zip(words, looks, strict=True)]
-    return Named(
-        images.latents[chosen].float(),
-        [prompt.text for prompt in prompts],
-        [prompt.object_spans[0] for prompt in prompts],
-        masks,
-    )
-
-
-def attention(heads: WordHeads, named: Named, noise: Tensor) -> Tensor:
-    """Maps [B,h/2,w/2] of the words of a batch."""
-    base = heads.base
-    pairs = zip(named.prompts, named.spans, strict=True)
-    tokens = [base.token_indices(prompt, span) for prompt, span in pairs]
-    return heads.maps(named.context, noise, _ids(base, named.prompts), tokens)
-
-
-def _ids(base: Backbone, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """CLIP and T5 token ids, [P,T] each, padded as the Kontext pipeline pads."""
-    first, second = (
-        tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=base.text_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        for tokenizer in base.tokenizers()
-    )
-    return first, second
-
-
-def _any_prompt(words: Words, rng: random.Random) -> str:
-    """A prompt of the base's training, or of an edit."""
-    word, look = rng.choice(words.all), rng.choice(LOOKS)
-    forms = [*HIGHLIGHT_PROMPTS, *RECOLOUR_PROMPTS, *STYLE_PROMPTS]
-    forms += [build_prompt([("{word}", "{look}")]).text] * len(forms)
-    return rng.choice(forms).format(word=word, look=look)
+    return named(images, chosen, asked, torch.stack(masks), [rng.choice(LOOKS) for _ in asked])
 
 
 @torch.no_grad()
@@ -283,10 +215,10 @@ def validate(heads: WordHeads, images: Images, words: Words) -> dict[str, float]
 
 def _maps_of(heads: WordHeads, images: Images, image: int, words: list[str]) -> Tensor:
     """Maps [W,h/2,w/2] of several words in one image."""
-    nowhere = torch.zeros(len(words), *images.masks.shape[-2:])
-    named = _named(images, [image] * len(words), words, nowhere, [LOOKS[1]] * len(words))
-    noise = torch.randn(named.context.shape[1:], generator=torch.Generator().manual_seed(image))
-    return attention(heads, named, noise.expand_as(named.context))
+    count = len(words)
+    batch = named(images, [image] * count, words, nowhere(images, count), [LOOKS[1]] * count)
+    noise = torch.randn(batch.context.shape[1:], generator=torch.Generator().manual_seed(image))
+    return heads.maps(batch, noise.expand_as(batch.context))
 
 
 def save_base_with(heads: WordHeads, folder: Path) -> None:

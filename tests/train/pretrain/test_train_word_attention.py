@@ -10,8 +10,12 @@ from regionroute.errors import UserError
 from regionroute.models.embedded import nano_folder
 from regionroute.models.loading import load_base
 from train.pretrain import train_word_attention as training
+from train.pretrain.image_encoder.config import CompositionsConfig
 from train.pretrain.train_word_attention import main
-from train.pretrain.word_attention.heads import WordHeads
+from train.pretrain.word_attention.heads import WordHeads, context_features
+from train.pretrain.word_attention.images import load_images
+from train.pretrain.word_attention.prompts import Words, named, nowhere, token_ids
+from train.pretrain.word_attention.start import Sides, balanced, channels, start_heads
 
 SMALL = [
     "compositions.side=32",
@@ -64,6 +68,11 @@ def test_only_the_heads_the_norms_and_the_text_layers_change(trained):
         ),
         f"{first}norm_q.weight",
         f"{first}norm_added_k.weight",
+        *(
+            f"transformer_blocks.0.{norm}.linear.{kind}"
+            for norm in ("norm1", "norm1_context")
+            for kind in ("weight", "bias")
+        ),
         "context_embedder.weight",
         "context_embedder.bias",
     }
@@ -99,16 +108,77 @@ def test_a_stopped_run_gives_the_same_base(arguments, tmp_path, monkeypatch):
 
 
 def test_text_states_stay_where_they_were_without_training():
-    heads = WordHeads(load_base("nano-photos"), (0,), gain=1.0, text_share=1.0)
+    heads = WordHeads(load_base("nano-photos"), (0,), text_share=1.0)
     ids = heads.base.tokenizer_2(["make the dog red"], return_tensors="pt").input_ids
     assert heads.moved(ids).item() < 1e-9
 
 
 def test_a_base_without_an_image_encoder_is_refused():
     with pytest.raises(UserError, match="image encoder"):
-        WordHeads(load_base("nano"), (0,), gain=1.0, text_share=1.0)
+        WordHeads(load_base("nano"), (0,), text_share=1.0)
 
 
 def test_a_head_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="heads are 0 to 5"):
-        WordHeads(load_base("nano-photos"), (0, 7), gain=1.0, text_share=1.0)
+        WordHeads(load_base("nano-photos"), (0, 7), text_share=1.0)
+
+
+@pytest.fixture(scope="module")
+def started(bank_case, tmp_path_factory):
+    """Heads of nano-photos before training, with images."""
+    bank = bank_case.make_bank(tmp_path_factory.mktemp("started"))
+    base = load_base("nano-photos")
+    cfg = CompositionsConfig(bank=str(bank), side=32, count=24, held_out=4)
+    images = load_images(cfg, 0, base, tmp_path_factory.mktemp("images"))["train"]
+    words = Words(base, images, 0.55)
+    heads = WordHeads(base, (0, 2, 4, 5), text_share=0.3)
+    start_heads(heads, images, words.all, seed=0, sharpness=0.6)
+    return heads, images, words
+
+
+def test_the_first_maps_follow_the_image_encoders_score(started):
+    heads, images, _ = started
+    encoder = heads.base.vae.image_encoder
+    chosen = images.shown()[:8]
+    asked = [images.words[image][0] for image in chosen]
+    batch = named(images, chosen, asked, nowhere(images, 8), ["neon"] * 8)
+    with torch.no_grad():
+        maps = heads.maps(batch, torch.zeros_like(batch.context)).log().flatten(1)
+        raw = encoder.raw(context_features(heads.base, batch.context))
+        scores = encoder.scores(raw, heads.base.word_vectors(asked)[:, None])[:, 0].flatten(1)
+    both = torch.stack([maps - maps.mean(1, True), scores - scores.mean(1, True)])
+    cosine = torch.cosine_similarity(both[0], both[1])
+    assert cosine.mean() > 0.5
+
+
+def test_the_modulation_of_the_first_attention_ignores_the_text(started):
+    heads, _, words = started
+    transformer = heads.base.transformer
+    linear = transformer.transformer_blocks[0].norm1.linear
+    ids = token_ids(heads.base, ["make the cat red", f"turn the {words.all[0]} into a woodcut"])[0]
+    pooled = heads.base.text_encoder(ids).pooler_output
+    with torch.no_grad():
+        embedded = transformer.time_text_embed(torch.full((2,), 1000.0), pooled)
+        shift, scale, gate = linear(torch.nn.functional.silu(embedded)).chunk(6, 1)[:3]
+    for found in (shift, scale):
+        assert (found[0] - found[1]).abs().mean() < 0.1 * (gate[0] - gate[1]).abs().mean()
+
+
+def test_balanced_coordinates_keep_inner_products():
+    generator = torch.Generator().manual_seed(0)
+    features, words = (torch.randn(400, 6, generator=generator) for _ in range(2))
+    words[:, 0] *= 5
+    asked = torch.ones(400, dtype=torch.bool)
+    sides = Sides(features, features, features[:, 0], words, words, asked)
+    shown, wanted = balanced(sides)
+    torch.testing.assert_close((shown * wanted).sum(1), (features * words).sum(1))
+    variances = torch.cov(shown.T).diagonal()
+    assert (variances.diff() <= 1e-4).all()
+
+
+def test_calm_channels_are_those_that_turn_least_across_an_image():
+    transformer = load_base("nano-photos").transformer
+    calm, fast = channels(transformer, 16)
+    assert len(calm) == 22
+    assert fast in {8, 9, 20, 21}  # the first pairs of the rows' and columns' channels
+    assert fast not in calm

@@ -30,16 +30,16 @@ class WordAttentionConfig(Section):
         "whose removal changes the velocity least",
         min_length=1,
     )
-    gain: float = Field(
-        1.4,
-        description="initial factor on the weights of the query and key norms: they bound the "
-        "logits, and with them how sharp a map can be",
+    sharpness: float = Field(
+        0.6,
+        description="of the first maps: change of their logarithm per unit of the image encoder's "
+        "score",
         gt=0,
     )
     text_share: float = Field(
-        0.15,
-        description="initial factor on what the T5 layers add to the word vectors, which they "
-        "otherwise drown",
+        0.06,
+        description="factor on what the T5 layers add to the word vectors, which they otherwise "
+        "drown; 1 for a base that this was done to",
         gt=0,
         le=1,
     )
@@ -63,7 +63,7 @@ class WordAttentionConfig(Section):
     )
     steps: int = Field(1600, description="training steps", ge=1)
     batch: int = Field(24, description="images per step", ge=1)
-    lr: float = Field(1e-2, description="peak learning rate of the heads, cosine decay", gt=0)
+    lr: float = Field(4e-3, description="peak learning rate of the heads, cosine decay", gt=0)
     text_lr: float = Field(1e-3, description="that of the text layers", gt=0)
     warmup: int = Field(50, description="linear warm-up steps", ge=0)
     clip: float = Field(1.0, description="gradient-norm clip", gt=0)

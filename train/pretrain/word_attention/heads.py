@@ -21,6 +21,7 @@ from regionroute.attention import AttentionPlan, AttentionRecorder, combine_maps
 from regionroute.diffusion.flow import predict_velocity
 from regionroute.errors import UserError
 from regionroute.models.backbone import Backbone
+from train.pretrain.word_attention.prompts import Named, phrase_tokens, token_ids
 
 BLOCK = "double.0"
 
@@ -31,24 +32,22 @@ class WordHeads(nn.Module):
     Args:
         base: changed in place.
         heads: of the first block.
-        gain: factor on the weights of the query norm and of the text keys' norm.
         text_share: factor on what the T5 layers add to the word vectors.
 
     Attributes:
+        numbers: of the heads.
         sites: the attention sites, for a map choice.
 
     Raises:
         UserError: a base of another kind, or a head that it does not have.
     """
 
-    def __init__(
-        self, base: Backbone, heads: Sequence[int], gain: float, text_share: float
-    ) -> None:
+    def __init__(self, base: Backbone, heads: Sequence[int], text_share: float) -> None:
         super().__init__()
         transformer, encoder = base.transformer, base.text_encoder_2
         if encoder is None or getattr(base.vae, "image_encoder", None) is None:
             raise UserError(f"base={base.name}: needs an image encoder that is aligned with words")
-        self.base = base
+        self.base, self.numbers = base, tuple(heads)
         self.attention = transformer.transformer_blocks[0].attn
         self.sites = [f"{BLOCK}.context:{head}" for head in heads]
         self.recorder = AttentionRecorder(self.sites, "context", source="heads")
@@ -63,7 +62,6 @@ class WordHeads(nn.Module):
         with torch.no_grad():
             for norm in (attention.norm_q, attention.norm_added_k):
                 norm.requires_grad_(True)
-                norm.weight.mul_(gain)
             for name, weight in encoder.named_parameters():
                 weight.requires_grad_("shared" not in name and "embed_tokens" not in name)
                 if name.endswith(("SelfAttention.o.weight", "DenseReluDense.wo.weight")):
@@ -79,25 +77,19 @@ class WordHeads(nn.Module):
         both = [*self.encoder.parameters(), *self.embedder.parameters()]
         return [weight for weight in both if weight.requires_grad]
 
-    def maps(
-        self,
-        context: Tensor,
-        noise: Tensor,
-        ids: tuple[Tensor, Tensor],
-        tokens: Sequence[Sequence[int]],
-    ) -> Tensor:
-        """The heads' combined map of one phrase per image.
+    def maps(self, batch: Named, noise: Tensor) -> Tensor:
+        """The heads' combined map of each image's word.
 
         Args:
-            context: latents of the images, [B,C,h,w].
+            batch: images with words.
             noise: [B,C,h,w].
-            ids: CLIP and T5 token ids [B,T] of the prompts.
-            tokens: positions of each phrase.
 
         Returns:
             Attention [B,h/2,w/2] in [0,1].
         """
-        clip, t5 = ids
+        context = batch.context
+        clip, t5 = token_ids(self.base, [prompt.text for prompt in batch.prompts])
+        tokens = phrase_tokens(self.base, batch.prompts)
         states = self.encoder(t5)[0]
         pooled = self.base.text_encoder(clip).pooler_output.detach()
         longest = max(map(len, tokens))
@@ -116,6 +108,20 @@ class WordHeads(nn.Module):
             predict_velocity(transformer, noise, context, states, pooled, sigma, 1.0)
         return combine_maps(list(self.recorder.maps().values()), "geometric")[:, 0]
 
+    @contextmanager
+    def inputs(self) -> Iterator[dict[str, Tensor]]:
+        """Keeps what enters the first block's attention: "image" [B,2N,D] and "text" [B,T,D]."""
+        seen: dict[str, Tensor] = {}
+
+        def keep(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            seen["image"], seen["text"] = given["hidden_states"], given["encoder_hidden_states"]
+
+        hook = self.attention.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
     def moved(self, t5: Tensor) -> Tensor:
         """Distance of the text states from those of the base, relative to their variance.
 
@@ -128,6 +134,11 @@ class WordHeads(nn.Module):
             variance = (before - before.mean((0, 1))).square().mean()
         now = _normalised(self.embedder(self.encoder(t5)[0]))
         return (now - before).square().mean() / variance
+
+
+def context_features(base: Backbone, context: Tensor) -> Tensor:
+    """The image encoder's features in latents [B,C,h,w], standardised: [B,c,h/2,w/2]."""
+    return F.pixel_unshuffle(context[:, -base.semantic_channels :].float(), 2)
 
 
 def _train_rows(linear: nn.Linear, rows: Tensor) -> None:
