@@ -40,6 +40,7 @@ _MADE_UP = re.compile(
 )
 LEARNED = 0.5  # residual error on held-out objects below which a style counts as learned
 # A base that edits in one step needs large steps in few minutes; see docs/tutorials/teach.md.
+ALL_LAYERS = ("experts.targets=all",)
 ONE_STEP = ("train.global_batch=4", "optim.lr=0.009", "train.validation_levels=[1.0]")
 ROUNDS = 8  # validations and previews of a run
 PATIENCE = 3  # validations without a better one
@@ -185,11 +186,11 @@ def recipe_of(base: str) -> Recipe:
     settings = read_settings(source) if isinstance(source, Path) else default_settings(index)
     size = settings.resolution * 5 // 4
     if base == nano.SCENES:
-        return Recipe("nano", (), 300, size, "float32")
+        return Recipe("nano", ALL_LAYERS, 300, size, "float32")
     if settings.steps == 1:
         return Recipe("nano_photos", ONE_STEP, 160, size, "float32")
     config = {"Flux2KleinPipeline": "klein"}.get(family_in(index).pipeline, "kontext")
-    return Recipe(config, (), 1500, size, "bfloat16")
+    return Recipe(config, ALL_LAYERS, 1500, size, "bfloat16")
 
 
 def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Recipe) -> None:
@@ -246,8 +247,8 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     settings = [
         f"base.name={args.base}", f"data.manifest={args.out / 'pairs'}", f"output={run}",
         f"seed={args.seed}", f"train.steps={steps}", "experts.styles=null",
-        # Every layer learns the style, from whole photos, and under the prompt that edits use.
-        "experts.targets=all", "data.whole_targets=true", "flow.mask_weight=1.0",
+        # From whole photos, and under the prompt that edits use.
+        "data.whole_targets=true", "flow.mask_weight=1.0",
         "routing.prompt=object", "routing.branch=expert", *recipe.settings,
         f"train.validate_every={every}", f"train.patience={PATIENCE}",
         f"train.preview_every={every}", f"train.save_every={every}",
