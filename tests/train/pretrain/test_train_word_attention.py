@@ -161,7 +161,7 @@ def test_the_modulation_of_the_first_attention_ignores_the_text(started):
         embedded = transformer.time_text_embed(torch.full((2,), 1000.0), pooled)
         shift, scale, gate = linear(torch.nn.functional.silu(embedded)).chunk(6, 1)[:3]
     for found in (shift, scale):
-        assert (found[0] - found[1]).abs().mean() < 0.1 * (gate[0] - gate[1]).abs().mean()
+        assert (found[0] - found[1]).abs().mean() < 0.3 * (gate[0] - gate[1]).abs().mean()
 
 
 def test_balanced_coordinates_keep_inner_products():
