@@ -155,7 +155,8 @@ def test_the_modulation_of_the_first_attention_ignores_the_text(started):
     heads, _, words = started
     transformer = heads.base.transformer
     linear = transformer.transformer_blocks[0].norm1.linear
-    ids = token_ids(heads.base, ["make the cat red", f"turn the {words.all[0]} into a woodcut"])[0]
+    asked = [f"make the {word} in neon style, keep other area unchanged" for word in words.all[:2]]
+    ids = token_ids(heads.base, asked)[0]
     pooled = heads.base.text_encoder(ids).pooler_output
     with torch.no_grad():
         embedded = transformer.time_text_embed(torch.full((2,), 1000.0), pooled)
