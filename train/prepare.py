@@ -63,7 +63,8 @@ def build_trainer(config: RunConfig, ranks: Ranks) -> Trainer:
     if inputs.references:
         inputs.references.release_encoder()
     previews = bool(config.train.preview_every) and ranks.main
-    release_encoders(inputs.backbone, keep_vae=previews or perceptual is not None)
+    keep_vae = previews or perceptual is not None
+    release_encoders(inputs.backbone, keep_vae=keep_vae, previews=previews)
 
     start = find_start(config, facts, ranks)
     engine = _engine(config, inputs, start, ranks)

@@ -111,6 +111,22 @@ def stored_sizes(folder: Path, quantize: Quantize | None) -> dict[str, int]:
     }
 
 
+def sampled_sizes(folder: Path, quantize: Quantize | None) -> dict[str, int]:
+    """Bytes of each network's file that are mapped when a few values of every weight are read.
+
+    A run identifies its networks so (`train.data.encode.identity`, 256 values a weight). The system
+    maps 64 KiB around each value that it finds in memory.
+    """
+    most = 256 * 2**16
+    return {
+        part: sum(
+            min(entry.bytes, most)
+            for entry in entries(network, quantize == "nf4" and part == "transformer")
+        )
+        for part, network in empty_networks(folder).items()
+    }
+
+
 def entries(network: nn.Module, packs: bool) -> Iterator[Entry]:
     """The tensors of a network, tied ones once.
 

@@ -279,9 +279,16 @@ def _settings(network: Any) -> str:
     return json.dumps(kept, default=str, sort_keys=True)
 
 
-def release_encoders(backbone: Backbone, *, keep_vae: bool) -> None:
-    """Lets go of the text encoders, and of the autoencoder unless previews decode with it."""
-    backbone.negative(backbone.settings.guidance)  # which previews ask for
+def release_encoders(backbone: Backbone, *, keep_vae: bool, previews: bool = True) -> None:
+    """Lets go of the text encoders, and of the autoencoder unless it is needed later.
+
+    Args:
+        backbone: its encoders become empty modules.
+        keep_vae: for previews and perceptual losses, which decode.
+        previews: encodes the empty prompt before, which guided previews ask for.
+    """
+    if previews:
+        backbone.negative(backbone.settings.guidance)
     empty = nn.Module()
     backbone.text_encoder = backbone.text_encoder_2 = empty
     if not keep_vae:

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{stage.name:<10}{stage.what}")
         return 0
     stages.check_disk(args.out, needed)
-    _rehearse(settings, chosen, sizes)
+    _rehearse(settings, chosen)
     return 0
 
 
@@ -115,7 +115,7 @@ def _sizes(settings: Settings) -> dict[str, int]:
         return stored_sizes(folder, settings.quantize)
 
 
-def _rehearse(settings: Settings, chosen: list[str] | None, sizes: dict[str, int]) -> None:
+def _rehearse(settings: Settings, chosen: list[str] | None) -> None:
     from regionroute.rehearsal import stages
     from regionroute.rehearsal.expected import expected
     from regionroute.rehearsal.settings import write_settings
@@ -129,6 +129,6 @@ def _rehearse(settings: Settings, chosen: list[str] | None, sizes: dict[str, int
         results = stages.read_results(settings.folder)
         planned = {}
         if {"start", "write", "pairs"} <= results.keys():
-            planned = expected(settings, sizes, results["start"]["peak"], planned_step)
+            planned = expected(settings, results["start"]["peak"], planned_step)
         write_json(settings.folder / "expected.json", planned)
         print("\n".join(["", *stages.table(results, planned)]))

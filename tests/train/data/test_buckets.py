@@ -273,7 +273,7 @@ def test_the_cache_changes_no_loss(runs, mixed, encodings, monkeypatch):
     encodings.clear()
     with monkeypatch.context() as patch:
         patch.setattr(train.prepare, "open_cache", lambda name, default, memory: Live(Path(name)))
-        patch.setattr(train.prepare, "release_encoders", lambda backbone, keep_vae: None)
+        patch.setattr(train.prepare, "release_encoders", lambda backbone, **_: None)
         assert runs("live") == 0
     assert encodings["encode_images"] >= 6 * 4 * 2  # steps, pairs, pictures: nothing was kept
     assert runs.difference("cached", "live") == 0
