@@ -2,10 +2,10 @@
 
 The score of a word at a token is ⟨f, M·e⟩ + o (see `regionroute.models.image_encoder`). What enters
 the first block's attention tells both sides: f and the objectness o of a context token, and M·e at
-the tokens of a phrase. Least squares finds the query map and the key map. Three things stand in the
-way: the block's modulation mixes the prompt into the queries (`free_of_text`), RMS norms keep the
-direction of a query but not how strong the evidence is (a constant channel keeps it), and rotary
-embedding turns most channels (`channels` finds those that it hardly turns).
+the tokens of a phrase. Least squares finds the query map and the key map. Three things would spoil
+the fit: the block's modulation mixes the prompt into the queries (`free_of_text`), RMS norms keep
+the direction of a query but not how strong the evidence is (a constant channel keeps it), and
+rotary embedding turns most channels (`channels` finds those that it hardly turns).
 """
 
 from __future__ import annotations
