@@ -12,8 +12,6 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
-from pydantic import BaseModel
-
 from regionroute import remote
 from regionroute.errors import UserError, printable, remedy
 
@@ -309,6 +307,8 @@ def settings_text(obj: Any) -> str:
 
 
 def _plain(obj: Any) -> Any:
+    from pydantic import BaseModel  # not for --help
+
     if isinstance(obj, BaseModel):
         return obj.model_dump(mode="json")
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):

@@ -1,4 +1,7 @@
-"""An HTML page with regions, matches, losses and result of StyleGallery, in one file."""
+"""Files of a restyled photo: the image, its record, and on request a page.
+
+The page shows regions, matches, losses and result, in one HTML file.
+"""
 
 import base64
 import colorsys
@@ -14,11 +17,55 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pseudo_labels.stylegallery.gallery import AnalysedImage, GalleryResult
-from regionroute.data.images import to_pil
-from regionroute.files import atomic_write
+from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer
+from regionroute.data.images import to_pil, write_image
+from regionroute.files import atomic_write, write_json
 
 _SIDE = 384  # longer side of displayed images in pixels
 _CURVE = (720, 200)
+
+
+def write_result(
+    out: Path,
+    photo: Path,
+    image: Tensor,
+    result: GalleryResult,
+    stylizer: AttentionEnergyStylizer,
+    page: Path | None = None,
+) -> list[str]:
+    """Write ``out``, next to it a JSON record of all settings, and the page.
+
+    Args:
+        out: PNG, written last.
+        photo: file of the photo.
+        image: [3, H, W] in [0, 1], the photo.
+        result: the restyled photo, its matches and losses.
+        stylizer: made the result.
+        page: HTML file, None for no page.
+
+    Returns:
+        Warnings, one sentence each; the files hold them too.
+    """
+    facts: dict[str, Any] = {
+        "photo": photo.name,
+        "references": [file.name for file in stylizer.files],
+        "matches": result.matches,
+        "styled": result.styled,
+        "loss": {"first": result.losses[0], "last": result.losses[-1]} if result.losses else None,
+        "settings": stylizer.config,
+        **({"networks": stylizer.networks} if stylizer.networks else {}),
+        **stylizer.remarks,
+    }
+    warnings = []
+    if stylizer.remarks:
+        random = ", ".join(stylizer.remarks["random_weights"])
+        warnings = [f"random weights ({random}): the image is meaningless"]
+        facts["warnings"] = warnings
+    if page:
+        write_page(page, image, result, warnings)
+    write_json(out.with_suffix(".json"), facts)
+    write_image(out, result.image)
+    return warnings
 
 
 def write_page(

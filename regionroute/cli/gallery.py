@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _restyle(args: argparse.Namespace) -> None:
-    from pseudo_labels.stylegallery.outputs import write_result
+    from pseudo_labels.stylegallery.page import write_result
     from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer
     from pseudo_labels.stylemamba.networks import find_region
     from regionroute.data.images import read_image
