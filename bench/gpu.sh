@@ -35,13 +35,15 @@ if [ -n "$dry" ]; then
   stage kernels 600 gpu_kernels --dry
   stage attention 600 attention --shapes nano --rounds 2
   stage step 600 train_kontext --dry --sizes 512 --rounds 2
-  stage few_bits 600 train_kontext --dry --weights nf4 fp8 --sizes 512 --rounds 2
+  stage nf4 600 train_kontext --dry --weights nf4 --sizes 512 --rounds 2
+  stage fp8 600 train_kontext --dry --weights fp8 --sizes 512 --rounds 2
   stage sparse 600 region_sparse --dry --rounds 1
 else
   stage kernels 60 gpu_kernels
   stage attention 80 attention --shapes flux --rounds 10
   stage step 220 train_kontext --weights bf16 --sizes 512 1024 --rounds 8
-  stage few_bits 220 train_kontext --weights nf4 fp8 --sizes 1024 --rounds 4
+  stage nf4 110 train_kontext --weights nf4 --sizes 1024 --rounds 4
+  stage fp8 110 train_kontext --weights fp8 --sizes 1024 --rounds 4
   stage sparse 120 region_sparse --device cuda --dtype bfloat16 --rounds 3
 fi
 python bench/gpu_result.py "$out"

@@ -8,7 +8,7 @@ from _shared import provenance
 
 from regionroute.files import read_json, write_json
 
-STAGES = ("kernels", "attention", "step", "few_bits", "sparse")
+STAGES = ("kernels", "attention", "step", "nf4", "fp8", "sparse")
 
 
 def main() -> int:

@@ -79,6 +79,7 @@ def stock(settings: Settings) -> None:
     import diffusers
     from PIL import Image
     from safetensors.torch import load_file
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from regionroute.data.images import read_image
     from regionroute.models.loading import load_base
@@ -98,17 +99,26 @@ def stock(settings: Settings) -> None:
     photo = Image.open(settings.photo).convert("RGB")
     ours = read_image(settings.edited("plain"))
     call = _call(settings, base, photo)
-    generator = torch.Generator().manual_seed(settings.seed)
-    before = pipe(**call, generator=generator).images[0].float().cpu()
+
+    def image() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(settings.seed)
+        found: torch.Tensor = pipe(**call, generator=generator).images[0]
+        return found.float().cpu()
+
+    before = image()
     pipe.load_lora_weights(file.parent, weight_name=file.name)
     count = check_keys(base.transformer, load_file(file))
-    generator = torch.Generator().manual_seed(settings.seed)
-    theirs = pipe(**call, generator=generator).images[0].float().cpu()
+    theirs = image()
+    # How much rounding alone changes: the same pipeline with another attention kernel.
+    with sdpa_kernel(SDPBackend.MATH):
+        rounding = (image() - theirs).abs()
     difference, effect = (theirs - ours).abs(), (theirs - before).abs()
     found = {
         "keys": count,
         "mean_difference": difference.mean().item(),
         "largest_difference": difference.max().item(),
+        "mean_difference_of_rounding": rounding.mean().item(),
+        "largest_difference_of_rounding": rounding.max().item(),
         "mean_effect_of_the_expert": effect.mean().item(),
     }
     write_json(settings.folder / "stock.json", found)
