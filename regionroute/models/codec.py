@@ -71,7 +71,6 @@ class PatchCodec(ModelMixin, ConfigMixin):
             token. 0: no image encoder.
         encoder_width: channels inside the image encoder's head.
         word_channels: length of the word vectors that its features are aligned with.
-        encoder_zoom: factor by which it enlarges images.
 
     Raises:
         ValueError: an image encoder whose stride is not the token size.
@@ -87,7 +86,6 @@ class PatchCodec(ModelMixin, ConfigMixin):
         semantic_channels: int = 0,
         encoder_width: int = 64,
         word_channels: int = 128,
-        encoder_zoom: int = 2,
     ) -> None:
         super().__init__()
         self.patch = 2 * 2 ** (len(block_out_channels) - 1)
@@ -99,9 +97,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
                 raise ValueError(
                     f"tokens of {self.patch} px, but the image encoder's stride is {STRIDE} px"
                 )
-            self.image_encoder = ImageEncoder(
-                4 * semantic_channels, encoder_width, word_channels, encoder_zoom
-            )
+            self.image_encoder = ImageEncoder(4 * semantic_channels, encoder_width, word_channels)
         self.analysis = nn.Parameter(torch.zeros(token, pixels))
         self.synthesis = nn.Parameter(torch.zeros(pixels, token))
         self.mean = nn.Parameter(torch.zeros(pixels))

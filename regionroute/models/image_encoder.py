@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from regionroute.models.efficientnet_lite import CLASSES, EfficientNetLite, load_efficientnet_lite
 
 STRIDE = 8  # pixels between outputs
+ZOOM = 2  # EfficientNet-Lite0 was trained at 224 px; its stride of 16 becomes 8 px of the image
 BLOCKS = (4, 10, 15)  # the last blocks at strides 8, 16 and 32
 CLIP = 4.0  # standardised features beyond this many deviations are clipped
 
@@ -36,14 +37,12 @@ class ImageEncoder(nn.Module):
         channels: of the output: the features and, last, the objectness.
         width: channels inside the head.
         words: length of a word vector.
-        zoom: factor by which images are enlarged for the backbone, which knows objects at 224 px.
-            At least 2, so that its stride of 16 resolves 8 px of the image.
     """
 
-    def __init__(self, channels: int, width: int, words: int, zoom: int = 2) -> None:
+    def __init__(self, channels: int, width: int, words: int) -> None:
         super().__init__()
         # The arguments that build an encoder of the same sizes.
-        self.sizes = {"channels": channels, "width": width, "words": words, "zoom": zoom}
+        self.sizes = {"channels": channels, "width": width, "words": words}
         near, middle, far = (EfficientNetLite.channels(block) for block in BLOCKS)
         self.near = nn.Conv2d(near, width, 1)
         self.middle = nn.Conv2d(middle, width, 1)
@@ -79,23 +78,14 @@ class ImageEncoder(nn.Module):
             class evidence [B,words,H/16,W/16].
         """
         backbone = load_efficientnet_lite().to(images.device, images.dtype)
-        zoom = self.sizes["zoom"]
-        zoomed = F.interpolate(images, scale_factor=zoom, mode="bilinear", align_corners=False)
+        zoomed = F.interpolate(images, scale_factor=ZOOM, mode="bilinear", align_corners=False)
         # Convolutions of one channel each are faster on a CPU with the channels last.
         zoomed = zoomed.contiguous(memory_format=torch.channels_last)
         (near, middle, far), logits = backbone(zoomed, BLOCKS)
         deviation, mean = torch.std_mean(logits, 1, keepdim=True)
         strong = ((logits - mean) / deviation - 2).relu()
         evidence = torch.einsum("bchw,cd->bdhw", strong, self.class_vectors)
-        fine = tuple(side // STRIDE for side in images.shape[-2:])
-        coarse = tuple(side // (2 * STRIDE) for side in images.shape[-2:])
-        pooled = F.adaptive_avg_pool2d
-        return (
-            pooled(near, fine),
-            pooled(middle, fine),
-            pooled(far, coarse),
-            pooled(evidence, coarse),
-        )
+        return F.avg_pool2d(near, 2), middle, far, evidence
 
     def head(self, near: Tensor, middle: Tensor, far: Tensor, evidence: Tensor) -> Tensor:
         """Raw features and objectness [B,channels,h,w] from the maps of `views`."""

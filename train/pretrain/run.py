@@ -105,7 +105,6 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
         sizes = {
             "encoder_width": image_encoder.sizes["width"],
             "word_channels": image_encoder.sizes["words"],
-            "encoder_zoom": image_encoder.sizes["zoom"],
         }
     codec = PatchCodec(
         latent_channels=cfg.codec.latent_channels + semantic, semantic_channels=semantic, **sizes

@@ -98,24 +98,10 @@ def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
 
 
 def new_encoder(cfg: ImageEncoderConfig, base: Backbone) -> ImageEncoder:
-    """The base's own, or one whose head says what the class evidence says, without training.
-
-    Raises:
-        UserError: the base has none of these sizes.
-    """
+    """An encoder whose head says what the class evidence says, without any training."""
     vectors = class_vectors(base)
-    channels, size = 4 * cfg.network.semantic_channels, vectors.shape[1]
-    encoder = ImageEncoder(channels, cfg.network.width, size, cfg.network.zoom)
-    if cfg.further:
-        before = getattr(base.vae, "image_encoder", None)
-        if before is None or before.sizes | {"zoom": cfg.network.zoom} != encoder.sizes:
-            raise UserError(
-                f"further=true: base={cfg.base} has no image encoder of {channels} channels, "
-                f"width {cfg.network.width} and words of {size}; change `network` or give "
-                "further=false"
-            )
-        encoder.load_state_dict(before.state_dict())
-        return encoder
+    size = vectors.shape[1]
+    encoder = ImageEncoder(4 * cfg.network.semantic_channels, cfg.network.width, size)
     encoder.class_vectors.copy_(vectors)
     # Word vectors are in the order of their principal components: the first ones say most.
     leading = torch.eye(size)[: len(encoder.word_map)]

@@ -35,9 +35,6 @@ class NetworkConfig(Section):
         ge=1,
     )
     width: int = Field(64, description="channels inside the head", ge=8)
-    zoom: int = Field(
-        3, description="factor by which images are enlarged for the backbone", ge=2, le=8
-    )
 
 
 class ImageEncoderConfig(Section):
@@ -51,9 +48,6 @@ class ImageEncoderConfig(Section):
     )
     compositions: CompositionsConfig = CompositionsConfig()
     network: NetworkConfig = NetworkConfig()
-    further: bool = Field(
-        False, description="start from the base's own image encoder, of the same sizes"
-    )
     steps: int = Field(1200, description="training steps", ge=1)
     batch: int = Field(16, description="images per step", ge=1)
     negatives: int = Field(12, description="absent words per image", ge=1)

@@ -58,9 +58,7 @@ def load_views(
         UserError: the bank cannot be read.
     """
     path = output / FILE
-    made_with = json.dumps(
-        [seed, cfg.model_dump(), encoder.sizes["zoom"], encoder.class_vectors.sum().item()]
-    )
+    made_with = json.dumps([seed, cfg.model_dump(), encoder.class_vectors.sum().item()])
     found = read_stored(path, made_with)
     if found is None:
         bank = ObjectBank(cfg.bank)
