@@ -25,7 +25,6 @@ from regionroute.models.image_encoder import word_vectors
 from regionroute.models.source import BaseSettings
 
 MAX_ASPECT = 16  # beyond this the short side is a token or two
-_SUREST = 4  # positions: a mean over few is steadier than the maximum
 
 
 @dataclass
@@ -138,17 +137,16 @@ class Backbone:
             phrases: S object phrases for each of the B images.
 
         Returns:
-            [B,S] in [0,1], the mean probability at the four surest positions; None for a base
-            without an image encoder that is aligned with words.
+            [B,S] in [0,1], see `ImageEncoder.presence`; None for a base without an image encoder
+            that is aligned with words.
         """
         encoder = getattr(self.vae, "image_encoder", None)
         if encoder is None:
             return None
         features = F.pixel_unshuffle(context[:, -self.semantic_channels :].float(), 2)
         words = torch.stack([self.word_vectors(row) for row in phrases]).to(features)
-        scores: Tensor = encoder.scores(encoder.raw(features), words)
-        surest = scores.sigmoid().flatten(2)
-        return surest.topk(min(_SUREST, surest.shape[2])).values.mean(2)
+        found: Tensor = encoder.presence(encoder.raw(features), words, phrases)
+        return found
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Text:

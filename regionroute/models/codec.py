@@ -12,6 +12,7 @@ sees too few photos to learn by itself what a dog looks like. Features next to p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
             token. 0: no image encoder.
         encoder_width: channels inside the image encoder's head.
         word_channels: length of the word vectors that its features are aligned with.
+        vocabulary: words that its training images were labelled with.
 
     Raises:
         ValueError: an image encoder whose stride is not the token size.
@@ -86,6 +88,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         semantic_channels: int = 0,
         encoder_width: int = 64,
         word_channels: int = 128,
+        vocabulary: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.patch = 2 * 2 ** (len(block_out_channels) - 1)
@@ -97,7 +100,9 @@ class PatchCodec(ModelMixin, ConfigMixin):
                 raise ValueError(
                     f"tokens of {self.patch} px, but the image encoder's stride is {STRIDE} px"
                 )
-            self.image_encoder = ImageEncoder(4 * semantic_channels, encoder_width, word_channels)
+            self.image_encoder = ImageEncoder(
+                4 * semantic_channels, encoder_width, word_channels, vocabulary
+            )
         self.analysis = nn.Parameter(torch.zeros(token, pixels))
         self.synthesis = nn.Parameter(torch.zeros(pixels, token))
         self.mean = nn.Parameter(torch.zeros(pixels))

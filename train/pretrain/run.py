@@ -12,6 +12,7 @@ checkpoint when the same command is started again.
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -98,13 +99,14 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
     image_encoder = None if path is None else load_image_encoder(path)
     if before is not None and image_encoder is None:
         return before
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     semantic = 0
     if image_encoder is not None:
         semantic = image_encoder.sizes["channels"] // 4
         sizes = {
             "encoder_width": image_encoder.sizes["width"],
             "word_channels": image_encoder.sizes["words"],
+            "vocabulary": image_encoder.vocabulary,
         }
     codec = PatchCodec(
         latent_channels=cfg.codec.latent_channels + semantic, semantic_channels=semantic, **sizes

@@ -87,6 +87,7 @@ def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
     encoder = new_encoder(cfg, base)
     views = load_views(cfg.compositions, cfg.seed, encoder, output)
     vocabulary = Vocabulary(base, views)
+    encoder.vocabulary = tuple(vocabulary.words)
     optimizer = _optimizer(encoder, cfg)
     start = resume(cfg, output, encoder=encoder, optimizer=optimizer)
     train(cfg, encoder, optimizer, views, vocabulary, start)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from regionroute.models.image_encoder import CLIP, ImageEncoder
+from regionroute.models.image_encoder import CLIP, SEEN, SUREST, ImageEncoder
 
 
 @pytest.fixture
@@ -68,3 +68,20 @@ def test_the_state_holds_the_head_alone(encoder):
     again.load_state_dict(state)
     images = torch.rand(1, 3, 32, 32) * 2 - 1
     assert torch.equal(again.eval().requires_grad_(False)(images), encoder(images))
+
+
+def test_presence_expects_more_of_words_that_training_images_were_labelled_with(encoder):
+    raw, words = torch.randn(2, 12, 3, 3), torch.randn(2, 2, 16)
+    phrases = [["dog", "grey dog"], ["Dog", "cup"]]
+    surest = encoder.scores(raw, words).flatten(2).topk(SUREST).values
+    assert torch.allclose(encoder.presence(raw, words, phrases), surest.sigmoid().mean(2))
+
+    encoder.vocabulary = ("dog", "cat")
+    surest[:, 0] -= SEEN
+    assert torch.allclose(encoder.presence(raw, words, phrases), surest.sigmoid().mean(2))
+
+
+def test_presence_of_fewer_positions_than_it_looks_at(encoder):
+    raw, words = torch.randn(1, 12, 1, 2), torch.randn(1, 1, 16)
+    mean = encoder.scores(raw, words).sigmoid().mean((2, 3))
+    assert torch.allclose(encoder.presence(raw, words, [["dog"]]), mean)

@@ -175,7 +175,7 @@ def test_the_perceptual_loss_may_be_of_some_tasks_alone(arguments, tmp_path, vgg
 def image_encoder(tmp_path_factory):
     """An image encoder of random weights, of two latent channels."""
     path = tmp_path_factory.mktemp("image_encoder") / "image_encoder.safetensors"
-    network = ImageEncoder(8, width=8, words=16)
+    network = ImageEncoder(8, width=8, words=16, vocabulary=["cat", "dog"])
     torch.nn.init.normal_(network.class_vectors)
     save_image_encoder(network, path)
     return path
@@ -219,6 +219,7 @@ def test_a_finished_base_goes_on_and_learns_to_see(finished, arguments, tmp_path
     assert torch.allclose(latents[:, :4], before.encode_images(picture), atol=1e-5)
     own = load_image_encoder(image_encoder).near.weight
     assert torch.equal(after.vae.image_encoder.near.weight, own.half().float())
+    assert after.vae.image_encoder.vocabulary == ("cat", "dog")
 
     # Once more from there: the codec that sees is taken over whole.
     again = [*arguments, f"init_from={tmp_path / 'sees' / 'base'}", "base.steps=1"]

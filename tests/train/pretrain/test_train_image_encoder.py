@@ -61,6 +61,7 @@ def test_it_learns_to_find_what_is_named(arguments, tmp_path, capsys):
     network = load_image_encoder(tmp_path / "image_encoder.safetensors")
     features = network(torch.rand(1, 3, 32, 32) * 2 - 1)
     assert features.shape == (1, 16, 4, 4)
+    assert network.vocabulary == ("cup", "dog")
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -179,5 +180,8 @@ def test_another_file_is_no_image_encoder(base, tmp_path):
     with pytest.raises(UserError, match=r"not a network of train/pretrain/train_image_encoder\.py"):
         load_image_encoder(tmp_path / "other.safetensors")
     network = new_encoder(ImageEncoderConfig(), base)
+    network.vocabulary = ("cat", "dog")
     save_image_encoder(network, tmp_path / "good.safetensors")
-    assert load_image_encoder(tmp_path / "good.safetensors").sizes == network.sizes
+    again = load_image_encoder(tmp_path / "good.safetensors")
+    assert again.sizes == network.sizes
+    assert again.vocabulary == network.vocabulary

@@ -1,4 +1,4 @@
-"""The file of an image encoder: safetensors with the network's sizes."""
+"""The file of an image encoder: safetensors with the network's sizes and vocabulary."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,14 @@ from regionroute.errors import UserError
 from regionroute.files import atomic_write
 from regionroute.models.image_encoder import ImageEncoder
 
-SIZES = "sizes"
+SIZES, VOCABULARY = "sizes", "vocabulary"
 
 
 def save_image_encoder(network: ImageEncoder, path: Path) -> None:
     """Saves a frozen network."""
+    about = {SIZES: json.dumps(network.sizes), VOCABULARY: json.dumps(network.vocabulary)}
     with atomic_write(path) as temporary:
-        save_file(network.state_dict(), temporary, metadata={SIZES: json.dumps(network.sizes)})
+        save_file(network.state_dict(), temporary, metadata=about)
 
 
 def load_image_encoder(path: str | Path) -> ImageEncoder:
@@ -32,7 +33,8 @@ def load_image_encoder(path: str | Path) -> ImageEncoder:
         )
     try:
         with safe_open(path, "pt") as file:
-            network = ImageEncoder(**json.loads((file.metadata() or {})[SIZES]))
+            about = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            network = ImageEncoder(**about[SIZES], vocabulary=about[VOCABULARY])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
