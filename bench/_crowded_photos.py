@@ -44,7 +44,7 @@ def test_photos(
         for photo in tqdm(read_labels(path)[0], desc=path.parent.name, unit="photo"):
             if split.get(photo.name, "test") != "test":
                 continue
-            image, objects = _opened(photo)
+            image, objects = opened(photo)
             if len(objects) > 1:
                 crowded.append((photo.name, "photo", image, objects))
             elif objects and photo.name in split:
@@ -66,7 +66,7 @@ def test_photos(
     return photos
 
 
-def _opened(photo: LabelledPhoto) -> tuple[Tensor, dict[str, Tensor]]:
+def opened(photo: LabelledPhoto) -> tuple[Tensor, dict[str, Tensor]]:
     """Pixels and the masks of the objects that are large enough, by word."""
     image, segments, _ = open_photo(photo)
     objects: dict[str, Tensor] = {}
