@@ -223,6 +223,23 @@ def crowded() -> str:
     return by_columns(rows, columns, names, ("", ""))
 
 
+def presence() -> str:
+    """Absent and present words by what is taken off the scores of trained words."""
+    groups = result("presence")["groups"]
+    chosen = str(result("presence")["seen"])
+    body = []
+    for title, group in groups.items():
+        cells = [
+            cell(group["values"][value][which], "%")
+            for value in ("0.0", chosen)
+            for which in ("pass", "refused")
+        ]
+        body.append([title, str(group["objects"]), *cells])
+    heads = ["absent words pass", "present ones refused"]
+    old = [f"{head}, as scored" for head in heads]
+    return table(["", "objects", *old, *heads], body)
+
+
 def gates(name: str) -> Callable[[], str]:
     """What cuts the edit out."""
     columns = [
@@ -246,6 +263,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photo-slices": photo_slices,
     "photos-earlier": photos_earlier,
     "crowded": crowded,
+    "presence": presence,
     "gates": gates("gates"),
     "gates-fresh": gates("gates_fresh"),
     "wrong-edits": wrong_edits,

@@ -8,7 +8,7 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Their results follow the weights in the package; building the site draws them anew.
-FOLLOW_WEIGHTS = {"photos", "photo-slices", "crowded", "absent"}
+FOLLOW_WEIGHTS = {"photos", "photo-slices", "crowded", "presence", "absent"}
 
 
 @pytest.fixture(scope="module")
