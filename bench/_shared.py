@@ -58,20 +58,23 @@ def paired_seconds(
     methods: dict[str, Callable[[], object]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    warm: bool = True,
 ) -> dict[str, list[float]]:
     """Time all methods once per round, so that other load affects them alike.
 
     Args:
-        methods: name -> callable; each is called once before, unmeasured.
+        methods: name -> callable.
         rounds: measured calls per method.
         clock: `time.process_time` counts CPU time only.
+        warm: call each method once before, unmeasured.
 
     Returns:
         name -> seconds, one value per round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     names = list(methods)
-    for run in methods.values():
+    for run in methods.values() if warm else ():
         run()
     for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:  # rotate the order

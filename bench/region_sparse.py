@@ -5,11 +5,11 @@
     python bench/region_sparse.py --device cuda --dtype bfloat16 --blocks 19 38
 
 True width and token counts, random weights, and as many blocks as fit: a call's time is linear in
-the number of double and of single blocks, so the time of the whole model is composed from a model
-with one double block and models with one and two single blocks. A whole sampling is composed of
-its measured calls: dense, ``steps + 1`` calls as without sparse sampling (one reads the map);
-sparse, the full calls of `full_steps` (the first reads the map as well) and partial calls. Speed
-says nothing about quality.
+the number of blocks, so the time of the whole model is composed from a model with one single block
+and one without blocks; ``--blocks`` measures a model of any size instead. A whole sampling is
+composed of its measured calls: dense, ``steps + 1`` calls as without sparse sampling (one reads the
+map); sparse, those of `schedule` (the first reads the map as well). Times on the CPU are the
+process's CPU time. Speed says nothing about quality, see region_sparse_quality.py.
 The result goes to bench/results/region_sparse.json, on a GPU to region_sparse_cuda.json.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import gc
 import math
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,8 @@ from _shared import add_result_argument, paired_seconds, provenance
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import Tensor
 
-from regionroute.attention.row_cache import RowCache
-from regionroute.diffusion.flow import predict_rows, predict_velocity
-from regionroute.editing.sparse import full_steps, region_of
+from regionroute.diffusion.flow import predict_velocity
+from regionroute.editing.sparse import Kind, Region, SparseCalls, region_of, schedule
 from regionroute.files import write_json
 
 # The published configurations; blocks are (double, single).
@@ -56,6 +56,7 @@ DRY = {
 }  # fmt: skip
 AREAS = (0.05, 0.1, 0.2, 0.4, 1.0)
 STEPS = (28, 4)
+KINDS: tuple[Kind, ...] = ("full", "partial", "wide", "local")
 
 
 def model(kind: Any, settings: dict[str, Any], blocks: tuple[int, int], like: Tensor) -> Any:
@@ -82,55 +83,51 @@ def square(area: float, grid: int) -> Tensor:
 def calls(
     transformer: Any, settings: dict[str, Any], grid: int, text: int, like: Tensor
 ) -> dict[str, Callable[[], object]]:
-    """The dense call, the full call that stores, and a partial call for each area."""
+    """The dense call, the full call that stores, and the other kinds for each area."""
     channels = settings["in_channels"] // 4
     noisy = torch.randn(1, channels, 2 * grid, 2 * grid).to(like)
     embeds = torch.randn(1, text, settings["joint_attention_dim"]).to(like)
     pooled = torch.randn(1, settings.get("pooled_projection_dim", 0)).to(like)
     given = (noisy, torch.randn_like(noisy), embeds, pooled, torch.tensor([0.7]), 2.5)
-    cache = RowCache()
-
-    def full() -> object:
-        with cache.full(transformer):
-            return predict_velocity(transformer, *given)
-
-    def partial(rows: Tensor) -> object:
-        every = torch.cat([torch.arange(text, device=rows.device)[None], rows + text], dim=1)
-        with cache.partial(transformer, every, text):
-            return predict_rows(transformer, *given, rows)
-
     found: dict[str, Callable[[], object]] = {
-        "dense": lambda: predict_velocity(transformer, *given),
-        "full": full,
+        "dense": lambda: predict_velocity(transformer, *given)
     }
-    for area in AREAS[:-1]:
-        rows = region_of(square(area, grid)).rows.to(like.device)
-        found[f"partial {area:.0%}"] = lambda rows=rows: partial(rows)
+    if not transformer.transformer_blocks and not transformer.single_transformer_blocks:
+        return found
+    sparse = SparseCalls(transformer, square(AREAS[0], grid).to(like.device), len(KINDS))
+    sparse.kinds = list(KINDS)
+    for kind in KINDS:
+        for area in AREAS[:1] if kind == "full" else AREAS[:-1]:
+            region = region_of(square(area, grid).to(like.device))
+
+            def run(region: Region = region, step: int = KINDS.index(kind)) -> object:
+                sparse.region = region
+                return sparse.predict(step, *given)
+
+            found[kind if kind == "full" else f"{kind} {area:.0%}"] = run
     return found
 
 
 def composed(
     times: dict[tuple[int, int], dict[str, float]], blocks: tuple[int, int]
 ) -> dict[str, float]:
-    """Seconds of each call of the whole model: outside the blocks, per double, per single block."""
-    found = {}
-    for name in times[1, 1]:
-        single = times[1, 2][name] - times[1, 1][name]
-        double = times[2, 1][name] - times[1, 1][name]
-        rest = max(0.0, times[1, 1][name] - single - double)
-        found[name] = rest + blocks[0] * double + blocks[1] * single
-    return found
+    """Seconds of each call of the whole model, from those outside the blocks and of a single block.
+
+    Double blocks do as many operations as single ones in both bases and are counted as such. What
+    is outside of the blocks is measured for the dense call and counted for all.
+    """
+    rest = times[0, 0]["dense"]
+    return {name: rest + sum(blocks) * (time - rest) for name, time in times[0, 1].items()}
 
 
-def ratios(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
+def ratios(seconds: dict[str, float], kinds: Callable[[int], list[Kind]]) -> dict[str, Any]:
     """Dense over sparse time of whole samplings, by number of steps and area."""
     table: dict[str, dict[str, float]] = {}
     for steps in STEPS:
-        full = len(full_steps(steps))
         dense = (steps + 1) * seconds["dense"]
         table[str(steps)] = {
             f"{area:.0%}": dense
-            / (full * seconds["full"] + (steps - full) * seconds[f"partial {area:.0%}"])
+            / sum(seconds[k if k == "full" else f"{k} {area:.0%}"] for k in kinds(steps))
             for area in AREAS[:-1]
         }
         # The whole image as region: dense calls, of which the first reads the map.
@@ -148,7 +145,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, action="append", help="pixels (1024 and 512)")
     parser.add_argument("--rounds", type=int, default=3, help="measured calls of each (3)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 (float32)")
+    parser.add_argument("--dtype", default="bfloat16", help="float32 or bfloat16 (bfloat16)")
     parser.add_argument(
         "--blocks", type=int, nargs=2, metavar=("DOUBLE", "SINGLE"),
         help="measure a model of so many blocks in place of composing its time",
@@ -160,6 +157,8 @@ def main() -> None:
     add_result_argument(parser, "region_sparse", known.device)
     arguments = parser.parse_args()
     like = torch.empty(0, device=arguments.device, dtype=getattr(torch, arguments.dtype))
+    # Other processes on the machine change the wall time, not the CPU time.
+    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
     rows = []
     for base in arguments.base or BASES:
         kind, settings, blocks, text = BASES[base]
@@ -168,12 +167,14 @@ def main() -> None:
             settings = settings | DRY | {"axes_dims_rope": rope}
         for resolution in arguments.resolution or ((128,) if arguments.dry else (1024, 512)):
             grid = resolution // 16
-            sizes = [tuple(arguments.blocks)] if arguments.blocks else [(1, 1), (1, 2), (2, 1)]
+            sizes = [tuple(arguments.blocks)] if arguments.blocks else [(0, 0), (0, 1)]
             times = {}
             for size in sizes:
                 transformer = model(kind, settings, size, like)
                 methods = calls(transformer, settings, grid, text, like)
-                seconds = paired_seconds(methods, arguments.rounds)
+                for warm in calls(transformer, settings, 8, text, like).values():
+                    warm()
+                seconds = paired_seconds(methods, arguments.rounds, clock, warm=False)
                 times[size] = {name: statistics.median(values) for name, values in seconds.items()}
                 del transformer, methods
                 gc.collect()
@@ -187,12 +188,12 @@ def main() -> None:
                 "whole_model_blocks": list(arguments.blocks or blocks),
                 "seconds_per_call": {name: round(value, 4) for name, value in whole.items()},
                 "call_ratio": {n: whole["dense"] / v for n, v in whole.items() if n != "dense"},
-                "sampling_ratio": ratios(whole),
+                "sampling_ratio": ratios(whole, schedule),
             }
             rows.append(row)
+            result = provenance(("torch", "diffusers")) | {"rounds": arguments.rounds, "rows": rows}
+            write_json(arguments.result, result)
             print(f"{base} {resolution} px", row["call_ratio"], row["sampling_ratio"], flush=True)
-    result = {**provenance(("torch", "diffusers")), "rounds": arguments.rounds, "rows": rows}
-    write_json(arguments.result, result)
 
 
 if __name__ == "__main__":

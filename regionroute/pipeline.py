@@ -263,7 +263,8 @@ class RegionRoutePipeline:
                 "rightmost", "topmost" or "bottommost"; routed.
             lock_background: keep every pixel outside the region bit for bit.
             refine_crop: restyle small objects of large images once more in a crop around them.
-            sparse: after the first call compute only the region in most steps; routed.
+            sparse: after the first call compute only the region in most steps; routed. None: where
+                it pays (a locked background, 4 steps or more, 512 px or more).
             force: edit even if the object seems to be absent; without it such an image is left
                 unchanged, with a warning in its metadata (`routing.presence`).
             batch_size: images of one size to edit at a time.

@@ -16,7 +16,7 @@ from regionroute.adapters.lora_moe import (
     adapter_layers,
     adapter_parameters,
 )
-from regionroute.adapters.route import routed, routings
+from regionroute.adapters.route import given_rows, routed, routings
 from regionroute.adapters.routers import (
     FixedRouter,
     RouteContext,
@@ -44,6 +44,7 @@ __all__ = [
     "eject",
     "expert_state_dict",
     "experts_from_loras",
+    "given_rows",
     "import_lora",
     "inject",
     "load_expert_state_dict",

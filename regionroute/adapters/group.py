@@ -39,11 +39,14 @@ class ActiveRoute:
         stacks: by layer (its id), with the state of the parameters they were made from; kept only
             where no gradient is asked for, so that sampling gathers and casts experts once.
         routings: decisions of learned routers by layer name, for losses and logs.
+        rows: positions of the tokens that the transformer is given among all [text, image], long
+            [B,R], the text's first, and the number of text tokens; None: it is given all.
     """
 
     context: RouteContext
     stacks: dict[int, tuple[object, Stack | None]] = field(default_factory=dict)
     routings: dict[str, Routing] = field(default_factory=dict)
+    rows: tuple[Tensor, int] | None = None
 
 
 @dataclass(eq=False)

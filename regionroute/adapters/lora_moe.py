@@ -213,10 +213,19 @@ class LoRAMoELinear(nn.Module):
         """Adds a dimension for the tokens where there is none, else takes this layer's part."""
         if weight.ndim == plain:
             return weight.unsqueeze(1)
+        joint = routing.text_len is not None or self.stream == "joint"
+        assert self.group.active is not None
+        if self.group.active.rows is not None and (joint or self.stream == "img"):
+            rows, text = self.group.active.rows
+            rows = rows if joint else rows[:, text:] - text
+            index = rows.view(*rows.shape, *(1,) * (weight.ndim - 2))
+            weight = weight.expand(len(rows), *weight.shape[1:])
+            weight = weight.gather(1, index.expand(-1, -1, *weight.shape[2:]))
         if routing.text_len is None or self.stream == "joint":
             return weight
-        text, image = slice(None, routing.text_len), slice(routing.text_len, None)
-        return weight[:, text if self.stream == "txt" else image]
+        if self.stream == "txt":
+            return weight[:, : routing.text_len]
+        return weight[:, routing.text_len :]
 
     def expert_state_dict(self, expert: int) -> dict[str, Tensor]:
         """What an expert and the shared one add, as one LoRA of rank r+rs: fp32 copies on the CPU.

@@ -26,6 +26,19 @@ from regionroute.diffusion.families import find_transformer
 from regionroute.diffusion.family import Family
 
 
+def stored_bytes(config: Mapping[str, Any], tokens: int, itemsize: int) -> int:
+    """Memory of the keys and values of one call.
+
+    Args:
+        config: of the transformer.
+        tokens: N, those of a padded batch or of several branches counted together.
+        itemsize: bytes of a value.
+    """
+    blocks = config["num_layers"] + config["num_single_layers"]
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return int(2 * blocks * width * tokens * itemsize)
+
+
 @dataclass(eq=False)
 class _Stored:
     """What a block keeps: keys and values [B,H,N,D]."""
@@ -94,8 +107,7 @@ class RowCache:
             rows: positions of the given tokens among all N, long [B,R]; equal positions are
                 padding and must belong to equal tokens.
             text: T, how many of them are text tokens.
-            keys: positions of the tokens that are attended to, long [M], the given ones among
-                them; None: all N.
+            keys: which tokens are attended to, bool [B,N], the given ones among them; None: all.
 
         Raises:
             RuntimeError: nothing was stored before.
@@ -143,11 +155,15 @@ class RowCache:
         for sample, rows in enumerate(self._rows):
             stored.key[sample].index_copy_(1, rows, key[sample].transpose(0, 1))
             stored.value[sample].index_copy_(1, rows, value[sample].transpose(0, 1))
-        keys, values = stored.key, stored.value
-        if self._kept is not None:
-            keys, values = keys[:, :, self._kept], values[:, :, self._kept]
-        out = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values)
-        return out.transpose(1, 2)
+        query = query.transpose(1, 2)
+        if self._kept is None:
+            out = F.scaled_dot_product_attention(query, stored.key, stored.value)
+            return out.transpose(1, 2)
+        parts = [
+            F.scaled_dot_product_attention(q[None], k[None, :, kept], v[None, :, kept])
+            for q, k, v, kept in zip(query, stored.key, stored.value, self._kept, strict=True)
+        ]
+        return torch.cat(parts).transpose(1, 2)
 
     def _measure(self, name: str, stored: _Stored, key: Tensor, value: Tensor) -> None:
         """Notes how far the text's keys and values are from the latest full call's."""

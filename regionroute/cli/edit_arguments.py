@@ -185,7 +185,8 @@ def _add_how(parser: Parser) -> None:
     how.add_argument(
         "--sparse", action=argparse.BooleanOptionalAction,
         help="after the first model call compute only the object in most steps, see "
-        "docs/explanation/sparse.md (off)",
+        "docs/explanation/sparse.md (on when routed with a locked background, 4 steps or more and "
+        "512 px or more)",
     )  # fmt: skip
     how.add_argument(
         "--force", action="store_true",

@@ -140,6 +140,7 @@ class Editor:
         sampled = self._sampler.run(job)
         edited, crops, acted = self._finish(sampled, sources, requests, regions, options)
         shared = batch_metadata(self.backbone, self.experts_dir, options, _size(sources))
+        shared["sparse"] = sampled.sparse
         if sampled.region_map is not None and (regions is None or options.mode == "plain"):
             shared["map"] = self.map_choice.settings()
         results = []
@@ -225,7 +226,7 @@ class Editor:
         job = SamplingJob(
             plans, context, torch.cat(noise), options.steps, options.guidance, options.mode,
             callback, options.strength, bool(options.lock_background), want_map,
-            sparse=bool(options.sparse), instance=options.instance, force=options.force,
+            sparse=options.sparse, instance=options.instance, force=options.force,
         )  # fmt: skip
         if regions is not None:
             return dataclasses.replace(job, gates=gates_on_grid(regions, job.grid).to(context))

@@ -107,7 +107,7 @@ class EditOptions:
         refine_crop: restyle small objects of large images once more in a crop around them, see
             `regionroute.editing.refine_crop`; needs a locked background.
         sparse: compute only the region in most steps, see `regionroute.editing.sparse`; routed.
-            None: off.
+            None: where it pays (a locked background, several steps, many tokens).
         force: edit even where the object seems to be absent, see `RoutingConfig.presence`.
     """
 

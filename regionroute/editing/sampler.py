@@ -6,6 +6,7 @@ columns, h w image tokens, T text tokens.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from regionroute.adapters import routed
 from regionroute.attention import AttentionPlan, region_map
-from regionroute.attention.row_cache import RowCache
+from regionroute.attention.row_cache import RowCache, stored_bytes
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite
 from regionroute.data.prompts import restyle_prompt
 from regionroute.diffusion.flow import denoise, guide, predict_velocity, sample
 from regionroute.editing.sampling_job import SamplingJob, SamplingResult
-from regionroute.editing.sparse import SparseCalls
+from regionroute.editing.sparse import LIMIT, SparseCalls, free_bytes, pays
 from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.models.backbone import Backbone
 from regionroute.routing.gates import (
@@ -35,6 +36,8 @@ from regionroute.routing.gates import (
 )
 from regionroute.routing.instances import choose_instances
 from regionroute.routing.region_maps import MapReader
+
+_log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -128,6 +131,7 @@ class Sampler:
 
         Each model call is for B·S images.
         """
+        job = replace(job, sparse=self._is_sparse(job))
         concentration = instances = presence = absent = first = None
         if job.gates is not None:
             gates = shown = job.gates
@@ -142,8 +146,36 @@ class Sampler:
         shared = first if self._first_step_is_shared(job) else None
         latents, interrupted = self._branches(job, job.strength * acting, shared)
         return SamplingResult(
-            latents, gates, shown.amax(1), concentration, instances, presence, absent, interrupted
+            latents, gates, shown.amax(1), concentration, instances, presence, absent, interrupted,
+            bool(job.sparse),
+        )  # fmt: skip
+
+    def _is_sparse(self, job: SamplingJob) -> bool:
+        """Whether to compute the region only: as asked for, else where it pays; if it fits."""
+        tokens = job.grid[0] * job.grid[1]
+        wanted = job.sparse
+        if wanted is None:
+            wanted = job.lock_background and pays(job.steps, tokens)
+        if not wanted:
+            return False
+        backbone, transformer = self.backbone, self.backbone.transformer
+        calls = 1 if backbone.negative(job.guidance) is None else 2
+        stored = stored_bytes(
+            transformer.config,
+            calls * len(job.rows) * (backbone.text_length + 2 * tokens),
+            job.context.element_size(),
         )
+        room = free_bytes(job.context.device)
+        if backbone.execution_device is not None:  # the transformer is still to come
+            room -= sum(weight.nbytes for weight in transformer.parameters())
+        if stored <= LIMIT * room:
+            return True
+        _log.warning(
+            "sparse sampling would store %.1f GiB and %.1f GiB are free: every token is computed "
+            "in every step instead; edit fewer images at once or at a lower resolution",
+            stored / 2**30, max(0, room) / 2**30,
+        )  # fmt: skip
+        return False
 
     def _absent(self, job: SamplingJob) -> tuple[Tensor | None, Tensor]:
         """The presence of each pair's object, and whether it counts as absent, [B,S]."""

@@ -31,7 +31,8 @@ class SamplingJob:
         strength: factor on the gates, in [0,1].
         lock_background: gates are needed for a composite over the source.
         want_map: record region maps.
-        sparse: compute only the region in most steps, see `regionroute.editing.sparse`.
+        sparse: compute only the region in most steps, see `regionroute.editing.sparse`; None:
+            where it pays.
         gates: given gates [B,S,h,w] in place of the predicted maps, or None.
         instance: which of several objects of a word.
         force: edit objects that seem to be absent as well.
@@ -48,7 +49,7 @@ class SamplingJob:
     strength: float = 1.0
     lock_background: bool = False
     want_map: bool = False
-    sparse: bool = False
+    sparse: bool | None = None
     gates: Tensor | None = None
     instance: Instance = "all"
     force: bool = False
@@ -85,6 +86,7 @@ class SamplingResult:
             base can tell.
         absent: bool [B,S], pairs left alone because their object seems to be absent; if routed.
         interrupted: whether a callback ended sampling early.
+        sparse: whether only the region was computed in most steps.
     """
 
     latents: Tensor
@@ -95,3 +97,4 @@ class SamplingResult:
     presence: Tensor | None = None
     absent: Tensor | None = None
     interrupted: bool = False
+    sparse: bool = False

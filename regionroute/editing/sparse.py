@@ -3,28 +3,39 @@
 A routed edit knows its region once the maps are read, and outside of it the velocity is known
 exactly (`keep_velocity`). So most steps are *partial* calls: text tokens and the noisy tokens of
 the region, over keys and values of all other tokens that the latest *full* call stored
-(`regionroute.attention.row_cache`). A few full calls refresh what is stored.
+(`regionroute.attention.row_cache`). Few late calls refresh what is stored.
 
 Shape legend: B rows of a model call (a clause of an image each), h w image tokens, R tokens of a
-partial call, C H W latent channels, rows and columns, T text tokens.
+partial call, N all tokens, C H W latent channels, rows and columns, T text tokens.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regionroute.adapters import given_rows
 from regionroute.attention.row_cache import RowCache
 from regionroute.diffusion.flow import predict_rows, predict_velocity
 
+# What a call computes: all tokens; text and the region's noisy tokens; its context tokens too; or
+# these, attending to each other alone.
+Kind = Literal["full", "partial", "wide", "local"]
+
 THRESHOLD = 0.05  # gates below it count as closed: with a locked background the loss is not visible
 RING = 1  # tokens around the region that are computed too: what gates and codec look at
-# Where full calls refresh the stored rows, as shares of the steps: late ones matter most.
-_REFRESH = (0.64, 0.89)
+MIN_STEPS = 4  # where the gain is worth the stored rows, see docs/explanation/sparse.md
+MIN_TOKENS = 1024  # of the image (512 px): the smallest size at which it was measured to pay
+_REFRESH = 0.64  # of the steps: where a full call refreshes the stored rows
+_FEW = 8  # steps that are far apart in noise
+LIMIT = 0.5  # of the free memory: stored rows may take so much
+_MEMORY = Path("/proc/meminfo")
 _BUCKETS = 32  # sizes of partial calls that a compiled model meets, at most
 
 
@@ -74,11 +85,38 @@ def region_of(gates: Tensor, threshold: float = THRESHOLD, ring: int = RING) -> 
     return Region(wanted, rows)
 
 
-def full_steps(steps: int) -> frozenset[int]:
-    """Which of the steps are full calls: the first, and late ones that refresh the stored rows."""
-    if steps < 6:
-        return frozenset({0, steps - 1})
-    return frozenset({0, *(round(share * steps) for share in _REFRESH)})
+def schedule(steps: int) -> list[Kind]:
+    """What the call of each step computes.
+
+    Late errors weigh most, and those of stored context rows: a full call refreshes them late, the
+    calls after it compute the region's context too, and the last one needs no stored rows. Few
+    steps are far apart in noise, so that all of theirs compute the context.
+    """
+    refresh = round(_REFRESH * steps) if steps >= 6 else 0
+    early: Kind = "wide" if steps <= _FEW else "partial"
+    kinds: list[Kind] = [early if step < refresh else "wide" for step in range(steps)]
+    kinds[-1] = "local"
+    kinds[0] = kinds[refresh] = "full"
+    return kinds
+
+
+def pays(steps: int, tokens: int) -> bool:
+    """Whether edits are sparse where nothing else is asked for.
+
+    Args:
+        steps: number of sampling steps.
+        tokens: of the image.
+    """
+    return steps >= MIN_STEPS and tokens >= MIN_TOKENS
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that new tensors may take: of a GPU, else of the host; infinite where unknown."""
+    if device.type == "cuda":
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + spare)
+    lines = _MEMORY.read_text().splitlines() if _MEMORY.exists() else []
+    return next((int(x.split()[1]) * 1024.0 for x in lines if "MemAvailable" in x), math.inf)
 
 
 class SparseCalls:
@@ -91,13 +129,13 @@ class SparseCalls:
 
     Attributes:
         region: the tokens that partial calls compute.
-        full: steps that are full calls; all of them where the region is the whole image.
+        kinds: what the call of each step computes; all full where the region is the whole image.
     """
 
     def __init__(self, transformer: Any, gates: Tensor, steps: int) -> None:
         self.transformer = transformer
         self.region = region_of(gates)
-        self.full = frozenset(range(steps)) if self.region.whole else full_steps(steps)
+        self.kinds: list[Kind] = ["full"] * steps if self.region.whole else schedule(steps)
         self._caches = {False: RowCache(), True: RowCache()}  # with the prompt, without
 
     def reuse(self, cache: RowCache | None) -> None:
@@ -123,14 +161,29 @@ class SparseCalls:
             step: from 0.
             negative: the call without a prompt, of classifier-free guidance.
         """
-        cache = self._caches[negative]
+        cache, kind = self._caches[negative], self.kinds[step]
         given = (noisy, context, prompt_embeds, pooled, sigma, guidance)
-        if step in self.full:
-            if self.region.whole:
+        if kind == "full":
+            if all(later == "full" for later in self.kinds[step:]):  # nobody will read the rows
                 return predict_velocity(self.transformer, *given)
             with cache.full(self.transformer):
                 return predict_velocity(self.transformer, *given)
-        image, text = self.region.rows, prompt_embeds.shape[1]
-        every = torch.arange(text, device=image.device).expand(len(image), -1)
-        with cache.partial(self.transformer, torch.cat([every, image + text], dim=1), text):
+        text, total = prompt_embeds.shape[1], self.region.open[0].numel()
+        image = self.region.rows
+        if kind != "partial":
+            image = torch.cat([image, image + total], dim=1)
+        rows = torch.cat([_every(text, image), image + text], dim=1)
+        keys = None
+        if kind == "local":
+            keys = rows.new_zeros(len(rows), text + 2 * total, dtype=torch.bool)
+            keys.scatter_(1, rows, True)
+        with (
+            given_rows(self.transformer, rows, text),
+            cache.partial(self.transformer, rows, text, keys),
+        ):
             return predict_rows(self.transformer, *given, image)
+
+
+def _every(count: int, like: Tensor) -> Tensor:
+    """Positions 0, 1, ... for each row of `like` [B,·]: [B,count]."""
+    return torch.arange(count, device=like.device).expand(len(like), -1)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
+from regionroute.attention.row_cache import stored_bytes
 from regionroute.planning.estimate import Plan, cache_bytes, disk_bytes
 from regionroute.planning.remedies import checkpointing, remedies, retraced, without_supervision
 
@@ -24,6 +27,7 @@ def numbers(plan: Plan) -> dict[str, Any]:
         "zero_stage": plan.zero.stage,
         "bytes": plan.memory | {"reserve": plan.reserve, "step": plan.bytes_in_step},
         "bytes_while_caching": plan.bytes_in_caching,
+        "bytes_stored_in_sparse_edits": stored_in_edits(plan),
         "fits": plan.fits,
         "flops_a_pass": plan.trace.flops,
         "seconds_a_step": plan.seconds,
@@ -81,6 +85,13 @@ def _memory(plan: Plan) -> Iterator[str]:
         extra = plan.trace.activations - plain.trace.activations
         yield _row("  of which supervision", extra)
     yield _row("while caching (base, encoders, one image)", plan.bytes_in_caching)
+    yield _row("region-sparse edits store, per object", stored_in_edits(plan))
+
+
+def stored_in_edits(plan: Plan) -> int:
+    """What a region-sparse edit at the run's resolution stores for each object."""
+    itemsize = getattr(torch, plan.config.base.dtype).itemsize
+    return stored_bytes(plan.base.parts["transformer"], plan.shape.tokens, itemsize)
 
 
 def _time(plan: Plan, chip: str) -> Iterator[str]:

@@ -1,8 +1,19 @@
 """Calls that compute some tokens over the stored keys and values of the others."""
 
+import copy
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
+from regionroute.adapters import (
+    FixedRouter,
+    RouteContext,
+    adapter_layers,
+    given_rows,
+    inject,
+    routed,
+)
 from regionroute.attention import AttentionPlan, AttentionRecorder
 from regionroute.attention.row_cache import RowCache
 from regionroute.diffusion.flow import predict_rows, predict_velocity
@@ -83,6 +94,30 @@ def test_some_tokens_over_fresh_keys_are_those_of_the_plain_call(given):
 
 
 @torch.no_grad()
+def test_tokens_that_are_not_attended_to_do_not_matter(given):
+    """With keys of given tokens alone, whatever is stored; padding is counted once."""
+    text, tokens = sizes(given)
+    context = tokens + torch.arange(tokens).expand(2, -1)
+    found = []
+    for before, some in (
+        (given, [[1, 5, 7], [0, 2, 2]]),
+        (stale(given), [[1, 5, 7], [0, 2, 2]]),
+        (stale(given), [[1, 5, 7, 7], [0, 2, 2, 2]]),
+    ):
+        cache, rows = RowCache(), torch.cat([torch.tensor(some), context], dim=1)
+        every = joint(rows, text)
+        keys = torch.zeros(2, text + 2 * tokens, dtype=torch.bool).scatter_(1, every, True)
+        with cache.full(given[0]):
+            predict_velocity(*before)
+        with cache.partial(given[0], every, text, keys):
+            found.append(predict_rows(*given, rows))
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2], atol=1e-6, rtol=1e-5)
+    there = found[0] != 0
+    assert (found[0] - predict_velocity(*given))[there].abs().max() > 1e-4
+
+
+@torch.no_grad()
 def test_stale_keys_change_the_result(given):
     text, _ = sizes(given)
     cache, rows = RowCache(), torch.tensor([[1, 5], [0, 2]])
@@ -126,3 +161,53 @@ def test_processors_are_put_back_and_a_first_call_is_needed(given):
     ):
         pass
     assert torch.equal(predict_velocity(*given), before)
+
+
+@torch.no_grad()
+def test_expert_weights_per_token_are_those_of_the_given_tokens(given):
+    text, tokens = sizes(given)
+    transformer, rest = copy.deepcopy(given[0]), given[1:]
+    inject(transformer, "styleexpert", 2, 4, 4)
+    for layer in adapter_layers(transformer).values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    weights = torch.rand(2, text + 2 * tokens, 2, generator=torch.Generator().manual_seed(3))
+    cache, rows = RowCache(), torch.tensor([[1, 5, 7], [0, 2, 2]])
+    with routed(transformer, RouteContext(router=FixedRouter(weights, text_len=text))):
+        with cache.full(transformer):
+            plain = predict_velocity(transformer, *rest)
+        every = joint(rows, text)
+        with given_rows(transformer, every, text), cache.partial(transformer, every, text):
+            some = predict_rows(transformer, *rest, rows)
+        again = predict_velocity(transformer, *rest)
+    there = some != 0
+    torch.testing.assert_close(some[there], plain[there], atol=1e-5, rtol=1e-4)
+    assert torch.equal(again, plain)
+    assert (plain - predict_velocity(*given)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_compiled_blocks_meet_each_size_of_region_once(given):
+    """Other tokens of the same number compile nothing."""
+    text, _ = sizes(given)
+    torch.compiler.reset()
+    counters.clear()
+    transformer, rest = copy.deepcopy(given[0]), given[1:]
+    cache = RowCache()
+    with cache.full(transformer):
+        predict_velocity(transformer, *rest)
+    choices = [torch.tensor(x).expand(2, -1) for x in ([1, 5, 7], [0, 2, 3], [4, 5, 6])]
+
+    def partial(rows):
+        every = joint(rows, text)
+        with cache.partial(transformer, every, text):
+            return predict_rows(transformer, *rest, rows)
+
+    wanted = [partial(rows) for rows in choices]
+    transformer.compile_repeated_blocks(backend="eager")
+    graphs = []
+    for rows, one in zip(choices, wanted, strict=True):
+        torch.testing.assert_close(partial(rows), one, atol=1e-5, rtol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch.compiler.reset()
+    assert graphs[0] > 0
+    assert graphs[1:] == graphs[:1] * 2
