@@ -1,13 +1,15 @@
 """The studio under load: memory over many edits, eight clients at once, a second edit's time.
 
     python bench/studio.py
-    python bench/studio.py --edits 200 --clients 8
+    python bench/studio.py --parts memory --edits 200 --clients 8
+    python bench/studio.py --parts speed
 
-Starts `regionroute serve` as a process of its own on the default base and asks it by
-`gradio_client`; where there is a Chromium, it also times the second edit of an open page, from the
-click to the message. The rival of a later edit is a fresh `regionroute edit`. Seconds mean
-something on an idle machine only: the load average and the processor time are recorded too. The
-result goes to bench/results/studio.json.
+Each part starts `regionroute serve` as a process of its own on the default base and asks it by
+`gradio_client`. Memory counts from the 8th edit (`WARM`). Where there is a Chromium, the speed part
+also times the second edit of an open page, from the click to the message. The rival of a later edit
+is a fresh `regionroute edit`. Seconds mean something on an idle machine only: the load average and
+the processor time are recorded too. The results go to bench/results/studio.json; a part that was
+not asked for stays there as it was measured before.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,95 +38,138 @@ from _shared import add_result_argument, provenance
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from regionroute.files import write_json
+from regionroute.files import read_json, write_json
 
-WARM = 20  # edits before the first reading of the memory: caches fill
+WARM = 8  # edits before the first reading of the memory: caches fill
+EVERY = 20  # edits between readings that are kept
 MIB = 2**20
 PATIENT: dict[str, Any] = {"httpx_kwargs": {"timeout": 600}}  # machines may be busy
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A running server, and the photo that is edited.
+
+    Attributes:
+        url: of the page.
+        process: the server's.
+        photo: the file.
+        folder: for what clients download.
+        styles: that the server offers.
+    """
+
+    url: str
+    process: psutil.Process
+    photo: Path
+    folder: Path
+    styles: list[str]
+
+    def client(self, name: str) -> Client:
+        """A client with a folder of its own."""
+        return Client(self.url, verbose=False, download_files=str(self.folder / name), **PATIENT)
 
 
 def main() -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=60, help="make fewer edits after this")
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--timed", type=int, default=20, help="edits of the speed part")
     parser.add_argument("--side", type=int, default=451, help="width of the photo in pixels")
     add_result_argument(parser, "studio")
     args = parser.parse_args()
+    found = read_json(args.result) if args.result.is_file() else {}
+    for part in args.parts:
+        with started(args.side) as studio:
+            numbers = PARTS[part](studio, args)
+        numbers |= {"width": args.side, "load_average": round(os.getloadavg()[0], 1)}
+        found[part] = numbers | provenance(("torch", "gradio", "gradio_client"))
+        write_json(args.result, found)
+        print(json.dumps({part: found[part]}, indent=2))
+    return 0
+
+
+@contextmanager
+def started(side: int) -> Iterator[Studio]:
+    """A server that has made no edit yet, and a photo of so many pixels' width."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photo = folder / "cat.png"
         image = Image.fromarray(skimage.data.chelsea())
-        image.resize((args.side, args.side * image.height // image.width)).save(photo)
+        image.resize((side, side * image.height // image.width)).save(photo)
         command = [sys.executable, "-u", "-m", "regionroute.cli.main", "serve", "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
-                found = measure(process, photo, folder, args)
+                assert process.stdout is not None
+                found = (re.search(r"at (http\S+)", line) for line in process.stdout)
+                url = next(match[1] for match in found if match)
+                client = Client(url, verbose=False, **PATIENT)
+                styles = client.predict("", "bundled", api_name="/styles")
+                yield Studio(url, psutil.Process(process.pid), photo, folder, styles)
             finally:
                 process.terminate()
-        found |= fresh(photo, folder)
-    found["speed_up"] = round(found["fresh_command_s"] / found["median_s"], 1)
-    found["speed_up_cpu"] = round(found["fresh_command_cpu_s"] / found["median_cpu_s"], 1)
-    packages = ("torch", "gradio", "gradio_client")
-    found |= {"load_average": round(os.getloadavg()[0], 1), **provenance(packages)}
-    write_json(args.result, found)
-    print(json.dumps(found, indent=2))
-    return 0
 
 
-def measure(
-    process: subprocess.Popen[str], photo: Path, folder: Path, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Numbers of a server that is being started."""
-    assert process.stdout is not None
-    url = next(m[1] for line in process.stdout if (m := re.search(r"at (http\S+)", line)))
-    server = psutil.Process(process.pid)
-    client = Client(url, verbose=False, download_files=str(folder / "one"), **PATIENT)
-    styles = client.predict("", "bundled", api_name="/styles")
-    times, cpu_times, readings = [], [], []
+def memory(studio: Studio, args: argparse.Namespace) -> dict[str, Any]:
+    """Resident memory over many edits of one client, and after several at once."""
+    client, readings = studio.client("one"), []
     end = time.monotonic() + 60 * args.minutes
-    for number in range(args.edits):
-        if number > WARM and time.monotonic() > end:
-            break
-        started, busy = time.perf_counter(), cpu_seconds(server)
-        edit(client, photo, styles[number % len(styles)], number)
-        times.append(time.perf_counter() - started)
-        cpu_times.append(cpu_seconds(server) - busy)
-        readings.append(server.memory_info().rss / MIB)
-    start = readings[min(WARM, len(readings) - 1)]
-    own = at_once(url, photo, styles[0], folder, args.clients)
-    return second_edit_of_a_page(url, photo, server) | {
-        "photo": Image.open(photo).size,
-        "edits": len(times),
+    while len(readings) < args.edits and (len(readings) < 2 * WARM or time.monotonic() < end):
+        edit(client, studio, len(readings))
+        readings.append(studio.process.memory_info().rss / MIB)
+    own = at_once(studio, args.clients)
+    start = readings[WARM - 1]
+    return {
+        "edits": len(readings),
+        "edits_of_warm_up": WARM,
         "rss_mib_after_warm_up": round(start),
+        f"rss_mib_every_{EVERY}_edits": [round(rss) for rss in readings[EVERY - 1 :: EVERY]],
+        "rss_mib_largest": round(max(readings)),
         "rss_mib_at_the_end": round(readings[-1]),
         "growth_percent": round(100 * (readings[-1] / start - 1), 2),
-        "median_s": round(statistics.median(times[1:]), 3),
-        "slowest_s": round(max(times[1:]), 3),
-        "median_cpu_s": round(statistics.median(cpu_times[1:]), 3),
         "clients_at_once": args.clients,
         "clients_with_their_own_result": own,
+        "rss_mib_after_clients_at_once": round(studio.process.memory_info().rss / MIB),
     }
 
 
-def edit(client: Client, photo: Path, style: str, seed: int) -> Path:
-    """One edit by a client."""
+def speed(studio: Studio, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and processor time of a later edit, by program and page, and of a fresh command."""
+    client, times, cpu_times = studio.client("one"), [], []
+    for number in range(1 + args.timed):
+        started, busy = time.perf_counter(), cpu_seconds(studio.process)
+        edit(client, studio, number)
+        times.append(time.perf_counter() - started)
+        cpu_times.append(cpu_seconds(studio.process) - busy)
+    found = second_edit_of_a_page(studio) | {
+        "edits": args.timed,
+        "median_s": round(statistics.median(times[1:]), 3),
+        "slowest_s": round(max(times[1:]), 3),
+        "median_cpu_s": round(statistics.median(cpu_times[1:]), 3),
+    }
+    found |= fresh(studio.photo, studio.folder)
+    found["speed_up"] = round(found["fresh_command_s"] / found["median_s"], 1)
+    found["speed_up_cpu"] = round(found["fresh_command_cpu_s"] / found["median_cpu_s"], 1)
+    return found
+
+
+def edit(client: Client, studio: Studio, seed: int) -> Path:
+    """One edit by a client; the styles take turns."""
+    style = studio.styles[seed % len(studio.styles)]
     out, *_ = client.predict(
-        handle_file(photo), ["cat"], [style], {"seed": seed}, None, None, api_name="/edit"
+        handle_file(studio.photo), ["cat"], [style], {"seed": seed}, None, None, api_name="/edit"
     )
     return Path(out)
 
 
-def at_once(url: str, photo: Path, style: str, folder: Path, count: int) -> int:
+def at_once(studio: Studio, count: int) -> int:
     """How many of several clients get the edit of their own seed, as one client gets it alone."""
     found: dict[int, tuple[int, bytes]] = {}
 
     def one(number: int) -> None:
-        client = Client(
-            url, verbose=False, download_files=str(folder / f"client-{number}"), **PATIENT
-        )
-        path = edit(client, photo, style, number)
+        path = edit(studio.client(f"client-{number}"), studio, number)
         with Image.open(path) as image:
             settings = json.loads(image.info["parameters"])
             found[number] = (settings["seed"], image.tobytes())
@@ -143,7 +191,7 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def second_edit_of_a_page(url: str, photo: Path, server: psutil.Process) -> dict[str, float]:
+def second_edit_of_a_page(studio: Studio) -> dict[str, Any]:
     """Seconds and the server's processor time of a page's second edit; nothing without Chromium."""
     from playwright.sync_api import sync_playwright
 
@@ -155,17 +203,17 @@ def second_edit_of_a_page(url: str, photo: Path, server: psutil.Process) -> dict
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(600_000)
-        page.goto(url)
-        page.set_input_files("#photo input[type=file]", photo)
+        page.goto(studio.url)
+        page.set_input_files("#photo input[type=file]", studio.photo)
         page.get_by_text("Name an object").first.wait_for()
         page.fill("#object-1 textarea, #object-1 input", "cat")
         for count in (1, 2):
-            started, busy = time.perf_counter(), cpu_seconds(server)
+            started, busy = time.perf_counter(), cpu_seconds(studio.process)
             page.click("#edit")
             page.locator("#history button img").nth(count - 1).wait_for()
         found = {
             "page_second_edit_s": round(time.perf_counter() - started, 3),
-            "page_second_edit_cpu_s": round(cpu_seconds(server) - busy, 3),
+            "page_second_edit_cpu_s": round(cpu_seconds(studio.process) - busy, 3),
         }
         browser.close()
     return found
@@ -183,6 +231,9 @@ def fresh(photo: Path, folder: Path) -> dict[str, float]:
         "fresh_command_s": round(time.perf_counter() - started, 3),
         "fresh_command_cpu_s": round(busy, 3),
     }
+
+
+PARTS = {"memory": memory, "speed": speed}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from regionroute.errors import UserError, nearest
 from regionroute.files import check_input_file, shown_path
 from regionroute.models.bundled import find_bundled_experts
 from regionroute.models.devices import pick_device, quiet_libraries
+from regionroute.studio.device import DeviceThread
 from regionroute.studio.jobs import AUTO, NONE, EditJob, EditRecord, command_line, region_name
 from regionroute.studio.settings import StudioSettings
 
@@ -45,14 +45,14 @@ class Engine:
         folder: for the files of edits.
 
     Attributes:
-        lock: held while the device computes.
+        device: the thread on which everything that runs a network is done.
         bases: the bases that may be chosen, by the names that users see; the first is the default.
     """
 
     def __init__(self, settings: StudioSettings, folder: Path) -> None:
         self.settings = settings
         self.folder = folder
-        self.lock = threading.RLock()
+        self.device = DeviceThread()
         self.bases = {_public_base(base): base for base in settings.bases}
         self._pipelines: OrderedDict[tuple[str, str], RegionRoutePipeline] = OrderedDict()
         self._running: str | None = None
@@ -75,6 +75,8 @@ class Engine:
     def load(self, base: str = "", experts: str = AUTO) -> RegionRoutePipeline:
         """The pipeline of a base and its experts, loaded at most once.
 
+        Call it on the device's thread, or before the first request.
+
         Raises:
             UserError: they are not offered, or cannot be loaded.
         """
@@ -84,20 +86,19 @@ class Engine:
 
         key = (self._known_base(base), experts)
         folder = self._experts_folder(*key)
-        with self.lock:
-            if key not in self._pipelines:
-                while len(self._pipelines) >= MOST_LOADED:
-                    self._pipelines.popitem(last=False)
-                quiet_libraries()
-                self._pipelines[key] = RegionRoutePipeline.from_pretrained(
-                    key[0],
-                    experts="auto" if experts == AUTO else folder,
-                    torch_dtype=getattr(torch, self.settings.dtype),
-                    quantize=self.settings.quantize,  # type: ignore[arg-type]
-                    device=pick_device(self.settings.device),
-                )
-            self._pipelines.move_to_end(key)
-            return self._pipelines[key]
+        if key not in self._pipelines:
+            while len(self._pipelines) >= MOST_LOADED:
+                self._pipelines.popitem(last=False)
+            quiet_libraries()
+            self._pipelines[key] = RegionRoutePipeline.from_pretrained(
+                key[0],
+                experts="auto" if experts == AUTO else folder,
+                torch_dtype=getattr(torch, self.settings.dtype),
+                quantize=self.settings.quantize,  # type: ignore[arg-type]
+                device=pick_device(self.settings.device),
+            )
+        self._pipelines.move_to_end(key)
+        return self._pipelines[key]
 
     def run(
         self, job: EditJob, session: str = "", on_step: StepCallback | None = None
@@ -114,7 +115,8 @@ class Engine:
                 the sentence.
             Cancelled: by `cancel`.
         """
-        with self.lock:
+
+        def work() -> EditRecord:
             self._cancelled.discard(session)
             self._running = session
             try:
@@ -123,6 +125,8 @@ class Engine:
                 raise UserError(self.public(str(error))) from error
             finally:
                 self._running = None
+
+        return self.device.do(work)
 
     def cancel(self, session: str) -> bool:
         """End the session's running edit after its current step; False if none is running."""

@@ -162,10 +162,8 @@ def _other_endpoints(engine: Engine) -> None:
         """
         path = as_path(photo, "the photo")
         size = check_upload(path, engine.settings)
-        with engine.lock:
-            found, _ = clicked_mask(
-                path, (x, y), size, engine.settings.segmenter, engine.settings.device or "cpu"
-            )
+        where = engine.settings.segmenter, engine.settings.device or "cpu"
+        found, _ = engine.device.do(lambda: clicked_mask(path, (x, y), size, *where))
         out = engine.new_folder() / "mask.png"
         write_image(out, found[None])
         return str(out)
@@ -193,7 +191,7 @@ def _other_endpoints(engine: Engine) -> None:
         paths += [Path(target)] if target else []
         for path in paths:
             check_upload(path, engine.settings)
-        return score_edit(*paths)
+        return engine.device.do(lambda: score_edit(*paths))
 
     _endpoint(score, [source, edited, mask, target], [gr.JSON(label="scores")], **DEVICE)
 

@@ -118,11 +118,9 @@ class RegionTab:
         engine = self.engine
         scale = min(1.0, EDITOR_SIDE / max(session.size))
         shown = (round(session.size[0] * scale), round(session.size[1] * scale))
-        with engine.lock:
-            found, name = clicked_mask(
-                session.photo, (int(index[0]), int(index[1])), shown,
-                engine.settings.segmenter, engine.settings.device or "cpu",
-            )  # fmt: skip
+        photo, point = session.photo, (int(index[0]), int(index[1]))
+        how_found = engine.settings.segmenter, engine.settings.device or "cpu"
+        found, name = engine.device.do(lambda: clicked_mask(photo, point, shown, *how_found))
         number, word = session.editing
         mask = combined(corrected(session.region(number, word), painted, session.size), found, how)
         session.correct(engine, number, word, mask)

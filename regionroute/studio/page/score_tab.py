@@ -39,7 +39,7 @@ def score_tab(engine: Engine, edit: EditTab) -> None:
         paths += [Path(file) for file in files[3:] if file]
         for path in paths:
             check_upload(path, engine.settings)
-        rows = score_edit(*paths)
+        rows = engine.device.do(lambda: score_edit(*paths))
         return {result: table(rows, HEADINGS), status: message("done", "Scored.")}
 
     start.click(on_score, [source, edited, mask, target], [result, status], **HEAVY)

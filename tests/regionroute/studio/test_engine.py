@@ -111,6 +111,21 @@ def test_a_base_is_loaded_once(engine: Engine, photo: Path) -> None:
     assert engine.load("", "two") is first
 
 
+def test_edits_of_all_threads_run_on_one(engine: Engine, photo: Path) -> None:
+    seen: set[threading.Thread] = set()
+
+    def run(seed: int) -> None:
+        given = job(photo, seed=seed, steps=2)
+        engine.run(given, on_step=lambda *_: seen.add(threading.current_thread()))
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [thread.name for thread in seen] == ["device"]
+
+
 def test_a_running_edit_is_cancelled_and_only_by_its_session(engine: Engine, photo: Path) -> None:
     assert not engine.cancel("mine")
     started, found = threading.Event(), []
