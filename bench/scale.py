@@ -258,8 +258,8 @@ def simulate(folder: Path, rows: int) -> None:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    from regionroute.data.columns import FORMAT, NUMBERS, column_file
-    from regionroute.data.pack import ROWS
+    from regionroute.data.startup.columns import FORMAT, NUMBERS, column_file
+    from regionroute.data.startup.pack import ROWS
 
     folder.mkdir(parents=True)
     words, styles = (np.array(names, object) for names in (OBJECTS, STYLES))

@@ -1,8 +1,9 @@
 """Measured values, cached by the content of the files they were measured on.
 
 One file of JSON lines, appended to after every batch: a killed run resumes there, and a further
-metric or method costs only itself. Entries cannot be stale: a key is a hash over all files of a
-pair, and the name of a value includes a hash of the metric's definition.
+metric or method costs only itself. A finished run sorts the lines. Entries cannot be stale: a key
+is a hash over all files of a pair, and the name of a value includes a hash of the metric's
+definition.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
-from regionroute.files import file_hash, settings_hash, text_hash
+from regionroute.files import atomic_write, file_hash, settings_hash, text_hash
 from regionroute.remote import grown
 
 CACHE_FILE = "cache.jsonl"
@@ -100,7 +101,7 @@ class ValueCache:
             if set(record["values"]) <= set(self._records.get(key, {}).get("values", {})):
                 continue
             self._merge(key, record)
-            lines.append(json.dumps({"key": key, "record": record}, allow_nan=False) + "\n")
+            lines.append(_line(key, record))
         if self.path is None or not lines:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +110,26 @@ class ValueCache:
         self._torn = False
         grown(self.path)
 
+    def sort(self) -> None:
+        """Write the file anew in the order of keys, one line each.
+
+        Its bytes then say nothing of the order in which workers measured.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        text = "".join(_line(key, self._records[key]) for key in sorted(self._records))
+        if self.path.read_bytes() != text.encode():
+            with atomic_write(self.path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            self._torn = False
+
     def _merge(self, key: str, record: dict[str, Any]) -> None:
         values = {**self._records.get(key, {}).get("values", {}), **record["values"]}
         self._records[key] = {**record, "values": values}
+
+
+def _line(key: str, record: dict[str, Any]) -> str:
+    return json.dumps({"key": key, "record": record}, allow_nan=False, sort_keys=True) + "\n"
 
 
 def _is_record(record: dict[str, Any]) -> bool:

@@ -184,6 +184,7 @@ def score(
         cache=cache, engine=engine, load=load if engine.elsewhere else None,
     )  # fmt: skip
     rows = scorer.score(samples, batch_size)
+    cache.sort()
     summary = {
         **_header(manifest, split, methods, len(samples)),
         "metrics": {metric.name: describe_metric(metric) for metric in built},

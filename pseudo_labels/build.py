@@ -4,6 +4,7 @@
     OUT/masks/     one mask per photo and object
     OUT/targets/   the photo with that object restyled
     OUT/manifest.jsonl, OUT/rejected.jsonl, OUT/review.html
+    OUT/contents.npy     hashes and sizes of these images, which training then need not read
     OUT/metadata.jsonl   the same pairs for the image-folder loader of Hugging Face datasets
     OUT/exclude.txt      ids of samples that were excluded on the review page
     OUT/.cache/    one record per photo
@@ -36,6 +37,8 @@ from pseudo_labels.review.page import write_review
 from pseudo_labels.segment.given import LabelledPhoto, Rejection
 from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.data.manifest import EditSample, write_manifest
+from regionroute.data.startup.contents import FILE as CONTENTS
+from regionroute.data.startup.contents import ImageContent, read_content, write_contents
 from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError
 from regionroute.files import text_hash, write_jsonl
@@ -136,8 +139,18 @@ def build(
         out / "metadata.jsonl", write_jsonl, [_metadata(sample) for sample in samples]
     )
     write_review(out, samples, rejected)
+    write_keeping_mtime(out / CONTENTS, write_contents, _contents(out, samples, results))
     write_keeping_mtime(out / "manifest.jsonl", write_manifest, samples)
     return BuildReport(out / "manifest.jsonl", samples, rejected)
+
+
+def _contents(
+    out: Path, samples: Sequence[EditSample], results: Sequence[PhotoResult]
+) -> list[ImageContent]:
+    """What the files of some samples hold; those that no worker has hashed are hashed here."""
+    known = {image.path: image for result in results for image in result.images}
+    files = dict.fromkeys(file for sample in samples for file in sample.files)
+    return [known.get(file) or read_content(out, file) for file in files]
 
 
 def _distinct(

@@ -18,6 +18,7 @@ from pseudo_labels.stylize.base import Stylizer
 from pseudo_labels.stylize.registry import StyleEntry
 from regionroute.data.images import write_image
 from regionroute.data.manifest import EditSample
+from regionroute.data.startup.contents import ImageContent
 from regionroute.errors import UserError
 from regionroute.files import text_hash
 
@@ -87,11 +88,13 @@ class PhotoResult:
         samples: one per object and style, then those with several objects.
         rejected: what was not used, and why.
         look: perceptual hash (`curate.filters.perceptual_hash`), "" if the photo was not used.
+        images: what the files of the samples hold.
     """
 
     samples: list[EditSample]
     rejected: list[Rejection]
     look: str = ""
+    images: list[ImageContent] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

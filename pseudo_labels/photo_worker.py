@@ -13,6 +13,7 @@ from pseudo_labels.job import BuildSettings, BuiltStyle, PhotoJob, PhotoResult, 
 from pseudo_labels.photo import make_samples
 from pseudo_labels.records import load_record, record_file
 from pseudo_labels.segment.given import LabelledPhoto, Rejection, content_hash
+from regionroute.data.startup.contents import read_content
 from regionroute.engines.base import EngineSettings, Lost
 from regionroute.engines.local import default_workers, one_thread
 from regionroute.engines.run import run
@@ -101,6 +102,8 @@ class PhotoWorker:
         try:
             with one_thread():
                 result = make_samples(task.job, self.out, styles, self.settings)
+            files = sorted({file for sample in result.samples for file in sample.files})
+            result.images = [read_content(self.out, file) for file in files]
         except UserError as error:
             result = PhotoResult([], [refused(error, task.job.photo)])
         write_json(record, dataclasses.asdict(result))

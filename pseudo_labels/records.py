@@ -1,5 +1,6 @@
 """Records of finished photos, named by a hash of everything they depend on."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pseudo_labels.curate.judge import CAPTION, QUESTIONS
 from pseudo_labels.job import REVISION, BuildSettings, BuiltStyle, PhotoJob, PhotoResult
 from pseudo_labels.segment.weights import fingerprint
+from regionroute.data.startup.contents import is_unchanged
 from regionroute.errors import UserError
 from regionroute.files import file_hash, read_json, settings_hash
 from regionroute.remote import with_urls
@@ -47,7 +49,10 @@ def _hash_or_none(path: Path | None) -> str | None:
 
 
 def load_record(record: Path, out: Path) -> PhotoResult | None:
-    """The recorded result, if the record and all products it names exist."""
+    """The recorded result, if the record and all products it names exist.
+
+    What it says of products that were changed since is left out.
+    """
     if not record.exists():
         return None
     try:
@@ -55,7 +60,8 @@ def load_record(record: Path, out: Path) -> PhotoResult | None:
     except (UserError, ValidationError):
         return None  # damaged: make it again
     for sample in result.samples:
-        files = (sample.context, sample.target, *(region.mask for region in sample.regions))
-        if not all((out / file).exists() for file in files):
+        if not all((out / file).exists() for file in sample.files):
             return None
-    return result
+    since = record.stat().st_mtime_ns
+    same = [image for image in result.images if is_unchanged(out / image.path, image.bytes, since)]
+    return dataclasses.replace(result, images=same)

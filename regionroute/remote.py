@@ -23,23 +23,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any
 
-from regionroute.errors import StoreError, UserError
+from regionroute.errors import UserError
+from regionroute.stores import attempt, connect
 
 PROTOCOLS = "s3|gs|gcs|az|abfs|memory|file"
 ARGUMENT = re.compile(rf"^(.*=)?((?:{PROTOCOLS})://\S*)$")  # also --out=URL and NAME=URL
 FOLDER, RUN = "REGIONROUTE_STAGING", "REGIONROUTE_STAGING_RUN"  # in the environment
 LEFT_OVER = re.compile(r"\.[0-9a-f]{12}\.tmp(\.\w+)?")
-STORES = ("adlfs", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")  # libraries
-ATTEMPTS = 3
-PAUSE = 1.0  # seconds before the second attempt, twice that before the third
 DOWNLOADS = 16  # at a time
 UPLOAD_SECONDS = 30.0  # between two uploads of a file that grows
 LISTS = (".jsonl", ".json")  # files that name others, relative to their folder
 VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "created")
 PAST = 7 * 10**17  # ns after 1970: times of files are before this one in 1992
-Result = TypeVar("Result")
 
 
 def staging() -> Path:
@@ -281,54 +278,6 @@ def _upload_grown() -> None:
     while _grown:
         path, _ = _grown.popitem()
         send(path, path)
-
-
-def connect(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and its path there.
-
-    Raises:
-        UserError: the protocol is unknown, or its library is not installed.
-    """
-    import fsspec
-
-    try:
-        files, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{url}: {error}; s3:// and gs:// need pip install 'regionroute[remote]'"
-        ) from error
-    return files, str(path)
-
-
-def attempt(url: str, action: Callable[[], Result]) -> Result:
-    """Do something with a URL; network errors are tried again.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        StoreError: every attempt failed, or there is no permission.
-    """
-    for number in range(1, ATTEMPTS + 1):
-        try:
-            return action()
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            if not isinstance(error, OSError) and not _of_a_store(error):
-                raise
-            if number == ATTEMPTS or isinstance(error, PermissionError):
-                raise StoreError(
-                    url,
-                    f"{error or type(error).__name__} (attempt {number} of {ATTEMPTS}): check the "
-                    "network and the credentials in the environment, then start the same command "
-                    "again",
-                ) from error
-            time.sleep(PAUSE * 2 ** (number - 1))
-    raise AssertionError("unreachable")
-
-
-def _of_a_store(error: Exception) -> bool:
-    """Whether an error comes from an object store's library, such as one of credentials."""
-    return type(error).__module__.partition(".")[0] in STORES
 
 
 def version_of(facts: Mapping[str, Any]) -> int:

@@ -23,6 +23,7 @@ ROOMS = {  # room -> rooms it may import
 ENTRY_POINTS = ("regionroute.cli.", "regionroute.studio.")
 LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports only lower ones
     "errors",
+    "stores",
     "remote",
     "files",
     "hub",

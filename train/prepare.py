@@ -14,6 +14,7 @@ from regionroute.adapters import (
 from regionroute.adapters.style_encoder import encoder_identity
 from regionroute.compat import whole_size
 from regionroute.config.run import SIMILARITY_EXPERTS, save_config
+from regionroute.data.shards import manifest_file
 from regionroute.files import text_hash
 from train.data.cache import Cache
 from train.data.caching import hash_files, provide
@@ -109,7 +110,8 @@ def _read(
     """Base, data and cache of a run, checked; nothing is encoded yet."""
     folder, where = Path(config.output) / "cache", config.data.cache
     cache = distributed.agree(lambda: open_cache(where, folder, config.data.stream_memory))
-    files = Files(folder if where is None or is_url(where) else Path(where))
+    data = manifest_file(config.data.manifest).parent
+    files = Files(folder if where is None or is_url(where) else Path(where), data)
     hash_files(config, files, ranks)
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files, skeleton=skeleton))
     return inputs, cache, files

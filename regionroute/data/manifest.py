@@ -16,10 +16,10 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from regionroute.data.columns import Columns, read_columns
 from regionroute.data.images import image_size, read_image, read_mask
 from regionroute.data.names import id_problem, leaves_folder, path_problem
 from regionroute.data.shards import FILE_NAME, ShardedRows, manifest_file, manifest_files
+from regionroute.data.startup.columns import Columns, read_columns
 from regionroute.errors import UserError, nearest
 from regionroute.files import AnyPath, numbered_lines, parse_json_line, write_jsonl
 
@@ -92,6 +92,11 @@ class EditSample:
     provenance: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of all its images."""
+        return (self.context, self.target, *(region.mask for region in self.regions))
+
+    @property
     def whole(self) -> bool:
         """Whether everything is restyled: to train on, with no region to be found or scored."""
         return WHOLE in self.flags
@@ -104,7 +109,7 @@ class Manifest(Sequence[EditSample]):
     Attributes:
         root: the folder, which the paths of samples are relative to.
         samples: parsed when they are asked for if the manifest is packed or of several files.
-        columns: of a packed manifest, see `regionroute.data.columns`.
+        columns: of a packed manifest, see `regionroute.data.startup.columns`.
     """
 
     root: Path
@@ -319,7 +324,7 @@ def _sample_problem(sample: EditSample) -> str | None:
     problem = id_problem(sample.id)
     if problem:
         return problem
-    for relative in (sample.context, sample.target, *(region.mask for region in sample.regions)):
+    for relative in sample.files:
         problem = path_problem(relative)
         if problem:
             return f"path {relative!r} is refused: {problem}"

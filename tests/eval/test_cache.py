@@ -135,6 +135,31 @@ def test_values_add_up_and_survive(tmp_path):
     assert nowhere.get("k")["values"] == {"a": 1.0}
 
 
+def test_a_sorted_file_does_not_depend_on_who_measured_first(tmp_path):
+    paths = [tmp_path / name for name in ("one.jsonl", "two.jsonl", "three.jsonl")]
+    orders = [
+        [{"b": record(x=1.0, y=2.0)}, {"a": record(x=3.0)}],
+        [{"a": record(x=3.0)}, {"b": record(y=2.0)}, {"b": record(x=1.0)}],
+    ]
+    for path, order in zip(paths, orders, strict=False):
+        cache = ValueCache(path)
+        for records in order:
+            cache.put(records)
+        cache.sort()
+    paths[2].write_bytes(paths[1].read_bytes()[:-9])  # a run that was killed while it wrote
+    cache = ValueCache(paths[2])
+    cache.put({"b": record(x=1.0, y=2.0)})
+    cache.sort()
+    assert [json.loads(line)["key"] for line in paths[0].read_text().splitlines()] == ["a", "b"]
+    assert paths[0].read_bytes() == paths[1].read_bytes() == paths[2].read_bytes()
+    before = paths[0].stat().st_ino
+    cache = ValueCache(paths[0])
+    cache.sort()
+    assert paths[0].stat().st_ino == before  # as it was, not written
+    assert ValueCache(paths[0]).get("b") == record(x=1.0, y=2.0)
+    ValueCache(None).sort()
+
+
 @pytest.mark.parametrize(
     "line",
     [

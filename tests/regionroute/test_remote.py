@@ -14,6 +14,7 @@ import fsspec
 import pytest
 
 import regionroute.remote as remote
+import regionroute.stores as stores
 from eval.rses import main as score
 from pseudo_labels.scenes.draw import render_scene
 from regionroute.cli.edit import main as edit
@@ -31,7 +32,7 @@ ONLY = ["--styles", "scenes", "--only", "pixel-art"]
 @pytest.fixture(autouse=True)
 def _staging(tmp_path, monkeypatch):
     monkeypatch.setenv("REGIONROUTE_STAGING", str(tmp_path / "staging"))
-    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(stores, "PAUSE", 0.0)
 
 
 @pytest.fixture(params=LOCAL)

@@ -46,7 +46,7 @@ def _hash_share(config: RunConfig, files: Files, ranks: Ranks) -> None:
             name
             for sample in manifest.samples
             if sample.split == config.data.split
-            for name in (sample.context, sample.target, *(r.mask for r in sample.regions))
+            for name in sample.files
         }
         paths = [manifest.path(name) for name in sorted(names)[ranks.rank :: ranks.world]]
     except UserError:

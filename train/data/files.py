@@ -1,7 +1,7 @@
 """What is known of the images of a run: content hash and size, kept between runs.
 
-Hashing reads every byte of every image. An image whose length and times are those of the last
-look is not read again.
+Hashing reads every byte of every image. An image is not read if `regionroute label` has written
+what it holds, or if its length and times are those of the last look.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
-from regionroute.data.images import image_size
+from regionroute.data.startup.contents import Contents, FileFacts, read_facts
 from regionroute.errors import UserError
-from regionroute.files import atomic_write, file_hash, text_hash
+from regionroute.files import atomic_write, text_hash
 
 FILE = "files.npy"
 FRESH = 2_000_000_000  # ns; a file changed this short before the look may change again unnoticed
@@ -36,23 +35,17 @@ COLUMNS = np.dtype(
 Row: TypeAlias = tuple[int, int, int, int, int, int, int]
 
 
-@dataclass(frozen=True)
-class FileFacts:
-    """An image's content hash and its (height, width) after EXIF rotation."""
-
-    content: str
-    size: tuple[int, int]
-
-
 class Files:
     """Looks at images, each once.
 
     Args:
         folder: holds what is known between runs, 48 bytes an image, mapped and not read into
             memory; None: nothing is kept.
+        data: folder of the data set, which may say what its images hold.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, data: Path | None = None) -> None:
+        self._labelled = Contents(data) if data else None
         self.path = folder / FILE if folder else None
         self._known = _read(self.path)
         self._names = self._known["path"]
@@ -107,9 +100,10 @@ class Files:
         return None
 
     def _look(self, name: int, path: Path) -> Row:
-        size = image_size(path)  # a missing or damaged file is named before it is hashed
-        times = _times(path)
-        self._new[name] = (name, *times, int(file_hash(path), 16), *size)
+        facts = self._labelled.of(path) if self._labelled else None
+        if facts is None:
+            facts = read_facts(path)
+        self._new[name] = (name, *_times(path), int(facts.content, 16), *facts.size)
         return self._new[name]
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regionroute.data.buckets import crop_window
-from regionroute.data.columns import Columns
 from regionroute.data.manifest import EditSample, Region
+from regionroute.data.startup.columns import Columns
 from regionroute.files import settings_text
 from train.data.examples import TrainingExample, TrainingExamples, hexadecimal
 

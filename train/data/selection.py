@@ -20,7 +20,7 @@ from train.data.packed import style_words
 
 if TYPE_CHECKING:
     from regionroute.config.run import RunConfig
-    from regionroute.data.columns import Columns
+    from regionroute.data.startup.columns import Columns
 
 PART = "part_of"  # provenance of a sample that is one style's part of another
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from regionroute.errors import StoreError, UserError
 from regionroute.files import atomic_write
-from regionroute.remote import attempt, connect
+from regionroute.stores import attempt, connect
 from train.data.cache import ASIDE, Cache, Kind
 from train.data.shards import ENDING, FORMAT, Damaged, Shard, Tensors, write_shard
 

@@ -8,7 +8,7 @@ from regionroute.cli.options import add_engine, check_least, command_parser, eng
 from regionroute.errors import Parser, command
 
 COUNT = 1000  # collages
-ROWS = 100_000  # that of regionroute.data.pack, which loads torch
+ROWS = 100_000  # that of regionroute.data.startup.pack, which loads torch
 EPILOG = """\
 examples:
   regionroute manifest pack data/pets
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train on them: data.manifest='{folder}/manifest*.jsonl' data.whole_targets=true")
         return 0
     engine = engine_of(args)
-    from regionroute.data.pack import pack
+    from regionroute.data.startup.pack import pack
 
     files = pack(args.path, args.rows, engine)
     print(f"{len(files)} packed: {files[0].with_suffix('.parquet')}" + " …" * (len(files) > 1))

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 import train.data.files
+from regionroute.data.startup import contents
 from regionroute.errors import UserError
 from regionroute.files import file_hash
 from train.data.files import FILE, Files
@@ -27,9 +28,7 @@ def settled(monkeypatch):
 def hashed(monkeypatch):
     """Paths that were read to be hashed."""
     paths = []
-    monkeypatch.setattr(
-        train.data.files, "file_hash", lambda path: paths.append(path) or file_hash(path)
-    )
+    monkeypatch.setattr(contents, "file_hash", lambda path: paths.append(path) or file_hash(path))
     return paths
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from regionroute.config.run import RunConfig
-from regionroute.data.columns import column_file
 from regionroute.data.manifest import load_manifest, write_manifest
-from regionroute.data.pack import ASIDE, pack
 from regionroute.data.shards import ShardedRows
+from regionroute.data.startup.columns import column_file
+from regionroute.data.startup.pack import ASIDE, pack
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
 from regionroute.models.loading import load_base

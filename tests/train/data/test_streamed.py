@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import regionroute.remote
+import regionroute.stores
 from regionroute.errors import UserError
 from tests.stores import LOCAL, SERVED, store
 from train.data.cache import Cache, CacheEntry
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named_and_set_aside(url, harm):
 
 def test_network_errors_are_tried_again(url, monkeypatch):
     StreamedCache(url, 1).fill(entries(), show=False)
-    monkeypatch.setattr(regionroute.remote, "PAUSE", 0.0)
+    monkeypatch.setattr(regionroute.stores, "PAUSE", 0.0)
     cache, failures = StreamedCache(url, 1), [OSError("reset"), OSError("reset")]
     real = cache._files_of.cat_file
 

@@ -2,7 +2,7 @@
 
 A row of one object is described by its columns alone: ids, split, prompt, object and style with
 their places in the prompt, sizes, and hashes of what its images hold. Other rows are parsed. Their
-column files are written by `regionroute.data.pack`.
+column files are written by `regionroute.data.startup.pack`.
 """
 
 from __future__ import annotations

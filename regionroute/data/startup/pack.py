@@ -11,15 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from regionroute.data.columns import (
-    FEW,
-    NUMBERS,
-    TEXTS,
-    column_file,
-    facts_of,
-    is_current,
-)
-from regionroute.data.images import image_size
 from regionroute.data.manifest import (
     EditSample,
     Manifest,
@@ -28,10 +19,19 @@ from regionroute.data.manifest import (
     parse_row,
 )
 from regionroute.data.shards import lines_of, row_name, text_of
+from regionroute.data.startup.columns import (
+    FEW,
+    NUMBERS,
+    TEXTS,
+    column_file,
+    facts_of,
+    is_current,
+)
+from regionroute.data.startup.contents import Contents, FileFacts, read_facts
 from regionroute.engines.base import EngineSettings, Lost
 from regionroute.engines.run import run
 from regionroute.errors import UserError
-from regionroute.files import atomic_write, file_hash
+from regionroute.files import atomic_write
 
 if TYPE_CHECKING:
     import pyarrow
@@ -124,18 +124,24 @@ def _table(file: Path) -> pyarrow.Table:
 
 
 class _Rows:
-    """Rows as columns; images that several rows share are read once."""
+    """Rows as columns; images that `regionroute label` hashed are not read, others once."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._hash = functools.lru_cache(maxsize=2**16)(lambda path: int(file_hash(path), 16))
-        self._size = functools.lru_cache(maxsize=2**16)(image_size)
+        self._contents = Contents(manifest.root)
+        self._facts = functools.lru_cache(maxsize=2**16)(self._look)
+
+    def _look(self, path: Path) -> FileFacts:
+        return self._contents.of(path) or read_facts(path)
+
+    def _hash(self, path: Path) -> int:
+        return int(self._facts(path).content, 16)
 
     def columns(self, sample: EditSample) -> dict[str, Any]:
         """The values of a row, without its offset."""
         context, target = map(self.manifest.path, (sample.context, sample.target))
-        height, width = self._size(context)
-        if self._size(target) != (height, width):
+        height, width = self._facts(context).size
+        if self._facts(target).size != (height, width):
             self.manifest.target(sample)  # says what is wrong
         row: dict[str, Any] = dict.fromkeys(NUMBERS, 0)
         row |= {

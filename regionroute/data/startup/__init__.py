@@ -1,0 +1,1 @@
+"""What training start-up reads in place of rows and images."""
