@@ -118,7 +118,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "strength": 1.0,
         "instance": "all",
         "refine_crop": False,
-        "sparse": None,
+        "sparse": False,
         "force": False,
         "seed": 3,
         "size": [30, 50],

@@ -149,7 +149,7 @@ def test_settings_are_complete_and_json(
         "strength": 1.0,
         "instance": "all",
         "refine_crop": False,
-        "sparse": None,
+        "sparse": False,
         "force": False,
         "seed": 6,
         "size": [30, 50],
