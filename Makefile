@@ -6,7 +6,7 @@ PYTHON ?=
 # .venv/bin on PATH: deepspeed, torchrun and ninja are there.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: setup demo test test-slow test-browser browser lint docs measured notebooks sbom release-check bench
+.PHONY: setup demo test test-slow test-docs test-browser browser lint docs measured notebooks sbom release-check bench
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -20,6 +20,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(RUN) pytest -m slow
+
+# Tutorials and notebooks that train; the others are part of `test`.
+test-docs: $(STAMP)
+	$(RUN) pytest -n 2 --dist load -m slow tests/docs
 
 # The studio as a server, and in Chromium; that skips where there is none and it cannot be installed.
 test-browser: $(STAMP) browser
