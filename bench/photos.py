@@ -3,7 +3,7 @@ r"""Does the named object of a real photo get restyled, and does the rest stay a
     regionroute label --labels PHOTOS/labels.jsonl --styles small_experts --styles-per-photo 1 \
         --whole --size 160 --test-share 0.1 --out data/photo_pairs
     python bench/photos.py --manifest data/photo_pairs --weights alexnet_features.safetensors \
-        flow.perceptual.vgg=vgg16_features.safetensors
+        flow.perceptual.network=vgg16_features.safetensors
 
 Two arms, trained for equal steps, per seed with their own experts and sample order: with Focus and
 Cover, and without. Test photos are the split "test", which the base has not seen either. Edits run

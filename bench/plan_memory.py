@@ -31,6 +31,7 @@ from regionroute.config.io import load_config
 from regionroute.config.run import RunConfig
 from regionroute.diffusion.latents import decode_latents
 from regionroute.files import write_json
+from regionroute.models.perceptual import VggMaps
 from regionroute.models.vgg import VggFeatures, empty_weights
 from regionroute.planning.sizes import KONTEXT_PARTS
 from regionroute.planning.trace import StepShape, trace_step
@@ -48,7 +49,7 @@ CASES = {
     "supervised": [],
     "supervised, checkpointing": ["train.gradient_checkpointing=true"],
     "supervised, bfloat16": ["base.dtype=bfloat16"],
-    "supervised, perceptual": ["flow.perceptual.vgg=random"],
+    "supervised, perceptual": ["flow.perceptual.network=random"],
 }
 AUTOENCODER = {  # four pixels to a latent cell
     "block_out_channels": [32, 64, 64],
@@ -132,12 +133,12 @@ def autoencoder() -> AutoencoderKL:
 
 def perceptual_loss(config: RunConfig) -> PerceptualLoss | None:
     """The loss with a random autoencoder and a random VGG16; None where it is off."""
-    if config.flow.perceptual.vgg is None:
+    if config.flow.perceptual.network is None:
         return None
     vae = autoencoder().requires_grad_(False).eval()
     vgg = VggFeatures({name: 0.05 * torch.randn_like(w) for name, w in empty_weights().items()})
     decode = partial(decode_latents, vae)
-    return PerceptualLoss(config.flow.perceptual, decode, network=vgg)
+    return PerceptualLoss(config.flow.perceptual, decode, network=VggMaps(vgg))
 
 
 def allocated(run: Callable[[], object]) -> int:

@@ -14,24 +14,22 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from regionroute.models.vgg import VggFeatures, load_vgg
+from regionroute.models.perceptual import load_features
 
 if TYPE_CHECKING:
     from regionroute.config.losses import PerceptualConfig
 
-LAYERS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3")
-
 
 class PerceptualLoss:
-    """Distance, in the features of a frozen VGG, of the images that latents decode to.
+    """Distance, in the features of a frozen network, of the images that latents decode to.
 
     Args:
-        cfg: where the network's weights are.
+        cfg: names the network.
         decode: latents [B,C,h,w] to images [B,3,H,W] in [0,1], differentiable.
-        setting: what named the weights, for errors.
-        network: a VGG that is loaded already, in place of the file's.
+        setting: what named the network, for errors.
+        network: a network that is loaded already, in place of the named one.
 
     Raises:
         UserError: the weights cannot be read.
@@ -41,11 +39,11 @@ class PerceptualLoss:
         self,
         cfg: PerceptualConfig,
         decode: Callable[[Tensor], Tensor],
-        setting: str = "flow.perceptual.vgg=",
-        network: VggFeatures | None = None,
+        setting: str = "flow.perceptual.network=",
+        network: nn.Module | None = None,
     ) -> None:
         self.decode, self.bfloat16 = decode, cfg.bfloat16
-        self.network = load_vgg(str(cfg.vgg), setting) if network is None else network
+        self.network = load_features(str(cfg.network), setting) if network is None else network
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Squared distance of normalised features, mean over places, summed over layers.
@@ -73,5 +71,5 @@ class PerceptualLoss:
         with (
             torch.autocast(pictures.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
         ):
-            maps = network(pictures, LAYERS)
-        return [F.normalize(F.relu(m.float()), dim=1, eps=1e-6) for m in maps]
+            maps = network(pictures)
+        return [F.normalize(m.float(), dim=1, eps=1e-6) for m in maps]

@@ -63,6 +63,8 @@ def planned_step(
     )
     perceptual = None
     if networks is not None:
-        perceptual = PerceptualLoss(config.flow.perceptual, networks.decode, network=networks.vgg)
+        perceptual = PerceptualLoss(
+            config.flow.perceptual, networks.decode, network=networks.features
+        )
     with training_step(transformer, batch, config, perceptual=perceptual) as losses:
         yield losses.total.mean()

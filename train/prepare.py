@@ -234,11 +234,11 @@ def _data(inputs: Inputs, cache: Cache, config: RunConfig) -> TrainingData:
 
 
 def _perceptual(config: RunConfig, inputs: Inputs) -> PerceptualLoss | None:
-    if config.flow.perceptual.vgg is None:
+    if config.flow.perceptual.network is None:
         return None
     backbone = inputs.backbone
     decode = partial(backbone.family.decode_latents, backbone.vae)
-    return PerceptualLoss(config.flow.perceptual, decode, "flow.perceptual.vgg=")
+    return PerceptualLoss(config.flow.perceptual, decode, "flow.perceptual.network=")
 
 
 def _previews(config: RunConfig, inputs: Inputs, cache: Cache) -> Previews | None:

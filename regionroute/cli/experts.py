@@ -189,8 +189,8 @@ def _merge(args: argparse.Namespace) -> None:
 
     from regionroute.adapters import blend_weights, load_experts, merge, parse_blend, read_registry
     from regionroute.files import check_output_folder
+    from regionroute.models.formats.saving import save_base
     from regionroute.models.loading import load_base
-    from regionroute.models.saving import save_base
 
     registry = read_registry(args.experts)
     blend = parse_blend(args.style, registry.name)

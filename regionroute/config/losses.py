@@ -19,8 +19,12 @@ from regionroute.errors import UserError
 class PerceptualConfig(Section):
     """A perceptual loss on decoded predictions, with gradients through the decoder."""
 
-    vgg: Name | None = Field(
-        None, description="file with torchvision's VGG16 weights (safetensors); null: off"
+    renamed: ClassVar = {"vgg": "network"}
+
+    network: Name | None = Field(
+        None,
+        description="network whose features are compared: efficientnet-lite0, which is installed, "
+        "or a file with torchvision's VGG16 weights (safetensors); null: off",
     )
     weight: NonNegative = Field(0.15, description="weight of this loss")
     share: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -29,7 +33,7 @@ class PerceptualConfig(Section):
         "base's own step",
     )
     bfloat16: bool = Field(
-        False, description="run VGG in bfloat16, which is faster where the hardware supports it"
+        False, description="run it in bfloat16, which is faster where the hardware supports it"
     )
 
 

@@ -72,12 +72,19 @@ class EfficientNetLite(nn.Module):
             [B,c,H/s,W/s] each, s = 2 (block 0), 4 (1 and 2), 8 (3, 4), 16 (5 to 10) or 32, in the
             order of the blocks, and the logits [B,1000,H/32,W/32].
         """
+        last = DEPTH - 1
+        found = self.features(images, {*wanted, last})
+        logits = self.classifier(F.relu6(self.head(found[-1])))
+        return found if last in wanted else found[:-1], logits
+
+    def features(self, images: Tensor, wanted: Collection[int]) -> list[Tensor]:
+        """Outputs of blocks, as `forward` gives them; later blocks are not computed."""
         x, found = F.relu6(self.stem(images)), []
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
             x = block(x)
             if number in wanted:
                 found.append(x)
-        return found, self.classifier(F.relu6(self.head(x)))
+        return found
 
 
 class SameConv(nn.Module):

@@ -312,7 +312,7 @@ def step_memory(trace: Trace, zero: Zero, gpus: int, optim: OptimConfig) -> dict
     gradients = trained if zero.stage < 2 else trained // gpus
     states = round(STATE_BYTES[optim.name] * trace.trainable)
     states = states if zero.stage == 0 else (states + trained) // gpus
-    loss_networks = {"decoder and VGG of the perceptual loss": trace.loss_bytes}
+    loss_networks = {"decoder and network of the perceptual loss": trace.loss_bytes}
     average = {"moving average": trained if zero.stage < 3 else trained // gpus}
     return {
         **weights,

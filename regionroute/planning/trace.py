@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from regionroute.adapters import RouteContext, SimilarityRouter, adapter_parameters, inject
 from regionroute.attention import AttentionPlan, attend
 from regionroute.diffusion.families import family_of_config
+from regionroute.models.perceptual import empty_features
 from regionroute.models.quantize import stored_bytes
-from regionroute.models.vgg import VggFeatures, empty_weights
 from regionroute.planning.counter import MemoryCounter, default_dtype, fake_tensors
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ class LossNetworks:
 
     Attributes:
         decode: latents [B,C,h,w] to images [B,3,H,W] in [0,1], differentiable.
-        vgg: the network whose features are compared.
+        features: the network whose features are compared.
     """
 
     decode: Callable[[Tensor], Tensor]
-    vgg: VggFeatures
+    features: nn.Module
 
 
 # (transformer, inputs, config, networks of the perceptual loss) -> the mean total loss. The
@@ -123,7 +123,7 @@ class Trace:
         frozen: values of the base.
         frozen_bytes: their memory, as ``base.quantize`` stores them.
         trainable: values of the adapters, in float32.
-        loss_bytes: memory of the decoder and the VGG of the perceptual loss, 0 without it.
+        loss_bytes: memory of the decoder and the network of the perceptual loss, 0 without it.
         kept: bytes that wait for the backward pass once the forward pass has ended.
         activations: bytes at the peak, over weights and gradients.
         flops: multiplications and additions of forward, recomputation and backward.
@@ -157,7 +157,7 @@ def trace_step(
         config: its base, experts, flow, supervision and train parts are read.
         shape: of the pass.
         step: the training step, `train.planned.planned_step`.
-        autoencoder: makes the base's; needed for ``flow.perceptual.vgg``, whose loss decodes.
+        autoencoder: makes the base's; needed for ``flow.perceptual.network``, whose loss decodes.
 
     Raises:
         UserError: targets or blocks that the transformer does not have.
@@ -203,16 +203,16 @@ def _loss_networks(
     dtype: torch.dtype,
     autoencoder: Callable[[], nn.Module] | None,
 ) -> tuple[LossNetworks | None, list[Tensor]]:
-    """Decoder and VGG16 of the perceptual loss, and their weights; nothing where it is off."""
-    if config.flow.perceptual.vgg is None:
+    """Decoder and network of the perceptual loss, and their weights; nothing where it is off."""
+    if config.flow.perceptual.network is None:
         return None, []
     if autoencoder is None:
-        raise ValueError("flow.perceptual.vgg: give the autoencoder, its loss decodes")
+        raise ValueError("flow.perceptual.network: give the autoencoder, its loss decodes")
     with default_dtype(dtype):
         vae = autoencoder().requires_grad_(False).eval()
-    vgg = VggFeatures(empty_weights())
+    features = empty_features(config.flow.perceptual.network)
     decode = partial(family_of_config(settings).decode_latents, cast("Autoencoder", vae))
-    return LossNetworks(decode, vgg), [*vae.parameters(), *vgg.parameters()]
+    return LossNetworks(decode, features), [*vae.parameters(), *features.parameters()]
 
 
 def _try_kernels(dtype: torch.dtype) -> None:

@@ -1,12 +1,16 @@
-"""The perceptual loss of pre-training: what it measures, where its gradient goes."""
+"""The perceptual loss: what it measures, where its gradient goes."""
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from regionroute.config.io import load_config
 from regionroute.config.losses import PerceptualConfig
+from regionroute.config.run import RunConfig
 from regionroute.errors import UserError
-from train.perceptual import LAYERS, PerceptualLoss
+from regionroute.models.efficientnet_lite import load_efficientnet_lite
+from regionroute.models.perceptual import BLOCKS, EFFICIENTNET, LAYERS, load_features
+from train.perceptual import PerceptualLoss
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +24,15 @@ def picture(seed):
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def loss_of(vgg, **settings):
+def loss_of(network, **settings):
     """Of latents that are half the pictures."""
-    config = PerceptualConfig(vgg=str(vgg), **settings)
+    config = PerceptualConfig(network=str(network), **settings)
     return PerceptualLoss(config, lambda latents: 2 * latents, "--vgg ")
 
 
 def test_it_is_the_distance_of_features_with_channels_of_length_one(vgg):
     loss = loss_of(vgg)
-    found, wanted = loss.network(picture(0), LAYERS), loss.network(picture(1), LAYERS)
+    found, wanted = (loss.network.network(picture(seed), LAYERS) for seed in (0, 1))
 
     expected = torch.zeros(2)
     for a, b in zip(found, wanted, strict=True):
@@ -47,8 +51,9 @@ def test_low_precision_is_near(vgg):
     assert torch.allclose(exact, low, rtol=0.02)
 
 
-def test_it_teaches_the_prediction_and_not_the_network(vgg):
-    loss = loss_of(vgg)
+@pytest.mark.parametrize("kind", ["vgg", EFFICIENTNET])
+def test_it_teaches_the_prediction_and_not_the_network(vgg, kind):
+    loss = loss_of(vgg if kind == "vgg" else kind)
     predicted, target = (picture(0) / 2).requires_grad_(), (picture(1) / 2).requires_grad_()
     loss(predicted, target).sum().backward()
 
@@ -57,13 +62,29 @@ def test_it_teaches_the_prediction_and_not_the_network(vgg):
     assert not any(p.requires_grad for p in loss.network.parameters())
 
 
-def test_a_step_along_its_gradient_brings_the_picture_nearer(vgg):
-    loss, target = loss_of(vgg), picture(1) / 2
+@pytest.mark.parametrize("kind", ["vgg", EFFICIENTNET])
+def test_a_step_along_its_gradient_brings_the_picture_nearer(vgg, kind):
+    loss, target = loss_of(vgg if kind == "vgg" else kind), picture(1) / 2
     predicted = (picture(0) / 2).requires_grad_()
     before = loss(predicted, target).sum()
     before.backward()
     step = 0.02 * predicted.grad / predicted.grad.abs().max()
     assert loss(predicted.detach() - step, target).sum() < before
+
+
+def test_the_installed_network_gives_the_outputs_of_its_blocks():
+    shared = load_efficientnet_lite()
+    expected, _ = shared(2 * picture(0) - 1, BLOCKS)
+    maps = load_features(EFFICIENTNET, "")
+    found = maps(picture(0))
+    assert [m.shape[-1] for m in found] == [16, 8, 4, 2]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert maps.network is not shared  # which the image encoder moves and converts
+
+
+def test_the_old_name_of_the_setting_is_read(vgg):
+    config = load_config(None, [f"flow.perceptual.vgg={vgg}"], RunConfig)
+    assert config.flow.perceptual.network == str(vgg)
 
 
 def test_weights_that_are_not_there_are_one_sentence(tmp_path):
@@ -74,7 +95,7 @@ def test_weights_that_are_not_there_are_one_sentence(tmp_path):
 @pytest.mark.parametrize("family", ["runs", "klein_runs"])
 def test_a_run_trains_on_it(family, vgg, request):
     runs = request.getfixturevalue(family)
-    asked = [f"flow.perceptual.vgg={vgg}", "flow.perceptual.weight=0.5", "supervision.focus=0"]
+    asked = [f"flow.perceptual.network={vgg}", "flow.perceptual.weight=0.5", "supervision.focus=0"]
     assert runs("without", "supervision.focus=0") == 0
     assert runs("with", *asked) == 0
     assert runs("accumulated", *asked, "train.accumulation=2", "train.preview_every=0") == 0
@@ -90,7 +111,7 @@ def test_a_run_trains_on_it(family, vgg, request):
 
 
 def test_a_share_of_each_batch_gets_it(runs, vgg):
-    asked = [f"flow.perceptual.vgg={vgg}", "supervision.focus=0", "train.global_batch=4"]
+    asked = [f"flow.perceptual.network={vgg}", "supervision.focus=0", "train.global_batch=4"]
     whole, half = ("train.accumulation=1", "flow.perceptual.share=0.5")
     assert runs("whole", *asked, whole) == 0
     assert runs("half", *asked, half) == 0
@@ -106,8 +127,8 @@ def test_a_share_of_each_batch_gets_it(runs, vgg):
 
 
 def test_weights_that_are_not_there_end_a_run_before_it_begins(runs, capsys):
-    assert runs("run", "flow.perceptual.vgg=nowhere.safetensors") == 2
+    assert runs("run", "flow.perceptual.network=nowhere.safetensors") == 2
     said = capsys.readouterr()
-    assert "flow.perceptual.vgg=nowhere.safetensors: no such file" in said.err
+    assert "flow.perceptual.network=nowhere.safetensors: no such file" in said.err
     assert "to encode" not in said.out
     assert not runs.output("run").joinpath("losses.jsonl").exists()

@@ -155,10 +155,10 @@ def train_base(
 
 
 def _perceptual(cfg: BaseTrainingConfig, codec: PatchCodec) -> PerceptualLoss | None:
-    if cfg.perceptual.vgg is None:
+    if cfg.perceptual.network is None:
         return None
     decode = partial(decode_latents, codec)
-    return PerceptualLoss(cfg.perceptual, decode, "base.perceptual.vgg=")
+    return PerceptualLoss(cfg.perceptual, decode, "base.perceptual.network=")
 
 
 def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, clip: float) -> None:

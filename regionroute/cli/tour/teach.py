@@ -39,9 +39,31 @@ _MADE_UP = re.compile(
     r"img|dsc[a-z]?|pxl|mvimg|photo|image|picture|screenshot|scan|unnamed|untitled|file|copy", re.I
 )
 LEARNED = 0.5  # residual error on held-out objects below which a style counts as learned
-# A base that edits in one step needs large steps in few minutes; see docs/tutorials/teach.md.
 ALL_LAYERS = ("experts.targets=all",)
-ONE_STEP = ("train.global_batch=4", "optim.lr=0.009", "train.validation_levels=[1.0]")
+# On a base that edits in one step: all layers but those of the first block, whose heads find the
+# named object.
+AFTER_FIRST = (
+    "transformer_blocks.1.attn.*",
+    "transformer_blocks.1.attn.to_out.*",
+    "transformer_blocks.1.*.linear",
+    "transformer_blocks.1.ff.net.*",
+    "single_transformer_blocks.*.attn.*",
+    "single_transformer_blocks.*.norm.linear",
+    "single_transformer_blocks.*.proj_mlp",
+    "single_transformer_blocks.*.proj_out",
+    "norm_out.linear",
+    "proj_out",
+)
+# Large steps in few minutes; see docs/tutorials/teach.md.
+ONE_STEP = (
+    "train.global_batch=4",
+    "train.validation_levels=[1.0]",
+    "optim.lr=0.004",
+    "experts.rank=32",
+    "experts.alpha=32",
+    f"experts.targets=[{','.join(AFTER_FIRST)}]",
+    "flow.perceptual.share=0.5",
+)
 ROUNDS = 8  # validations and previews of a run
 PATIENCE = 3  # validations without a better one
 
@@ -84,8 +106,6 @@ def parser() -> Parser:
     finder = "finds objects without mask and box: salient[:FILE], yolox:FILE or a hub id (salient)"
     add("--grounder", default="salient", metavar="NAME", help=finder)
     add_base(parser, nano.USUAL)
-    vgg = "torchvision's VGG16 weights (safetensors): finer strokes, half as slow again"
-    add("--vgg", metavar="FILE", help=vgg)
     add("--steps", type=int, metavar="N", help="training steps (by the base)")
     add_seed(parser, "experts and noise")
     add("--out", type=Path, metavar="DIR", help="folder for everything (out/teach/NAME)")
@@ -253,9 +273,6 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
         f"train.validate_every={every}", f"train.patience={PATIENCE}",
         f"train.preview_every={every}", f"train.save_every={every}",
     ]  # fmt: skip
-    if args.vgg:
-        settings += [f"flow.perceptual.vgg={args.vgg}", "flow.perceptual.weight=0.5"]
-        settings += ["flow.perceptual.share=0.5"]
     print(f"previews while it trains: {run / 'previews'}")
     watch.run("training", ["train", "--config", recipe.config, *settings])
     best = read_json(run / "run.json")["best_step"]

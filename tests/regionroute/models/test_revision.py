@@ -87,7 +87,7 @@ def test_the_revision_may_follow_the_name(hub):
 def test_a_base_is_written_again_from_the_commit_it_was_loaded_from(hub, tmp_path, monkeypatch):
     import huggingface_hub
 
-    from regionroute.models.saving import save_base
+    from regionroute.models.formats.saving import save_base
 
     backbone = load_base("team/tiny", revision="v1")
     hub["index"].clear()

@@ -149,7 +149,7 @@ def test_supervision_costs_memory():
 
 def perceptual(config):
     """The configuration with a perceptual loss; planning needs no file of weights."""
-    section = config.flow.perceptual.model_copy(update={"vgg": "vgg16.safetensors"})
+    section = config.flow.perceptual.model_copy(update={"network": "vgg16.safetensors"})
     return config.model_copy(
         update={"flow": config.flow.model_copy(update={"perceptual": section})}
     )
@@ -184,7 +184,7 @@ def test_a_plan_holds_the_networks_of_the_perceptual_loss():
     config = nano("train.global_batch=4")
     plain = make_plan(config, machine(), DATA)
     plan = make_plan(perceptual(config), machine(), DATA)
-    held = "decoder and VGG of the perceptual loss"
+    held = "decoder and network of the perceptual loss"
     assert held not in plain.memory
     assert plan.memory[held] > 14_714_688 * 4
     assert plan.bytes_in_step > plain.bytes_in_step + plan.memory[held]

@@ -130,7 +130,7 @@ def test_the_perceptual_loss_is_of_the_pictures_that_a_step_from_noise_gives(
 ):
     vgg = tmp_path / "vgg.safetensors"
     save_file(vgg_weights(), vgg)
-    perceptual = [*arguments, f"base.perceptual.vgg={vgg}"]
+    perceptual = [*arguments, f"base.perceptual.network={vgg}"]
     assert main([f"output={tmp_path / 'run'}", "base.steps=4", *perceptual]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all(row["perceptual"] > 0 for row in rows if "loss" in row)
@@ -161,7 +161,7 @@ def test_the_perceptual_loss_is_of_the_pictures_that_a_step_from_noise_gives(
 
 def test_the_perceptual_loss_may_be_of_some_tasks_alone(arguments, tmp_path, vgg_weights):
     save_file(vgg_weights(), tmp_path / "vgg.safetensors")
-    more = [*arguments, f"base.perceptual.vgg={tmp_path / 'vgg.safetensors'}", "base.steps=2"]
+    more = [*arguments, f"base.perceptual.network={tmp_path / 'vgg.safetensors'}", "base.steps=2"]
     found = {}
     for task in ("copy", "style"):
         wanted = ["corpus.photos.tasks={copy: 1}", f"base.perceptual_tasks=[{task}]"]
