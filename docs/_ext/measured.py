@@ -18,6 +18,8 @@ from measured_rest import (
     mamba_bank,
     masks,
     rehearsals,
+    sparse_quality,
+    sparse_speed,
     speed,
     studio,
     wrong_edits,
@@ -275,6 +277,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "gallery-clusters": gallery_clusters,
     "speed": speed,
     "rehearsal": rehearsals,
+    "sparse-speed": sparse_speed,
+    "sparse-quality": sparse_quality,
     "studio": studio,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from table_text import by_columns, cell, result, table
+from table_text import by_columns, cell, number, result, table
 
 
 def wrong_edits() -> str:
@@ -50,6 +50,45 @@ def rehearsals() -> str:
                     "" if ratio is None else f"{ratio:.2f}",
                 ]
             )
+    return table(heads, body)
+
+
+def sparse_speed() -> str:
+    """Dense over region-sparse time of a whole sampling."""
+    rows = result("region_sparse")["rows"]
+    areas = list(rows[0]["sampling_ratio"]["28"])
+    body = [
+        [
+            f"{row['base']}, {row['resolution']:,} px",
+            steps,
+            *(f"{row['sampling_ratio'][steps][area]:.2f}" for area in areas),
+        ]
+        for row in rows
+        for steps in row["sampling_ratio"]
+    ]
+    return table(["base", "steps", *areas], body)
+
+
+def sparse_quality() -> str:
+    """Region-sparse edits and other schemes against the dense edit."""
+    heads = [
+        "base, steps", "scheme", "tokens computed", "time ratio", "PSNR on the object, dB",
+        "10th percentile", "residual error, points", "background exact",
+    ]  # fmt: skip
+    body = [
+        [
+            f"{run['base']}, {run['steps']}",
+            f"**{name}**" if name == "region-sparse" else name,
+            number(row["share"], "%"),
+            f"{row['time_ratio']:.2f}",
+            f"{row['psnr']:.1f}",
+            f"{row['psnr_10']:.1f}",
+            cell(row["residual"], "%.1", signed=True),
+            "yes" if row["background_exact"] else "no",
+        ]
+        for run in result("region_sparse_quality")["runs"]
+        for name, row in run["methods"].items()
+    ]
     return table(heads, body)
 
 
