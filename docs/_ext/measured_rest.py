@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from table_text import by_columns, cell, number, result, table
 
+PAINTERS = (
+    "bank",
+    "arbitrary-style network",
+    "network of 26 paintings",
+    "optimised pixels",
+    "unedited photo",
+)
+
 
 def wrong_edits() -> str:
     """Failure modes by the metrics that should flag them."""
@@ -112,20 +120,62 @@ def mamba() -> str:
     return table(["", "held-out directional loss, 40 steps", "SSIM"], body)
 
 
+QUALITY = [("Style", "match", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", ".2")]
+
+
 def mamba_bank() -> str:
-    """The packaged style bank against other painters, on the pairs of the bank's style images."""
+    """The packaged style bank and other painters, each on the pairs that it painted."""
     data = result("mamba_bank")["scores"]["found"]["means"]
-    names = ("bank", "arbitrary-style network", "unedited photo")  # on the same pairs
-    columns = [("Style", "match", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", ".2")]
-    return by_columns({name: data[name] for name in names}, columns)
+    body = [
+        [
+            name,
+            str(data[name]["gram"]["n"]),
+            *(cell(data[name][key], kind) for _, key, kind in QUALITY),
+        ]
+        for name in PAINTERS
+    ]
+    return table(["", "pairs", *(head for head, _, _ in QUALITY)], body)
+
+
+def mamba_bank_paired() -> str:
+    """The packaged style bank minus other painters, on the pairs that both painted."""
+    rows = result("mamba_bank")["scores"]["found"]["paired"]
+    names = {name: (name,) for name in PAINTERS[1:-1]}
+    return by_columns(rows, QUALITY, names, ["the bank minus"], signed=True)
 
 
 def gallery_protocol() -> str:
-    """The protocol of StyleGallery's benchmark, run with a painting network."""
+    """StyleGallery's benchmark: ours offline, and painters that need no diffusion model."""
     data = result("stylegallery_protocol")
-    rows = {"painting network": data["scores"], "unedited photos": data["unedited"]}
-    columns = [("Style", "style", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", ".2")]
+    names = {
+        "stylegallery": "`gallery`, offline",
+        "painting": "arbitrary-style network, whole image",
+        "numbered": "network of 26 paintings, the nearest",
+        "optimised": "optimised pixels (Gatys)",
+    }
+    rows = {title: data[name]["scores"] for name, title in names.items() if name in data}
+    rows["unedited photos"] = next(iter(data.values()))["unedited"]
+    columns = [
+        ("Style", "style", ".2"),
+        ("Gram", "gram", ".2"),
+        ("LPIPS", "lpips", ".2"),
+        ("VGG content", "content", ".1"),
+    ]
     return by_columns(rows, columns)
+
+
+def gallery_matching() -> str:
+    """How often an object is matched with an object of the same word."""
+    rows = result("gallery_matching")["features"]
+    columns = [("same object", "object", "%"), ("same photo", "photo", "%")]
+    return by_columns(rows, columns, heads=["features"])
+
+
+def restyle_speed() -> str:
+    """Seconds of the two commands."""
+    rows = result("restyle")["speed"]["found"]["commands"]
+    columns = [("processor seconds", "processor", ".0"), ("seconds", "wall", ".0")]
+    return by_columns(rows, columns, heads=["command"])
 
 
 def speed() -> str:

@@ -120,6 +120,16 @@ def test_stylegallery_clusters(tmp_path, assets):
 
 
 @pytest.mark.slow
+def test_gallery_matching(tmp_path, assets):
+    options = ("--assets", assets, "--words", "2", "--per-word", "2", "--others", "1")
+    result = run(tmp_path, "gallery_matching", *options, "--draws", "1")
+    assert (result["photos"], result["words"], result["questions"]) == (4, 2, 4)
+    assert result["by chance"]["object"] < result["by chance"]["photo"] == 0.5
+    for row in result["features"].values():
+        assert 0 <= row["object"]["mean"] <= row["photo"]["mean"] <= 1
+
+
+@pytest.mark.slow
 def test_stylegallery_protocol(tmp_path, assets, random_inception):
     """Two families and two contents of noise: made once, scored, and made anew by new settings."""
     from regionroute.data.images import write_image
@@ -145,7 +155,7 @@ def test_stylegallery_protocol(tmp_path, assets, random_inception):
     first = make(2)
     found = json.loads((tmp_path / "out/stylegallery.json").read_text())
     for scores in (found["scores"], found["unedited"]):
-        assert scores.keys() == {"gram", "style", "lpips", "fid", "artfid"}
+        assert scores.keys() == {"gram", "style", "content", "lpips", "fid", "artfid"}
         assert scores["lpips"]["n"] == scores["fid"]["n"] == 4
         lpips, fid = scores["lpips"]["mean"], scores["fid"]["value"]
         assert scores["artfid"]["value"] == pytest.approx((1 + lpips) * (1 + fid))

@@ -1,4 +1,4 @@
-"""The Gram loss of a bank's second stage."""
+"""The perceptual losses of a bank's second stage."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from pseudo_labels.stylemamba.bank.targets import Target, resized
 from regionroute.data.images import read_image
 from regionroute.models.vgg import VggFeatures
 
-# Deeper layers cost as much again, and what they describe the painted targets show.
-LAYERS = ("relu1_1", "relu2_1", "relu3_1")
+LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+CONTENT = "relu3_3"  # as in Johnson et al., "Perceptual losses for real-time style transfer", 2016
 _PAINTED = 2  # targets whose Gram matrices are averaged for a style without an image
 
 
-class GramLoss:
-    """Distance of paintings from their style's Gram matrices.
+class PerceptualLoss:
+    """Distance of paintings from their style's Gram matrices, and from the content of their photos.
 
-    Each layer's Gram distance is relative to the size of the style's Gram matrix, so that all
-    layers and styles count alike.
+    Each layer's distance is relative to the size of what it is compared with, so that all layers
+    and styles count alike.
 
     Args:
         vgg: the network; it computes in bfloat16.
@@ -44,29 +44,37 @@ class GramLoss:
                 own = [target.painted for target in targets if target.style == index]
                 images = [read_image(file) for file in own[:_PAINTED]]
             with torch.no_grad():
-                grams = [self._grams(self._features(image[None])) for image in images]
+                grams = [_grams(self._features(image[None], LAYERS)) for image in images]
             rows.append([torch.cat(layer).mean(0) for layer in zip(*grams, strict=True)])
         self._styles = [torch.stack(layer) for layer in zip(*rows, strict=True)]
 
-    def __call__(self, made: Tensor, style: Tensor) -> Tensor:
-        """The loss, a scalar; differentiable in `made`.
+    def __call__(self, made: Tensor, style: Tensor, photos: Tensor) -> dict[str, Tensor]:
+        """The losses "gram" and "content", scalars; differentiable in `made`.
 
         Args:
             made: paintings [B, 3, H, W] in [0, 1].
             style: index of each style [B].
+            photos: what they were painted from [B, 3, H, W] in [0, 1].
         """
+        *maps, content = self._features(made, (*LAYERS, CONTENT))
         gram = torch.zeros(())
-        for mine, styles in zip(self._grams(self._features(made)), self._styles, strict=True):
-            wanted = styles[style]
-            size = wanted.square().mean((1, 2)).clamp(min=1e-12)
-            gram = gram + ((mine - wanted).square().mean((1, 2)) / size).mean()
-        return gram
+        for mine, styles in zip(_grams(maps), self._styles, strict=True):
+            gram = gram + _relative(mine, styles[style])
+        with torch.no_grad():
+            [before] = self._features(photos, (CONTENT,))
+        return {"gram": gram, "content": _relative(content, before)}
 
-    def _features(self, images: Tensor) -> list[Tensor]:
+    def _features(self, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return [maps.float() for maps in self._vgg(images, LAYERS)]
+            return [maps.float() for maps in self._vgg(images, layers)]
 
-    @staticmethod
-    def _grams(features: Sequence[Tensor]) -> list[Tensor]:
-        flat = [maps.flatten(2) for maps in features]
-        return [f @ f.mT / (f.shape[1] * f.shape[2]) for f in flat]
+
+def _grams(features: Sequence[Tensor]) -> list[Tensor]:
+    flat = [maps.flatten(2) for maps in features]
+    return [f @ f.mT / (f.shape[1] * f.shape[2]) for f in flat]
+
+
+def _relative(mine: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference of each of a batch, relative to the size of `wanted`."""
+    size = wanted.square().flatten(1).mean(1).clamp(min=1e-12)
+    return ((mine - wanted).square().flatten(1).mean(1) / size).mean()

@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudo_labels.stylemamba.bank.config import FREE, BankConfig, BankTrainConfig
-from pseudo_labels.stylemamba.bank.grams import GramLoss
+from pseudo_labels.stylemamba.bank.grams import PerceptualLoss
 from pseudo_labels.stylemamba.bank.painter import StylePainter
-from pseudo_labels.stylemamba.bank.saved import StyleBank
+from pseudo_labels.stylemamba.bank.saved import StyleBank, load_bank
 from pseudo_labels.stylemamba.bank.styles import BankStyle
 from pseudo_labels.stylemamba.bank.targets import Target, batches, paint_targets, plan_targets
 from pseudo_labels.stylemamba.checkpoints import load_checkpoint, rewound_rows, save_checkpoint
@@ -58,15 +58,15 @@ def train_bank(data: BankData, config: BankConfig, folder: Path) -> StyleBank:
         UserError: photos or a checkpoint cannot be used, or a loss is not finite.
     """
     options = config.train
-    if options.crop > options.side:
-        raise UserError(f"train.crop is {options.crop}: it must be at most train.side")
+    for name in ("crop", "style_crop"):
+        crop = getattr(options, name) or 0
+        if crop > options.side:
+            raise UserError(f"train.{name} is {crop}: it must be at most train.side")
     targets = plan_targets(
         *(data.photos, data.styles, options.targets, options.side, folder / TARGETS, options.seed)
     )
     paint_targets(targets, data.styles, options.side)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        network = StylePainter(len(data.styles), config.painter)
+    network = _first_network(data.styles, config)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     run = settings_hash([_frozen(options), config.painter, [style.name for style in data.styles]])
@@ -98,15 +98,36 @@ def train_bank(data: BankData, config: BankConfig, folder: Path) -> StyleBank:
     return bank
 
 
+def _first_network(styles: Sequence[BankStyle], config: BankConfig) -> StylePainter:
+    """New weights, or those of `train.init_from`."""
+    options = config.train
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        network = StylePainter(len(styles), config.painter)
+    if options.init_from is None:
+        return network
+    known = load_bank(options.init_from)
+    names = [name for name, _ in known.styles]
+    if names != [style.name for style in styles] or known.config.painter != config.painter:
+        raise UserError(
+            f"train.init_from: the bank {options.init_from} has other styles or sizes than this one"
+        )
+    network.load_state_dict(known.painter.state_dict())
+    return network
+
+
 def learning_rate(step: int, options: BankTrainConfig) -> float:
-    """Of a step from 1: warm-up and cosine on the targets, then a second cosine."""
-    if step <= options.warmup:
-        return options.learning_rate * step / options.warmup
-    if step <= options.steps:
-        done = (step - options.warmup) / max(1, options.steps - options.warmup)
-        return options.learning_rate * max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
-    done = (step - options.steps) / max(1, options.style_steps)
-    return options.style_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    """Of a step from 1: in each stage warm-up and cosine."""
+    first = step <= options.steps
+    number, length, peak, low = (
+        (step, options.steps, options.learning_rate, 0.02)
+        if first
+        else (step - options.steps, options.style_steps, options.style_rate, 0.0)
+    )
+    if number <= options.warmup:
+        return peak * number / options.warmup
+    done = (number - options.warmup) / max(1, length - options.warmup)
+    return peak * max(low, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 class _Losses:
@@ -114,17 +135,18 @@ class _Losses:
 
     def __init__(self, data: BankData, targets: Sequence[Target], options: BankTrainConfig) -> None:
         self.options, self.targets, self.data = options, targets, data
-        self._grams: GramLoss | None = None
+        self._perceptual: PerceptualLoss | None = None
 
     def steps(self, start: int, total: int) -> "itertools.chain[tuple[int, tuple[Tensor, ...]]]":
         """Numbers of the steps after `start`, with their batches."""
         options, first = self.options, min(start, self.options.steps)
+        style_crop = options.style_crop or options.crop
         parts = []
-        for begin, end, size in (
-            (first, options.steps, options.batch),
-            (max(start, options.steps), total, options.style_batch),
+        for begin, end, crop, size in (
+            (first, options.steps, options.crop, options.batch),
+            (max(start, options.steps), total, style_crop, options.style_batch),
         ):
-            made = batches(self.targets, options.side, options.crop, size, options.seed, begin)
+            made = batches(self.targets, options.side, crop, size, options.seed, begin)
             parts.append(zip(range(begin + 1, end + 1), made, strict=False))
         return itertools.chain(*parts)
 
@@ -138,10 +160,13 @@ class _Losses:
         if step <= options.steps:
             return terms
         assert self.data.vgg is not None
-        if self._grams is None:
-            self._grams = GramLoss(self.data.vgg, self.data.styles, self.targets, options.side)
+        if self._perceptual is None:
+            self._perceptual = PerceptualLoss(
+                self.data.vgg, self.data.styles, self.targets, options.side
+            )
         terms = {name: options.pixels * value for name, value in terms.items()}
-        return terms | {"gram": options.gram * self._grams(made, style)}
+        more = self._perceptual(made, style, photos)
+        return terms | {name: getattr(options, name) * value for name, value in more.items()}
 
 
 def _edges(made: Tensor, painted: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pseudo_labels.stylemamba.bank import train as module
-from pseudo_labels.stylemamba.bank.grams import GramLoss
+from pseudo_labels.stylemamba.bank.grams import PerceptualLoss
 from pseudo_labels.stylemamba.bank.saved import FACTS_FILE, WEIGHTS_FILE, load_bank
 from pseudo_labels.stylemamba.bank.styles import read_bank
 from pseudo_labels.stylemamba.bank.targets import batches, paint_targets, plan_targets, resized
@@ -122,14 +122,18 @@ def test_gram_loss_is_zero_for_the_style_itself(bank_file, photos, vgg_weights, 
     styles = read_bank(bank_file)
     targets = plan_targets(photos, styles, 2, 32, tmp_path / "t")
     paint_targets(targets, styles, 32)
-    loss = GramLoss(VggFeatures(vgg_weights()), styles, targets, 32)
+    loss = PerceptualLoss(VggFeatures(vgg_weights()), styles, targets, 32)
     style = resized(styles[1].image, 32)[None]
-    assert float(loss(style, torch.tensor([1]))) < 1e-5
+    photo = torch.rand(1, 3, 32, 32)
+    terms = loss(style, torch.tensor([1]), photo)
+    assert float(terms["gram"]) < 1e-5
+    assert float(terms["content"]) > 0.01
     other = torch.rand(1, 3, 32, 32).requires_grad_()
-    gram = loss(other, torch.tensor([1]))
-    gram.backward()
-    assert float(gram) > 0.01
+    terms = loss(other, torch.tensor([1]), photo)
+    terms["gram"].backward()
+    assert float(terms["gram"]) > 0.01
     assert other.grad.any()
+    assert float(loss(photo, torch.tensor([1]), photo)["content"]) == 0
 
 
 def test_the_second_stage_runs_with_vgg(bank_file, photos, small, vgg_weights, tmp_path):
@@ -140,10 +144,27 @@ def test_the_second_stage_runs_with_vgg(bank_file, photos, small, vgg_weights, t
     assert ["gram" in row for row in rows] == [False] * 6 + [True] * 2
 
 
+def test_training_starts_from_a_bank(bank_file, photos, small, vgg_weights, tmp_path):
+    data = BankData(read_bank(bank_file), photos, VggFeatures(vgg_weights()))
+    first = train_bank(data, small, tmp_path / "first")
+    more = {"init_from": str(tmp_path / "first"), "steps": 0, "style_steps": 1, "style_rate": 1e-9}
+    config = small.model_copy(update={"train": small.train.model_copy(update=more)})
+    again = train_bank(data, config, tmp_path / "again")
+    for name, value in first.painter.state_dict().items():
+        assert torch.allclose(value, again.painter.state_dict()[name], 2e-3, 1e-3), name
+    rows = {"steps": 0, "style_crop": 24}
+    train = config.train.model_copy(update=rows)
+    train_bank(data, config.model_copy(update={"train": train}), tmp_path / "crops")
+    larger = small.painter.model_copy(update={"residual": small.painter.residual + 1})
+    with pytest.raises(UserError, match="other styles or sizes"):
+        train_bank(data, config.model_copy(update={"painter": larger}), tmp_path / "other")
+
+
 def test_learning_rates(small):
     options = small.train.model_copy(update={"warmup": 10, "steps": 100, "style_steps": 50})
     rates = [learning_rate(step, options) for step in range(1, 151)]
     assert rates[4] == pytest.approx(options.learning_rate / 2)
     assert max(rates) == rates[9] == options.learning_rate
-    assert rates[100] == pytest.approx(options.style_rate, rel=0.01)
+    assert rates[100] == pytest.approx(options.style_rate / 10)
+    assert max(rates[100:]) == rates[109] == options.style_rate
     assert rates[149] == pytest.approx(0, abs=1e-9)
