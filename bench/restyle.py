@@ -61,6 +61,7 @@ def main() -> int:
     add("--assets", type=Path, required=True)
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--sheets", type=Path, help="folder of the pairs' images, for counting by eye")
+    add("--commands", nargs="+", help="of the speed, by name (default: all)")
     add("--repeats", type=int, default=3, help="runs of each command (default: 3)")
     add_result_argument(parser, "restyle")
     args = parser.parse_args()
@@ -176,7 +177,6 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     references = HERE / "style_images"
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.png"
         commands = {
             "mamba apply": ["mamba", "apply", shot, "--style", "ukiyo-e woodblock print"],
             "mamba apply --object": [
@@ -188,8 +188,10 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             ],
             "gallery, eight references": ["gallery", shot, "--references", references],
         }
-        for name, command in commands.items():
-            times = [timed([*command, "--out", out]) for _ in range(args.repeats)]
+        for name in args.commands or commands:
+            command = commands[name]
+            outs = [Path(folder) / f"{len(found)}-{turn}.png" for turn in range(args.repeats)]
+            times = [timed([*command, "--out", out]) for out in outs]
             found[name] = {
                 key: describe([row[key] for row in times]) for key in ("wall", "processor")
             }

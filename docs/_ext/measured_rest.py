@@ -171,6 +171,13 @@ def gallery_matching() -> str:
     return by_columns(rows, columns, heads=["features"])
 
 
+def restyle_speed() -> str:
+    """Seconds of the two commands."""
+    rows = result("restyle")["speed"]["found"]["commands"]
+    columns = [("processor seconds", "processor", ".0"), ("seconds", "wall", ".0")]
+    return by_columns(rows, columns, heads=["command"])
+
+
 def speed() -> str:
     """One ratio for each benchmark of speed or size."""
     attend = result("attention")["shapes"]["small"]["attend"]
