@@ -5,6 +5,7 @@ Each is started in a process of its own: ``python -m regionroute.rehearsal.work 
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def load(settings: Settings) -> None:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise UserError(f"{part}: {name} has values that are not finite")
         setattr(base, part, nn.Module())
-        del network
+        del network, tensor
+        gc.collect()  # its mapped files count as memory until it is gone
     print(f"{base.family.pipeline} {base.fingerprint}: {counts}")
 
 
