@@ -39,12 +39,12 @@ def main() -> int:
         done = pipe(image, object=word, style=style, seed=0)
         print(f"{word} in {style}: {done.metadata[0].get('warnings') or 'found'}")
         panels = (image, done.images[0], done.region_maps[0])
-        columns.append(np.concatenate([np.asarray(_square(panel)) for panel in panels]))
+        columns.append(np.concatenate([np.asarray(square(panel)) for panel in panels]))
     Image.fromarray(np.concatenate(columns, axis=1)).save(args.out, quality=88)
     return 0
 
 
-def _square(image: Image.Image) -> Image.Image:
+def square(image: Image.Image) -> Image.Image:
     """The central square in RGB at the figure's size."""
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
