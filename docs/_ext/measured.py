@@ -25,6 +25,7 @@ from measured_rest import (
     sparse_speed,
     speed,
     studio,
+    taught,
     wrong_edits,
 )
 from table_text import REPOSITORY, Column, by_columns, cell, number, result, table
@@ -269,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos-earlier": photos_earlier,
     "crowded": crowded,
     "presence": presence,
+    "taught": taught,
     "gates": gates("gates"),
     "gates-fresh": gates("gates_fresh"),
     "wrong-edits": wrong_edits,

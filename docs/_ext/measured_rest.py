@@ -100,6 +100,19 @@ def sparse_quality() -> str:
     return table(heads, body)
 
 
+def taught() -> str:
+    """Styles that nobody tuned `teach` for."""
+    heads = ["style", "minutes", "edits", "region by", "success", "residual error", "LPIPS left"]
+    keys = ("success", "in_mask_ratio", "lpips_ratio")
+    body = [
+        [style, f"{row['minutes']:.1f}", str(row[how]["success"]["n"]), how]
+        + [cell(row[how][key], "%") for key in keys]
+        for style, row in result("teach")["styles"].items()
+        for how in ("routed", "true mask")
+    ]
+    return table(heads, body)
+
+
 def masks() -> str:
     """Masks from boxes."""
     iou = result("label")["masks"]["iou"]

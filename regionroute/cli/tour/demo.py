@@ -8,6 +8,7 @@ from pathlib import Path
 
 from regionroute.cli.options import command_parser
 from regionroute.cli.tour.stages import Stopwatch, run_tour
+from regionroute.cli.tour.teach import ONE_STEP
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import read_json, write_jsonl
 from regionroute.models import embedded as nano
@@ -46,7 +47,7 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("--out", default="out/demo", metavar="DIR", help="folder for everything (out/demo)")
-    add("--steps", type=int, default=60, metavar="N", help="training steps (60)")
+    add("--steps", type=int, default=100, metavar="N", help="training steps (100)")
     add("--seed", type=int, default=0, metavar="N", help="seed of experts and noise (0)")
     return parser
 
@@ -107,8 +108,7 @@ def _train(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:
         f"train.steps={args.steps}",
         f"seed={args.seed}",
         "experts.styles=null",
-        # The base does not know this style: the expert has to paint it.
-        "routing.branch=expert",
+        *ONE_STEP,
     ]
     watch.run("training", ["train", "--config", CONFIG, *settings])
 
