@@ -67,6 +67,7 @@ SHIPPED = (
         "see its photos",
     ),
     ("docs/photos.jpg", "figure", "photos of scikit-image, edited", "see scikit-image"),
+    ("docs/taught.jpg", "figure", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/studio/*", "screenshots", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/demo.png", "figure", "procedural scenes", "Apache-2.0"),
     ("docs/by_example.png", "figure", "procedural scenes", "Apache-2.0"),
