@@ -5,7 +5,7 @@
 Presence (`ImageEncoder.presence`) of every object of a photo and of words that are absent: words of
 the training photos far from all present ones. Present objects below the threshold are refused,
 absent ones above it pass. Rows: values of `SEEN`, what is taken off the scores of words that the
-encoder was trained with. It was chosen on the first two groups, which it was trained on.
+encoder was trained with. It was chosen on training photos of several objects.
 """
 
 import argparse

@@ -218,7 +218,7 @@ def main() -> None:
     )
     parser.add_argument("--scenes", type=Path, required=True, help="drawn scenes")
     parser.add_argument("--photos", type=Path, required=True, help="photo pairs")
-    parser.add_argument("--images", type=int, default=8, help="held-out pairs per base (8)")
+    parser.add_argument("--images", type=int, default=4, help="held-out pairs per base (4)")
     parser.add_argument("--seeds", type=int, default=3, help="of each (3)")
     add_result_argument(parser, "region_sparse_quality")
     arguments = parser.parse_args()

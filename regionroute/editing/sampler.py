@@ -23,7 +23,7 @@ from regionroute.config.sites import AttentionSite
 from regionroute.data.prompts import restyle_prompt
 from regionroute.diffusion.flow import denoise, guide, predict_velocity, sample
 from regionroute.editing.sampling_job import SamplingJob, SamplingResult
-from regionroute.editing.sparse import LIMIT, SparseCalls, free_bytes, pays
+from regionroute.editing.sparse import LIMIT, SparseCalls, free_bytes, pays, region_of
 from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.models.backbone import Backbone
 from regionroute.routing.gates import (
@@ -144,6 +144,9 @@ class Sampler:
             gates, shown = gates * keep, boundary_map(maps, self.routing) * keep
         acting = widen_gates(gates, self.routing) if job.lock_background else gates
         shared = first if self._first_step_is_shared(job) else None
+        region = region_of(job.strength * acting.flatten(0, 1))
+        # Of the whole image, or of nothing, no call is partial.
+        job = replace(job, sparse=bool(job.sparse) and not (region.whole or region.empty))
         latents, interrupted = self._branches(job, job.strength * acting, shared)
         return SamplingResult(
             latents, gates, shown.amax(1), concentration, instances, presence, absent, interrupted,

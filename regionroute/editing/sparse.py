@@ -1,9 +1,10 @@
 """Region-sparse sampling: after its first call an edit computes the tokens of its region only.
 
 A routed edit knows its region once the maps are read, and outside of it the velocity is known
-exactly (`keep_velocity`). So most steps are *partial* calls: text tokens and the noisy tokens of
-the region, over keys and values of all other tokens that the latest *full* call stored
-(`regionroute.attention.row_cache`). Few late calls refresh what is stored.
+exactly (`keep_velocity`). After a *full* call the others compute less: *partial* ones the text and
+the region's noisy tokens, *wide* ones its context tokens too, over keys and values of all other
+tokens that the latest full call stored (`regionroute.attention.row_cache`); the last, *local* one
+attends to the region alone. `schedule` says which comes when.
 
 Shape legend: B rows of a model call (a clause of an image each), h w image tokens, R tokens of a
 partial call, N all tokens, C H W latent channels, rows and columns, T text tokens.

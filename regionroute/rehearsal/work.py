@@ -67,13 +67,17 @@ def load(settings: Settings) -> None:
     for part in list(base.family.networks):
         network: nn.Module = getattr(base, part)
         counts[part] = network.num_parameters()  # type: ignore[operator]
-        for name, tensor in network.state_dict().items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(f"{part}: {name} has values that are not finite")
+        _check_finite(part, network)
         setattr(base, part, nn.Module())
-        del network, tensor
+        del network
         gc.collect()  # its mapped files count as memory until it is gone
     print(f"{base.family.pipeline} {base.fingerprint}: {counts}")
+
+
+def _check_finite(part: str, network: nn.Module) -> None:
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{part}: {name} has values that are not finite")
 
 
 def stock(settings: Settings) -> None:

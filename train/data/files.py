@@ -100,10 +100,11 @@ class Files:
         return None
 
     def _look(self, name: int, path: Path) -> Row:
+        times = _times(path)  # before it is read: a file that changes meanwhile is read again
         facts = self._labelled.of(path) if self._labelled else None
         if facts is None:
             facts = read_facts(path)
-        self._new[name] = (name, *_times(path), int(facts.content, 16), *facts.size)
+        self._new[name] = (name, *times, int(facts.content, 16), *facts.size)
         return self._new[name]
 
 

@@ -64,7 +64,6 @@ BY_CONTENT = {
     "experts.styles": "styles",
     "experts.style_encoder": "style_encoder",
     "experts.style_pictures": "references",
-    "flow.perceptual.network": None,
 }
 SHOWN = 4  # changes named in one sentence
 

@@ -183,4 +183,4 @@ def _follow(average: StylePainter, network: StylePainter, decay: float) -> None:
 
 def _frozen(options: BankTrainConfig) -> dict[str, object]:
     """The settings that must not change when a run resumes."""
-    return options.model_dump(exclude=set(FREE))
+    return options.model_dump(exclude=set(FREE), exclude_none=True)

@@ -174,6 +174,9 @@ def test_the_default_is_sparse_where_it_pays(editor, monkeypatch):
     assert is_sparse(steps=3) is False
     assert is_sparse(lock_background=False) is False
     assert is_sparse(mode="plain") is False
+    for whole_or_closed in (torch.ones(64, 64), torch.zeros(64, 64)):
+        request = EditRequest("dog", "pixel-art", regions=(whole_or_closed,))
+        assert is_sparse(sparse=True) is False  # no call is partial
 
 
 def test_rows_that_do_not_fit_are_not_stored(editor, monkeypatch, caplog):

@@ -185,3 +185,7 @@ def test_another_file_is_no_image_encoder(base, tmp_path):
     again = load_image_encoder(tmp_path / "good.safetensors")
     assert again.sizes == network.sizes
     assert again.vocabulary == network.vocabulary
+    # As files were before, and as others write them.
+    about = {"sizes": json.dumps(network.sizes), "format": "pt"}
+    save_file(network.state_dict(), tmp_path / "older.safetensors", metadata=about)
+    assert load_image_encoder(tmp_path / "older.safetensors").vocabulary == ()

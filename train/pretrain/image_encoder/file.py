@@ -33,8 +33,9 @@ def load_image_encoder(path: str | Path) -> ImageEncoder:
         )
     try:
         with safe_open(path, "pt") as file:
-            about = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
-            network = ImageEncoder(**about[SIZES], vocabulary=about[VOCABULARY])
+            about = file.metadata() or {}
+            vocabulary = json.loads(about.get(VOCABULARY, "[]"))  # older files have none
+            network = ImageEncoder(**json.loads(about[SIZES]), vocabulary=vocabulary)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
