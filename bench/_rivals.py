@@ -13,6 +13,8 @@ from eval.metrics.style import GRAM_LAYERS, VIEW_SIDE, gram_distance, style_feat
 from pseudo_labels.stylize.painting import PaintingStylizer
 from regionroute.data.images import read_image
 from regionroute.data.manifest import StyleSpec
+from regionroute.files import file_hash
+from regionroute.models.devices import fast_bfloat16
 from regionroute.models.vgg import VggFeatures
 
 _LAYERS = (*GRAM_LAYERS[:4], "conv4_2")
@@ -29,7 +31,7 @@ def optimised(photo: Tensor, reference: Tensor, network: VggFeatures, steps: int
     """Pixels optimised for a style image's Gram matrices and the photo's content (Gatys et al.).
 
     Starts from the photo, with Adam; each term is relative to the size of what it aims at. The
-    network computes in bfloat16.
+    network computes in bfloat16 where the CPU has instructions for it.
 
     Args:
         photo: [3, H, W] in [0, 1].
@@ -39,7 +41,7 @@ def optimised(photo: Tensor, reference: Tensor, network: VggFeatures, steps: int
     """
 
     def features(image: Tensor) -> tuple[list[Tensor], Tensor]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bfloat16()):
             *maps, content = (found.float() for found in network(image, _LAYERS))
         flat = [found.flatten(2) for found in maps]
         return [f @ f.mT / f[0].numel() for f in flat], content
@@ -73,10 +75,8 @@ class Optimised:
     def __init__(self, reference: Path, vgg: str, steps: int) -> None:
         self._network = load_vgg(vgg).network
         self._reference, self._steps = view(read_image(reference)), steps
-        self.fingerprint, self.remarks = (
-            f"optimised pixels, {steps} steps",
-            {"file": str(reference)},
-        )
+        self.fingerprint = f"optimised pixels, {steps} steps, VGG {file_hash(Path(vgg))[:8]}"
+        self.remarks = {"file": str(reference)}
 
     def stylize(self, image: Tensor, style: StyleSpec) -> Tensor:
         """See `Stylizer.stylize`; the style is not used."""

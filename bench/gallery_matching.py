@@ -36,7 +36,8 @@ from pseudo_labels.segment.given import LabelledPhoto, content_hash, open_photo,
 from pseudo_labels.stylegallery.clusters import to_grid
 from pseudo_labels.stylegallery.config import MatchConfig
 from pseudo_labels.stylegallery.matching import RegionMatcher, RegionSet
-from pseudo_labels.stylegallery.offline import SIDE, encoded, find_clusters
+from pseudo_labels.stylegallery.networks import SIDE, encoded
+from pseudo_labels.stylegallery.offline import find_clusters
 from regionroute.files import text_hash, write_json
 
 ALONE = MatchConfig(statistical=0.0, geometric=0.0)

@@ -38,12 +38,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from pseudo_labels.stylegallery.attention import Recorded, self_attention_layers
 from pseudo_labels.stylegallery.config import EnergyConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank, shrink
 from pseudo_labels.stylegallery.matching import Match
+from pseudo_labels.stylegallery.models.attention import Recorded, self_attention_layers
+from pseudo_labels.stylegallery.models.base import chosen_layers
+from pseudo_labels.stylegallery.models.random_sd import TEXT_WIDTH, random_unet
+from pseudo_labels.stylegallery.models.stable_diffusion import StableDiffusion
 from pseudo_labels.stylegallery.optimise import OptimState, energy_timesteps, minimise
-from pseudo_labels.stylegallery.random_model import TEXT_WIDTH, random_unet
 from regionroute.data.stats import describe
 from regionroute.files import write_json
 
@@ -106,8 +108,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float]]
 class Problem:
     """A random network, and a content image whose regions are strips matched with others'."""
 
-    unet: Any
-    text: Tensor
+    model: StableDiffusion
     z: Tensor
     content: Tensor
     references: Tensor
@@ -116,7 +117,7 @@ class Problem:
     @classmethod
     def random(cls, args: argparse.Namespace, widths: list[int], size: int) -> "Problem":
         """Draw from torch's global generator, on its default device."""
-        unet = random_unet(tuple(widths), heads=8).eval().requires_grad_(False)
+        unet = random_unet(tuple(widths), heads=8)
         side, count = size // 8, args.regions
         text, latents = (
             torch.randn(1, 77, TEXT_WIDTH),
@@ -129,12 +130,14 @@ class Problem:
             for c in range(1, count + 1)
         ]
         regions = (matches, labels, [labels.T.contiguous()] * args.references)
-        return cls(unet, text, latents[:1], latents[1:2], latents[2:], regions)
+        parts = (unet, torch.nn.Identity(), text, torch.ones(1000, device="cpu"))
+        model = StableDiffusion(*parts, 1, "random", text.device, random=True)
+        return cls(model, latents[:1], latents[1:2], latents[2:], regions)
 
     def energy(self, config: EnergyConfig, **options: Any) -> AttentionEnergy:
         """Our energy of this problem."""
         names = list(range(len(self.references)))
-        pictures = (self.unet, self.text, self.content, self.references)
+        pictures = (self.model, self.content, self.references)
         return AttentionEnergy(*pictures, self.regions, config, names=names, **options)
 
 
@@ -218,9 +221,9 @@ def published(problem: Problem, config: EnergyConfig) -> Tensor:
     matches, labels, reference_labels = problem.regions
     pictures = torch.cat([problem.content, problem.references])
     with torch.no_grad():
-        kept = whole_pass(problem.unet, pictures, problem.text, config.layers)
+        kept = whole_pass(problem.model, pictures, config)
     z = problem.z.clone().requires_grad_()
-    made = whole_pass(problem.unet, z, problem.text, config.layers)
+    made = whole_pass(problem.model, z, config)
     total = torch.zeros((), device=z.device)
     for layer, (query, output) in enumerate(zip(made.queries, made.outputs, strict=True)):
         cells = query.shape[-2]
@@ -242,10 +245,11 @@ def published(problem: Problem, config: EnergyConfig) -> Tensor:
     return total.detach()
 
 
-def whole_pass(unet: Any, latents: Tensor, text: Tensor, count: int) -> Recorded:
+def whole_pass(model: StableDiffusion, latents: Tensor, config: EnergyConfig) -> Recorded:
     """Run the full network and record its last self-attention layers by hooks."""
     record, hooks = Recorded(), []
-    for layer in self_attention_layers(unet)[-count:]:
+    layers = self_attention_layers(model.unet)
+    for layer in (layers[number] for number in chosen_layers(config.layers, len(layers))):
         for name, place in (
             ("to_q", record.queries),
             ("to_k", record.keys),
@@ -266,7 +270,7 @@ def whole_pass(unet: Any, latents: Tensor, text: Tensor, count: int) -> Recorded
             )
         )
     try:
-        unet(latents, TIMESTEP, encoder_hidden_states=text.expand(len(latents), -1, -1))
+        model.predict(latents, TIMESTEP, latents)
     finally:
         for hook in hooks:
             hook.remove()

@@ -102,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", help="name of the folder of images (default: the maker's)")
     parser.add_argument("--result", type=Path, help="file that holds the scores of all systems")
     parser.add_argument("--only-score", action="store_true", help="score existing images only")
-    parser.add_argument("--model", default=None, help="Stable Diffusion 1.5")
+    parser.add_argument("--model", default=None, help="Stable Diffusion, FLUX or nano-photos")
+    parser.add_argument("--painter", help="model: nano-photos paints by its own attention")
     parser.add_argument("--dino", default=None, help="DINOv2")
     parser.add_argument("--steps", type=int, default=20, help="of the optimised pixels")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB to cache references' keys")
@@ -140,7 +141,7 @@ def maker(args: argparse.Namespace, family: Path) -> Any:
         if args.maker == "optimised":
             return Optimised(first, args.vgg, args.steps)
         return nearest_painting(first, find_references(args.contents)[0], args.vgg)
-    names = {key: getattr(args, key) for key in ("model", "dino") if getattr(args, key)}
+    names = {key: getattr(args, key) for key in ("model", "painter", "dino") if getattr(args, key)}
     return AttentionEnergyStylizer.build(
         references=str(family),
         memory=args.memory,
@@ -170,10 +171,13 @@ class Measures:
 
     def _features(self, file: Path) -> StyleFeatures:
         """VGG features of a photo or reference, kept."""
-        assert self._vgg is not None
         if file not in self._known:
-            self._known[file] = style_features(view(read_image(file))[None], self._vgg)
+            self._known[file] = self._computed(file)
         return self._known[file]
+
+    def _computed(self, file: Path) -> StyleFeatures:
+        assert self._vgg is not None
+        return style_features(view(read_image(file))[None], self._vgg)
 
     def __call__(self, output: Callable[[str, Path], Path]) -> dict[str, Any]:
         """Scores of a system.
@@ -187,7 +191,7 @@ class Measures:
             for path in self._contents:
                 file = output(family, path)
                 if self._vgg and known:
-                    found = self._features(file)
+                    found = self._features(path) if file == path else self._computed(file)
                     gram = min(float(gram_distance(found.grams, one.grams)) for one in known)
                     match = style_match(found.blocks[0], torch.cat([k.blocks[0] for k in known]))
                     values.setdefault("gram", []).append(gram)

@@ -42,6 +42,8 @@ def find_regions(
     Returns:
         Labels [h, w] from 1.
     """
+    # Distances grow with the number of channels; the thresholds are for four.
+    latent = latent * (4 / len(latent)) ** 0.5
     if masks is None:
         labels = cluster_features(mix, config, seed)
         labels = merge_alike(labels, latent, config.merge, config.linkage)

@@ -16,11 +16,20 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 class FeatureConfig(Section):
-    """DDIM inversion and the weighted average of its features."""
+    """Inversion and the weighted average of its features."""
 
     steps: Annotated[int, Field(ge=2)] = Field(15, description="timesteps of the inversion")
     block: int | None = Field(
-        None, description="up-block whose output is averaged; null: the last but one", ge=0
+        None,
+        description="block whose output is averaged, by its number from 0: an up-block of Stable "
+        "Diffusion (null: the last but one), or a block of a transformer, double ones first (null: "
+        "the middle one)",
+        ge=0,
+    )
+    refine: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="fixed-point iterations of each step of the inversion, which make it the "
+        "sampler's exact reverse; each costs a model call (published: 0)",
     )
     midpoint: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.7, description="fraction of the timesteps after which a feature weighs half"
@@ -84,7 +93,7 @@ class EnergyConfig(Section):
     mode: Literal["optimize", "guided"] = Field(
         "optimize",
         description="optimize: the latents, as in the released code; guided: between the steps "
-        "of a DDIM sampler, as in the paper",
+        "of the sampler, as in the paper",
     )
     steps: Count = Field(150, description="timesteps, from noisy to clean")
     iterations: Count = Field(1, description="optimiser steps at each timestep")
@@ -93,7 +102,11 @@ class EnergyConfig(Section):
     temperature: Positive = Field(
         1.5, description="factor on the attention logits, from the released code"
     )
-    layers: Count = Field(6, description="self-attention layers used, counted from the last")
+    layers: Count | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="attention layers used: so many from the last, or a list of their numbers from "
+        "0; null: three of eight from the last, 6 of Stable Diffusion 1.5's 16 as published",
+    )
     start: Literal["instance", "channel", "content", "inverted"] = Field(
         "instance",
         description="initial latents: the inverted ones, normalised over space (instance) or over "
@@ -111,17 +124,36 @@ class EnergyConfig(Section):
     seed: int = Field(42, description="seed of the noise in guided mode", ge=0, lt=2**32)
 
 
+class FlowConfig(Section):
+    """What diffusion transformers have and Stable Diffusion does not; all choices are ours."""
+
+    context: Literal["own", "none"] = Field(
+        "own",
+        description="the context image of these editing models: own, the image itself, with which "
+        "they were trained; none, which halves the tokens",
+    )
+    positions: bool = Field(
+        False,
+        description="compare queries and keys with their rotary positions, which ties a region to "
+        "the same place of the reference",
+    )
+    guidance: NonNegative = Field(1.0, description="of guidance-distilled models")
+
+
 class GalleryConfig(Section):
     """All settings of `regionroute gallery`."""
 
-    size: Annotated[int, Field(ge=32, multiple_of=8)] = Field(
-        512, description="working size: side of the square images in pixels"
+    size: Annotated[int, Field(ge=32, multiple_of=8)] | None = Field(
+        None,
+        description="working size: side of the square images in pixels; null: 512, or that of a "
+        "smaller base",
     )
     seed: int = Field(42, description="seed of clustering", ge=0, lt=2**32)
     features: FeatureConfig = FeatureConfig()
     clusters: ClusterConfig = ClusterConfig()
     matching: MatchConfig = MatchConfig()
     energy: EnergyConfig = EnergyConfig()
+    flow: FlowConfig = FlowConfig()
 
     @model_validator(mode="after")
     def _weighed(self) -> "GalleryConfig":

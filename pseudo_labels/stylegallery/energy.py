@@ -15,14 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pseudo_labels.stylegallery.attention import (
-    Recorded,
-    recording,
-    region_attention,
-    self_attention_layers,
-)
 from pseudo_labels.stylegallery.config import EnergyConfig
 from pseudo_labels.stylegallery.matching import Match
+from pseudo_labels.stylegallery.models.attention import Recorded, region_attention
+from pseudo_labels.stylegallery.models.base import GalleryModel, chosen_layers
 
 
 @dataclass(frozen=True)
@@ -199,8 +195,7 @@ class AttentionEnergy:
     """The energy of latents, for one content image and its matched references.
 
     Args:
-        unet: a frozen `UNet2DConditionModel`.
-        text: embedding of the empty prompt [1, L, D].
+        model: a frozen diffusion model.
         content: clean latents [1, c, h, w].
         references: clean latents of each reference [R, c, h, w].
         regions: matches, the content's labels, and the references' labels.
@@ -212,8 +207,7 @@ class AttentionEnergy:
 
     def __init__(
         self,
-        unet: Any,
-        text: Tensor,
+        model: GalleryModel,
         content: Tensor,
         references: Tensor,
         regions: tuple[Sequence[Match], Tensor, Sequence[Tensor]],
@@ -223,11 +217,8 @@ class AttentionEnergy:
         bank: ReferenceBank | None = None,
         names: Sequence[Any] = (),
     ) -> None:
-        layers = self_attention_layers(unet)
-        if config.layers > len(layers):
-            raise ValueError(f"{config.layers} layers requested, the model has {len(layers)}")
-        self.unet, self.text, self.config = unet, text, config
-        self.layers = layers[-config.layers :]
+        self.model, self.config = model, config
+        self.layers = chosen_layers(config.layers, model.layers)
         self._content, self._references = content, references
         self._regions, self._styled = regions, styled
         self._bank, self._names = bank, names
@@ -236,13 +227,9 @@ class AttentionEnergy:
         # References that no region is matched with are not encoded.
         self._used = sorted({match.reference for match in matches})
 
-    def record(self, latents: Tensor, timestep: int, inputs_only: bool = False) -> Recorded:
-        """Attention of the layers for latents [B, c, h, w] at a timestep."""
-        dtype = next(self.unet.parameters()).dtype
-        text = self.text.to(dtype).expand(len(latents), -1, -1)
-        with recording(self.layers, inputs_only) as record:
-            self.unet(latents.to(dtype), timestep, encoder_hidden_states=text)
-        return record
+    def predict(self, latents: Tensor, timestep: int) -> Tensor:
+        """The model's prediction for latents [1, c, h, w] of the content's restyled image."""
+        return self.model.predict(latents, timestep, self._content)
 
     @torch.no_grad()
     def anchors(self, timestep: int, noised: tuple[Tensor, Tensor] | None = None) -> Anchors:
@@ -259,7 +246,9 @@ class AttentionEnergy:
             if known:
                 found[place] = known
         absent = [place for place in self._used if place not in found]
-        record = self.record(torch.cat([content, references[absent]]), timestep, inputs_only=True)
+        noisy = torch.cat([content, references[absent]])
+        clean = torch.cat([self._content, self._references[absent]])
+        record = self.model.record(noisy, timestep, clean, self.layers, inputs_only=True)
         for row, place in enumerate(absent, start=1):
             keys = [item[row : row + 1] for item in record.keys]
             values = [item[row : row + 1] for item in record.values]
@@ -276,7 +265,7 @@ class AttentionEnergy:
 
     def value(self, latents: Tensor, timestep: int, anchors: Anchors) -> EnergyValue:
         """The energy of latents [1, c, h, w]; only they get a gradient."""
-        recorded = self.record(latents, timestep)
+        recorded = self.model.record(latents, timestep, self._content, self.layers)
         style = regional_style_loss(recorded, anchors, self._planned(recorded), self.config)
         content = content_loss(recorded, anchors)
         return EnergyValue(style, content, style + self.config.content_weight * content)

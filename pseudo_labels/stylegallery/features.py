@@ -1,9 +1,9 @@
-"""DDIM inversion and the time-weighted average of its features (StyleGallery §3.1).
+"""Inversion and the time-weighted average of its features (StyleGallery §3.1).
 
 Shape legend: C channels, c latent channels, h w cells of the feature grid, T timesteps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,11 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudo_labels.stylegallery.config import FeatureConfig
-from pseudo_labels.stylegallery.model import DiffusionModel
+from pseudo_labels.stylegallery.models.base import GalleryModel, Predict
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
-
-Predict = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -71,51 +69,31 @@ def inversion_timesteps(steps: int, training_steps: int = 1000, offset: int = 1)
     return [min(place * ratio + offset, training_steps - 1) for place in range(steps)]
 
 
-def ddim_move(latents: Tensor, noise: Tensor, alpha: float, target_alpha: float) -> Tensor:
-    """A deterministic DDIM step between two noise levels, in either direction.
-
-    Args:
-        latents: z at the level with ᾱ = `alpha`, any shape.
-        noise: the predicted noise ε, of the same shape.
-        alpha: ᾱ of the current level, in (0, 1].
-        target_alpha: ᾱ of the next level.
-
-    Returns:
-        √(ᾱ'/ᾱ) (z − √(1−ᾱ) ε) + √(1−ᾱ') ε.
-    """
-    clean = (target_alpha / alpha) ** 0.5 * (latents - (1 - alpha) ** 0.5 * noise)
-    return clean + (1 - target_alpha) ** 0.5 * noise
-
-
-def alpha_before(alphas: Tensor, timestep: int, ratio: int) -> float:
-    """ᾱ of the level before a timestep, max(0, t − ratio)."""
-    return float(alphas[max(0, timestep - ratio)])
-
-
 @torch.no_grad()
 def invert(
     latent: Tensor,
     predict: Predict,
-    alphas: Tensor,
+    model: GalleryModel,
     config: FeatureConfig,
-    offset: int = 1,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Run the sampler backwards, from the image to noise.
 
+    A step takes the prediction at its noisier end, where the sampler takes it too, but of the
+    latents at its cleaner end; `refine` replaces these by the step's own result.
+
     Args:
         latent: clean latents [1, c, h, w] in float32.
-        predict: maps (z, t) to the predicted noise, of z's shape, and features [1, C, h', w'].
-        alphas: ᾱ of all training timesteps.
-        config: number of timesteps and their weights.
-        offset: the first timestep.
+        predict: maps (z, t) to the prediction, of z's shape, and features [1, C, h', w'].
+        model: gives the sampler's step and the timesteps.
+        config: number of timesteps, refinement, and the features' weights.
         progress: show a progress bar.
 
     Returns:
         The weighted average of the features [1, C, h', w'] in float32, and the last latents.
     """
-    timesteps = inversion_timesteps(config.steps, len(alphas), offset)
-    ratio = len(alphas) // config.steps
+    timesteps = inversion_timesteps(config.steps, model.training_steps, model.offset)
+    ratio = model.training_steps // config.steps
     weights = time_weights(config.steps, config.midpoint, config.sharpness)
     mix: Tensor | None = None
     for weight, timestep in zip(
@@ -123,23 +101,24 @@ def invert(
         tqdm(timesteps, desc="inversion", unit="step", leave=False, disable=not progress),
         strict=True,
     ):
-        noise, features = predict(latent, timestep)
-        before = alpha_before(alphas, timestep, ratio)
-        latent = ddim_move(latent, noise.float(), before, float(alphas[timestep]))
+        before, start = max(0, timestep - ratio), latent
+        for _ in range(1 + config.refine):
+            prediction, features = predict(latent, timestep)
+            latent = model.move(start, prediction.float(), before, timestep)
         part = weight * features.float()
         mix = part if mix is None else mix + part
     assert mix is not None
     return mix, latent
 
 
+@torch.no_grad()
 def sample(
-    latent: Tensor, predict: Predict, alphas: Tensor, timesteps: Sequence[int], ratio: int
+    latent: Tensor, predict: Predict, model: GalleryModel, timesteps: Sequence[int], ratio: int
 ) -> Tensor:
-    """Reverse of `invert`: DDIM from the last of ascending timesteps to the image."""
+    """Reverse of `invert`: the sampler from the last of ascending timesteps to the image."""
     for timestep in reversed(timesteps):
-        noise, _ = predict(latent, timestep)
-        before = alpha_before(alphas, timestep, ratio)
-        latent = ddim_move(latent, noise.float(), float(alphas[timestep]), before)
+        prediction, _ = predict(latent, timestep)
+        latent = model.move(latent, prediction.float(), timestep, max(0, timestep - ratio))
     return latent
 
 
@@ -148,41 +127,26 @@ class DiffusionFeatures:
 
     Args:
         model: the diffusion model.
-        config: timesteps, up-block, weights.
+        config: timesteps, block, weights.
         progress: show progress bars.
 
     Raises:
-        UserError: the model has no such up-block.
+        UserError: the model has no such block.
     """
 
-    def __init__(self, model: DiffusionModel, config: FeatureConfig, progress: bool = True) -> None:
-        blocks = len(model.unet.up_blocks)
-        self._block = max(0, blocks - 2) if config.block is None else config.block
+    def __init__(self, model: GalleryModel, config: FeatureConfig, progress: bool = True) -> None:
+        blocks = len(model.blocks())
+        self._block = model.usual_block if config.block is None else config.block
         if self._block >= blocks:
-            raise UserError(f"features.block is {config.block}: this model has {blocks} up-blocks")
+            raise UserError(f"features.block is {config.block}: this model has {blocks} blocks")
         self.model, self.config, self._progress = model, config, progress
         self.fingerprint = settings_hash([model.fingerprint, config])
 
     def describe(self, image: Tensor) -> ImageFeatures:
         """Invert an image [3, H, W] in [0, 1]; results are float32 on the CPU."""
         latent = self.model.encode(image)
-        with self.model.at_work(self.model.unet) as unet:
-            held: list[Tensor] = []
-            hook = unet.up_blocks[self._block].register_forward_hook(
-                lambda module, inputs, output: held.append(output)
-            )
-
-            def predict(latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-                held.clear()
-                text = self.model.text.to(unet.dtype)
-                noise = unet(latents.to(unet.dtype), timestep, encoder_hidden_states=text).sample
-                return noise, held[0]
-
-            try:
-                alphas, offset = self.model.alphas, self.model.offset
-                mix, inverted = invert(latent, predict, alphas, self.config, offset, self._progress)
-            finally:
-                hook.remove()
+        with self.model.working(), self.model.reading(self._block, latent) as predict:
+            mix, inverted = invert(latent, predict, self.model, self.config, self._progress)
         size = (latent.shape[-2], latent.shape[-1])
         mix = torch.nn.functional.interpolate(mix, size, mode="nearest")
         return ImageFeatures(mix[0].cpu(), latent[0].cpu(), inverted[0].cpu())
@@ -190,4 +154,5 @@ class DiffusionFeatures:
     @property
     def last_timestep(self) -> int:
         """The noise level of the inverted latents."""
-        return inversion_timesteps(self.config.steps, len(self.model.alphas), self.model.offset)[-1]
+        model = self.model
+        return inversion_timesteps(self.config.steps, model.training_steps, model.offset)[-1]

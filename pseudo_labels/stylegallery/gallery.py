@@ -16,8 +16,13 @@ from pseudo_labels.stylegallery.config import GalleryConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank
 from pseudo_labels.stylegallery.features import DiffusionFeatures, FeatureSource, ImageFeatures
 from pseudo_labels.stylegallery.matching import Match, RegionMatcher, RegionSet
-from pseudo_labels.stylegallery.model import DiffusionModel
-from pseudo_labels.stylegallery.networks import DepthEstimator, MaskGenerator, SemanticEncoder
+from pseudo_labels.stylegallery.models.base import GalleryModel
+from pseudo_labels.stylegallery.networks import (
+    DepthEstimator,
+    MaskGenerator,
+    SemanticEncoder,
+    WordAlignedEncoder,
+)
 from pseudo_labels.stylegallery.optimise import (
     OptimState,
     energy_timesteps,
@@ -87,7 +92,7 @@ class Gallery:
     Args:
         model: the diffusion model.
         config: all settings.
-        semantic: DINOv2, None to match without it.
+        semantic: DINOv2 or the image encoder of nano-photos, None to match without it.
         depth: depth estimator; regions that reach from near to far are split. None: no splits.
         masks: Segment Anything, required with ``clusters.source=sam``.
         features: source of features, None for the diffusion model.
@@ -101,10 +106,10 @@ class Gallery:
 
     def __init__(
         self,
-        model: DiffusionModel,
+        model: GalleryModel,
         config: GalleryConfig,
         *,
-        semantic: SemanticEncoder | None = None,
+        semantic: SemanticEncoder | WordAlignedEncoder | None = None,
         depth: DepthEstimator | None = None,
         masks: MaskGenerator | None = None,
         features: FeatureSource | None = None,
@@ -114,8 +119,9 @@ class Gallery:
     ) -> None:
         if config.clusters.source == "sam" and masks is None:
             raise UserError("clusters.source=sam needs --sam FILE, a checkpoint")
-        if config.size % model.factor:
-            raise UserError(f"size is {config.size}: this model takes multiples of {model.factor}")
+        self.side = config.size or min(512, model.resolution)
+        if self.side % model.factor:
+            raise UserError(f"size is {self.side}: this model takes multiples of {model.factor}")
         weights = config.matching
         if semantic is None and weights.statistical + weights.geometric == 0:
             raise UserError(
@@ -141,7 +147,7 @@ class Gallery:
         Raises:
             UserError: the region is empty.
         """
-        side = (self.config.size, self.config.size)
+        side = (self.side, self.side)
         small = F.interpolate(image[None], side, mode="bicubic", antialias=True)[0].clamp(0, 1)
         key = tensor_hash(small)
         features = self._features(small, key)
@@ -261,7 +267,7 @@ class Gallery:
             state = OptimState(first_latents(inverted, latents[0], start))
         else:
             state = OptimState.restored(kept, device)
-        with self.model.at_work(self.model.unet):
+        with self.model.working():
             state = self._run(pictures, latents, (matches, styled), state, facts)
         self.cache.write("result", facts, state.tensors())
         self.cache.remove("progress", facts)
@@ -281,8 +287,7 @@ class Gallery:
         names = [(p.key, place * (config.mode == "guided")) for place, p in enumerate(pictures[1:])]
         try:
             energy = AttentionEnergy(
-                model.unet,
-                model.text,
+                model,
                 latents[0],
                 torch.cat(latents[1:]),
                 (matches, pictures[0].labels, [item.labels for item in pictures[1:]]),
@@ -304,14 +309,13 @@ class Gallery:
         shape = (len(latents), *latents[0].shape[1:])
         noise = torch.randn(shape, generator=generator).to(model.device)
         clean = (latents[0], torch.cat(latents[1:]))
-        alphas = model.alphas
-        return guide(energy, state, timesteps, alphas, clean, noise, save, self._progress)
+        return guide(energy, state, timesteps, clean, noise, save, self._progress)
 
     def _timesteps(self) -> list[int]:
         config = self.config.energy
         if config.mode == "guided":
             return guided_timesteps(self.inversion.last_timestep, config.steps)
-        return energy_timesteps(config, len(self.model.alphas), self.model.offset)
+        return energy_timesteps(config, self.model.training_steps, self.model.offset)
 
 
 def picked_matches(

@@ -1,5 +1,6 @@
-"""Optional networks in addition to the diffusion model: DINOv2, depth, Segment Anything."""
+"""Networks in addition to the diffusion model: semantic encoders, depth, Segment Anything."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pseudo_labels.stylegallery.model import RANDOM, source_hash
+from pseudo_labels.stylegallery.models.base import RANDOM
+from pseudo_labels.stylegallery.models.loading import source_hash
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
 from regionroute.files import is_hub_id, text_hash
 from regionroute.hub_names import commit_of_model, hub_arguments, used_name
+from regionroute.models.embedded import PHOTOS
 
 DINO = "facebook/dinov2-base"
+SIDE = 256  # pixels, of images that nano-photos encodes; its cells are 8 pixels wide
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TOKENS = 16  # per side
 _SAM = {  # of the published code
@@ -63,6 +67,49 @@ class SemanticEncoder:
         pixels = ((small.clamp(0, 1) - mean) / std).to(self.device)
         states = self.model(pixel_values=pixels).last_hidden_state[0].float().cpu()
         return states[-(_TOKENS**2) :].T.unflatten(1, (_TOKENS, _TOKENS)).contiguous()
+
+
+class WordAlignedEncoder:
+    """The image encoder of nano-photos, whose features are aligned with words.
+
+    Attributes:
+        fingerprint: changes with the weights.
+        name: of the base.
+    """
+
+    name = PHOTOS
+
+    def __init__(self) -> None:
+        self.fingerprint = source_hash(PHOTOS)
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """Features [C, 32, 32] of an image [3, H, W] in [0, 1], resized to a square."""
+        small = F.interpolate(image[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0]
+        return encoded(small.clamp(0, 1))
+
+
+def semantic_encoder(
+    name: str, device: torch.device
+) -> SemanticEncoder | WordAlignedEncoder | None:
+    """DINOv2, or the image encoder of nano-photos by that name; None for "none"."""
+    if name == "none":
+        return None
+    return WordAlignedEncoder() if name == PHOTOS else SemanticEncoder(name, device)
+
+
+@torch.no_grad()
+def encoded(image: Tensor) -> Tensor:
+    """Word-aligned features of an image [3, H, W] in [0, 1]: [C, H/8, W/8]."""
+    found: Tensor = _image_encoder()(image[None] * 2 - 1)[0, :-1]  # without the objectness
+    return found
+
+
+@functools.cache
+def _image_encoder() -> Any:
+    """The default base's image encoder, loaded once."""
+    from regionroute.models.loading import load_base
+
+    return load_base(PHOTOS).vae.image_encoder
 
 
 class DepthEstimator:

@@ -7,7 +7,6 @@ paints each region like the matched region of a reference.
 Shapes: C channels of the features, h w cells of 8 pixels of an image of `SIDE` pixels.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,12 +27,11 @@ from pseudo_labels.stylegallery.config import MatchConfig
 from pseudo_labels.stylegallery.features import ImageFeatures
 from pseudo_labels.stylegallery.gallery import AnalysedImage, Choice, GalleryResult, picked_matches
 from pseudo_labels.stylegallery.matching import RegionMatcher
+from pseudo_labels.stylegallery.networks import SIDE, encoded
 from pseudo_labels.stylize.painting import paint_like
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
-from regionroute.models.embedded import PHOTOS
 
-SIDE = 256  # pixels; cells are 8 pixels wide
 MOST = 5  # clusters before merging
 ALIKE = 0.6  # clusters whose mean features are nearer, in deviations per channel, are merged
 ISLAND = 20  # smaller connected parts are absorbed, in cells
@@ -129,21 +127,6 @@ class OfflineGallery:
         corner = ((low + high - side) // 2).clamp(0, SIDE - side)
         top, left = corner.tolist()
         return to_pil(item.image[:, top : top + side, left : left + side])
-
-
-@torch.no_grad()
-def encoded(image: Tensor) -> Tensor:
-    """Word-aligned features of an image [3, H, W] in [0, 1]: [C, H/8, W/8]."""
-    found: Tensor = _encoder()(image[None] * 2 - 1)[0, :-1]  # without the objectness
-    return found
-
-
-@functools.cache
-def _encoder() -> Any:
-    """The default base's image encoder, loaded once."""
-    from regionroute.models.loading import load_base
-
-    return load_base(PHOTOS).vae.image_encoder
 
 
 def find_clusters(features: Tensor, user: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Minimises the energy: over the latents, or between the steps of a DDIM sampler.
+"""Minimises the energy: over the latents, or between the steps of the model's sampler.
 
 Both go through the timesteps in descending order; a resumed run gives the same result as one that
 was not interrupted.
@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from pseudo_labels.stylegallery.config import EnergyConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy
-from pseudo_labels.stylegallery.features import ddim_move
 
 _LCM_TEACHER_STEPS = 50  # latent consistency models were distilled at this many timesteps
 _EPS = 1e-5
@@ -142,13 +141,12 @@ def guide(
     energy: AttentionEnergy,
     state: OptimState,
     timesteps: list[int],
-    alphas: Tensor,
     clean: tuple[Tensor, Tensor],
     noise: Tensor,
     save: Callable[[OptimState], None] | None = None,
     progress: bool = True,
 ) -> OptimState:
-    """Mode "guided": a DDIM step, then Adam with fresh moments at the new noise level.
+    """Mode "guided": a step of the sampler, then Adam with fresh moments at the new noise level.
 
     The content and the references are noised to that level, with the same noise at all levels.
 
@@ -156,7 +154,6 @@ def guide(
         energy: what is minimised.
         state: initial or resumed state.
         timesteps: descending; z starts at the first.
-        alphas: ᾱ of all training timesteps.
         clean: latents of the content [1, c, h, w] and of the references [R, c, h, w].
         noise: [1 + R, c, h, w].
         save: called with the state every `save_every` timesteps.
@@ -171,12 +168,9 @@ def guide(
     for place in bar:
         now, after = timesteps[place], following[place]
         with torch.no_grad():
-            text = energy.text.to(next(energy.unet.parameters()).dtype)
-            latents = state.latents.to(text.dtype)
-            predicted = energy.unet(latents, now, encoder_hidden_states=text).sample.float()
-            moved = ddim_move(state.latents, predicted, float(alphas[now]), float(alphas[after]))
-        level = float(alphas[after])
-        noised = level**0.5 * torch.cat(clean) + (1 - level) ** 0.5 * noise
+            predicted = energy.predict(state.latents, now)
+            moved = energy.model.move(state.latents, predicted, now, after)
+        noised = energy.model.noised(torch.cat(clean), noise, after)
         anchors = energy.anchors(after, (noised[:1], noised[1:]))
         latents = moved.detach().clone().requires_grad_()
         adam = torch.optim.Adam([latents], lr=config.learning_rate)

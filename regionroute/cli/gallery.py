@@ -33,6 +33,8 @@ examples:
       --labels labels.jsonl --match region=painting2
   regionroute gallery photo.jpg --references refs/ --out out.png --model FOLDER --dino FOLDER \\
       --preset lcm --lora lcm-lora-sdv1-5.safetensors energy.steps=16
+  regionroute gallery photo.jpg --references refs/ --out out.png \\
+      --base black-forest-labs/FLUX.2-klein-base-4B --dino nano-photos
 
 Without --model nothing is downloaded: nano-photos finds and matches regions, and a small network
 paints them. The page shows the numbers of the regions, as --match takes them. With a diffusion
@@ -77,9 +79,11 @@ def parser() -> Parser:
 def _add_networks(parser: Parser) -> None:
     group = parser.add_argument_group("networks")
     add = group.add_argument
-    base = "nano-photos, or Stable Diffusion 1.5 by folder or hub id (nano-photos)"
-    add("--model", metavar="NAME", help=base)
-    add("--dino", metavar="NAME", help="DINOv2, or none: match without it (facebook/dinov2-base)")
+    base = "Stable Diffusion 1.x, 2.x, FLUX.1-Kontext or FLUX.2-klein by folder or hub id"
+    add("--model", "--base", metavar="NAME", help=f"{base} (nano-photos)")
+    painter = "network: the arbitrary-style network, with nano-photos; model: the model's attention"
+    add("--painter", choices=("network", "model"), help=painter)
+    add("--dino", metavar="NAME", help="DINOv2, nano-photos, or none (facebook/dinov2-base)")
     add("--depth", metavar="NAME", help="Depth Anything, splits regions that reach far back (none)")
     add("--sam", metavar="FILE", help="SAM checkpoint, for clusters.source=sam")
     add("--lora", metavar="FILE", help="LCM-LoRA or Hyper-SD, with --preset")
@@ -129,7 +133,7 @@ def _restyle(args: argparse.Namespace) -> None:
     image = read_image(args.photo)
     region = find_region(args.region, args.photo, args.labels) if args.region else None
     settings = given(
-        args, "references", "model", "dino", "depth", "sam", "lora", "preset", "config",
+        args, "references", "model", "painter", "dino", "depth", "sam", "lora", "preset", "config",
         "overrides", "cache", "dtype", "device", "offload",
     )  # fmt: skip
     stylizer = AttentionEnergyStylizer.build(**settings, progress=True)

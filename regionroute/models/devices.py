@@ -32,6 +32,14 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def fast_bfloat16() -> bool:
+    """False on an x86 CPU without instructions for bfloat16, where float32 is far faster."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return found["architecture"] != "x86_64" or bool(found["avx512_bf16"] or found["amx_bf16"])
+
+
 def quiet_libraries() -> None:
     """Silences warnings and logs of libraries that do not concern the user."""
     import torch

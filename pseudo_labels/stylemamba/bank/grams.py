@@ -8,6 +8,7 @@ from torch import Tensor
 from pseudo_labels.stylemamba.bank.styles import BankStyle
 from pseudo_labels.stylemamba.bank.targets import Target, resized
 from regionroute.data.images import read_image
+from regionroute.models.devices import fast_bfloat16
 from regionroute.models.vgg import VggFeatures
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
@@ -15,14 +16,14 @@ CONTENT = "relu3_3"  # as in Johnson et al., "Perceptual losses for real-time st
 _PAINTED = 2  # targets whose Gram matrices are averaged for a style without an image
 
 
-class PerceptualLoss:
+class StyleLoss:
     """Distance of paintings from their style's Gram matrices, and from the content of their photos.
 
     Each layer's distance is relative to the size of what it is compared with, so that all layers
     and styles count alike.
 
     Args:
-        vgg: the network; it computes in bfloat16.
+        vgg: the network; it computes in bfloat16 where the CPU has instructions for it.
         styles: of the bank.
         targets: paintings, for styles without an image.
         side: shorter side of the style images in pixels.
@@ -65,7 +66,7 @@ class PerceptualLoss:
         return {"gram": gram, "content": _relative(content, before)}
 
     def _features(self, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bfloat16()):
             return [maps.float() for maps in self._vgg(images, layers)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudo_labels.stylemamba.bank.config import FREE, BankConfig, BankTrainConfig
-from pseudo_labels.stylemamba.bank.grams import PerceptualLoss
+from pseudo_labels.stylemamba.bank.grams import StyleLoss
 from pseudo_labels.stylemamba.bank.painter import StylePainter
 from pseudo_labels.stylemamba.bank.saved import StyleBank, load_bank
 from pseudo_labels.stylemamba.bank.styles import BankStyle
@@ -135,7 +135,7 @@ class _Losses:
 
     def __init__(self, data: BankData, targets: Sequence[Target], options: BankTrainConfig) -> None:
         self.options, self.targets, self.data = options, targets, data
-        self._perceptual: PerceptualLoss | None = None
+        self._style: StyleLoss | None = None
 
     def steps(self, start: int, total: int) -> "itertools.chain[tuple[int, tuple[Tensor, ...]]]":
         """Numbers of the steps after `start`, with their batches."""
@@ -160,12 +160,10 @@ class _Losses:
         if step <= options.steps:
             return terms
         assert self.data.vgg is not None
-        if self._perceptual is None:
-            self._perceptual = PerceptualLoss(
-                self.data.vgg, self.data.styles, self.targets, options.side
-            )
+        if self._style is None:
+            self._style = StyleLoss(self.data.vgg, self.data.styles, self.targets, options.side)
         terms = {name: options.pixels * value for name, value in terms.items()}
-        more = self._perceptual(made, style, photos)
+        more = self._style(made, style, photos)
         return terms | {name: getattr(options, name) * value for name, value in more.items()}
 
 

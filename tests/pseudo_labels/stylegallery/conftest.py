@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pseudo_labels.stylegallery.model import random_model
-from pseudo_labels.stylegallery.random_model import save_random_pipeline
+from pseudo_labels.stylegallery.models.random_sd import save_random_pipeline
+from pseudo_labels.stylegallery.models.stable_diffusion import random_model
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ CASES = [
     ([*BASE, "energy.steps=1001"], "the schedule has 1000"),
     ([*BASE, "energy.layers=17"], "the model has 16"),
     ([*BASE, "energy.mode=guided", "energy.steps=999"], "the inversion ends at 501"),
-    ([*BASE, "features.block=4"], "has 4 up-blocks"),
+    ([*BASE, "features.block=4"], "has 4 blocks"),
     ([*BASE, "clusters.source=sam"], "needs --sam FILE"),
     ([*BASE, "--sam", "file"], "no checkpoint of SAM"),
     ([*BASE, "--depth", "empty"], "--depth empty"),

@@ -3,12 +3,6 @@ import math
 import pytest
 import torch
 
-from pseudo_labels.stylegallery.attention import (
-    Recorded,
-    recording,
-    region_attention,
-    self_attention_layers,
-)
 from pseudo_labels.stylegallery.config import EnergyConfig
 from pseudo_labels.stylegallery.energy import (
     Anchors,
@@ -19,6 +13,12 @@ from pseudo_labels.stylegallery.energy import (
     regional_style_loss,
 )
 from pseudo_labels.stylegallery.matching import Match
+from pseudo_labels.stylegallery.models.attention import (
+    Recorded,
+    recording,
+    region_attention,
+    self_attention_layers,
+)
 
 
 def matched(*pairs):
@@ -41,9 +41,7 @@ def latents():
 def build(model, latents, labels, config=None, pairs=((0, 2), (1, 1)), **options):
     regions = (matched(*pairs), labels, [labels] * (len(latents) - 1))
     config = config or EnergyConfig()
-    return AttentionEnergy(
-        model.unet, model.text, latents[:1], latents[1:], regions, config, **options
-    )
+    return AttentionEnergy(model, latents[:1], latents[1:], regions, config, **options)
 
 
 def test_layers_are_counted_in_the_order_of_execution(model, latents):

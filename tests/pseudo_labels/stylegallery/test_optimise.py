@@ -27,7 +27,7 @@ def build(model, latents, **settings):
     matches = [Match(1, 0, 2, 0, 0, 0, 0), Match(2, 1, 1, 0, 0, 0, 0)]
     regions = (matches, labels, [labels, labels])
     config = EnergyConfig(**{"steps": 20, **settings})
-    return AttentionEnergy(model.unet, model.text, latents[:1], latents[1:], regions, config)
+    return AttentionEnergy(model, latents[:1], latents[1:], regions, config)
 
 
 def run(energy, start, model, **options):
@@ -97,14 +97,12 @@ def test_guided_mode_lowers_the_energy_and_resumes(model, latents):
     losses = {}
     for rate in (1e-6, 0.05):
         energy = build(model, latents, steps=4, iterations=3, learning_rate=rate)
-        state = guide(
-            energy, OptimState(noise[:1]), steps, model.alphas, clean, noise, progress=False
-        )
+        state = guide(energy, OptimState(noise[:1]), steps, clean, noise, progress=False)
         losses[rate] = state.losses[2][0]
     assert losses[0.05] < losses[1e-6]  # after three inner steps of the first level
     energy = build(model, latents, steps=4, save_every=2)
     saved = []
-    arguments = (steps, model.alphas, clean, noise)
+    arguments = (steps, clean, noise)
     whole = guide(
         energy,
         OptimState(noise[:1]),

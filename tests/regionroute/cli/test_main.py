@@ -135,7 +135,7 @@ def test_defaults_that_help_states_are_those_of_the_library():
     from pseudo_labels.label import label
     from pseudo_labels.segment.loading import DEFAULT_GROUNDER, FinderSettings
     from pseudo_labels.stylegallery.config import PRESETS
-    from pseudo_labels.stylegallery.model import DTYPES
+    from pseudo_labels.stylegallery.models.loading import DTYPES
     from pseudo_labels.stylegallery.stylizer import GallerySettings
     from pseudo_labels.stylemamba.networks import Names
     from regionroute.cli import gallery

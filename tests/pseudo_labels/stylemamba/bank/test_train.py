@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pseudo_labels.stylemamba.bank import train as module
-from pseudo_labels.stylemamba.bank.grams import PerceptualLoss
+from pseudo_labels.stylemamba.bank.grams import StyleLoss
 from pseudo_labels.stylemamba.bank.saved import FACTS_FILE, WEIGHTS_FILE, load_bank
 from pseudo_labels.stylemamba.bank.styles import read_bank
 from pseudo_labels.stylemamba.bank.targets import batches, paint_targets, plan_targets, resized
@@ -122,7 +122,7 @@ def test_gram_loss_is_zero_for_the_style_itself(bank_file, photos, vgg_weights, 
     styles = read_bank(bank_file)
     targets = plan_targets(photos, styles, 2, 32, tmp_path / "t")
     paint_targets(targets, styles, 32)
-    loss = PerceptualLoss(VggFeatures(vgg_weights()), styles, targets, 32)
+    loss = StyleLoss(VggFeatures(vgg_weights()), styles, targets, 32)
     style = resized(styles[1].image, 32)[None]
     photo = torch.rand(1, 3, 32, 32)
     terms = loss(style, torch.tensor([1]), photo)

@@ -45,7 +45,7 @@ def self_attention_layers(unet: Any) -> list[Any]:
     ]
 
 
-class _Complete(Exception):
+class Complete(Exception):
     """Everything is recorded: stops the rest of the forward pass."""
 
 
@@ -79,11 +79,11 @@ class _RecordingProcessor:
         self._record.keys.append(key)
         self._record.values.append(value)
         if self._last and self._inputs_only:
-            raise _Complete
+            raise Complete
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         self._record.outputs.append(output)
         if self._last:
-            raise _Complete
+            raise Complete
         merged = attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))
         residual = hidden_states if attn.residual_connection else 0
         result: Tensor = (merged + residual) / attn.rescale_output_factor
@@ -108,7 +108,7 @@ def recording(layers: Sequence[Any], inputs_only: bool = False) -> Iterator[Reco
             last = layer is layers[-1]
             layer.set_processor(_RecordingProcessor(record, inputs_only, last))
         yield record
-    except _Complete:
+    except Complete:
         pass
     finally:
         for layer, processor in zip(layers, before, strict=True):

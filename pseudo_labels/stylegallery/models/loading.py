@@ -1,25 +1,29 @@
-"""The frozen diffusion model: any Stable Diffusion 1.x or 2.x folder that predicts noise.
+"""Loads a diffusion model: Stable Diffusion, or a base of regionroute."""
 
-With `offload`, parts are on the GPU only while they run: 512 px in bfloat16 then fits in 8 GB.
-"""
+from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pseudo_labels.stylegallery.random_model import RANDOM_WIDTHS, random_parts
+from pseudo_labels.stylegallery.config import FlowConfig
+from pseudo_labels.stylegallery.models.base import RANDOM, GalleryModel
+from pseudo_labels.stylegallery.models.stable_diffusion import StableDiffusion, random_model
+from regionroute.diffusion.families import EXAMPLES, PIPELINES
 from regionroute.errors import UserError
 from regionroute.files import file_hash, is_hub_id, settings_hash
 from regionroute.hub_names import hub_arguments, hub_commit, split_revision, used_name
+from regionroute.models.embedded import NAMES, nano_folder
 
+if TYPE_CHECKING:
+    from pseudo_labels.stylegallery.models.flow import FlowModel
+
+_INDEX = "model_index.json"
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-RANDOM = "random"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 _PARTS = {
@@ -30,75 +34,6 @@ _PARTS = {
 }
 
 
-@dataclass
-class DiffusionModel:
-    """Frozen parts of a Stable Diffusion model.
-
-    Attributes:
-        unet: predicts noise.
-        vae: images to latents and back, always in float32.
-        text: the empty prompt's embedding [1, L, D].
-        alphas: ᾱ of all training timesteps, [1000] in float64.
-        offset: the scheduler's first timestep.
-        fingerprint: changes with the weights.
-        device: where they run.
-        offload: move parts back to CPU memory when they are idle.
-        random: whether the weights are random, for dry runs.
-        name: folder or hub id, with the commit that was loaded.
-    """
-
-    unet: Any
-    vae: Any
-    text: Tensor
-    alphas: Tensor
-    offset: int
-    fingerprint: str
-    device: torch.device
-    offload: bool = False
-    random: bool = False
-    name: str = RANDOM
-
-    def __post_init__(self) -> None:
-        for part in (self.unet, self.vae):
-            part.eval().requires_grad_(False)
-            if not self.offload:
-                part.to(self.device)
-        self.text = self.text.to(self.device)
-
-    @contextlib.contextmanager
-    def at_work(self, part: Any) -> Iterator[Any]:
-        """Move a part to the device for the duration of the block."""
-        part.to(self.device)
-        try:
-            yield part
-        finally:
-            if self.offload:
-                part.to("cpu")
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-
-    @property
-    def factor(self) -> int:
-        """Side of a latent cell in pixels."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    @torch.no_grad()
-    def encode(self, image: Tensor) -> Tensor:
-        """Mode of the latents [1, c, h, w], in float32, of an image [3, H, W] in [0, 1]."""
-        with self.at_work(self.vae) as vae:
-            found = vae.encode(image[None].to(self.device) * 2 - 1).latent_dist.mode()
-        latents: Tensor = found.float() * vae.config.scaling_factor
-        return latents
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """The image [3, H, W] in [0, 1] of latents [1, c, h, w]."""
-        with self.at_work(self.vae) as vae:
-            found = vae.decode(latents.float() / vae.config.scaling_factor).sample[0]
-        image: Tensor = (found / 2 + 0.5).clamp(0, 1).float().cpu()
-        return image
-
-
 def load_model(
     name: str,
     *,
@@ -106,28 +41,68 @@ def load_model(
     device: torch.device | None = None,
     offload: bool = False,
     lora: str | None = None,
-) -> DiffusionModel:
+    flow: FlowConfig | None = None,
+) -> GalleryModel:
     """Load a model.
 
     Args:
-        name: folder in diffusers' layout, hub id (also ``owner/name@revision``), or "random" for a
-            small random one.
-        dtype: dtype of the UNet: float32, bfloat16 or float16.
+        name: folder in diffusers' layout, hub id (also ``owner/name@revision``), name of an
+            embedded base, or "random" for a small random Stable Diffusion.
+        dtype: dtype of the network: float32, bfloat16 or float16.
         device: where it runs, None for the CPU.
         offload: keep idle parts in CPU memory.
         lora: file of a few-step LoRA (LCM-LoRA, Hyper-SD), merged into the UNet.
+        flow: settings of diffusion transformers.
 
     Raises:
-        UserError: it is missing, damaged, or of another family.
+        UserError: it is missing, damaged, or of no known family.
     """
     device = device or torch.device("cpu")
     if name == RANDOM:
         return random_model(device=device)
+    if _pipeline(name) in PIPELINES:
+        if lora is not None:
+            raise UserError("--lora goes with Stable Diffusion")
+        return _load_flow(name, dtype, device, offload, flow or FlowConfig())
+    return _load_stable_diffusion(name, dtype, device, offload, lora)
+
+
+def _pipeline(name: str) -> object:
+    """Class of a model's pipeline; None where its index cannot be read, which is reported later."""
+    from huggingface_hub import hf_hub_download
+
+    if name in NAMES:
+        return PIPELINES[0]
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            path = path / _INDEX
+        elif not path.exists() and is_hub_id(split_revision(name)[0]):
+            source, revision = split_revision(name)
+            path = Path(hf_hub_download(source, _INDEX, revision=revision))
+        return json.loads(path.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _load_flow(
+    name: str, dtype: str, device: torch.device, offload: bool, config: FlowConfig
+) -> FlowModel:
+    from pseudo_labels.stylegallery.models.flow import FlowModel
+    from regionroute.models.loading import load_base
+
+    facts = settings_hash([source_hash(name), dtype, config])
+    return FlowModel(load_base(name, DTYPES[dtype]), config, facts, device, offload)
+
+
+def _load_stable_diffusion(
+    name: str, dtype: str, device: torch.device, offload: bool, lora: str | None
+) -> StableDiffusion:
     parts, alphas, offset, used = _read_parts(name, DTYPES[dtype])
     if lora is not None:
         _merge_lora(parts["unet"], lora)
     identity = [source_hash(name), dtype, source_hash(lora) if lora else None]
-    return DiffusionModel(
+    return StableDiffusion(
         parts["unet"],
         parts["vae"],
         _empty_prompt(parts["tokenizer"], parts["text_encoder"]),
@@ -140,35 +115,9 @@ def load_model(
     )
 
 
-def random_model(
-    seed: int = 0, device: torch.device | None = None, widths: tuple[int, ...] = RANDOM_WIDTHS
-) -> DiffusionModel:
-    """A model with as many layers as Stable Diffusion 1.5, but narrow ones and random weights.
-
-    Args:
-        seed: seed of the weights.
-        device: where the model runs, None for the CPU.
-        widths: channels of the UNet's four stages.
-
-    Returns:
-        The model, with `random` set.
-    """
-    parts = random_parts(seed, widths)
-    return DiffusionModel(
-        parts.unet,
-        parts.vae,
-        parts.text,
-        parts.scheduler.alphas_cumprod.double(),
-        parts.scheduler.config.steps_offset,
-        settings_hash(["random", seed, widths]),
-        device or torch.device("cpu"),
-        random=True,
-    )
-
-
 def source_hash(name: str) -> str:
-    """Changes with the files of a folder; for a hub id, with the id only."""
-    path = Path(name).expanduser()
+    """Changes with the files of a folder or embedded base; for a hub id, with the id only."""
+    path = nano_folder(name) if name in NAMES else Path(name).expanduser()
     if path.is_file():
         return file_hash(path)
     files = sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".json"))
@@ -193,7 +142,7 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
     parts: dict[str, Any] = {}
     try:
         with quiet() if local else contextlib.nullcontext():
-            used = used_name(name, hub_commit(name, "model_index.json"))
+            used = used_name(name, hub_commit(name, _INDEX))
             source, where = hub_arguments(used)
             scheduler = diffusers.DDIMScheduler.from_pretrained(
                 source, subfolder="scheduler", **where
@@ -240,11 +189,12 @@ def _check_source(name: str) -> bool:
     if not path.is_dir():
         if path.exists() or not is_hub_id(split_revision(name)[0]):
             raise UserError(
-                f"--model {name}: no such folder; give a folder of Stable Diffusion 1.5, or a hub "
-                f"id such as {DEFAULT}"
+                f"--model {name}: no such folder; give one of Stable Diffusion 1.5 or of a "
+                f"{' or '.join(PIPELINES)}, a hub id such as {DEFAULT} or {EXAMPLES[0]}, or "
+                f"{' or '.join(NAMES)}"
             )
         return False
-    index = path / "model_index.json"
+    index = path / _INDEX
     if not index.is_file():
         raise UserError(f"--model {name}: no model_index.json here, copy the whole folder")
     try:
@@ -253,8 +203,8 @@ def _check_source(name: str) -> bool:
         raise UserError(f"{index}: this file is damaged, copy it again") from error
     if kind not in _PIPELINES:
         raise UserError(
-            f"--model {name}: this is a {kind}; StyleGallery needs the attention of Stable "
-            "Diffusion 1.5, give its folder"
+            f"--model {name}: this is a {kind}; StyleGallery reads Stable Diffusion 1.x and 2.x, "
+            f"{' and '.join(PIPELINES)}"
         )
     vocabulary = [path / "tokenizer" / file for file in ("tokenizer.json", "vocab.json")]
     if not any(file.is_file() for file in vocabulary):  # transformers would create one

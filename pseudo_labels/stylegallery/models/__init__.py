@@ -1,0 +1,1 @@
+"""The diffusion models whose features and attention StyleGallery reads."""
