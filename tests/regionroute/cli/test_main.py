@@ -136,6 +136,7 @@ def test_defaults_that_help_states_are_those_of_the_library():
     from pseudo_labels.segment.loading import DEFAULT_GROUNDER, FinderSettings
     from pseudo_labels.stylegallery.config import PRESETS
     from pseudo_labels.stylegallery.models.loading import DTYPES
+    from pseudo_labels.stylegallery.networks import DINO
     from pseudo_labels.stylegallery.stylizer import GallerySettings
     from pseudo_labels.stylemamba.networks import Names
     from regionroute.cli import gallery
@@ -158,8 +159,9 @@ def test_defaults_that_help_states_are_those_of_the_library():
     share = inspect.signature(label).parameters["test_share"].default
     assert stated(parser, "test-share") == f"{share:g}"
     assert Names() == Names(fit.ENCODER, fit.VAE)
-    for name in ("model", "dino", "cache"):
+    for name in ("model", "cache"):
         assert stated(gallery.parser(), name) == GallerySettings.model_fields[name].default
+    assert stated(gallery.parser(), "dino") == DINO
     assert tuple(PRESETS) == gallery.PRESETS
     assert set(options.DTYPES) == set(DTYPES)
 
