@@ -7,7 +7,7 @@ import torch
 
 import pseudo_labels.segment.hub as segmenters
 from eval.encoders.features import open_pretrained, shown_name
-from pseudo_labels.stylegallery import model as gallery
+from pseudo_labels.stylegallery.models import loading as gallery
 from pseudo_labels.stylemamba import codecs
 from pseudo_labels.stylize import diffusion
 from regionroute import hub_names as hub
@@ -189,7 +189,8 @@ def test_parts_of_one_model_come_from_one_commit(looked_up, monkeypatch):
             load("team/model@v1")
     where = {"local_files_only": False, "revision": COMMIT}
     assert asked == [("team/model", where), ("team/model", where | {"subfolder": "scheduler"})]
-    names = ("config.json", "model_index.json")
+    # The index twice: first for the family of the model.
+    names = ("config.json", "model_index.json", "model_index.json")
     assert looked_up == [("team/model", name, "v1") for name in names]
 
 
