@@ -27,7 +27,7 @@ from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import Tensor
 
 from regionroute.diffusion.flow import predict_velocity
-from regionroute.editing.sparse import Kind, Region, SparseCalls, region_of, schedule
+from regionroute.editing.sparse import LAST_RING, BranchCalls, Kind, Region, region_of, schedule
 from regionroute.files import write_json
 
 # The published configurations; blocks are (double, single).
@@ -72,11 +72,11 @@ def model(kind: Any, settings: dict[str, Any], blocks: tuple[int, int], like: Te
 
 
 def square(area: float, grid: int) -> Tensor:
-    """A gate [1,h,w] that is 1 on a square of about that share of the tokens, 0 elsewhere."""
+    """A gate [h,w] that is 1 on a square of about that share of the tokens, 0 elsewhere."""
     side = max(1, round(math.sqrt(area) * grid))
-    gate = torch.zeros(1, grid, grid)
+    gate = torch.zeros(grid, grid)
     start = (grid - side) // 2
-    gate[:, start : start + side, start : start + side] = 1
+    gate[start : start + side, start : start + side] = 1
     return gate
 
 
@@ -94,14 +94,15 @@ def calls(
     }
     if not transformer.transformer_blocks and not transformer.single_transformer_blocks:
         return found
-    sparse = SparseCalls(transformer, square(AREAS[0], grid).to(like.device), len(KINDS))
+    sparse = BranchCalls(transformer, square(AREAS[0], grid).to(like.device), len(KINDS))
     sparse.kinds = list(KINDS)
     for kind in KINDS:
         for area in AREAS[:1] if kind == "full" else AREAS[:-1]:
-            region = region_of(square(area, grid).to(like.device))
+            gate = square(area, grid).to(like.device)
+            both = region_of(gate), region_of(gate, ring=LAST_RING)
 
-            def run(region: Region = region, step: int = KINDS.index(kind)) -> object:
-                sparse.region = region
+            def run(both: tuple[Region, Region] = both, step: int = KINDS.index(kind)) -> object:
+                sparse.region, sparse.last = both
                 return sparse.predict(step, *given)
 
             found[kind if kind == "full" else f"{kind} {area:.0%}"] = run

@@ -40,11 +40,11 @@ from tqdm import tqdm
 from regionroute.data.region_scores import in_mask_ratio
 from regionroute.data.stats import paired
 from regionroute.diffusion.latents import pack
-from regionroute.editing import sampler
+from regionroute.editing import sparse
 from regionroute.editing.editor import Editor
-from regionroute.editing.request import EditOptions, EditRequest, EditResult
-from regionroute.editing.sparse import Kind, SparseCalls, region_of
-from regionroute.files import write_json
+from regionroute.editing.request import EditOptions, EditRequest, EditResult, SparseQuality
+from regionroute.editing.sparse import BranchCalls, Kind, region_of
+from regionroute.files import read_json, write_json
 from regionroute.pipeline import RegionRoutePipeline
 from regionroute.routing.gates import keep_velocity
 
@@ -53,39 +53,40 @@ TEXT, IMAGE, WIDTH = 512, 4096, 3072  # FLUX.1-Kontext at 1,024 px
 CAP = 99.0  # dB of equal images
 
 
-class Counted(SparseCalls):
-    """Sparse calls that keep what they computed: (kind, share of the image's tokens)."""
+class Counted(BranchCalls):
+    """Calls that keep what they computed: (kind, share of the image's tokens)."""
 
     calls: list[tuple[Kind, float]] = []  # noqa: RUF012  (emptied before each edit)
 
     def predict(self, step: int, *given: Any, **how: Any) -> Tensor:
-        """As of `SparseCalls`."""
-        self.calls.append((self.kinds[step], float(self.region.open.float().mean())))
+        """As of `BranchCalls`."""
+        region = self.last if self.kinds[step] == "local" else self.region
+        self.calls.append((self.kinds[step], float(region.open.float().mean())))
         return super().predict(step, *given, **how)
 
 
 class RegionE(Counted):
     """RegionE's schedule, with the region that it finds itself."""
 
-    def __init__(self, transformer: Any, gates: Tensor, steps: int) -> None:
-        super().__init__(transformer, gates, steps)
+    def __init__(self, transformer: Any, gate: Tensor, steps: int, quality: Any) -> None:
+        super().__init__(transformer, gate, steps, quality)
         self.warm, last = max(2, round(6 / 28 * steps)), max(1, round(2 / 28 * steps))
         between: list[Kind] = ["partial"] * (steps - self.warm - last)
         self.kinds = ["full"] * self.warm + between + ["full"] * last
         self.inside = self.region
 
     def predict(self, step: int, *given: Any, **how: Any) -> Tensor:
-        """As of `SparseCalls`."""
+        """As of `BranchCalls`."""
         noisy, context, sigma = given[0], given[1], given[4]
         self.region = self.inside if step >= self.warm else self.region
         speed = super().predict(step, *given, **how)
         if self.kinds[step] == "partial":
-            open_cells = self.region.open[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3)
+            open_cells = self.region.open.repeat_interleave(2, 0).repeat_interleave(2, 1)
             return torch.where(open_cells, speed, keep_velocity(noisy, context, sigma).to(speed))
         if step == self.warm - 1:
             ended = noisy - sigma.view(-1, 1, 1, 1) * speed
-            alike = torch.cosine_similarity(pack(ended), pack(context), dim=-1)
-            edited = torch.stack([row < otsu(row) for row in alike])
+            [alike] = torch.cosine_similarity(pack(ended), pack(context), dim=-1)
+            edited = alike < otsu(alike)
             self.inside = region_of(edited.view(self.region.open.shape).float(), ring=0)
         return speed
 
@@ -93,8 +94,9 @@ class RegionE(Counted):
 class Dropping(Counted):
     """After the first call the region's tokens attend to each other alone."""
 
-    def __init__(self, transformer: Any, gates: Tensor, steps: int) -> None:
-        super().__init__(transformer, gates, steps)
+    def __init__(self, transformer: Any, gate: Tensor, steps: int, quality: Any) -> None:
+        super().__init__(transformer, gate, steps, quality)
+        self.last = self.region
         if not self.region.whole:
             self.kinds = ["full", *["local"] * (steps - 1)]
 
@@ -102,19 +104,21 @@ class Dropping(Counted):
 class Refreshed(Counted):
     """Text and the region's noisy tokens between full calls, of which two are late."""
 
-    def __init__(self, transformer: Any, gates: Tensor, steps: int) -> None:
-        super().__init__(transformer, gates, steps)
+    def __init__(self, transformer: Any, gate: Tensor, steps: int, quality: Any) -> None:
+        super().__init__(transformer, gate, steps, quality)
         late = (0.64, 0.89) if steps >= 6 else (1 - 1 / steps,)
         full = {0, *(round(share * steps) for share in late)}
         if not self.region.whole:
             self.kinds = ["full" if step in full else "partial" for step in range(steps)]
 
 
-METHODS: dict[str, type[SparseCalls]] = {
-    "region-sparse": Counted,
-    "full calls refresh": Refreshed,
-    "RegionE's schedule": RegionE,
-    "token dropping": Dropping,
+METHODS: dict[str, tuple[type[BranchCalls], SparseQuality]] = {
+    "region-sparse": (Counted, "balanced"),
+    "region-sparse, fast": (Counted, "fast"),
+    "region-sparse, high": (Counted, "high"),
+    "full calls refresh": (Refreshed, "balanced"),
+    "RegionE's schedule": (RegionE, "balanced"),
+    "token dropping": (Dropping, "balanced"),
 }
 
 
@@ -139,20 +143,28 @@ def operations(kind: Kind, share: float) -> float:
 
 
 @contextmanager
-def calls_of(method: type[SparseCalls]) -> Iterator[None]:
+def calls_of(method: type[BranchCalls]) -> Iterator[None]:
     """Edits inside are made by another scheme."""
-    before = sampler.SparseCalls
-    sampler.SparseCalls = method  # type: ignore[misc]
+    before = sparse.BranchCalls
+    sparse.BranchCalls = method  # type: ignore[misc]
     try:
         yield
     finally:
-        sampler.SparseCalls = before  # type: ignore[misc]
+        sparse.BranchCalls = before  # type: ignore[misc]
 
 
-def edit(editor: Editor, case: Case, seed: int, steps: int, sparse: bool) -> EditResult:
+def edit(
+    editor: Editor,
+    case: Case,
+    seed: int,
+    steps: int,
+    sparse: bool,
+    quality: SparseQuality = "balanced",
+) -> EditResult:
     """One edit, as a user gets it."""
     options = EditOptions(
-        steps=steps, mode="routed", refine_crop=False, sparse=sparse, force=True
+        steps=steps, mode="routed", refine_crop=False, sparse=sparse, force=True,
+        sparse_quality=quality,
     )  # fmt: skip
     return editor.edit(
         case.image, EditRequest(case.word, case.style, seed=seed), options, want_map=True
@@ -173,30 +185,36 @@ def score(case: Case, dense: EditResult, found: EditResult) -> dict[str, float]:
     }
 
 
-def compare(editor: Editor, cases: list[Case], steps: int, seeds: int) -> dict[str, Any]:
-    """All methods on all cases: each row of a table."""
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in ("dense", *METHODS)}
+def compare(
+    editor: Editor, cases: list[Case], steps: int, seeds: int, methods: list[str]
+) -> dict[str, Any]:
+    """The methods on all cases: each row of a table."""
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in ("dense", *methods)}
     for case in tqdm(cases, desc=f"{steps} steps", unit="image"):
         for seed in range(seeds):
             dense = edit(editor, case, seed, steps, sparse=False)
             scores["dense"].append(score(case, dense, dense))
-            for name, method in METHODS.items():
+            for name in methods:
+                method, quality = METHODS[name]
                 Counted.calls.clear()
                 with calls_of(method):
-                    found = edit(editor, case, seed, steps, sparse=True)
+                    found = edit(editor, case, seed, steps, sparse=True, quality=quality)
                 every = operations("full", 1.0)
                 # The call that reads the map is not among them, be it the first step or not.
                 done = [operations(*call) for call in Counted.calls]
                 shares = [share for kind, share in Counted.calls if kind != "full"]
+                ends = [share for kind, share in Counted.calls if kind == "local"]
                 scores[name].append(
                     score(case, dense, found)
                     | {"time": sum(done) / every + 1, "share": statistics.mean(shares or [1.0])}
+                    | {"share_last": statistics.mean(ends or [1.0])}
                 )
     before = [row["residual"] for row in scores["dense"]]
     return {
         name: {
             "edits": len(rows),
             "share": statistics.mean(row["share"] for row in rows),
+            "share_last": statistics.mean(row["share_last"] for row in rows),
             "time_ratio": (steps + 1) * len(rows) / sum(row["time"] for row in rows),
             "psnr": float(np.median([row["psnr"] for row in rows])),
             "psnr_10": float(np.percentile([row["psnr"] for row in rows], 10)),
@@ -220,8 +238,17 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="photo pairs")
     parser.add_argument("--images", type=int, default=4, help="held-out pairs per base (4)")
     parser.add_argument("--seeds", type=int, default=3, help="of each (3)")
+    parser.add_argument(
+        "--only", choices=METHODS, action="append",
+        help="methods to measure again; the result keeps its rows of the others (all)",
+    )  # fmt: skip
     add_result_argument(parser, "region_sparse_quality")
     arguments = parser.parse_args()
+    methods = arguments.only or list(METHODS)
+    before: dict[tuple[str, int], dict[str, Any]] = {}
+    if arguments.only and arguments.result.exists():
+        runs = read_json(arguments.result)["runs"]
+        before = {(run["base"], run["steps"]): run["methods"] for run in runs}
     result = provenance(("torch", "diffusers"))
     result |= {"images": arguments.images, "seeds": arguments.seeds, "runs": []}
     for base, steps in RUNS:
@@ -229,7 +256,9 @@ def main() -> None:
         data = arguments.scenes if base == "nano" else arguments.photos
         cases = held_out(data, editor, arguments.images)
         area = statistics.mean(float(case.mask.mean()) for case in cases)
-        rows = compare(editor, cases, steps, arguments.seeds)
+        found = compare(editor, cases, steps, arguments.seeds, methods)
+        both = before.get((base, steps), {}) | found
+        rows = {name: both[name] for name in METHODS if name in both}
         prompt = editor.routing.prompt
         run = {"base": base, "steps": steps, "prompt": prompt, "area": area, "methods": rows}
         result["runs"].append(run)

@@ -32,7 +32,7 @@ from regionroute.editing.inputs import (
     to_seeds,
     to_tensors,
 )
-from regionroute.editing.request import EditOptions, EditRequest, EditResult, Mode
+from regionroute.editing.request import EditOptions, EditRequest, EditResult, Mode, SparseQuality
 from regionroute.editing.sampler import Interrupted
 from regionroute.errors import UserError
 from regionroute.models import bundled
@@ -228,6 +228,7 @@ class RegionRoutePipeline:
         lock_background: bool | None = None,
         refine_crop: bool | None = None,
         sparse: bool | None = None,
+        sparse_quality: SparseQuality = "balanced",
         force: bool = False,
         batch_size: int = 8,
         callback_on_step_end: StepEndCallback | None = None,
@@ -263,8 +264,11 @@ class RegionRoutePipeline:
                 "rightmost", "topmost" or "bottommost"; routed.
             lock_background: keep every pixel outside the region bit for bit.
             refine_crop: restyle small objects of large images once more in a crop around them.
-            sparse: after the first call compute only the region in most steps; routed. None: where
-                it pays (a locked background, 4 steps or more, 512 px or more).
+            sparse: after the first call compute only the region in most steps; routed, or with
+                ``region_mask`` and ``lock_background``. None: where it pays (routed, a locked
+                background, 4 steps or more, 512 px or more).
+            sparse_quality: how close a sparse edit is to a dense one: "fast", "balanced" or
+                "high"; docs/measured/sparse.md has the error and the time of each.
             force: edit even if the object seems to be absent; without it such an image is left
                 unchanged, with a warning in its metadata (`routing.presence`).
             batch_size: images of one size to edit at a time.
@@ -299,7 +303,7 @@ class RegionRoutePipeline:
         ]
         options = EditOptions(
             num_inference_steps, guidance_scale, mode, lock_background, strength, instance,
-            refine_crop, sparse, force,
+            refine_crop, sparse, force, sparse_quality,
         )  # fmt: skip
         images = [one.rgb for one in loaded]
         results = self._edit(

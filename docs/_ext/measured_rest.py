@@ -80,14 +80,15 @@ def sparse_speed() -> str:
 def sparse_quality() -> str:
     """Region-sparse edits and other schemes against the dense edit."""
     heads = [
-        "base, steps", "scheme", "tokens computed", "time ratio", "PSNR on the object, dB",
-        "10th percentile", "residual error, points", "background exact",
+        "base, steps", "scheme", "tokens computed", "in the last step", "time ratio",
+        "PSNR on the object, dB", "10th percentile", "residual error, points", "background exact",
     ]  # fmt: skip
     body = [
         [
             f"{run['base']}, {run['steps']}",
             f"**{name}**" if name == "region-sparse" else name,
             number(row["share"], "%"),
+            number(row["share_last"], "%") if "share_last" in row else "",
             f"{row['time_ratio']:.2f}",
             f"{row['psnr']:.1f}",
             f"{row['psnr_10']:.1f}",

@@ -10,6 +10,7 @@ from regionroute.adapters.files.export import (
 from regionroute.adapters.files.lora_import import experts_from_loras, import_lora
 from regionroute.adapters.files.merge import Merge, merge
 from regionroute.adapters.files.registry import ExpertRegistry, read_registry
+from regionroute.adapters.group import ActiveRoute
 from regionroute.adapters.inject import PRESETS, eject, inject, target_names
 from regionroute.adapters.lora_moe import (
     LoRAMoELinear,
@@ -28,6 +29,7 @@ from regionroute.adapters.routers import (
 
 __all__ = [
     "PRESETS",
+    "ActiveRoute",
     "ExpertRegistry",
     "FixedRouter",
     "LoRAMoELinear",

@@ -11,14 +11,15 @@ from regionroute.adapters.routers import RouteContext, Routing
 
 
 @contextmanager
-def routed(model: nn.Module, context: RouteContext) -> Iterator[None]:
+def routed(model: nn.Module, context: RouteContext | ActiveRoute) -> Iterator[None]:
     """Routes every adapted layer of `model` by `context`; on exit the previous route is back.
 
     The backward pass belongs inside: checkpoint recomputation runs the layers again.
 
     Args:
         model: the adapted transformer, or anything that contains it.
-        context: for the batches run inside.
+        context: for the batches run inside; an `ActiveRoute` keeps what the layers found out for
+            the next time that it is in force.
 
     Raises:
         ValueError: the model has no adapted layers.
@@ -26,7 +27,7 @@ def routed(model: nn.Module, context: RouteContext) -> Iterator[None]:
     groups = _groups(model)
     previous = [group.active for group in groups]
     for group in groups:
-        group.active = ActiveRoute(context)
+        group.active = context if isinstance(context, ActiveRoute) else ActiveRoute(context)
     try:
         yield
     finally:

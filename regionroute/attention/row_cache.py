@@ -77,6 +77,19 @@ class RowCache:
         """Memory of the stored keys and values."""
         return sum(x.key.nbytes + x.value.nbytes for x in self._stored.values())
 
+    def split(self) -> list[RowCache]:
+        """A cache for each sample of the latest full call, on the same memory."""
+        assert self._stored, "nothing was stored"
+        samples = len(next(iter(self._stored.values())).key)
+        parts = [RowCache() for _ in range(samples)]
+        for sample, part in enumerate(parts):
+            own = slice(sample, sample + 1)
+            part._rotary = self._rotary
+            part._stored = {
+                name: _Stored(kept.key[own], kept.value[own]) for name, kept in self._stored.items()
+            }
+        return parts
+
     @contextmanager
     def full(
         self, transformer: nn.Module, cores: Mapping[str, Core] | None = None

@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         if "out of memory" not in str(error) and "allocate memory" not in str(error):
             raise
         raise UserError(
-            "not enough memory: lower --batch-size, or use --dtype bfloat16, another --device or "
-            "a smaller --base"
+            "not enough memory: lower --batch-size, or use --dtype bfloat16, --no-sparse, "
+            "another --device or a smaller --base"
         ) from None
 
 
@@ -90,6 +90,7 @@ def _edit_one(args: argparse.Namespace) -> int:
             lock_background=args.lock_background,
             refine_crop=args.refine_crop,
             sparse=args.sparse,
+            sparse_quality=args.sparse_quality,
             force=args.force,
             callback_on_step_end=advance,
             output_region_maps=destination.wants_map,
@@ -134,7 +135,7 @@ def _edit_many(args: argparse.Namespace) -> int:
     if jobs.jobs:
         options = EditOptions(
             args.steps, args.guidance, args.mode, args.lock_background, args.strength,
-            args.instance, args.refine_crop, args.sparse, args.force,
+            args.instance, args.refine_crop, args.sparse, args.force, args.sparse_quality,
         )  # fmt: skip
         size, engine = args.batch_size or 8, engine_of(args)
         if engine.on_ray:

@@ -64,6 +64,7 @@ BLOCK[.target|.context][:HEADS][@object]: double.1 (mean over the heads), double
 equal weight."""
 
 MODES = ("routed", "plain")
+SPARSE_QUALITIES = ("fast", "balanced", "high")
 BACKENDS = ("auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense")
 INSTANCES = ("all", "largest", "leftmost", "rightmost", "topmost", "bottommost")
 ONE = (
@@ -186,7 +187,12 @@ def _add_how(parser: Parser) -> None:
         "--sparse", action=argparse.BooleanOptionalAction,
         help="after the first model call compute only the object in most steps, see "
         "docs/explanation/sparse.md (on when routed with a locked background, 4 steps or more and "
-        "512 px or more)",
+        "512 px or more); plain: needs --region-map and --lock-background",
+    )  # fmt: skip
+    how.add_argument(
+        "--sparse-quality", choices=SPARSE_QUALITIES, default="balanced",
+        help="how close a sparse edit is to that of --no-sparse, see docs/measured/sparse.md "
+        "(balanced)",
     )  # fmt: skip
     how.add_argument(
         "--force", action="store_true",

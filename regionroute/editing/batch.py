@@ -129,10 +129,18 @@ class ChunkWorker:
         load: gives the model.
         options: of all jobs.
         keep_exif: the edits keep the EXIF of their images.
+        engine: of which this is a worker.
     """
 
-    def __init__(self, load: Callable[[], Editor], options: EditOptions, keep_exif: bool) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Editor],
+        options: EditOptions,
+        keep_exif: bool,
+        engine: EngineSettings,
+    ) -> None:
         self.editor, self.options, self.keep_exif = load(), options, keep_exif
+        self.editor.memory_share = engine.memory_share
 
     def __call__(self, chunk: Sequence[Job]) -> ChunkReport:
         """Edit and write; failures are recorded and the other jobs continue."""
@@ -205,8 +213,9 @@ def run_jobs(
         OSError: the disk is full.
     """
     chunks = list(_chunks(jobs, batch_size))
-    make = functools.partial(ChunkWorker, load, options, keep_exif)
-    done = run(chunks, make, engine or EngineSettings())
+    engine = engine or EngineSettings()
+    make = functools.partial(ChunkWorker, load, options, keep_exif, engine)
+    done = run(chunks, make, engine)
     reports: dict[int, ChunkReport] = {}
     with tqdm(total=len(jobs.jobs), desc="edit", unit="image", disable=None) as bar:
         for number, report in done:

@@ -37,6 +37,7 @@ from regionroute.editing.request import (
 )
 from regionroute.editing.sampler import Sampler
 from regionroute.editing.sampling_job import SamplingJob, SamplingResult
+from regionroute.editing.sparse import images_at_once
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError
 from regionroute.models.backbone import Backbone
@@ -58,6 +59,7 @@ class Editor:
         registry: of the loaded experts, or None.
         styles: the available styles.
         routing: form of the gates and branches of routed edits.
+        memory_share: share of the machine's or GPU's memory that is this process's.
 
     Raises:
         UserError: the experts are missing, damaged, or for another base.
@@ -65,6 +67,7 @@ class Editor:
 
     def __init__(self, backbone: Backbone, experts_dir: str | PathLike[str] | None = None) -> None:
         self.backbone = backbone
+        self.memory_share = 1.0
         if experts_dir is not None:
             experts_dir = experts_folder(experts_dir)
         self.experts_dir = experts_dir
@@ -136,16 +139,33 @@ class Editor:
         ]
         if len({len(pairs) for pairs in plans}) != 1:
             raise ValueError("the images of a batch must have equally many objects")
+        at_once, too_little = images_at_once(
+            self.backbone, options, _size(sources), len(plans[0]), regions is not None,
+            self.memory_share,
+        )  # fmt: skip
+        if 0 < at_once < len(images):
+            parts = [slice(i, i + at_once) for i in range(0, len(images), at_once)]
+            return [
+                result
+                for own in parts
+                for result in self.edit_batch(
+                    images[own], requests[own], options, want_map=want_map, callback=callback
+                )
+            ]
         job = self._job(sources, plans, options, regions, want_map, callback)
+        job = dataclasses.replace(job, sparse=at_once > 0)
         sampled = self._sampler.run(job)
         edited, crops, acted = self._finish(sampled, sources, requests, regions, options)
         shared = batch_metadata(self.backbone, self.experts_dir, options, _size(sources))
-        shared["sparse"] = sampled.sparse
+        if too_little is not None:
+            shared["dense_because"] = too_little
         if sampled.region_map is not None and (regions is None or options.mode == "plain"):
             shared["map"] = self.map_choice.settings()
         results = []
         for row, (image, pairs) in enumerate(zip(edited, plans, strict=True)):
             own = image_metadata(pairs, sampled, row, self.routing.confidence, crops[row])
+            branches = slice(row * len(pairs), (row + 1) * len(pairs))
+            shared["sparse"] = any((sampled.sparse or [])[branches])
             region_map = sampled.region_map if want_map else None
             results.append(
                 EditResult(
@@ -226,7 +246,7 @@ class Editor:
         job = SamplingJob(
             plans, context, torch.cat(noise), options.steps, options.guidance, options.mode,
             callback, options.strength, bool(options.lock_background), want_map,
-            sparse=options.sparse, instance=options.instance, force=options.force,
+            sparse_quality=options.sparse_quality, instance=options.instance, force=options.force,
         )  # fmt: skip
         if regions is not None:
             return dataclasses.replace(job, gates=gates_on_grid(regions, job.grid).to(context))

@@ -30,6 +30,8 @@ from regionroute.routing.instances import INSTANCES, Instance
 
 Mode = Literal["plain", "routed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+SparseQuality = Literal["fast", "balanced", "high"]
+SPARSE_QUALITIES: tuple[SparseQuality, ...] = get_args(SparseQuality)
 MAX_STEPS = 1000  # number of training timesteps of the scheduler
 
 
@@ -106,9 +108,12 @@ class EditOptions:
         instance: which of several objects of a word, see `regionroute.routing.instances`; routed.
         refine_crop: restyle small objects of large images once more in a crop around them, see
             `regionroute.editing.refine_crop`; needs a locked background.
-        sparse: compute only the region in most steps, see `regionroute.editing.sparse`; routed.
-            None: where it pays (a locked background, several steps, many tokens).
+        sparse: compute only the region in most steps, see `regionroute.editing.sparse`; routed, or
+            with given regions and a locked background. None: where it pays (routed, a locked
+            background, several steps, many tokens).
         force: edit even where the object seems to be absent, see `RoutingConfig.presence`.
+        sparse_quality: how close sparse edits are to dense ones; docs/measured/sparse.md has the
+            error and the time of each.
     """
 
     steps: int | None = None
@@ -120,6 +125,7 @@ class EditOptions:
     refine_crop: bool | None = None
     sparse: bool | None = None
     force: bool = False
+    sparse_quality: SparseQuality = "balanced"
 
     def resolved(
         self, *, steps: int, guidance: float, mode: Mode, refine_crop: bool = False
@@ -140,6 +146,9 @@ class EditOptions:
             raise UserError(f"instance {self.instance!r}: must be one of {', '.join(INSTANCES)}")
         if chosen == "plain" and self.instance != "all":
             raise UserError(f"instance {self.instance} needs mode routed")
+        if self.sparse_quality not in SPARSE_QUALITIES:
+            known = ", ".join(SPARSE_QUALITIES)
+            raise UserError(f"sparse_quality {self.sparse_quality!r}: must be one of {known}")
         steps = steps if self.steps is None else self.steps
         guidance = guidance if self.guidance is None else self.guidance
         if not 1 <= steps <= MAX_STEPS:
@@ -151,8 +160,6 @@ class EditOptions:
         if self.refine_crop and not can_refine:
             raise UserError("refine_crop needs mode routed and a locked background")
         refine = can_refine and (refine_crop if self.refine_crop is None else self.refine_crop)
-        if self.sparse and chosen == "plain":
-            raise UserError("sparse needs mode routed: only there the region is known")
         return EditOptions(
             steps,
             guidance,
@@ -163,6 +170,7 @@ class EditOptions:
             refine,
             self.sparse,
             self.force,
+            self.sparse_quality,
         )
 
 

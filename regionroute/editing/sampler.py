@@ -6,7 +6,6 @@ columns, h w image tokens, T text tokens.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regionroute.adapters import routed
+from regionroute.adapters import ActiveRoute, routed
 from regionroute.attention import AttentionPlan, region_map
-from regionroute.attention.row_cache import RowCache, stored_bytes
+from regionroute.attention.row_cache import RowCache
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite
 from regionroute.data.prompts import restyle_prompt
 from regionroute.diffusion.flow import denoise, guide, predict_velocity, sample
 from regionroute.editing.sampling_job import SamplingJob, SamplingResult
-from regionroute.editing.sparse import LIMIT, SparseCalls, free_bytes, pays, region_of
+from regionroute.editing.sparse import SparseCalls
 from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.models.backbone import Backbone
 from regionroute.routing.gates import (
@@ -36,8 +35,6 @@ from regionroute.routing.gates import (
 )
 from regionroute.routing.instances import choose_instances
 from regionroute.routing.region_maps import MapReader
-
-_log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -82,7 +79,10 @@ class Sampler:
     @torch.no_grad()
     def run(self, job: SamplingJob) -> SamplingResult:
         """Sample a job: predict the region maps, turn them into gates, denoise."""
-        return self._routed(job) if job.mode == "routed" else self._plain(job)
+        if job.mode == "routed":
+            return self._routed(job)
+        in_region = self._in_region(job) if job.sparse else None
+        return in_region or self._plain(job)
 
     @torch.no_grad()
     def site_maps(self, job: SamplingJob) -> dict[AttentionSite, Tensor]:
@@ -131,7 +131,6 @@ class Sampler:
 
         Each model call is for B·S images.
         """
-        job = replace(job, sparse=self._is_sparse(job))
         concentration = instances = presence = absent = first = None
         if job.gates is not None:
             gates = shown = job.gates
@@ -143,42 +142,57 @@ class Sampler:
             keep, instances = choose_instances(gates, job.instance)
             gates, shown = gates * keep, boundary_map(maps, self.routing) * keep
         acting = widen_gates(gates, self.routing) if job.lock_background else gates
+        calls = self._calls(job, acting)
         shared = first if self._first_step_is_shared(job) else None
-        region = region_of(job.strength * acting.flatten(0, 1))
-        # Of the whole image, or of nothing, no call is partial.
-        job = replace(job, sparse=bool(job.sparse) and not (region.whole or region.empty))
-        latents, interrupted = self._branches(job, job.strength * acting, shared)
+        if shared is not None and calls is None:
+            shared = replace(shared, cache=None)
+        latents, interrupted = self._branches(job, job.strength * acting, shared, calls)
         return SamplingResult(
             latents, gates, shown.amax(1), concentration, instances, presence, absent, interrupted,
-            bool(job.sparse),
+            calls.partial if calls else None,
         )  # fmt: skip
 
-    def _is_sparse(self, job: SamplingJob) -> bool:
-        """Whether to compute the region only: as asked for, else where it pays; if it fits."""
-        tokens = job.grid[0] * job.grid[1]
-        wanted = job.sparse
-        if wanted is None:
-            wanted = job.lock_background and pays(job.steps, tokens)
-        if not wanted:
-            return False
-        backbone, transformer = self.backbone, self.backbone.transformer
-        calls = 1 if backbone.negative(job.guidance) is None else 2
-        stored = stored_bytes(
-            transformer.config,
-            calls * len(job.rows) * (backbone.text_length + 2 * tokens),
-            job.context.element_size(),
+    def _in_region(self, job: SamplingJob) -> SamplingResult | None:
+        """A plain edit of given regions [B,1,h,w]: a branch each, whose gate is open there.
+
+        None where they are the whole image.
+        """
+        assert job.gates is not None
+        whole_prompt = self.routing.model_copy(update={"prompt": "object", "branch": "expert"})
+        own, gates = replace(self, routing=whole_prompt), (job.gates > 0).float()
+        calls = own._calls(job, gates)
+        if calls is None:
+            return None
+        first = own._first_call(job) if job.want_map else None
+        shown = None if first is None else region_map(self.reader.combined()[:, None])[:, 0]
+        latents, interrupted = own._branches(job, gates, first, calls)
+        return SamplingResult(
+            latents, job.gates, shown, interrupted=interrupted, sparse=calls.partial
         )
-        room = free_bytes(job.context.device)
-        if backbone.execution_device is not None:  # the transformer is still to come
-            room -= sum(weight.nbytes for weight in transformer.parameters())
-        if stored <= LIMIT * room:
-            return True
-        _log.warning(
-            "sparse sampling would store %.1f GiB and %.1f GiB are free: every token is computed "
-            "in every step instead; edit fewer images at once or at a lower resolution",
-            stored / 2**30, max(0, room) / 2**30,
-        )  # fmt: skip
-        return False
+
+    def _calls(self, job: SamplingJob, gates: Tensor) -> SparseCalls | None:
+        """The model calls of a sparse job; None for a dense one, and where all regions are whole.
+
+        Args:
+            job: what to sample.
+            gates: where each branch acts, [B,S,h,w].
+        """
+        if not job.sparse:
+            return None
+        contexts = [self.styles.route([self._branch_style(row.style)]) for row in job.rows]
+        routes = [None if context is None else ActiveRoute(context) for context in contexts]
+
+        def route(branch: int) -> AbstractContextManager[None]:
+            own = routes[branch]
+            # That of a single branch is in force.
+            if own is None or len(routes) == 1:
+                return nullcontext()
+            return routed(self.backbone.transformer, own)
+
+        calls = SparseCalls(
+            self.backbone.transformer, gates.flatten(0, 1), job.steps, job.sparse_quality, route
+        )
+        return None if all(branch.region.whole for branch in calls.branches) else calls
 
     def _absent(self, job: SamplingJob) -> tuple[Tensor | None, Tensor]:
         """The presence of each pair's object, and whether it counts as absent, [B,S]."""
@@ -233,7 +247,11 @@ class Sampler:
                 return FirstCall(plan, predict_velocity(*given), cache)
 
     def _branches(
-        self, job: SamplingJob, gates: Tensor, first: FirstCall | None
+        self,
+        job: SamplingJob,
+        gates: Tensor,
+        first: FirstCall | None,
+        calls: SparseCalls | None,
     ) -> tuple[Tensor, bool]:
         """Denoise with a branch per pair.
 
@@ -241,11 +259,14 @@ class Sampler:
             job: what to sample.
             gates: [B,S,h,w].
             first: the first step's call where it is made already, else None.
+            calls: those of a sparse job, else None.
 
         Returns:
             Latents [B,C,H,W], up to rounding those of the context where all gates are 0, and
             whether sampling was interrupted.
         """
+        if calls is not None:
+            gates = gates * calls.open.unflatten(0, (-1, job.pairs))
         if not gates.any():
             return job.context, False
         rows, pairs = job.rows, job.pairs
@@ -257,10 +278,8 @@ class Sampler:
         transformer, guidance = self.backbone.transformer, job.guidance
         negative = self.backbone.negative(guidance)
         self.backbone.on_device(transformer)
-        calls = SparseCalls(transformer, gates.flatten(0, 1), job.steps) if job.sparse else None
-        if calls is not None:
-            gates = gates * calls.region.open.unflatten(0, (-1, pairs))
-            calls.reuse(first.cache if first else None)
+        if calls is not None and first is not None:
+            calls.reuse(first.cache)
 
         def predict(step: int, *given: Any, negative: bool = False) -> Tensor:
             if step == 0 and first is not None and not negative:

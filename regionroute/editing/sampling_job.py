@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regionroute.diffusion.flow import StepCallback
-from regionroute.editing.request import EditPlan, Mode
+from regionroute.editing.request import EditPlan, Mode, SparseQuality
 from regionroute.routing.instances import Instance
 
 
@@ -31,8 +31,9 @@ class SamplingJob:
         strength: factor on the gates, in [0,1].
         lock_background: gates are needed for a composite over the source.
         want_map: record region maps.
-        sparse: compute only the region in most steps, see `regionroute.editing.sparse`; None:
-            where it pays.
+        sparse: compute only the region in most steps, see `regionroute.editing.sparse`; a plain
+            edit needs given gates for it.
+        sparse_quality: how close to the dense edit.
         gates: given gates [B,S,h,w] in place of the predicted maps, or None.
         instance: which of several objects of a word.
         force: edit objects that seem to be absent as well.
@@ -49,7 +50,8 @@ class SamplingJob:
     strength: float = 1.0
     lock_background: bool = False
     want_map: bool = False
-    sparse: bool | None = None
+    sparse: bool = False
+    sparse_quality: SparseQuality = "balanced"
     gates: Tensor | None = None
     instance: Instance = "all"
     force: bool = False
@@ -86,7 +88,7 @@ class SamplingResult:
             base can tell.
         absent: bool [B,S], pairs left alone because their object seems to be absent; if routed.
         interrupted: whether a callback ended sampling early.
-        sparse: whether only the region was computed in most steps.
+        sparse: of each pair, B·S: whether only its region was computed in most steps; None: dense.
     """
 
     latents: Tensor
@@ -97,4 +99,4 @@ class SamplingResult:
     presence: Tensor | None = None
     absent: Tensor | None = None
     interrupted: bool = False
-    sparse: bool = False
+    sparse: list[bool] | None = None

@@ -6,13 +6,17 @@ the region's noisy tokens, *wide* ones its context tokens too, over keys and val
 tokens that the latest full call stored (`regionroute.attention.row_cache`); the last, *local* one
 attends to the region alone. `schedule` says which comes when.
 
-Shape legend: B rows of a model call (a clause of an image each), h w image tokens, R tokens of a
-partial call, N all tokens, C H W latent channels, rows and columns, T text tokens.
+Shape legend: B branches of a job (a pair of an image each), h w image tokens, R tokens of a region,
+N all tokens, C H W latent channels, rows and columns, T text tokens.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.adapters import given_rows
-from regionroute.attention.row_cache import RowCache
+from regionroute.attention.row_cache import RowCache, stored_bytes
 from regionroute.diffusion.flow import predict_rows, predict_velocity
+from regionroute.editing.request import EditOptions, SparseQuality
+from regionroute.errors import UserError
+from regionroute.models.backbone import Backbone
 
 # What a call computes: all tokens; text and the region's noisy tokens; its context tokens too; or
 # these, attending to each other alone.
@@ -31,11 +38,13 @@ Kind = Literal["full", "partial", "wide", "local"]
 
 THRESHOLD = 0.05  # gates below it count as closed: with a locked background the loss is not visible
 RING = 1  # tokens around the region that are computed too: what gates and codec look at
+LAST_RING = 4  # of the last call, which attends to these tokens alone: chosen by the photos
 MIN_STEPS = 4  # where the gain is worth the stored rows, see docs/explanation/sparse.md
 MIN_TOKENS = 1024  # of the image (512 px): the smallest size at which it was measured to pay
 _REFRESH = 0.64  # of the steps: where a full call refreshes the stored rows
 _FEW = 8  # steps that are far apart in noise
-LIMIT = 0.5  # of the free memory: stored rows may take so much
+MOST_AT_ONCE = 2**31  # images, where the memory is unknown
+LIMIT = 0.5  # of the memory besides the networks: stored rows may take so much
 _MEMORY = Path("/proc/meminfo")
 _BUCKETS = 32  # sizes of partial calls that a compiled model meets, at most
 
@@ -45,9 +54,8 @@ class Region:
     """The tokens that partial calls compute.
 
     Attributes:
-        open: bool [B,h,w].
-        rows: their positions among the h·w target tokens, long [B,R]; rows with fewer tokens
-            repeat their last one.
+        open: bool [h,w].
+        rows: their positions among the h·w target tokens, long [R]; the last may be repeated.
     """
 
     open: Tensor
@@ -55,48 +63,49 @@ class Region:
 
     @property
     def empty(self) -> bool:
-        """No token of any row."""
-        return not bool(self.open.any())
+        """No token."""
+        return not len(self.rows)
 
     @property
     def whole(self) -> bool:
-        """All tokens of some row: nothing to gain for the batch."""
-        return self.rows.shape[1] == self.open[0].numel()
+        """All tokens: nothing to gain."""
+        return len(self.rows) == self.open.numel()
 
 
-def region_of(gates: Tensor, threshold: float = THRESHOLD, ring: int = RING) -> Region:
-    """The tokens where gates act, and those around them.
+def region_of(gate: Tensor, threshold: float = THRESHOLD, ring: int = RING) -> Region:
+    """The tokens where a gate acts, and those around them.
 
     Args:
-        gates: [B,h,w] in [0,1].
-        threshold: smaller gates count as closed.
+        gate: [h,w] in [0,1].
+        threshold: a smaller gate counts as closed.
         ring: tokens added on each side.
     """
-    wide = F.max_pool2d(gates[:, None].float(), 2 * ring + 1, stride=1, padding=ring)[:, 0]
-    wanted = wide >= threshold
-    flat, total = wanted.flatten(1), wanted[0].numel()
-    most = int(flat.sum(1).max())
-    step = max(1, total // _BUCKETS)
-    size = min(total, -(-most // step) * step)
-    # A stable sort puts the open tokens first, in their order.
-    order = flat.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :size]
-    counts = flat.sum(1, keepdim=True)
-    place = torch.arange(size, device=gates.device).expand(len(gates), -1)
-    rows = order.gather(1, place.minimum((counts - 1).clamp(min=0)))
-    return Region(wanted, rows)
+    size = 2 * ring + 1
+    wanted = F.max_pool2d(gate[None].float(), size, stride=1, padding=ring)[0] >= threshold
+    rows = wanted.flatten().nonzero()[:, 0]
+    step = max(1, wanted.numel() // _BUCKETS)
+    padded = min(wanted.numel(), math.ceil(len(rows) / step) * step)
+    return Region(wanted, torch.cat([rows, rows[-1:].expand(padded - len(rows))]))
 
 
-def schedule(steps: int) -> list[Kind]:
+def schedule(steps: int, quality: SparseQuality = "balanced") -> list[Kind]:
     """What the call of each step computes.
 
     Late errors weigh most, and those of stored context rows: a full call refreshes them late, the
     calls after it compute the region's context too, and the last one needs no stored rows. Few
     steps are far apart in noise, so that all of theirs compute the context.
+
+    Args:
+        steps: number of sampling steps.
+        quality: "fast" never computes the context but in the last step, "high" computes
+            everything there.
     """
     refresh = round(_REFRESH * steps) if steps >= 6 else 0
     early: Kind = "wide" if steps <= _FEW else "partial"
     kinds: list[Kind] = [early if step < refresh else "wide" for step in range(steps)]
-    kinds[-1] = "local"
+    if quality == "fast":
+        kinds = ["partial"] * steps
+    kinds[-1] = "full" if quality == "high" else "local"
     kinds[0] = kinds[refresh] = "full"
     return kinds
 
@@ -111,38 +120,34 @@ def pays(steps: int, tokens: int) -> bool:
     return steps >= MIN_STEPS and tokens >= MIN_TOKENS
 
 
-def free_bytes(device: torch.device) -> float:
-    """Memory that new tensors may take: of a GPU, else of the host; infinite where unknown."""
-    if device.type == "cuda":
-        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + spare)
-    lines = _MEMORY.read_text().splitlines() if _MEMORY.exists() else []
-    return next((int(x.split()[1]) * 1024.0 for x in lines if "MemAvailable" in x), math.inf)
-
-
-class SparseCalls:
-    """The calls of one sampling, full or partial, each giving the velocity of a step.
+class BranchCalls:
+    """The calls of one branch, full or partial, each giving the velocity of a step.
 
     Args:
         transformer: of any family.
-        gates: [B,h,w] in [0,1]; partial calls compute where they act.
+        gate: [h,w] in [0,1]; partial calls compute where it acts.
         steps: number of sampling steps.
+        quality: see `schedule`.
 
     Attributes:
         region: the tokens that partial calls compute.
+        last: those of local ones, which attend to nothing else.
         kinds: what the call of each step computes; all full where the region is the whole image.
     """
 
-    def __init__(self, transformer: Any, gates: Tensor, steps: int) -> None:
+    def __init__(
+        self, transformer: Any, gate: Tensor, steps: int, quality: SparseQuality = "balanced"
+    ) -> None:
         self.transformer = transformer
-        self.region = region_of(gates)
-        self.kinds: list[Kind] = ["full"] * steps if self.region.whole else schedule(steps)
+        self.region = region_of(gate)
+        self.last = region_of(gate, ring=LAST_RING)
+        whole = self.region.whole
+        self.kinds: list[Kind] = ["full"] * steps if whole else schedule(steps, quality)
         self._caches = {False: RowCache(), True: RowCache()}  # with the prompt, without
 
-    def reuse(self, cache: RowCache | None) -> None:
+    def reuse(self, cache: RowCache) -> None:
         """Takes what an earlier full call with the prompt stored."""
-        if cache is not None:
-            self._caches[False] = cache
+        self._caches[False] = cache
 
     def predict(
         self,
@@ -156,9 +161,9 @@ class SparseCalls:
         *,
         negative: bool = False,
     ) -> Tensor:
-        """The velocity [B,C,H,W] of a step; 0 outside the region where the call is partial.
+        """The velocity [1,C,H,W] of a step; 0 outside the region where the call is partial.
 
-        Args: as of `predict_velocity`, and
+        Args: as of `predict_velocity`, for one image, and
             step: from 0.
             negative: the call without a prompt, of classifier-free guidance.
         """
@@ -169,22 +174,164 @@ class SparseCalls:
                 return predict_velocity(self.transformer, *given)
             with cache.full(self.transformer):
                 return predict_velocity(self.transformer, *given)
-        text, total = prompt_embeds.shape[1], self.region.open[0].numel()
-        image = self.region.rows
+        text, total = prompt_embeds.shape[1], self.region.open.numel()
+        image = (self.last if kind == "local" else self.region).rows
         if kind != "partial":
-            image = torch.cat([image, image + total], dim=1)
-        rows = torch.cat([_every(text, image), image + text], dim=1)
+            image = torch.cat([image, image + total])
+        rows = torch.cat([torch.arange(text, device=image.device), image + text])[None]
         keys = None
         if kind == "local":
-            keys = rows.new_zeros(len(rows), text + 2 * total, dtype=torch.bool)
-            keys.scatter_(1, rows, True)
+            keys = rows.new_zeros(1, text + 2 * total, dtype=torch.bool).scatter_(1, rows, True)
         with (
             given_rows(self.transformer, rows, text),
             cache.partial(self.transformer, rows, text, keys),
         ):
-            return predict_rows(self.transformer, *given, image)
+            return predict_rows(self.transformer, *given, image[None])
 
 
-def _every(count: int, like: Tensor) -> Tensor:
-    """Positions 0, 1, ... for each row of `like` [B,·]: [B,count]."""
-    return torch.arange(count, device=like.device).expand(len(like), -1)
+class SparseCalls:
+    """The calls of all branches of a job, each branch by itself, with a region of its own.
+
+    Args:
+        transformer: of any family.
+        gates: [B,h,w] in [0,1].
+        steps: number of sampling steps.
+        quality: see `schedule`.
+        route: context of a branch's calls, by its number: routes the experts of one of several
+            branches. None: that in force is right.
+
+    Attributes:
+        branches: B.
+        open: where any call computes, bool [B,h,w].
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        gates: Tensor,
+        steps: int,
+        quality: SparseQuality = "balanced",
+        route: Callable[[int], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.branches = [BranchCalls(transformer, gate, steps, quality) for gate in gates]
+        self.open = torch.stack([branch.region.open for branch in self.branches])
+        self._route = route or (lambda _: nullcontext())
+
+    @property
+    def partial(self) -> list[bool]:
+        """Whether calls of a branch compute a part; not where it has all tokens or none."""
+        return [not (one.region.whole or one.region.empty) for one in self.branches]
+
+    def reuse(self, cache: RowCache | None) -> None:
+        """Takes what an earlier full call with the prompts stored, for all branches at once."""
+        if cache is None:
+            return
+        for branch, own in zip(self.branches, cache.split(), strict=True):
+            branch.reuse(own)
+
+    def predict(
+        self,
+        step: int,
+        noisy: Tensor,
+        context: Tensor,
+        prompt_embeds: Tensor,
+        pooled: Tensor,
+        sigma: Tensor,
+        guidance: float,
+        *,
+        negative: bool = False,
+    ) -> Tensor:
+        """The velocity [B,C,H,W] of a step, 0 where nothing was computed; see `BranchCalls`."""
+        found = torch.zeros_like(noisy)
+        for number, branch in enumerate(self.branches):
+            if branch.region.empty:
+                continue
+            one = slice(number, number + 1)
+            with self._route(number):
+                found[one] = branch.predict(
+                    step, noisy[one], context[one], prompt_embeds[one], pooled[one], sigma[one],
+                    guidance, negative=negative,
+                )  # fmt: skip
+        return found
+
+
+def images_at_once(
+    backbone: Backbone,
+    options: EditOptions,
+    size: tuple[int, int],
+    pairs: int,
+    given: bool,
+    share: float,
+) -> tuple[int, str | None]:
+    """How many images to sample sparsely at once, 0: densely; and the reason if memory is.
+
+    It depends on one image, the options and the machine, neither on the other images nor on what
+    else takes memory now, so that the same edit has the same result again.
+
+    Args:
+        backbone: the base.
+        options: fully resolved.
+        size: (height, width) of the images.
+        pairs: (object, style) pairs of an image.
+        given: its regions are given, not predicted.
+        share: of the machine's memory that is this process's, see `EngineSettings.memory_share`.
+
+    Raises:
+        UserError: sparse sampling is asked for and cannot be.
+    """
+    assert options.steps is not None
+    assert options.guidance is not None
+    if options.mode == "plain" and not (given and options.lock_background):
+        if options.sparse:
+            raise UserError(
+                "sparse: without a region map and a locked background a plain edit has no region; "
+                "give both, or use mode routed"
+            )
+        return 0, None
+    tokens = math.prod(backbone.fit_size(*size)) // (2 * backbone.vae_scale) ** 2
+    wanted = options.sparse
+    if wanted is None:  # a plain edit's background is not known, so that it may differ visibly
+        locked = options.mode == "routed" and bool(options.lock_background)
+        wanted = locked and pays(options.steps, tokens)
+    if not wanted:
+        return 0, None
+    calls = 1 if backbone.negative(options.guidance) is None else 2
+    stored = stored_bytes(
+        backbone.transformer.config,
+        pairs * calls * (backbone.text_length + 2 * tokens),
+        backbone.transformer.dtype.itemsize,
+    )
+    room = LIMIT * share * free_bytes(backbone)
+    if stored <= room:
+        return int(min(room // stored, MOST_AT_ONCE)), None
+    needed = (
+        f"sparse sampling of one image stores {stored / 2**30:.1f} GiB, and "
+        f"{room / 2**30:.1f} GiB are set aside for it"
+    )
+    if options.sparse:
+        raise UserError(
+            f"{needed}: leave sparse out, or use a lower resolution, fewer objects or fewer workers"
+        )
+    _warn_once(f"{needed}: every token is computed in every step instead")
+    return 0, needed
+
+
+def free_bytes(backbone: Backbone) -> float:
+    """The memory of the GPU, or of the host, less the networks; infinite where unknown.
+
+    What else takes memory does not count: the choice must not depend on it.
+    """
+    if backbone.device.type == "cuda":
+        total = float(torch.cuda.mem_get_info(backbone.device)[1])
+    else:
+        lines = _MEMORY.read_text().splitlines() if _MEMORY.exists() else []
+        sizes = (int(x.split()[1]) * 1024.0 for x in lines if x.startswith("MemTotal"))
+        total = next(sizes, math.inf)
+    # With model offloading the transformer alone is there while sampling.
+    there = [backbone.transformer] if backbone.execution_device else backbone.networks()
+    return max(0.0, total - sum(x.nbytes for network in there for x in network.parameters()))
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -46,6 +47,17 @@ class EngineSettings:
     def elsewhere(self) -> bool:
         """Whether tasks are done in other processes than the caller's."""
         return self.on_ray or (self.workers or 1) > 1
+
+    @property
+    def memory_share(self) -> float:
+        """Share of a machine's memory, or of its GPU's, that one worker may plan with.
+
+        To be asked in the worker: on Ray all workers may be on one machine, one for each core.
+        """
+        if self.on_ray and self.gpus:
+            return min(1.0, self.gpus)
+        cores = os.cpu_count() or 1
+        return 1 / (min(self.workers or cores, cores) if self.on_ray else self.workers or 1)
 
 
 @dataclass(frozen=True)

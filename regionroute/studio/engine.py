@@ -183,6 +183,7 @@ class Engine:
             instance=how.instance,
             refine_crop=how.refine_crop,
             sparse=how.sparse,
+            sparse_quality=how.sparse_quality,
             force=how.force,
             callback_on_step_end=after_step,
             output_type="pt",

@@ -15,7 +15,7 @@ from torch import Tensor
 from regionroute.data.image_files import opened
 from regionroute.data.prompts import build_prompt, object_words
 from regionroute.editing.metadata import mask_from_text
-from regionroute.editing.request import Mode
+from regionroute.editing.request import Mode, SparseQuality
 from regionroute.errors import UserError
 from regionroute.files import parse_json, read_json
 from regionroute.routing.instances import Instance
@@ -38,6 +38,7 @@ class Sampling(BaseModel):
     instance: Instance = "all"
     refine_crop: bool | None = None
     sparse: bool | None = None
+    sparse_quality: SparseQuality = "balanced"
     force: bool = False
 
 
@@ -197,6 +198,7 @@ def command_line(job: EditJob) -> str:
         "prompt": how.prompt, "steps": how.steps, "guidance": how.guidance, "mode": how.mode,
         "strength": None if how.strength == 1 else f"{how.strength:g}",
         "instance": None if how.instance == "all" else how.instance,
+        "sparse-quality": None if how.sparse_quality == "balanced" else how.sparse_quality,
         "seed": how.seed or None, "base": how.base or None,
         "experts": how.experts if how.experts not in (AUTO, NONE) else None,
     }  # fmt: skip

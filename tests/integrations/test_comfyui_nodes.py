@@ -135,7 +135,8 @@ def test_every_setting_reaches_the_pipeline(nodes, pipe):
         "mode": ("plain", "mode", "plain"),
         "lock_background": ("off", "lock_background", False),
         "refine_crop": ("on", "refine_crop", True),
-        "sparse": (True, "sparse", True),
+        "sparse": ("on", "sparse", True),
+        "sparse_quality": ("high", "sparse_quality", "high"),
         "instance": ("largest", "instance", "largest"),
         "strength": (0.5, "strength", 0.5),
     }

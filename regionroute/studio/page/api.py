@@ -54,8 +54,8 @@ def _edit_endpoints(engine: Engine) -> None:
             request: filled in by Gradio.
             progress: filled in by Gradio.
             options: seed, strength, steps, guidance, mode, instance, refine_crop, sparse,
-                force (edit even if the object seems absent), prompt, base, experts; those that
-                are missing have the server's defaults.
+                sparse_quality, force (edit even if the object seems absent), prompt, base,
+                experts; those that are missing have the server's defaults.
             style_image: a reference image of the style.
             region_masks: where each object is, grey images of the photo's size.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from regionroute.editing.request import MODES
+from regionroute.editing.request import MODES, SPARSE_QUALITIES
 from regionroute.errors import UserError
 from regionroute.routing.instances import INSTANCES
 from regionroute.studio.engine import Engine
@@ -38,7 +38,9 @@ def option_inputs(engine: Engine) -> dict[str, Any]:
         guidance = _optional_number("Guidance", "guidance")
     with gr.Row():
         refine = _choice("Refine crop", list(SWITCH))
+    with gr.Row():
         sparse = _choice("Sparse sampling", list(SWITCH))
+        quality = _choice("Sparse quality", list(SPARSE_QUALITIES), "balanced")
     force = gr.Checkbox(False, label="Edit even if the object seems absent", elem_id="force")
     prompt = gr.Textbox(
         label="Own wording", placeholder="turn the [cat] into a {neon} image", max_lines=2,
@@ -47,7 +49,7 @@ def option_inputs(engine: Engine) -> dict[str, Any]:
     return {
         "seed": seed, "strength": strength, "base": base, "experts": experts, "mode": mode,
         "instance": instance, "steps": steps, "guidance": guidance, "refine_crop": refine,
-        "sparse": sparse, "force": force, "prompt": prompt,
+        "sparse": sparse, "sparse_quality": quality, "force": force, "prompt": prompt,
     }  # fmt: skip
 
 
@@ -67,6 +69,7 @@ def options_of(values: Mapping[str, Any]) -> JobOptions:
         instance=values["instance"],
         refine_crop=SWITCH[values["refine_crop"]],
         sparse=SWITCH[values["sparse"]],
+        sparse_quality=values["sparse_quality"],
         force=bool(values["force"]),
         prompt=str(values["prompt"] or "").strip() or None,
         base=values["base"],
@@ -91,6 +94,7 @@ def option_values(saved: SavedSettings, engine: Engine) -> dict[str, Any]:
         "experts": experts_name(saved, engine),
         "mode": saved.mode or DEFAULT,
         "instance": saved.instance,
+        "sparse_quality": saved.sparse_quality,
         "prompt": saved.own_prompt,
     }
 
@@ -113,8 +117,8 @@ def experts_name(saved: SavedSettings, engine: Engine) -> str:
     )
 
 
-def _choice(label: str, choices: list[str]) -> gr.Dropdown:
-    return gr.Dropdown(choices, value=choices[0], label=label, min_width=140)
+def _choice(label: str, choices: list[str], value: str | None = None) -> gr.Dropdown:
+    return gr.Dropdown(choices, value=value or choices[0], label=label, min_width=140)
 
 
 def _optional_number(label: str, name: str) -> gr.Textbox:

@@ -120,6 +120,7 @@ def test_one_picture_with_everything(run: Run, photo: Path, tiny_experts: Path) 
         "refine_crop": False,
         "sparse": False,
         "force": False,
+        "sparse_quality": "balanced",
         "seed": 3,
         "size": [30, 50],
         "model_size": [24, 40],

@@ -151,6 +151,7 @@ def test_settings_are_complete_and_json(
         "refine_crop": False,
         "sparse": False,
         "force": False,
+        "sparse_quality": "balanced",
         "seed": 6,
         "size": [30, 50],
         "model_size": [24, 40],

@@ -15,6 +15,7 @@ from regionroute.models.loading import load_base
 from regionroute.models.tiny_klein import build_tiny_klein
 
 STEPS = 8
+FULL = {4: (1, 1, 0, 4), 8: (2, 2, 0, 8)}  # full calls of two regions, none, the whole image
 
 
 @pytest.fixture
@@ -118,17 +119,28 @@ def _with_separate_first_call(editor, request):
 
 
 @pytest.mark.parametrize("steps", [4, 8])
-def test_images_of_a_batch_have_regions_of_their_own(editor, steps):
-    small, large, closed = torch.zeros(64, 64), half(), torch.zeros(64, 64)
+def test_each_image_of_a_batch_is_what_it_is_alone(editor, count, steps):
+    """Regions, styles and numbers of computed tokens are each image's own."""
+    small = torch.zeros(64, 64)
     small[40:56, 40:56] = 1
-    requests = [EditRequest("dog", "pixel-art", regions=(x,)) for x in (small, large, closed)]
-    three = [image(1), image(2), image(3)]
+    regions = (small, half(), torch.zeros(64, 64), torch.ones(64, 64))
+    styles = ("pixel-art", "lines", "lines", "pixel-art")
+    requests = [
+        EditRequest("dog", style, regions=(region,))
+        for style, region in zip(styles, regions, strict=True)
+    ]
+    four = [image(seed) for seed in range(4)]
     how = {"sparse": True, "steps": steps}
-    together = edits(editor, requests, three, **how)
-    apart = [edits(editor, [r], [i], **how)[0] for r, i in zip(requests, three, strict=True)]
-    assert torch.equal(together[2], three[2])
-    for one, other in zip(together, apart, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    together = results(editor, requests, four, **how)
+    assert count == {"full": sum(FULL[steps]), "partial": 2 * steps - sum(FULL[steps][:2])}
+    for one, request, source in zip(together, requests, four, strict=True):
+        [alone] = results(editor, [request], [source], **how)
+        torch.testing.assert_close(one.image, alone.image, atol=1e-5, rtol=1e-5)
+        assert one.settings["sparse"] is alone.settings["sparse"]
+    assert [one.settings["sparse"] for one in together] == [True, True, False, False]
+    assert torch.equal(together[2].image, four[2])
+    [dense] = edits(editor, requests[3:], four[3:], sparse=False, steps=steps)
+    torch.testing.assert_close(together[3].image, dense, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("objects", [2, 3])
@@ -158,6 +170,35 @@ def test_guidance_keeps_keys_of_both_prompts(tmp_path, count):
     assert torch.equal(dense, sparse)
 
 
+def test_a_plain_edit_of_a_given_region_computes_that(editor, count):
+    request = EditRequest("dog", "pixel-art", regions=(half(),))
+    how = {"mode": "plain", "lock_background": True}
+    [dense] = edits(editor, [request], sparse=False, **how)
+    [sparse] = edits(editor, [request], sparse=True, **how)
+    assert count == {"full": 2, "partial": STEPS - 2}
+    assert torch.equal(sparse[:, :, 16:], image()[:, :, 16:])
+    inside = dense[:, :, :16] - image()[:, :, :16]
+    assert (sparse - dense)[:, :, :16].square().mean() < 0.3 * inside.square().mean()
+    everywhere = EditRequest("dog", "pixel-art", regions=(torch.ones(64, 64),))
+    [dense], [sparse] = (edits(editor, [everywhere], sparse=on, **how) for on in (False, True))
+    assert torch.equal(dense, sparse)
+    nowhere = EditRequest("dog", "pixel-art", regions=(torch.zeros(64, 64),))
+    count.update(full=0, partial=0)
+    [same] = edits(editor, [nowhere], sparse=True, **how)
+    assert torch.equal(same, image())
+    assert count == {"full": 0, "partial": 0}
+
+
+def test_a_plain_edit_of_a_given_region_reads_its_map_in_the_first_call(editor, count):
+    request = EditRequest("dog", "pixel-art", regions=(half(),))
+    options = EditOptions(STEPS, mode="plain", lock_background=True, sparse=True)
+    with_map = editor.edit(image(), request, options, want_map=True)
+    assert count == {"full": 2, "partial": STEPS - 2}
+    assert 0 <= with_map.region_map.min() < with_map.region_map.max() <= 1
+    without = editor.edit(image(), request, options)
+    torch.testing.assert_close(with_map.image, without.image, atol=1e-5, rtol=1e-5)
+
+
 def test_the_default_is_sparse_where_it_pays(editor, monkeypatch):
     """Small images and few steps are dense; results say which it was."""
     request = EditRequest("dog", "pixel-art", regions=(half(),))
@@ -174,22 +215,51 @@ def test_the_default_is_sparse_where_it_pays(editor, monkeypatch):
     assert is_sparse(steps=3) is False
     assert is_sparse(lock_background=False) is False
     assert is_sparse(mode="plain") is False
+    assert is_sparse(mode="plain", lock_background=True) is False
+    assert is_sparse(mode="plain", lock_background=True, sparse=True) is True
     for whole_or_closed in (torch.ones(64, 64), torch.zeros(64, 64)):
         request = EditRequest("dog", "pixel-art", regions=(whole_or_closed,))
         assert is_sparse(sparse=True) is False  # no call is partial
 
 
 def test_rows_that_do_not_fit_are_not_stored(editor, monkeypatch, caplog):
+    """Silently it is neither refused nor dense: an error if asked for, else metadata and a line."""
+    monkeypatch.setattr(sparse_module, "MIN_TOKENS", 16)
     request = EditRequest("dog", "pixel-art", regions=(half(),))
     [dense] = edits(editor, [request], sparse=False)
     needed = stored_bytes(editor.backbone.transformer.config, all_tokens(editor), 4)
-    for free, fits in ((needed / LIMIT, True), (needed / LIMIT - 1, False)):
-        monkeypatch.setattr(sampler_module, "free_bytes", lambda _, free=free: free)
-        caplog.clear()
-        [result] = results(editor, [request], sparse=True)
-        assert result.settings["sparse"] is fits
-        assert ("every token is computed" in caplog.text) is not fits
+    monkeypatch.setattr(sparse_module, "free_bytes", lambda _: needed / LIMIT)
+    [result] = results(editor, [request])
+    assert result.settings["sparse"] is True
+    assert "dense_because" not in result.settings
+    editor.memory_share = 0.5  # one of two workers
+    [result] = results(editor, [request])
+    assert result.settings["sparse"] is False
+    assert "GiB" in result.settings["dense_because"]
     assert torch.equal(result.image, dense)
+    assert "every token is computed" in caplog.text
+    with pytest.raises(UserError, match="leave sparse out"):
+        edits(editor, [request], sparse=True)
+
+
+def test_a_batch_that_does_not_fit_is_done_in_parts(editor, monkeypatch):
+    requests = [EditRequest("dog", "pixel-art", regions=(half(),), seed=i) for i in range(3)]
+    together = edits(editor, requests, sparse=True)
+    needed = stored_bytes(editor.backbone.transformer.config, all_tokens(editor), 4)
+    monkeypatch.setattr(sparse_module, "free_bytes", lambda _: 2.5 * needed / LIMIT)
+    in_parts = results(editor, requests, sparse=True)
+    for one, part in zip(together, in_parts, strict=True):
+        torch.testing.assert_close(one, part.image, atol=1e-5, rtol=1e-5)
+        assert part.settings["sparse"] is True
+
+
+def test_what_is_free_is_what_the_networks_leave(editor, tmp_path, monkeypatch):
+    """What other programs take does not count."""
+    weights = sum(x.nbytes for part in editor.backbone.networks() for x in part.parameters())
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal:  1000000 kB\nMemAvailable: 5 kB\n")
+    monkeypatch.setattr(sparse_module, "_MEMORY", memory)
+    assert sparse_module.free_bytes(editor.backbone) == 1024e6 - weights
 
 
 def test_what_is_stored_is_what_was_estimated(editor, monkeypatch):
@@ -203,14 +273,17 @@ def test_what_is_stored_is_what_was_estimated(editor, monkeypatch):
 def test_the_tokens_of_a_region():
     gates = torch.zeros(2, 8, 8)
     gates[0, 3, 3], gates[1, 0, 0], gates[1, 7, 7] = 1.0, 0.04, 0.06
-    found = region_of(gates)
-    assert found.open.sum((1, 2)).tolist() == [9, 4]  # a ring around one token, and in a corner
-    assert sorted(set(found.rows[0].tolist())) == [18, 19, 20, 26, 27, 28, 34, 35, 36]
-    assert sorted(set(found.rows[1].tolist())) == [54, 55, 62, 63]
-    assert not found.whole
-    assert not found.empty
-    assert region_of(torch.ones(1, 8, 8)).whole
-    assert region_of(torch.zeros(1, 8, 8)).empty
+    [middle, corner] = map(region_of, gates)  # a ring around a token
+    assert sorted(set(middle.rows.tolist())) == [18, 19, 20, 26, 27, 28, 34, 35, 36]
+    assert sorted(set(corner.rows.tolist())) == [54, 55, 62, 63]
+    assert middle.open.sum() == 9
+    assert len(middle.rows) == 10  # padded to an even number: 32 sizes
+    assert middle.rows[-1] == 36
+    assert len(region_of(gates[0], ring=2).rows) == 26
+    assert not middle.whole
+    assert not middle.empty
+    assert region_of(torch.ones(8, 8)).whole
+    assert region_of(torch.zeros(8, 8)).empty
 
 
 @pytest.mark.parametrize(
@@ -224,6 +297,21 @@ def test_what_the_calls_of_the_steps_compute(steps, kinds):
     assert "".join(kind[0] for kind in schedule(steps)) == kinds
 
 
-def test_plain_edits_have_no_region():
-    with pytest.raises(UserError, match="needs mode routed"):
-        EditOptions(mode="plain", sparse=True).resolved(steps=4, guidance=1.0, mode="plain")
+def test_quality_is_what_the_calls_compute(editor):
+    kinds = {q: "".join(k[0] for k in schedule(8, q)) for q in ("fast", "balanced", "high")}
+    assert kinds == {"fast": "fppppfpl", "balanced": "fwwwwfwl", "high": "fwwwwfwf"}
+    request = EditRequest("dog", "pixel-art", regions=(half(),))
+    [dense] = edits(editor, [request], sparse=False)
+    found = [results(editor, [request], sparse=True, sparse_quality=q)[0] for q in kinds]
+    assert [one.settings["sparse_quality"] for one in found] == list(kinds)
+    errors = [float((one.image - dense).square().mean()) for one in found]
+    assert errors[0] != errors[1] > errors[2] > 0
+    with pytest.raises(UserError, match="must be one of fast, balanced, high"):
+        edits(editor, [request], sparse_quality="best")
+
+
+@pytest.mark.parametrize("regions", [(), (half(),)])
+def test_plain_edits_without_a_region_are_not_sparse(editor, regions):
+    request = EditRequest("dog", "pixel-art", regions=regions)
+    with pytest.raises(UserError, match="region map and a locked background"):
+        edits(editor, [request], mode="plain", sparse=True, lock_background=not regions)

@@ -47,12 +47,13 @@ def test_fields_are_read(fields: dict[str, Any]) -> None:
     given = {
         "seed": 7, "strength": 0.5, "steps": " 12 ", "guidance": "2.5", "mode": "routed",
         "instance": "largest", "refine_crop": "off", "sparse": "on", "force": True,
+        "sparse_quality": "high",
         "prompt": " turn the [cat] into a {neon} image ", "base": "nano", "experts": "mine",
     }  # fmt: skip
     assert options_of(values(fields, **given)) == JobOptions(
         seed=7, strength=0.5, steps=12, guidance=2.5, mode="routed", instance="largest",
-        refine_crop=False, sparse=True, force=True, base="nano", experts="mine",
-        prompt="turn the [cat] into a {neon} image",
+        refine_crop=False, sparse=True, sparse_quality="high", force=True, base="nano",
+        experts="mine", prompt="turn the [cat] into a {neon} image",
     )  # fmt: skip
 
 
