@@ -48,7 +48,10 @@ from regionroute.files import read_json, write_json
 from regionroute.pipeline import RegionRoutePipeline
 from regionroute.routing.gates import keep_velocity
 
-RUNS = (("nano", 8), ("nano", 28), ("nano-photos", 4), ("nano-photos", 8))
+RUNS = {
+    f"{base}, {steps}": (base, steps)
+    for base, steps in (("nano", 8), ("nano", 28), ("nano-photos", 4), ("nano-photos", 8))
+}
 TEXT, IMAGE, WIDTH = 512, 4096, 3072  # FLUX.1-Kontext at 1,024 px
 CAP = 99.0  # dB of equal images
 
@@ -202,6 +205,8 @@ def compare(
                 every = operations("full", 1.0)
                 # The call that reads the map is not among them, be it the first step or not.
                 done = [operations(*call) for call in Counted.calls]
+                if not found.settings["sparse"]:  # the whole image is the region
+                    done = [every] * (steps - (editor.routing.prompt == "object"))
                 shares = [share for kind, share in Counted.calls if kind != "full"]
                 ends = [share for kind, share in Counted.calls if kind == "local"]
                 scores[name].append(
@@ -242,28 +247,31 @@ def main() -> None:
         "--only", choices=METHODS, action="append",
         help="methods to measure again; the result keeps its rows of the others (all)",
     )  # fmt: skip
+    parser.add_argument("--run", choices=RUNS, action="append", help="base and steps (all)")
     add_result_argument(parser, "region_sparse_quality")
     arguments = parser.parse_args()
     methods = arguments.only or list(METHODS)
-    before: dict[tuple[str, int], dict[str, Any]] = {}
-    if arguments.only and arguments.result.exists():
-        runs = read_json(arguments.result)["runs"]
-        before = {(run["base"], run["steps"]): run["methods"] for run in runs}
+    runs: dict[str, dict[str, Any]] = {}
+    if (arguments.only or arguments.run) and arguments.result.exists():
+        known = read_json(arguments.result)["runs"]
+        runs = {f"{run['base']}, {run['steps']}": run for run in known}
     result = provenance(("torch", "diffusers"))
-    result |= {"images": arguments.images, "seeds": arguments.seeds, "runs": []}
-    for base, steps in RUNS:
+    result |= {"images": arguments.images, "seeds": arguments.seeds}
+    for name in arguments.run or RUNS:
+        base, steps = RUNS[name]
         editor = RegionRoutePipeline.from_pretrained(base).editor
         data = arguments.scenes if base == "nano" else arguments.photos
         cases = held_out(data, editor, arguments.images)
         area = statistics.mean(float(case.mask.mean()) for case in cases)
         found = compare(editor, cases, steps, arguments.seeds, methods)
-        both = before.get((base, steps), {}) | found
-        rows = {name: both[name] for name in METHODS if name in both}
+        both = (runs[name]["methods"] if name in runs else {}) | found
+        rows = {method: both[method] for method in METHODS if method in both}
         prompt = editor.routing.prompt
-        run = {"base": base, "steps": steps, "prompt": prompt, "area": area, "methods": rows}
-        result["runs"].append(run)
-        print(base, steps, rows, flush=True)
-        write_json(arguments.result, result)
+        runs[name] = {
+            "base": base, "steps": steps, "prompt": prompt, "area": area, "methods": rows
+        }  # fmt: skip
+        print(name, rows, flush=True)
+        write_json(arguments.result, result | {"runs": [runs[n] for n in RUNS if n in runs]})
 
 
 if __name__ == "__main__":

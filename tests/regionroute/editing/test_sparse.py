@@ -298,6 +298,9 @@ def test_what_the_calls_of_the_steps_compute(steps, kinds):
 
 
 def test_quality_is_what_the_calls_compute(editor):
+    assert (
+        "".join(k[0] for k in schedule(28, "high")) == "f" + 9 * "p" + "f" + 7 * "p" + "fwwwwwfwwl"
+    )
     kinds = {q: "".join(k[0] for k in schedule(8, q)) for q in ("fast", "balanced", "high")}
     assert kinds == {"fast": "fppppfpl", "balanced": "fwwwwfwl", "high": "fwwwwfwf"}
     request = EditRequest("dog", "pixel-art", regions=(half(),))

@@ -40,11 +40,11 @@ def editor(tiny_backbone, tiny_experts):
     return with_experts(tiny_backbone, tiny_experts)
 
 
-def edit(editor, *regions, sparse, **how):
+def edit(editor, *regions, sparse, steps=STEPS, **how):
     """An image with an object in each region."""
     also = (("cup", "lines"), ("fox", "pixel-art"))[: len(regions) - 1]
     request = EditRequest("dog", "pixel-art", also=also, regions=regions)
-    options = EditOptions(STEPS, mode="routed", sparse=sparse, **how)
+    options = EditOptions(steps, mode="routed", sparse=sparse, **how)
     return editor.edit(image(), request, options).image
 
 
@@ -83,15 +83,16 @@ def test_experts_with_weights_of_each_token(editor, monkeypatch):
 
 def test_a_compiled_base_meets_a_region_of_that_size_before(editor):
     """Regions are padded to few sizes: others of about as many tokens compile nothing."""
-    regions = [square(0, 0, 2), square(0, 6, 2), square(6, 6, 2), square(6, 0, 2)]
+    regions = [square(0, 0, 2), square(0, 6, 2), square(6, 6, 2)]
     assert {len(region_of(_gate(editor, one)).rows) for one in regions} == {16}
-    wanted = [edit(editor, one, sparse=True) for one in regions]
+    wanted = [edit(editor, one, sparse=True, steps=4) for one in regions]
     torch.compiler.reset()
     counters.clear()
     editor.backbone.transformer.compile_repeated_blocks(backend="eager")
     graphs = []
     for one, plain in zip(regions, wanted, strict=True):
-        torch.testing.assert_close(edit(editor, one, sparse=True), plain, atol=1e-4, rtol=1e-4)
+        found = edit(editor, one, sparse=True, steps=4)
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
         graphs.append(counters["stats"]["unique_graphs"])
     torch.compiler.reset()
     assert graphs[0] > 0
