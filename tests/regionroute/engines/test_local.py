@@ -1,10 +1,14 @@
 """Tasks in processes of this machine."""
 
 import functools
+import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
+from regionroute.editing.batch import ChunkWorker
+from regionroute.editing.request import EditOptions
 from regionroute.engines.base import EngineSettings
 from regionroute.engines.local import map_in_order
 from regionroute.engines.run import run
@@ -40,3 +44,19 @@ def test_a_local_worker_that_dies_is_a_sentence():
 def test_an_unknown_engine_is_refused():
     with pytest.raises(UserError, match="use one of local, ray"):
         EngineSettings("spark")
+
+
+def test_workers_share_the_memory(monkeypatch):
+    """On Ray without GPUs all may be on one machine, one for each core."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert EngineSettings().memory_share == 1
+    assert EngineSettings(workers=4).memory_share == 0.25
+    assert EngineSettings("ray").memory_share == 1 / 8
+    assert EngineSettings("ray", workers=2).memory_share == 0.5
+    assert EngineSettings("ray", workers=2, gpus=1).memory_share == 1
+    assert EngineSettings("ray", gpus=0.25).memory_share == 0.25
+
+
+def test_an_editing_worker_plans_with_its_share():
+    worker = ChunkWorker(SimpleNamespace, EditOptions(), False, EngineSettings(workers=2))
+    assert worker.editor.memory_share == 0.5
