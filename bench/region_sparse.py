@@ -14,6 +14,7 @@ The result goes to bench/results/region_sparse.json, on a GPU to region_sparse_c
 """
 
 import argparse
+import functools
 import gc
 import math
 import statistics
@@ -27,6 +28,7 @@ from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import Tensor
 
 from regionroute.diffusion.flow import predict_velocity
+from regionroute.editing.request import SPARSE_QUALITIES
 from regionroute.editing.sparse import LAST_RING, BranchCalls, Kind, Region, region_of, schedule
 from regionroute.files import write_json
 
@@ -190,6 +192,10 @@ def main() -> None:
                 "seconds_per_call": {name: round(value, 4) for name, value in whole.items()},
                 "call_ratio": {n: whole["dense"] / v for n, v in whole.items() if n != "dense"},
                 "sampling_ratio": ratios(whole, schedule),
+                "quality_ratio": {
+                    quality: ratios(whole, functools.partial(schedule, quality=quality))
+                    for quality in SPARSE_QUALITIES
+                },
             }
             rows.append(row)
             result = provenance(("torch", "diffusers")) | {"rounds": arguments.rounds, "rows": rows}

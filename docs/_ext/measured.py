@@ -21,6 +21,7 @@ from measured_rest import (
     masks,
     rehearsals,
     restyle_speed,
+    sparse_levels,
     sparse_quality,
     sparse_speed,
     speed,
@@ -287,6 +288,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rehearsal": rehearsals,
     "sparse-speed": sparse_speed,
     "sparse-quality": sparse_quality,
+    "sparse-levels": sparse_levels,
     "studio": studio,
 }
 

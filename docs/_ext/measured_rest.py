@@ -77,6 +77,31 @@ def sparse_speed() -> str:
     return table(["base", "steps", *areas], body)
 
 
+def sparse_levels() -> str:
+    """The error and the speed of each `--sparse-quality`."""
+    rows = {"fast": "region-sparse, fast", "balanced": "region-sparse"}
+    rows["high"] = "region-sparse, high"
+    runs = result("region_sparse_quality")["runs"]
+    speeds = [row for row in result("region_sparse")["rows"] if row["resolution"] == 1024]
+    heads = ["quality", "speed, 28 steps", "speed, 4 steps"]
+    heads += [f"{run['base']}, {run['steps']} steps" for run in runs]
+    body = [
+        [
+            level,
+            *(
+                " and ".join(f"{row['quality_ratio'][level][steps]['20%']:.2f}" for row in speeds)
+                for steps in ("28", "4")
+            ),
+            *(
+                f"{run['methods'][name]['psnr']:.1f} ({run['methods'][name]['psnr_10']:.1f})"
+                for run in runs
+            ),
+        ]
+        for level, name in rows.items()
+    ]
+    return table(heads, body)
+
+
 def sparse_quality() -> str:
     """Region-sparse edits and other schemes against the dense edit."""
     heads = [
