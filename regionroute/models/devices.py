@@ -36,8 +36,11 @@ def fast_bfloat16() -> bool:
     """False on an x86 CPU without instructions for bfloat16, where float32 is far faster."""
     import torch
 
+    if not hasattr(torch.cpu, "get_capabilities"):  # older versions do not tell
+        return True
     found = torch.cpu.get_capabilities()
-    return found["architecture"] != "x86_64" or bool(found["avx512_bf16"] or found["amx_bf16"])
+    x86 = found.get("architecture") == "x86_64"
+    return not x86 or bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def quiet_libraries() -> None:
