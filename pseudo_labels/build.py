@@ -44,6 +44,8 @@ from regionroute.errors import UserError
 from regionroute.files import text_hash, write_jsonl
 from regionroute.remote import is_left_over
 
+MANY = 100  # photos, from which on a share of them by content is near enough
+
 
 @dataclass(frozen=True)
 class BuildReport:
@@ -208,8 +210,8 @@ def _metadata(sample: EditSample) -> dict[str, Any]:
 def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[EditSample]:
     """Give whole photos to the split "test", chosen by their content.
 
-    A photo keeps its split when others are added or removed. Only if a split would be empty, one
-    photo is moved there.
+    From `MANY` photos on, a photo keeps its split when others are added or removed, and the share
+    is met about. Of fewer photos the share is exact, and no split is empty if it can be avoided.
 
     Args:
         samples: samples whose provenance has "photo_hash".
@@ -219,12 +221,13 @@ def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[Edi
         The samples with `split` set to "train" or "test", in the same order.
     """
     hashes = sorted({sample.provenance["photo_hash"] for sample in samples}, key=text_hash)
-    rank = {photo: int(text_hash(photo)[:8], 16) / 16**8 for photo in hashes}
-    test = {photo for photo in hashes if rank[photo] < test_share}
-    if test_share > 0 and len(hashes) > 1 and not test:
-        test = {hashes[0]}
-    if test_share < 1 and len(hashes) > 1 and len(test) == len(hashes):
-        test.remove(hashes[-1])
+    if len(hashes) >= MANY:
+        test = {photo for photo in hashes if int(text_hash(photo)[:8], 16) / 16**8 < test_share}
+    else:
+        count = round(test_share * len(hashes))
+        if 0 < test_share < 1 and len(hashes) > 1:
+            count = min(max(1, count), len(hashes) - 1)
+        test = set(hashes[:count])
     return [
         dataclasses.replace(
             sample, split="test" if sample.provenance["photo_hash"] in test else "train"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pseudo_labels import job as job_module
 from pseudo_labels import photo as photo_module
-from pseudo_labels.build import PhotoSource, build, hold_out, split_by_photo
+from pseudo_labels.build import MANY, PhotoSource, build, hold_out, split_by_photo
 from pseudo_labels.curate.filters import Limits
 from pseudo_labels.job import BuildSettings, slug
 from pseudo_labels.scenes.draw import render_scene
@@ -185,8 +185,13 @@ class TestSplit:
         assert 340 < sum(sample.split == "test" for sample in split) < 460
 
     def test_a_photo_keeps_its_side_when_others_come(self):
-        few, many = split_by_photo(self.samples(100), 0.3), split_by_photo(self.samples(300), 0.3)
-        assert [s.split for s in few] == [s.split for s in many[:100]]
+        few, many = (split_by_photo(self.samples(count), 0.3) for count in (MANY, 3 * MANY))
+        assert [s.split for s in few] == [s.split for s in many[:MANY]]
+
+    @pytest.mark.parametrize(("count", "share", "test"), [(20, 0.25, 5), (33, 0.25, 8), (6, 0.2, 1)])
+    def test_of_few_photos_the_share_is_exact(self, count, share, test):
+        split = split_by_photo(self.samples(count), share)
+        assert sum(sample.split == "test" for sample in split) == test
 
     @pytest.mark.parametrize("count", [2, 3, 4])
     @pytest.mark.parametrize("share", [0.01, 0.99])

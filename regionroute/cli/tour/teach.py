@@ -25,8 +25,8 @@ examples:
 Give twenty photos that show one object each, better more. What the object is called: "word" in
 PHOTOS/labels.jsonl (see `regionroute label --help`, which takes masks too), or --object, or the
 photo's name (grey_cat-02.jpg: "grey cat"; IMG_0042.jpg: "object"). Where it is: the mask or box of
-labels.jsonl, or U2-Net-p finds it. About a quarter of the photos, chosen by
-their content, is set aside and not trained on.
+labels.jsonl, or U2-Net-p finds it. A quarter of the photos, chosen by their content, is set aside
+and not trained on.
 
 A second run in the same folder resumes where the first stopped. The exit code is 1 if the style was
 not learned."""
