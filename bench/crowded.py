@@ -1,21 +1,22 @@
 r"""On photos of several objects, does the word choose?
 
     python bench/crowded.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl --bank data/bank \
-        --detector yolox_nano_coco.onnx --runs out/photos
+        --detector yolox_nano_coco.onnx
 
 Every named object of every test photo with at least two of them is restyled, and one word that is
 absent. Test photos: those of the bank's split "test", all of labels files that the bank does not
 hold, and mosaics of four test photos of one object each (synthetic, reported apart). Edits run as a
 user's do, at the photo's own size.
 
-Rows: experts trained with and without attention supervision (folders of bench/photos.py:
-seed-N/with and seed-N/without), plain and routed; the image encoder's own map; and, as a rival, a
-grounded pipeline: detector's box, mask by U²-Net-p and GrabCut, the same painter inside that mask.
+Rows: edits routed by the map and plain; the image encoder's own map; as a rival, a grounded
+pipeline: detector's box, mask by U²-Net-p and GrabCut, the same painter inside that mask. With
+`--runs`: experts trained with and without attention supervision (bench/photos.py's folders
+seed-N/with and seed-N/without), routed by the map that edits read, whose heads the base brings, and
+by the style word's map in the blocks that the experts' training supervises.
 
 Measures, of the changed pixels: IoU with the object, leak, coverage, IoU between the changes of two
-words of one photo (overlap); peak: whether the map's largest value lies on the object; for absent
-words: how often anything changes. AUC: that the evidence of a present word exceeds that of an
-absent one. Results go to bench/results/crowded.json, a sheet next to the runs.
+words of one photo (overlap); peak: the map's largest value lies on the object; for absent words:
+how often anything changes. AUC: the evidence of a present word exceeds that of an absent one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tqdm import tqdm
 
 from eval.metrics.region import CHANGE_THRESHOLD, coverage, leak
 from pseudo_labels.segment.loading import FinderSettings
+from regionroute.config.sites import MapChoice
 from regionroute.data.images import resize, write_image
 from regionroute.data.object_bank import ObjectBank
 from regionroute.data.stats import describe, paired
@@ -50,6 +52,9 @@ LEAST_CHANGE = 0.005  # of the image, for an absent word to have changed somethi
 MEASURES = ("iou", "peak", "overlap", "leak", "coverage")
 HIGHER = {"iou", "peak", "coverage"}
 SHOWN = 40
+BY_STYLE = "by the style's word"
+# the blocks that configs/nano_photos.yaml supervises
+STYLE_WORD = MapChoice(layers=["single.3", "single.4", "single.5"], queries="context")
 
 
 @dataclass(frozen=True)
@@ -103,21 +108,23 @@ def main() -> int:
 
 def _methods(args: argparse.Namespace, editor: Editor, seed: int) -> dict[str, Method]:
     """Name -> method, of one seed."""
-    arms = {"supervised": args.experts}
-    if args.runs:
-        folder = args.runs / f"seed-{seed}"
-        arms = {"supervised": folder / "with" / "experts"}
-        if (folder / "without" / "experts").is_dir():
-            arms["unsupervised"] = folder / "without" / "experts"
-    found: dict[str, Method] = {}
-    for arm, experts in arms.items():
-        own = RegionRoutePipeline.from_pretrained(args.base, experts=experts).editor
-        for mode in ("routed", "plain"):
-            found[f"{mode}, {arm}"] = edits(own, EditOptions(mode=mode))
-    if seed == 0:
+    if not args.runs:
+        found = {
+            f"{mode}, supervised": edits(editor, EditOptions(mode=mode))
+            for mode in ("routed", "plain")
+        }
         found["image encoder's map"] = encoder_map(editor)
         if args.detector:
             found["detector and mask"] = grounded(editor, args.detector, args.segmenter)
+        return found
+    found = {}
+    for arm, name in (("with", "supervised"), ("without", "unsupervised")):
+        experts = args.runs / f"seed-{seed}" / arm / "experts"
+        for mode, choice in (("routed", None), (BY_STYLE, STYLE_WORD)):
+            own = RegionRoutePipeline.from_pretrained(args.base, experts=experts).editor
+            if choice:
+                own.read_maps(choice)
+            found[f"{mode}, {name}"] = edits(own, EditOptions(mode="routed"))
     return found
 
 
@@ -286,7 +293,7 @@ def _auc(present: Sequence[Any], absent: Sequence[Any], name: str) -> float:
 def differences(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Supervised minus unsupervised, paired over the same rows of the same seeds."""
     found = {}
-    for mode in ("routed", "plain"):
+    for mode in ("routed", BY_STYLE):
         own, rival = (
             [row for row in rows.get(f"{mode}, {arm}", []) if "word" in row]
             for arm in ("supervised", "unsupervised")

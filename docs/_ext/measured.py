@@ -210,7 +210,7 @@ def photos_earlier() -> str:
     return by_columns(rows, columns, names, ("", "painted by"))
 
 
-def crowded() -> str:
+def crowded(file: str = "crowded") -> str:
     """Photos of several objects."""
     columns = [
         ("IoU of the change", "iou", ".2"),
@@ -223,7 +223,7 @@ def crowded() -> str:
     ]
     rows, names = {}, {}
     for kind in ("photo", "mosaic"):
-        for method, parts in result("crowded")["methods"].items():
+        for method, parts in result(file)["methods"].items():
             if kind in parts:
                 rows[f"{kind} {method}"] = parts[kind]
                 names[f"{kind} {method}"] = (f"{kind}s, {parts[kind]['n']}", method)
@@ -270,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photo-slices": photo_slices,
     "photos-earlier": photos_earlier,
     "crowded": crowded,
+    "crowded-supervision": lambda: crowded("crowded_supervision"),
     "presence": presence,
     "taught": taught,
     "gates": gates("gates"),
