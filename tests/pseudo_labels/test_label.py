@@ -188,7 +188,9 @@ class TestSplit:
         few, many = (split_by_photo(self.samples(count), 0.3) for count in (MANY, 3 * MANY))
         assert [s.split for s in few] == [s.split for s in many[:MANY]]
 
-    @pytest.mark.parametrize(("count", "share", "test"), [(20, 0.25, 5), (33, 0.25, 8), (6, 0.2, 1)])
+    @pytest.mark.parametrize(
+        ("count", "share", "test"), [(20, 0.25, 5), (33, 0.25, 8), (6, 0.2, 1)]
+    )
     def test_of_few_photos_the_share_is_exact(self, count, share, test):
         split = split_by_photo(self.samples(count), share)
         assert sum(sample.split == "test" for sample in split) == test
