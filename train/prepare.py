@@ -38,6 +38,7 @@ from train.monitor.trackers import open_trackers
 from train.monitor.validation import Validation
 from train.perceptual import PerceptualLoss
 from train.trainer import Trainer
+from train.warm_start import start_from
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -191,6 +192,7 @@ def num_experts(config: RunConfig, inputs: Inputs) -> int:
 
 def _engine(config: RunConfig, inputs: Inputs, start: Start, ranks: Ranks) -> DeepSpeedEngine:
     transformer, experts = inputs.backbone.transformer, config.experts
+    fingerprint = inputs.backbone.fingerprint
     count, gates = num_experts(config, inputs), seeded("gates", config.seed)
     router = None
     if inputs.references:
@@ -210,6 +212,13 @@ def _engine(config: RunConfig, inputs: Inputs, start: Start, ranks: Ranks) -> De
         router=router,
         generator=seeded("experts", config.seed),
     )
+    if experts.init_from:
+        folder, references = Path(experts.init_from), inputs.references
+        styles = [style.name for style in inputs.selection.styles]
+        means = references.means().by_name if references else None
+        distributed.agree(
+            lambda: start_from(folder, transformer, experts, fingerprint, styles, means)
+        )
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if config.train.compile:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from measured_moe import moe_photos, moe_photos_cost
 from measured_rest import (
     gallery_clusters,
     gallery_matching,
@@ -264,6 +265,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "hard-scenes": hard_scenes,
     "whole-images": whole_images,
     "style-image": style_image,
+    "moe-photos": moe_photos,
+    "moe-photos-cost": moe_photos_cost,
     "several-styles": several_styles,
     "absent": absent,
     "photos": photos,

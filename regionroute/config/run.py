@@ -118,6 +118,12 @@ class ExpertsConfig(Section):
         description="router similarity: folder with one subfolder of example images per style; "
         "null: the restyled objects of the manifest",
     )
+    init_from: Name | None = Field(
+        None,
+        description="folder of finished experts by name, of the same base, rank, alpha and layers, "
+        "to start from; router similarity: each style's mean embedding then selects its own expert "
+        "first",
+    )
     load_balance: NonNegative = Field(
         0.0, description="router similarity: weight of the load-balancing loss"
     )

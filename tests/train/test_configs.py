@@ -15,7 +15,7 @@ from train.engine.engine import engine_settings
 from train.style_encoder.config import StyleEncoderConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RUNS = ["nano", "kontext", "kontext_released", "nano_by_example"]
+RUNS = ["nano", "kontext", "kontext_released", "nano_by_example", "nano_photos_by_example"]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,0 +1,321 @@
+r"""A mixture of experts routed by an example image, against one LoRA per style, on photos.
+
+Data, encoder and both trainings: docs/howto/bases.md, "Experts by example". Then:
+
+    python bench/moe_photos.py --pairs out/moe --moe runs/nano_photos_by_example/experts \
+        --rival runs/nano_photos_one_each/experts \
+        --artworks STYLE_IMAGES --weights alexnet_features.safetensors
+
+Both were trained on the same batches for the same number of steps, with the same number of
+parameters. One seed. Photos are those of the split "test", inside the true mask, edited at the
+model's own size. Styles, by group:
+
+- named: 14 styles of `small_experts`; more: the others that both were trained in.
+- unseen paintings: six that neither was trained in; the example is another photo, painted.
+- unseen artworks: the example is an artwork; the target is what an arbitrary-style network makes
+  of the photo with it.
+
+The mixture takes the style from the example alone. The LoRA is that of the style's name; for an
+unseen style that of the trained style whose mean embedding is nearest to the example's.
+"""
+
+import argparse
+import itertools
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from _shared import add_result_argument, provenance
+from photos import Case, grid, lpips_weights, measures
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.encoders.features import PerceptualDistance, load_lpips
+from pseudo_labels.stylize.painting import PaintingSettings, PaintingStylizer
+from pseudo_labels.stylize.registry import load_styles
+from regionroute.adapters import adapter_parameters
+from regionroute.data.images import read_image, read_mask, resize, write_image
+from regionroute.data.manifest import StyleSpec, load_manifest
+from regionroute.data.region_scores import masked_mean
+from regionroute.data.stats import describe, paired
+from regionroute.editing.editor import Editor
+from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.files import write_json
+from regionroute.pipeline import RegionRoutePipeline
+
+_NO_STYLE = StyleSpec("style")  # these stylizers do not read it
+BLENDS = 14
+UNSEEN_PAINTINGS = (4, 15, 18, 20, 22, 25)
+MEASURES = ("lpips_ratio", "in_mask_ratio", "success")
+ROUTED = EditOptions(mode="routed")
+
+
+class Shown(NamedTuple):
+    """A test case, its group, and the example image [3,H,W] of its style."""
+
+    group: str
+    case: Case
+    example: Tensor
+
+
+def main() -> int:
+    """Edit, score and write the comparison."""
+    args = _parser().parse_args()
+    distance = load_lpips(lpips_weights(args.weights), "cpu")
+    moe, rival = (
+        RegionRoutePipeline.from_pretrained("nano-photos", experts=folder).editor
+        for folder in (args.moe, args.rival)
+    )
+    shown = cases(args.pairs, moe, args.artworks, args.photos)
+    arms = {
+        "mixture": (moe, lambda one: EditRequest(one.case.word, "", style_images=(one.example,))),
+        "mixture, by name": (moe, lambda one: by_name(one)),
+        "one LoRA per style": (rival, lambda one: EditRequest(one.case.word, nearest(moe, one))),
+    }
+    rows: dict[str, list[dict[str, Any]]] = {}
+    seconds = {}
+    for name, (editor, request) in arms.items():
+        some = [one for one in shown if request(one) is not None]
+        rows[name], images, seconds[name] = score(editor, some, request, distance, name)
+        for group in dict.fromkeys(one.group for one in some):
+            places = [i for i, one in enumerate(some) if one.group == group]
+            sheet = grid([some[i].case for i in places], [images[i] for i in places])
+            write_image(args.out / f"{name} {group}.png".replace(",", "").replace(" ", "-"), sheet)
+    both = {"mixture": moe, "one LoRA per style": rival}
+    result = provenance() | {
+        "steps": args.steps,
+        "seeds": [0],
+        "megabytes": dict(zip(both, map(_megabytes, (args.moe, args.rival)), strict=True)),
+        "parameters": {name: _parameters(editor) for name, editor in both.items()},
+        "styles": len(moe.styles.embeddings.by_name),
+        "encoder": _encoder_scores(shown, moe),
+        "seconds_per_edit": seconds,
+        "groups": {name: by_group(some) for name, some in rows.items()},
+        "mixture minus one LoRA": {
+            group: {
+                name: paired(
+                    [row[name] for row in rows["mixture"] if row["group"] == group],
+                    [row[name] for row in rows["one LoRA per style"] if row["group"] == group],
+                    higher_is_better=name == "success",
+                )
+                for name in MEASURES
+            }
+            for group in dict.fromkeys(one.group for one in shown)
+        },
+        "routed": {
+            name: routed(editor, shown, arms[name][1], distance) for name, editor in both.items()
+        },
+        "blends": {name: blends(editor, shown, distance) for name, editor in both.items()},
+    }
+    write_json(args.result, result)
+    show(result)
+    return 0
+
+
+def cases(out: Path, editor: Editor, artworks: Path, photos: int) -> list[Shown]:
+    """Test photos with targets and examples; the styles take turns."""
+    read = load_manifest(out / "pairs")
+    pictures = out / "style_pictures"
+    known = load_styles("small_experts")
+    trained = {entry.spec.name: entry for entry in [*known, *load_styles(out / "styles.yaml")]}
+    tests = [s for s in read.samples if s.split == "test" and len(s.regions) == 1]
+    random.Random(0).shuffle(tests)
+    named = {entry.spec.name for entry in known}
+    found = [
+        Shown(
+            "named" if name in named else "more",
+            _case(read, editor, sample, name, trained[name].build()),
+            _a_picture(pictures / name, index),
+        )
+        for index, (name, sample) in enumerate(
+            (name, sample)
+            for turn in range(photos)
+            for name, sample in zip(sorted(trained), tests[turn * len(trained) :], strict=False)
+            if turn == 0 or name in named
+        )
+    ]
+    others = [s for s in read.samples if s.split == "train" and "collage" not in s.flags]
+    random.Random(1).shuffle(others)
+    for turn in range(photos):
+        for index, number in enumerate(UNSEEN_PAINTINGS):
+            painter = PaintingStylizer(PaintingSettings(style=number, scale=2))
+            place = turn * len(UNSEEN_PAINTINGS) + index
+            case = _case(read, editor, tests[place], f"painting-{number}", painter)
+            other = read_image(read.path(others[place].context))
+            example = painter.restyle(other, _NO_STYLE, None, None)
+            found.append(Shown("unseen paintings", case, example))
+        for index, file in enumerate(sorted(artworks.glob("*.jpg"))):
+            painter = PaintingStylizer(PaintingSettings(reference=str(file)))
+            place = turn * 12 + index + 40
+            case = _case(read, editor, tests[place], file.stem, painter)
+            found.append(Shown("unseen artworks", case, read_image(file)))
+    return found
+
+
+def _case(read: Any, editor: Editor, sample: Any, style: str, stylizer: Any) -> Case:
+    """A test photo at the model's size, its target painted at the size of the training pairs."""
+    image = read_image(read.path(sample.context))
+    target = stylizer.restyle(image, _NO_STYLE, None, torch.Generator().manual_seed(0))
+    size = editor.backbone.fit_size(image.shape[-2], image.shape[-1])
+    region = sample.regions[0]
+    mask = F.interpolate(read_mask(read.path(region.mask))[None], size, mode="area")
+    return Case(
+        sample.context,
+        resize(image[None], size)[0].clamp(0, 1),
+        resize(target[None], size)[0].clamp(0, 1),
+        (mask[0] >= 0.5).float(),
+        region.object,
+        style,
+        style,
+        tuple(sample.flags),
+    )
+
+
+def _a_picture(folder: Path, index: int) -> Tensor:
+    """An image of a trained style, of a training photo."""
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("reference"))
+    return read_image(files[index * 7919 % len(files)])
+
+
+def by_name(one: Shown) -> EditRequest | None:
+    """The style by the mean embedding of its training images; None for an unseen one."""
+    if one.group.startswith("unseen"):
+        return None
+    return EditRequest(one.case.word, one.case.style)
+
+
+def nearest(moe: Editor, one: Shown) -> str:
+    """The style's name; of an unseen one that of the nearest trained style by the encoder."""
+    if not one.group.startswith("unseen"):
+        return one.case.style
+    return moe.styles.embeddings.nearest(moe.styles.encoder.embed(one.example).cpu())[0]
+
+
+def score(
+    editor: Editor, shown: list[Shown], request: Any, distance: PerceptualDistance, label: str
+) -> tuple[list[dict[str, Any]], list[Tensor], float]:
+    """Metrics of every case inside its true mask, the edits, and the median seconds of one."""
+    rows, images, times = [], [], []
+    for one in tqdm(shown, desc=label, unit="edit"):
+        wanted = replace(request(one), regions=(one.case.mask[0],))
+        start = time.perf_counter()
+        [edit] = editor.edit_batch([one.case.image], [wanted], ROUTED, want_map=True)
+        times.append(time.perf_counter() - start)
+        images.append(edit.image)
+        row = measures(one.case, edit.image, edit.image, edit.region_map, distance)
+        rows.append(row | {"group": one.group})
+    return rows, images, sorted(times)[len(times) // 2]
+
+
+def by_group(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means with intervals of each group, and of each style."""
+    groups = {group: [r for r in rows if r["group"] == group] for group in _names(rows, "group")}
+    styles = {style: [r for r in rows if r["style"] == style] for style in _names(rows, "style")}
+    return {
+        kind: {
+            name: {m: describe([row[m] for row in some]) for m in MEASURES} | {"n": len(some)}
+            for name, some in parts.items()
+        }
+        for kind, parts in (("all", groups), ("styles", styles))
+    }
+
+
+def _names(rows: list[dict[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def routed(
+    editor: Editor, shown: list[Shown], request: Any, distance: PerceptualDistance
+) -> dict[str, Any]:
+    """The named styles as a user gets them: the model finds the object."""
+    rows = []
+    for one in tqdm([one for one in shown if one.group == "named"], desc="routed", unit="edit"):
+        [edit] = editor.edit_batch([one.case.image], [request(one)], ROUTED, want_map=True)
+        rows.append(measures(one.case, edit.image, edit.image, edit.region_map, distance))
+    names = (*MEASURES, "leak", "coverage", "map_iou")
+    return {name: describe([row[name] for row in rows]) for name in names}
+
+
+def blends(editor: Editor, shown: list[Shown], distance: PerceptualDistance) -> dict[str, Any]:
+    """Is "0.5 A + 0.5 B" between A and B? Pairs of trained styles, one photo each.
+
+    Returns:
+        position: of the blend's pixels along the line from A (0) to B (1), least squares.
+        between: share of blends nearer in LPIPS to both than these are to each other.
+        lpips: mean LPIPS to the nearer and to the farther one, relative to that of A to B.
+    """
+    named = [one for one in shown if one.group == "named"]
+    found: dict[str, list[float]] = {"position": [], "between": [], "nearer": [], "farther": []}
+    for one, other in tqdm(list(itertools.pairwise(named))[:BLENDS], desc="blends"):
+        a, b = one.case.style, other.case.style
+        requests = [
+            EditRequest(one.case.word, style, regions=(one.case.mask[0],))
+            for style in (a, b, f"0.5 {a} + 0.5 {b}")
+        ]
+        first, second, mixed = (
+            editor.edit_batch([one.case.image], [r], ROUTED)[0].image for r in requests
+        )
+        mask = one.case.mask[None]
+        line, part = (second - first) * mask[0], (mixed - first) * mask[0]
+        apart, to_first, to_second = (
+            float(masked_mean(distance.spatial_map(x[None], y[None]), mask))
+            for x, y in ((first, second), (first, mixed), (second, mixed))
+        )
+        found["position"].append(float((line * part).sum() / line.square().sum()))
+        found["between"].append(float(max(to_first, to_second) < apart))
+        found["nearer"].append(min(to_first, to_second) / apart)
+        found["farther"].append(max(to_first, to_second) / apart)
+    return {name: describe(values) for name, values in found.items()}
+
+
+def _encoder_scores(shown: list[Shown], moe: Editor) -> dict[str, Any]:
+    """How often the mean nearest to a test photo's target is its style's: trained styles."""
+    means, encoder = moe.styles.embeddings, moe.styles.encoder
+    hits = [
+        float(means.nearest(encoder.embed(one.case.target).cpu())[0] == one.case.style)
+        for one in shown
+        if not one.group.startswith("unseen")
+    ]
+    return {"nearest_mean_of_test_target": describe(hits)}
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
+
+
+def _parameters(editor: Editor) -> int:
+    return sum(p.numel() for p in adapter_parameters(editor.backbone.transformer))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the means as a table."""
+    for arm, groups in result["groups"].items():
+        for group, values in groups["all"].items():
+            means = "  ".join(f"{name} {values[name].mean:.3f}" for name in MEASURES)
+            print(f"{arm:22} {group:18} {means}  n {values['n']}")
+    print(result["blends"], result["routed"], result["megabytes"], result["seconds_per_edit"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pairs", type=Path, default=Path("out/moe"), help="folder of moe_photos_data.py")
+    add("--moe", type=Path, required=True, help="experts routed by an example image")
+    add("--rival", type=Path, required=True, help="experts by name, one per style")
+    add("--artworks", type=Path, required=True, help="folder of twelve images (.jpg)")
+    add("--weights", help="AlexNet weights for LPIPS")
+    add("--steps", type=int, default=300, help="training steps of both, for the record")
+    add("--photos", type=int, default=2, help="test photos per style; one of those in `more`")
+    add("--out", type=Path, default=Path("out/moe/sheets"), help="folder of contact sheets")
+    add_result_argument(parser, "moe_photos")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""Training that starts from finished experts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from regionroute.adapters import SimilarityRouter, adapter_layers, inject
+from regionroute.adapters.files.export import save_experts
+from regionroute.config.run import ExpertsConfig
+from regionroute.data.manifest import StyleSpec
+from regionroute.errors import UserError
+from regionroute.models.loading import load_base
+from train.warm_start import start_from, starting_gate
+
+NAMES = ["neon", "ink", "mosaic"]
+MEANS = {
+    name: torch.randn(24, generator=torch.Generator().manual_seed(i))
+    for i, name in enumerate([*NAMES, "chalk", "crayon", "dusk"])
+}
+
+
+def test_a_style_chooses_its_own_expert():
+    gate = starting_gate(NAMES, MEANS, 4)
+    router = SimilarityRouter(24, 4, 2)
+    router.gate.weight.data.copy_(gate)
+    for place, name in enumerate(NAMES):
+        logits = gate @ torch.nn.functional.layer_norm(MEANS[name], (24,))
+        assert int(logits.argmax()) == place
+    assert gate[3].norm() > 0  # a style that no expert was given for
+
+
+def test_more_experts_than_styles_are_left_without_a_preference():
+    assert starting_gate(NAMES, {n: MEANS[n] for n in NAMES}, 5)[3:].eq(0).all()
+
+
+@pytest.fixture
+def finished(tiny_base: Path, tmp_path: Path) -> Path:
+    transformer = load_base(str(tiny_base)).transformer
+    inject(transformer, "regionroute", 3, 2, 2.0, shared_rank=1)
+    with torch.no_grad():
+        for layer in adapter_layers(transformer).values():
+            layer.lora_B.normal_()
+            layer.shared_B.normal_()
+    save_experts(
+        tmp_path, transformer, [StyleSpec(name) for name in NAMES],
+        base_name="tiny", base_fingerprint="f",
+    )  # fmt: skip
+    return tmp_path
+
+
+SETTINGS = {"rank": 2, "alpha": 2.0, "shared_rank": 1, "targets": "regionroute"}
+
+
+@pytest.mark.parametrize("by_example", [False, True])
+def test_it_starts_with_the_finished_experts(tiny_base: Path, finished: Path, by_example: bool):
+    before = load_base(str(tiny_base)).transformer
+    inject(before, "regionroute", 3, 2, 2.0, shared_rank=1)
+    router = (lambda: SimilarityRouter(24, 4, 2)) if by_example else None
+    transformer = load_base(str(tiny_base)).transformer
+    inject(transformer, "regionroute", 4, 2, 2.0, shared_rank=1, router=router)
+    settings = ExpertsConfig(router="similarity" if by_example else "style", **SETTINGS)
+    styles = list(MEANS) if by_example else ["chalk", *NAMES]
+
+    start_from(finished, transformer, settings, "f", styles, MEANS if by_example else None)
+
+    place = 0 if by_example else 1  # of "neon"
+    for layer in adapter_layers(transformer).values():
+        assert layer.lora_B[place].abs().sum() > 0
+        assert layer.shared_B.abs().sum() > 0
+        assert layer.lora_B[3 if by_example else 0].eq(0).all()  # nobody's yet
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"rank": 3}, "another rank"), ({"alpha": 1.0}, "another alpha"), ({}, "another base")],
+)
+def test_other_experts_are_refused(tiny_base: Path, finished: Path, change: dict, named: str):
+    transformer = load_base(str(tiny_base)).transformer
+    inject(transformer, "regionroute", 3, 2, 2.0, shared_rank=1)
+    settings = ExpertsConfig(**SETTINGS | change)
+    with pytest.raises(UserError, match=named):
+        start_from(finished, transformer, settings, "f" if change else "g", NAMES, None)
+
+
+def test_a_style_that_is_not_trained_is_refused(tiny_base: Path, finished: Path):
+    transformer = load_base(str(tiny_base)).transformer
+    inject(transformer, "regionroute", 2, 2, 2.0, shared_rank=1)
+    with pytest.raises(UserError, match="'mosaic' is not trained"):
+        start_from(finished, transformer, ExpertsConfig(**SETTINGS), "f", NAMES[:2], None)

@@ -1,0 +1,130 @@
+"""Training that starts from finished experts, one per style (`experts.init_from`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regionroute.adapters import SimilarityRouter, adapter_layers, read_registry
+from regionroute.adapters.files.export import load_expert_state_dict
+from regionroute.adapters.files.lora_file import read_lora_file
+from regionroute.adapters.files.router_file import load_router_state_dict, read_router
+from regionroute.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from regionroute.adapters.files.registry import ExpertRegistry
+    from regionroute.config.run import ExpertsConfig
+
+# Of the logits, between the own expert of a style's mean embedding and the next one: weights of
+# 0.95 and 0.05 at top_k=2.
+GAP = 3.0
+
+
+def start_from(
+    folder: Path,
+    transformer: nn.Module,
+    experts: ExpertsConfig,
+    fingerprint: str,
+    styles: Sequence[str],
+    means: Mapping[str, Tensor] | None,
+) -> None:
+    """Overwrite new experts with finished ones, and gates so that styles choose their own.
+
+    Args:
+        folder: of experts by name, of the same rank, alpha and layers.
+        transformer: with new experts.
+        experts: the run's settings.
+        fingerprint: of the base.
+        styles: of the run.
+        means: mean embedding [Ds] of each style, for gates; None: experts by name.
+
+    Raises:
+        UserError: other experts than the run's: base, rank, alpha, layers, router or styles.
+    """
+    registry = read_registry(folder)
+    layers = adapter_layers(transformer)
+    _check(folder, registry, experts, fingerprint)
+    names = [entry.style for entry in registry.experts]
+    first = next(iter(layers.values()))
+    wanted = styles if means is None else names
+    for name in names:
+        if name not in styles:
+            raise UserError(f"experts.init_from={folder}: its style {name!r} is not trained here")
+    if len(names) > first.num_experts:
+        raise UserError(
+            f"experts.init_from={folder}: it has {len(names)} experts, more than "
+            f"{first.num_experts}"
+        )
+    if registry.router:
+        sizes = {name: (x.in_features, x.out_features) for name, x in layers.items()}
+        common = read_router(folder / registry.router.file, sizes, registry.router, len(names))
+        load_router_state_dict(layers, common)
+    for entry in registry.experts:
+        state, _ = read_lora_file(folder / entry.file)
+        state = {key: tensor.float() for key, tensor in state.items()}
+        load_expert_state_dict(transformer, wanted.index(entry.style), state, entry.file)
+    if means is not None:
+        for layer in layers.values():
+            assert isinstance(layer.router, SimilarityRouter)
+            layer.router.gate.weight.data.copy_(
+                starting_gate(names, means, first.num_experts, layer.router.normalize)
+            )
+
+
+def starting_gate(
+    names: Sequence[str], means: Mapping[str, Tensor], count: int, normalize: bool = True
+) -> Tensor:
+    """Gate weights [E,Ds] by which the mean embedding of a style chooses the expert of its own.
+
+    Experts beyond the named ones are those of the styles that are least like all before.
+
+    Args:
+        names: S styles of the first experts.
+        means: mean embedding [Ds] of each trained style.
+        count: E, at least S.
+        normalize: whether the router normalizes embeddings.
+    """
+    by_name = {n: F.layer_norm(x, x.shape) if normalize else x for n, x in means.items()}
+    centre = torch.stack(list(by_name.values())).mean(0)
+    rows = {name: F.normalize(x - centre, dim=0) for name, x in by_name.items()}
+    chosen = list(names)
+    while len(chosen) < min(count, len(rows)):
+        known = torch.stack([rows[name] for name in chosen])
+        rest = [name for name in rows if name not in chosen]
+        chosen.append(min(rest, key=lambda name: float((known @ rows[name]).max())))
+    gate = torch.stack([rows[name] for name in chosen])
+    logits = gate @ torch.stack([by_name[name] for name in chosen]).T  # [E,E], own on the diagonal
+    own = logits.diagonal()
+    others = logits.masked_fill(torch.eye(len(chosen), dtype=torch.bool), -torch.inf).amax(0)
+    gap = (own - others).clamp(min=0).median().clamp(min=1e-3)
+    filled = gate.new_zeros(count, gate.shape[1])
+    filled[: len(chosen)] = gate * (GAP / gap)
+    return filled
+
+
+def _check(
+    folder: Path, registry: ExpertRegistry, experts: ExpertsConfig, fingerprint: str
+) -> None:
+    """Raises `UserError` unless the experts fit the run."""
+    facts = {
+        "base": (registry.fingerprint, fingerprint),
+        "router": (registry.learned, False),
+        "rank": (registry.rank, experts.rank),
+        "alpha": (registry.alpha, experts.alpha),
+        "shared_rank": (registry.shared_rank, experts.shared_rank),
+        "targets": (registry.targets, experts.targets),
+    }
+    for name, (found, wanted) in facts.items():
+        if found != wanted:
+            what = "they are not selected by name" if name == "router" else f"{name} {found}"
+            raise UserError(
+                f"experts.init_from={folder}: these experts have another {name} than this run "
+                f"({what}); give experts by name of the same base and settings"
+            )
