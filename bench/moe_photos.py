@@ -6,17 +6,18 @@ Data, encoder and both trainings: docs/howto/bases.md, "Experts by example". The
         --rival runs/nano_photos_one_each/experts \
         --artworks STYLE_IMAGES --weights alexnet_features.safetensors
 
-Both were trained on the same batches for the same number of steps, with the same number of
-parameters. One seed. Photos are those of the split "test", inside the true mask, edited at the
-model's own size. Styles, by group:
+Both start from the same experts by name and were trained for the same number of steps. One seed.
+Photos are those of the split "test", inside the true mask, edited at the model's own size. Styles,
+by group:
 
-- named: 14 styles of `small_experts`; more: the others that both were trained in.
-- unseen paintings: six that neither was trained in; the example is another photo, painted.
+- named: 14 styles of `small_experts`, in which both were trained.
+- more: those in which only the mixture was trained.
+- unseen paintings: six in which neither was; the example is another photo, painted.
 - unseen artworks: the example is an artwork; the target is what an arbitrary-style network makes
   of the photo with it.
 
-The mixture takes the style from the example alone. The LoRA is that of the style's name; for an
-unseen style that of the trained style whose mean embedding is nearest to the example's.
+The mixture takes the style from the example alone. The LoRA is that of the style's name; for a
+style without one that of the style whose mean embedding is nearest to the example's.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from eval.encoders.features import PerceptualDistance, load_lpips
 from pseudo_labels.stylize.painting import PaintingSettings, PaintingStylizer
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.adapters import adapter_parameters
+from regionroute.adapters.files.style_embeddings import StyleEmbeddings
 from regionroute.data.images import read_image, read_mask, resize, write_image
 from regionroute.data.manifest import StyleSpec, load_manifest
 from regionroute.data.region_scores import masked_mean
@@ -48,7 +50,7 @@ from regionroute.files import write_json
 from regionroute.pipeline import RegionRoutePipeline
 
 _NO_STYLE = StyleSpec("style")  # these stylizers do not read it
-BLENDS = 14
+BLENDS = 10
 UNSEEN_PAINTINGS = (4, 15, 18, 20, 22, 25)
 MEASURES = ("lpips_ratio", "in_mask_ratio", "success")
 ROUTED = EditOptions(mode="routed")
@@ -74,7 +76,10 @@ def main() -> int:
     arms = {
         "mixture": (moe, lambda one: EditRequest(one.case.word, "", style_images=(one.example,))),
         "mixture, by name": (moe, lambda one: by_name(one)),
-        "one LoRA per style": (rival, lambda one: EditRequest(one.case.word, nearest(moe, one))),
+        "one LoRA per style": (
+            rival,
+            lambda one: EditRequest(one.case.word, nearest(moe, rival, one)),
+        ),
     }
     rows: dict[str, list[dict[str, Any]]] = {}
     seconds = {}
@@ -188,11 +193,15 @@ def by_name(one: Shown) -> EditRequest | None:
     return EditRequest(one.case.word, one.case.style)
 
 
-def nearest(moe: Editor, one: Shown) -> str:
-    """The style's name; of an unseen one that of the nearest trained style by the encoder."""
-    if not one.group.startswith("unseen"):
+def nearest(moe: Editor, rival: Editor, one: Shown) -> str:
+    """The style's name if it has a LoRA; else, by the encoder, the nearest style that has one."""
+    assert rival.registry is not None
+    names = [entry.style for entry in rival.registry.experts]
+    if one.case.style in names:
         return one.case.style
-    return moe.styles.embeddings.nearest(moe.styles.encoder.embed(one.example).cpu())[0]
+    embedding = moe.styles.encoder.embed(one.example).cpu()
+    known = moe.styles.embeddings.by_name
+    return StyleEmbeddings({name: known[name] for name in names}).nearest(embedding)[0]
 
 
 def score(
@@ -310,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rival", type=Path, required=True, help="experts by name, one per style")
     add("--artworks", type=Path, required=True, help="folder of twelve images (.jpg)")
     add("--weights", help="AlexNet weights for LPIPS")
-    add("--steps", type=int, default=300, help="training steps of both, for the record")
+    add("--steps", type=int, default=120, help="training steps of both, for the record")
     add("--photos", type=int, default=2, help="test photos per style; one of those in `more`")
     add("--out", type=Path, default=Path("out/moe/sheets"), help="folder of contact sheets")
     add_result_argument(parser, "moe_photos")
