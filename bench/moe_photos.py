@@ -162,17 +162,18 @@ def cases(out: Path, editor: Editor, artworks: Path, photos: int) -> list[Shown]
 
 
 def _case(read: Any, editor: Editor, sample: Any, style: str, stylizer: Any) -> Case:
-    """A test photo at the model's size, its target painted at the size of the training pairs."""
+    """A test photo at the model's size; the target, painted at that of training pairs, inside."""
     image = read_image(read.path(sample.context))
     target = stylizer.restyle(image, _NO_STYLE, None, torch.Generator().manual_seed(0))
     size = editor.backbone.fit_size(image.shape[-2], image.shape[-1])
     region = sample.regions[0]
-    mask = F.interpolate(read_mask(read.path(region.mask))[None], size, mode="area")
+    mask = F.interpolate(read_mask(read.path(region.mask))[None], size, mode="area")[0] >= 0.5
+    image, target = (resize(x[None], size)[0].clamp(0, 1) for x in (image, target))
     return Case(
         sample.context,
-        resize(image[None], size)[0].clamp(0, 1),
-        resize(target[None], size)[0].clamp(0, 1),
-        (mask[0] >= 0.5).float(),
+        image,
+        torch.where(mask, target, image),  # LPIPS sees some of the background
+        mask.float(),
         region.object,
         style,
         style,
