@@ -34,7 +34,7 @@ def main() -> int:
     pipe = RegionRoutePipeline.from_pretrained("nano-photos")
     cases = [(Image.fromarray(skimage.data.coffee()), "cup")]
     for line in LIST.read_text().splitlines()[1:]:
-        file, word = line.split(maxsplit=1)
+        file, word = line.partition(" #")[0].split(maxsplit=1)
         cases.append((Image.open(args.photos / file).convert("RGB"), word))
     panels = []
     for number, (photo, word) in enumerate(tqdm(cases, unit="photo")):

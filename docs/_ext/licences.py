@@ -66,6 +66,14 @@ SHIPPED = (
         "photos as of docs/mamba_bank.jpg, restyled, and images of bench/style_images",
         "see its photos",
     ),
+    (
+        "docs/crowded.jpg",
+        "figure",
+        "photos at 128 px, each beside its edit: COCO (CC-BY-2.0, CC-BY-SA-2.0), Oxford-IIIT Pet "
+        "(CC-BY-SA-4.0), Grocery Store (MIT), TensorFlow flowers (CC-BY-2.0), and as of "
+        "docs/mamba_bank.jpg; origin of each in bench/crowded_eye.txt; scikit-image's coffee",
+        "see its photos",
+    ),
     ("docs/photos.jpg", "figure", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/taught.jpg", "figure", "photos of scikit-image, edited", "see scikit-image"),
     ("docs/studio/*", "screenshots", "photos of scikit-image, edited", "see scikit-image"),
