@@ -211,7 +211,7 @@ def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[Edi
     """Give whole photos to the split "test", chosen by their content.
 
     From `MANY` photos on, a photo keeps its split when others are added or removed, and the share
-    is met about. Of fewer photos the share is exact, and no split is empty if it can be avoided.
+    is met about. Of fewer photos the share is exact. No split is empty if it can be avoided.
 
     Args:
         samples: samples whose provenance has "photo_hash".
@@ -221,13 +221,12 @@ def split_by_photo(samples: Sequence[EditSample], test_share: float) -> list[Edi
         The samples with `split` set to "train" or "test", in the same order.
     """
     hashes = sorted({sample.provenance["photo_hash"] for sample in samples}, key=text_hash)
-    if len(hashes) >= MANY:
-        test = {photo for photo in hashes if int(text_hash(photo)[:8], 16) / 16**8 < test_share}
-    else:
-        count = round(test_share * len(hashes))
-        if 0 < test_share < 1 and len(hashes) > 1:
-            count = min(max(1, count), len(hashes) - 1)
-        test = set(hashes[:count])
+    ranks = [int(text_hash(photo)[:8], 16) / 16**8 for photo in hashes]
+    exact = round(test_share * len(hashes))
+    count = exact if len(hashes) < MANY else sum(rank < test_share for rank in ranks)
+    if 0 < test_share < 1 and len(hashes) > 1:
+        count = min(max(1, count), len(hashes) - 1)
+    test = set(hashes[:count])
     return [
         dataclasses.replace(
             sample, split="test" if sample.provenance["photo_hash"] in test else "train"

@@ -273,6 +273,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photo-slices": photo_slices,
     "photos-earlier": photos_earlier,
     "crowded": crowded,
+    "crowded-supervision": lambda: crowded("crowded_supervision"),
     "presence": presence,
     "taught": taught,
     "gates": gates("gates"),

@@ -191,7 +191,6 @@ def gallery_protocol() -> str:
         "painting": "arbitrary-style network, whole image",
         "numbered": "network of 26 paintings, the nearest",
         "optimised": "optimised pixels (Gatys)",
-        "nano-photos": "`gallery --painter model`, nano-photos at 128 px",
     }
     rows = {title: data[name]["scores"] for name, title in names.items() if name in data}
     rows["unedited photos"] = next(iter(data.values()))["unedited"]

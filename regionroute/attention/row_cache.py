@@ -78,16 +78,20 @@ class RowCache:
         return sum(x.key.nbytes + x.value.nbytes for x in self._stored.values())
 
     def split(self) -> list[RowCache]:
-        """A cache for each sample of the latest full call, on the same memory."""
+        """Empties this cache; each sample of the latest full call gets a cache of its own."""
         assert self._stored, "nothing was stored"
         samples = len(next(iter(self._stored.values())).key)
         parts = [RowCache() for _ in range(samples)]
-        for sample, part in enumerate(parts):
-            own = slice(sample, sample + 1)
+        for part in parts:
             part._rotary = self._rotary
-            part._stored = {
-                name: _Stored(kept.key[own], kept.value[own]) for name, kept in self._stored.items()
-            }
+        while self._stored:
+            name, kept = self._stored.popitem()
+            for sample, part in enumerate(parts):
+                own = slice(sample, sample + 1)
+                key, value = kept.key[own], kept.value[own]
+                # A view would keep the memory of all samples when its own rows are refreshed.
+                alone = samples == 1
+                part._stored[name] = kept if alone else _Stored(key.clone(), value.clone())
         return parts
 
     @contextmanager

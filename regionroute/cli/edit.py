@@ -66,7 +66,7 @@ def _edit_one(args: argparse.Namespace) -> int:
     check_destination(destination, inputs + _map_file(args))
     regions = [read_soft_mask(path, size)[0] for path in args.region_map or ()]
     style_images = [read_image(path) for path in args.style_image or ()]
-    pipe = _load(args)
+    pipe = _load(args, bool(args.style_image))
     steps = args.steps or pipe.backbone.settings.steps
     # The delay keeps an empty bar from being drawn before a request is refused.
     with tqdm(total=steps, desc="edit", unit="step", disable=None, delay=0.01) as bar:
@@ -140,7 +140,8 @@ def _edit_many(args: argparse.Namespace) -> int:
         size, engine = args.batch_size or 8, engine_of(args)
         if engine.on_ray:
             args.device = device_of(args)
-        load = functools.partial(_editor, args)
+        by_example = all(job.style_image is not None for job in jobs.jobs)
+        load = functools.partial(_editor, args, by_example)
         written = run_jobs(load, jobs, options, size, args.keep_exif, engine)
     found = f"failed {len(jobs.problems)}, warnings {len(jobs.warnings)}"
     print(f"edited {written}, skipped {skipped}, {found}")
@@ -151,12 +152,12 @@ def _edit_many(args: argparse.Namespace) -> int:
     return 1 if jobs.problems else 0
 
 
-def _editor(args: argparse.Namespace) -> Editor:
+def _editor(args: argparse.Namespace, by_example: bool) -> Editor:
     """The model of a process that edits many images."""
-    return _load(args).editor
+    return _load(args, by_example).editor
 
 
-def _load(args: argparse.Namespace) -> RegionRoutePipeline:
+def _load(args: argparse.Namespace, by_example: bool) -> RegionRoutePipeline:
     import torch
 
     from regionroute.editing.expert_settings import read_choice
@@ -165,11 +166,11 @@ def _load(args: argparse.Namespace) -> RegionRoutePipeline:
 
     # What is wrong with these is reported before a large base is loaded.
     choice = read_choice(args.map_from) if args.map_from else None
-    kind = "by_example" if args.style_image else "auto"
+    kind = "by_example" if by_example else "auto"
     experts = None if args.zero_shot else args.experts or kind
     base = args.base or default_base(experts)
     if experts == kind:
-        experts = bundled_experts(base, by_example=bool(args.style_image))
+        experts = bundled_experts(base, by_example=by_example)
     pipe = RegionRoutePipeline.from_pretrained(
         base,
         experts=experts,

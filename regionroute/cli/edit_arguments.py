@@ -35,8 +35,8 @@ several objects, each in its own style:
 a blend of styles:
   regionroute edit photo.png --object dog --style "0.6 pixel-art + 0.4 line-art" --out out.png
 
-the style of a reference image (experts trained with experts.router=similarity):
-  regionroute edit photo.png --object dog --style-image ref.jpg --out out.png --experts EXPERTS
+the style of a reference image, for bases with experts that take one (nano-photos, nano):
+  regionroute edit photo.png --object dog --style-image ref.jpg --out out.png
 
 one of several objects:
   regionroute edit photo.png --object dog --style pixel-art --instance leftmost --out out.png
@@ -44,6 +44,7 @@ one of several objects:
 many images, with the model loaded once (on a Ray cluster, once per worker: --engine ray); one
 JSON object per line, paths relative to the file:
   {"image": "a.png", "object": "dog", "style": "line-art", "out": "edits/a.png", "seed": 1}
+  {"image": "a.png", "object": "dog", "style_image": "ref.jpg", "out": "b.png"}
   regionroute edit --batch rows.jsonl --batch-size 8 --skip-existing
 
 every test sample of a manifest, as eval/rses.py expects them:
@@ -258,6 +259,8 @@ def _check_words(args: argparse.Namespace) -> None:
     """As many styles, in words or images, as objects; a marked prompt may name both."""
     if args.style and args.style_image:
         raise UserError("give --style or --style-image, not both")
+    if args.zero_shot and args.style_image:
+        raise UserError("--zero-shot: a style image needs experts, leave --zero-shot out")
     if not args.prompt:
         for name in ("object",) if args.style_image else ("object", "style"):
             if not all(words.strip() for words in getattr(args, name) or [""]):

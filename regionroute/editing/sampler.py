@@ -143,9 +143,9 @@ class Sampler:
             gates, shown = gates * keep, boundary_map(maps, self.routing) * keep
         acting = widen_gates(gates, self.routing) if job.lock_background else gates
         calls = self._calls(job, acting)
+        if calls is None and first is not None:
+            first = replace(first, cache=None)  # frees the stored rows
         shared = first if self._first_step_is_shared(job) else None
-        if shared is not None and calls is None:
-            shared = replace(shared, cache=None)
         latents, interrupted = self._branches(job, job.strength * acting, shared, calls)
         return SamplingResult(
             latents, gates, shown.amax(1), concentration, instances, presence, absent, interrupted,

@@ -47,6 +47,7 @@ _FEW = 8  # steps that are far apart in noise
 MOST_AT_ONCE = 2**31  # images, where the memory is unknown
 LIMIT = 0.5  # of the memory besides the networks: stored rows may take so much
 _MEMORY = Path("/proc/meminfo")
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")  # its limit, or "max"
 _BUCKETS = 32  # sizes of partial calls that a compiled model meets, at most
 
 
@@ -307,7 +308,7 @@ def images_at_once(
     )
     room = LIMIT * share * free_bytes(backbone)
     if stored <= room:
-        return int(min(room // stored, MOST_AT_ONCE)), None
+        return (MOST_AT_ONCE if math.isinf(room) else int(room // stored)), None
     needed = (
         f"sparse sampling of one image stores {stored / 2**30:.1f} GiB, and "
         f"{room / 2**30:.1f} GiB are set aside for it"
@@ -321,7 +322,7 @@ def images_at_once(
 
 
 def free_bytes(backbone: Backbone) -> float:
-    """The memory of the GPU, or of the host, less the networks; infinite where unknown.
+    """The memory of the GPU, host or container, less the networks; infinite where unknown.
 
     What else takes memory does not count: the choice must not depend on it.
     """
@@ -331,6 +332,8 @@ def free_bytes(backbone: Backbone) -> float:
         lines = _MEMORY.read_text().splitlines() if _MEMORY.exists() else []
         sizes = (int(x.split()[1]) * 1024.0 for x in lines if x.startswith("MemTotal"))
         total = next(sizes, math.inf)
+        limit = _CONTAINER.read_text().strip() if _CONTAINER.exists() else "max"
+        total = min(total, float(limit)) if limit.isdigit() else total
     # With model offloading the transformer alone is there while sampling.
     there = [backbone.transformer] if backbone.execution_device else backbone.networks()
     return max(0.0, total - sum(x.nbytes for network in there for x in network.parameters()))

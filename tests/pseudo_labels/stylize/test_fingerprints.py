@@ -31,13 +31,13 @@ STYLES = {
     ),
     "references": (
         "gallery, settings: {references: refs, model: stable-diffusion-v1-5/stable-diffusion-v1-5}",
-        "gallery 550ffc82f36a6475",
+        "gallery df67942a51a1c457",
     ),
     "few-steps": (
         "gallery, settings: {references: refs, model: random, dino: none, preset: lcm, "
         "overrides: [energy.steps=4], only_region: true, cache: null, memory: 2, dtype: float16, "
         "device: cpu, offload: true, lora: lora.safetensors}",
-        "gallery 6e94abb7befd88ff",
+        "gallery a861016c5e4f39e6",
     ),
     # The default prompt is the phrase, here the name.
     "k": (

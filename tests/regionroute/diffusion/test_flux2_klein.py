@@ -325,7 +325,7 @@ def test_an_expert_in_the_stock_pipeline_gives_our_picture(
     file = write_lora(read_blend(experts, {"line-art": 1.0}), tmp_path, "line-art", form)
     stock_klein.load_lora_weights(file.parent if form == "diffusers" else file)
     theirs = run_stock(stock_klein, photo, noise)
-    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (theirs - before).abs().max() > 1e-2
 
 

@@ -271,7 +271,19 @@ def test_what_is_free_is_what_the_networks_leave(editor, tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
     memory.write_text("MemTotal:  1000000 kB\nMemAvailable: 5 kB\n")
     monkeypatch.setattr(sparse_module, "_MEMORY", memory)
+    monkeypatch.setattr(sparse_module, "_CONTAINER", tmp_path / "memory.max")
     assert sparse_module.free_bytes(editor.backbone) == 1024e6 - weights
+    (tmp_path / "memory.max").write_text("512000000\n")
+    assert sparse_module.free_bytes(editor.backbone) == 512e6 - weights
+
+
+def test_where_the_memory_is_unknown_everything_fits(editor, tmp_path, monkeypatch):
+    """As on macOS and Windows."""
+    monkeypatch.setattr(sparse_module, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(sparse_module, "_CONTAINER", tmp_path / "none")
+    options = editor.resolved(EditOptions(mode="routed", steps=4, sparse=True))
+    found = sparse_module.images_at_once(editor.backbone, options, (64, 64), 1, False, 1.0)
+    assert found == (sparse_module.MOST_AT_ONCE, None)
 
 
 def test_what_is_stored_is_what_was_estimated(editor, monkeypatch):
