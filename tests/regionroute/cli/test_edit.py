@@ -201,6 +201,19 @@ def test_the_old_name_of_refine_crop_is_an_alias(
 # Many images
 
 
+def test_a_batch_of_style_images_takes_the_experts_for_them(photo: Path, tmp_path: Path) -> None:
+    given = row(image=str(photo), style=None, style_image=str(photo), object="square", out="a.png")
+    rows = write_rows(tmp_path / "rows.jsonl", given)
+    assert cli.main(["edit", "--batch", str(rows), "--base", "nano", "--force"]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["nearest_trained_style"]
+
+
+def test_zero_shot_has_no_style_images(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["edit", str(photo), "--object", "dog", "--style-image", str(photo), "--zero-shot"]
+    assert cli.main([*given, "--out", "out.png"]) != 0
+    assert "leave --zero-shot out" in capsys.readouterr().err
+
+
 def test_a_batch_loads_the_model_once_and_equals_single_edits(
     run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
