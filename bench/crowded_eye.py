@@ -3,7 +3,7 @@ r"""Forty fresh photos of several things, each edited by one word: a sheet for t
     python bench/crowded_eye.py --photos PHOTOS --out docs/crowded.jpg
 
 The photos and words are those of bench/crowded_eye.txt and a cup of scikit-image's coffee. None was
-in any training; both were chosen before the edits were seen. Each photo stands beside its edit, row
+in any training; both were chosen before the edits were seen. Each photo is next to its edit, row
 by row in the order of the list; the styles take turns. Whether the word chose is for a reader to
 judge.
 """

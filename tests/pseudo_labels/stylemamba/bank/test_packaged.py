@@ -31,13 +31,13 @@ def apply(*more):
 
 
 def test_its_weights_are_small():
-    # The embedded bases alone stay below 58 MB (test_nano_photos). The bank is the only painter
+    # The embedded bases alone stay below 40 MB (test_nano_photos). The bank is the only painter
     # that needs no reference image, so all weights together may exceed that by its 2 MB.
     files = [file for file in packaged_folder().rglob("*") if file.is_file()]
     own = sum(file.stat().st_size for file in files)
     assert own < 2e6
     bases = sum(f.stat().st_size for n in NAMES for f in nano_folder(n).rglob("*") if f.is_file())
-    assert own + bases < 60e6
+    assert own + bases < 42e6
     assert {file.suffix for file in files} == {".json", ".safetensors"}
 
 
