@@ -1,12 +1,13 @@
-"""Records the last self-attention layers of a UNet, and computes attention to single regions.
+"""Records attention layers, and computes attention to single regions.
 
 Shape legend: B images, H heads, N cells of a layer's grid, n cells of a region, d head width.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Masking = Literal["exclude", "multiply"]
+# Queries, keys and values [B, H, N, d] to the result of attention, of the same shape.
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -49,41 +52,24 @@ class Complete(Exception):
     """Everything is recorded: stops the rest of the forward pass."""
 
 
-class _RecordingProcessor:
+class UNetProcessor:
     """Attention as in diffusers' `AttnProcessor2_0`, recorded.
 
     Args:
-        record: where to record.
-        inputs_only: end the pass at the last layer before its output is computed.
-        last: whether this is the last layer, at which the pass ends.
+        layer: whose processor this is.
+        attend: computes and records attention.
     """
 
-    def __init__(self, record: Recorded, inputs_only: bool, last: bool) -> None:
-        self._record, self._inputs_only, self._last = record, inputs_only, last
+    def __init__(self, layer: Any, attend: Attend) -> None:
+        self._attend = attend
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *args: Any,
-        **options: Any,
-    ) -> Tensor:
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
         """One self-attention layer on [B, N, C]."""
         query, key, value = (
             linear(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for linear in (attn.to_q, attn.to_k, attn.to_v)
         )
-        self._record.queries.append(query)
-        self._record.keys.append(key)
-        self._record.values.append(value)
-        if self._last and self._inputs_only:
-            raise Complete
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        self._record.outputs.append(output)
-        if self._last:
-            raise Complete
+        output = self._attend(query, key, value)
         merged = attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))
         residual = hidden_states if attn.residual_connection else 0
         result: Tensor = (merged + residual) / attn.rescale_output_factor
@@ -91,22 +77,38 @@ class _RecordingProcessor:
 
 
 @contextmanager
-def recording(layers: Sequence[Any], inputs_only: bool = False) -> Iterator[Recorded]:
+def recording(
+    layers: Sequence[Any],
+    inputs_only: bool = False,
+    make: Callable[[Any, Attend], Any] = UNetProcessor,
+) -> Iterator[Recorded]:
     """Sets recording processors on layers and restores the former ones afterwards.
 
     A forward pass inside the block stops silently after the last layer, so it must be the last
     statement of the block.
 
     Args:
-        layers: some of `self_attention_layers`, in the order of execution.
+        layers: attention modules in the order of execution.
         inputs_only: do not compute the output of the last layer.
+        make: makes the processor of a layer.
     """
     record = Recorded()
     before = [layer.processor for layer in layers]
+
+    def attend(last: bool, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        record.queries.append(query)
+        record.keys.append(key)
+        record.values.append(value)
+        if last and inputs_only:
+            raise Complete
+        record.outputs.append(F.scaled_dot_product_attention(query, key, value))
+        if last:
+            raise Complete
+        return record.outputs[-1]
+
     try:
         for layer in layers:
-            last = layer is layers[-1]
-            layer.set_processor(_RecordingProcessor(record, inputs_only, last))
+            layer.set_processor(make(layer, partial(attend, layer is layers[-1])))
         yield record
     except Complete:
         pass

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pseudo_labels.stylegallery.config import FlowConfig
-from pseudo_labels.stylegallery.models.attention import Complete, Recorded
+from pseudo_labels.stylegallery.models.attention import Attend, Recorded, recording
 from pseudo_labels.stylegallery.models.base import GalleryModel
 from regionroute.attention.recorder import stock_processor, text_comes_apart
 from regionroute.diffusion.flow import TIMESTEPS, add_noise, predict_velocity
@@ -100,7 +100,8 @@ class FlowModel(GalleryModel):
         base, count = self.backbone, len(latents)
         target = latents
         if base.semantic_channels:  # features of the image encoder, read from the context alone
-            target = F.pad(latents[:, : -base.semantic_channels], _channels(base.semantic_channels))
+            padding = (0, 0, 0, 0, 0, base.semantic_channels)
+            target = F.pad(latents[:, : -base.semantic_channels], padding)
         context = clean if self.config.context == "own" else clean[:, :, :0]
         states, pooled = (item.expand(count, *item.shape[1:]) for item in self._text)
         sigma = torch.full((count,), timestep / TIMESTEPS, device=self.device)
@@ -137,42 +138,34 @@ class FlowModel(GalleryModel):
 
         Its outputs are computed from these tokens alone; the blocks themselves attend to all.
         """
-        family, record = self.backbone.family, Recorded()
+        family = self.backbone.family
         chosen = [self._attention[number] for number in layers]
-        stock = [stock_processor(name, attn, family) for name, attn in chosen]
+        for name, attn in chosen:
+            stock_processor(name, attn, family)
         tokens = latents.shape[-2] // 2 * (latents.shape[-1] // 2)
         rows = slice(self._text[0].shape[1], self._text[0].shape[1] + tokens)
-        try:
-            for (_, attn), processor in zip(chosen, stock, strict=True):
-                kind = _Processor if text_comes_apart(processor) else _JoinedProcessor
-                last = attn is chosen[-1][1]
-                attn.set_processor(kind(self, record, rows, last, inputs_only))
+
+        def make(attn: Any, attend: Attend) -> _Processor:
+            kind = _Processor if text_comes_apart(attn.processor) else _JoinedProcessor
+            return kind(self, rows, attend)
+
+        with recording([attn for _, attn in chosen], inputs_only, make) as record:
             self.predict(latents, timestep, clean)
-        except Complete:
-            pass
-        finally:
-            for (_, attn), processor in zip(chosen, stock, strict=True):
-                attn.set_processor(processor)
         return record
 
 
 class _Processor:
-    """The family's attention, recorded.
+    """The family's attention, with that among the noisy target's own tokens recorded.
 
     Args:
         model: gives the family and whether positions count.
-        record: where to record.
         rows: the noisy target's tokens among all.
-        last: end the pass here.
-        inputs_only: skip the output of the last layer.
+        attend: computes and records attention.
     """
 
-    def __init__(
-        self, model: FlowModel, record: Recorded, rows: slice, last: bool, inputs_only: bool
-    ) -> None:
+    def __init__(self, model: FlowModel, rows: slice, attend: Attend) -> None:
         self._family, self._positions = model.backbone.family, model.config.positions
-        self._record, self._rows, self._last = record, rows, last
-        self._inputs_only = inputs_only
+        self._rows, self._attend = rows, attend
 
     def __call__(
         self,
@@ -185,20 +178,10 @@ class _Processor:
         query, key, value, rest = self._family.project(attn, hidden_states, encoder_hidden_states)
         placed = [apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)]
         mine = [*(placed if self._positions else (query, key)), value]
-        self._keep(*(x[:, self._rows].transpose(1, 2) for x in mine))
+        self._attend(*(x[:, self._rows].transpose(1, 2) for x in mine))
         every = [x.transpose(1, 2) for x in (*placed, value)]
         out = F.scaled_dot_product_attention(*every).transpose(1, 2)
         return self._family.finish(attn, out.flatten(2, 3).to(query.dtype), rest)
-
-    def _keep(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Record [B, H, N, D] each."""
-        self._record.queries.append(query)
-        self._record.keys.append(key)
-        self._record.values.append(value)
-        if not (self._last and self._inputs_only):
-            self._record.outputs.append(F.scaled_dot_product_attention(query, key, value))
-        if self._last:
-            raise Complete
 
 
 class _JoinedProcessor(_Processor):
@@ -212,8 +195,3 @@ class _JoinedProcessor(_Processor):
         image_rotary_emb: Any = None,
     ) -> Any:
         return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
-
-
-def _channels(count: int) -> tuple[int, ...]:
-    """Padding of the last channels of [B, c, h, w]."""
-    return (0, 0, 0, 0, 0, count)
