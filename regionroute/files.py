@@ -17,6 +17,7 @@ from regionroute.errors import UserError, printable, remedy
 
 AnyPath = str | PathLike[str]
 DEEPEST_JSON = 100  # brackets in brackets
+os.umask(_UMASK := os.umask(0))  # it can only be read by setting it
 
 
 def shown_path(path: AnyPath) -> str:
@@ -156,6 +157,9 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     temporary = remote.temporary_name(path)
     try:
         yield temporary
+        # Some writers, safetensors among them, make files that only their owner can read.
+        if temporary.is_file():
+            temporary.chmod(0o666 & ~_UMASK)
         remote.send(temporary, path)
         temporary.replace(path)
     except OSError as error:

