@@ -67,6 +67,13 @@ SHIPPED = (
         "see its photos",
     ),
     (
+        "docs/gallery_protocol.jpg",
+        "figure",
+        "photos as of docs/mamba_bank.jpg, restyled after images of StyleGallery (MIT; origin of "
+        "the images not stated), which are not shown",
+        "see its photos",
+    ),
+    (
         "docs/crowded.jpg",
         "figure",
         "photos at 128 px, each beside its edit: COCO (CC-BY-2.0, CC-BY-SA-2.0), Oxford-IIIT Pet "

@@ -12,16 +12,8 @@ from collections.abc import Callable
 
 from measured_moe import moe_photos, moe_photos_cost
 from measured_rest import (
-    gallery_clusters,
-    gallery_matching,
-    gallery_protocol,
-    gallery_speed,
-    mamba,
-    mamba_bank,
-    mamba_bank_paired,
     masks,
     rehearsals,
-    restyle_speed,
     sparse_levels,
     sparse_quality,
     sparse_speed,
@@ -29,6 +21,17 @@ from measured_rest import (
     studio,
     taught,
     wrong_edits,
+)
+from measured_stylizers import (
+    gallery_clusters,
+    gallery_matching,
+    gallery_protocol,
+    gallery_protocol_paired,
+    gallery_speed,
+    mamba,
+    mamba_bank,
+    mamba_bank_paired,
+    restyle_speed,
 )
 from table_text import REPOSITORY, Column, by_columns, cell, number, result, table
 
@@ -284,6 +287,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mamba-bank": mamba_bank,
     "mamba-bank-paired": mamba_bank_paired,
     "gallery-protocol": gallery_protocol,
+    "gallery-protocol-paired": gallery_protocol_paired,
     "gallery-speed": gallery_speed,
     "gallery-clusters": gallery_clusters,
     "gallery-matching": gallery_matching,

@@ -1,16 +1,8 @@
-"""Tables of docs/measured that are about metrics, labels, the sister systems, and speed."""
+"""Tables of docs/measured that are about metrics, labels and speed."""
 
 from __future__ import annotations
 
 from table_text import by_columns, cell, number, result, table
-
-PAINTERS = (
-    "bank",
-    "arbitrary-style network",
-    "network of 26 paintings",
-    "optimised pixels",
-    "unedited photo",
-)
 
 
 def wrong_edits() -> str:
@@ -146,77 +138,6 @@ def masks() -> str:
     return table(list(names.values()), [[cell(iou[name]["all"], ".2") for name in names]])
 
 
-def mamba() -> str:
-    """Losses of StyleMamba's fits."""
-    data = result("mamba_fit")
-    names = {
-        "full": "ours",
-        "no second order": "without the second-order term",
-        "CLIPstyler": "a small network as in CLIPstyler",
-    }
-    parts = ("loss at 40 steps", "ssim at 40 steps")
-    body = [[names[name], *(cell(data[part][name], ".2") for part in parts)] for name in names]
-    return table(["", "held-out directional loss, 40 steps", "SSIM"], body)
-
-
-QUALITY = [("Style", "match", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", ".2")]
-
-
-def mamba_bank() -> str:
-    """The packaged style bank and other painters, each on the pairs that it painted."""
-    data = result("mamba_bank")["scores"]["found"]["means"]
-    body = [
-        [
-            name,
-            str(data[name]["gram"]["n"]),
-            *(cell(data[name][key], kind) for _, key, kind in QUALITY),
-        ]
-        for name in PAINTERS
-    ]
-    return table(["", "pairs", *(head for head, _, _ in QUALITY)], body)
-
-
-def mamba_bank_paired() -> str:
-    """The packaged style bank minus other painters, on the pairs that both painted."""
-    rows = result("mamba_bank")["scores"]["found"]["paired"]
-    names = {name: (name,) for name in PAINTERS[1:-1]}
-    return by_columns(rows, QUALITY, names, ["the bank minus"], signed=True)
-
-
-def gallery_protocol() -> str:
-    """StyleGallery's benchmark: ours offline, and painters that need no diffusion model."""
-    data = result("stylegallery_protocol")
-    names = {
-        "stylegallery": "`gallery`, offline",
-        "painting": "arbitrary-style network, whole image",
-        "numbered": "network of 26 paintings, the nearest",
-        "optimised": "optimised pixels (Gatys)",
-    }
-    rows = {title: data[name]["scores"] for name, title in names.items() if name in data}
-    rows["unedited photos"] = next(iter(data.values()))["unedited"]
-    columns = [
-        ("Style", "style", ".2"),
-        ("Gram", "gram", ".2"),
-        ("LPIPS", "lpips", ".2"),
-        ("VGG content", "content", ".1"),
-    ]
-    return by_columns(rows, columns)
-
-
-def gallery_matching() -> str:
-    """How often an object is matched with an object of the same word."""
-    rows = result("gallery_matching")["features"]
-    columns = [("same object", "object", "%"), ("same photo", "photo", "%")]
-    return by_columns(rows, columns, heads=["features"])
-
-
-def restyle_speed() -> str:
-    """Seconds of the two commands."""
-    rows = result("restyle")["speed"]["found"]["commands"]
-    columns = [("processor seconds", "processor", ".0"), ("seconds", "wall", ".0")]
-    return by_columns(rows, columns, heads=["command"])
-
-
 def speed() -> str:
     """One ratio for each benchmark of speed or size."""
     attend = result("attention")["shapes"]["small"]["attend"]
@@ -322,32 +243,3 @@ def studio() -> str:
         )
     title = f"nano-photos, two cores; times at load average {found['load_average']:g}"
     return table([title, "number"], rows)
-
-
-def gallery_speed() -> str:
-    """Steps of StyleGallery's energy against the published scheme."""
-    names = {
-        "ours, masking=multiply": "ours, masking as published (equal loss)",
-        "ours": "ours",
-        "ours, steps in pairs": "`--preset pairs`",
-        "ours, warm": "references' keys kept for further photos",
-    }
-    columns = [
-        ("times faster", "times faster", ".2"),
-        ("times fewer operations at full size", "times fewer operations", ".2"),
-    ]
-    rows = result("stylegallery")["steps"]
-    return by_columns(rows, columns, {name: (title,) for name, title in names.items()})
-
-
-def gallery_clusters() -> str:
-    """Whether clusters find objects."""
-    kinds = ("features", "K-means, colour", "K-means, colour and place", "SLIC")
-    parts = result("stylegallery_clusters")["partitions"]
-    body = []
-    for title, count, key in (
-        ("best region, as many as the silhouette chooses", "chosen", "best cluster IoU"),
-        ("union of regions, of eight", "8", "union IoU"),
-    ):
-        body.append([title, *(cell(parts[f"{count}: {kind}"][key], ".2") for kind in kinds)])
-    return table(["mean IoU", *kinds], body)

@@ -92,6 +92,15 @@ def test_mamba_fit(tmp_path, assets):
 
 
 @pytest.mark.slow
+def test_mamba_stability(tmp_path, assets, run_here):
+    options = ("--assets", assets, "--steps", "1", "--fits", "1", "--seconds", "0", "--least", "2")
+    found = run_here("mamba_stability", *options, "--result", tmp_path / "result.json")
+    assert len(found["growth"]["runs"]) == 2
+    [row] = found["fits"]["rows"]
+    assert (row["steps"], row["ended"], row["error"]) == (2, "time", None)
+
+
+@pytest.mark.slow
 def test_stylegallery(tmp_path):
     # More regions would be too small for this size's coarser grid, where the rival has none.
     options = ("--size", "64", "--regions", "4", "--rounds", "2", "--seeds", "1", "--steps", "6")
@@ -142,7 +151,8 @@ def test_stylegallery_protocol(tmp_path, assets, random_inception):
     command = [sys.executable, "bench/stylegallery_protocol.py"]
     command += ["--contents", tmp_path / "contents", "--styles", tmp_path / "styles"]
     command += ["--out", tmp_path / "out", "--model", "random", "--dino", "random"]
-    command += ["--vgg", vgg, "--lpips", alexnet, "--inception", random_inception[0]]
+    command += ["--vgg", vgg, "--lpips", alexnet, "--figure", tmp_path / "figure.jpg"]
+    command += ["--result", tmp_path / "all.json", "--inception", random_inception[0]]
     settings = ["size=64", "features.steps=2"]
 
     def make(steps):
@@ -160,6 +170,11 @@ def test_stylegallery_protocol(tmp_path, assets, random_inception):
         lpips, fid = scores["lpips"]["mean"], scores["fid"]["value"]
         assert scores["artfid"]["value"] == pytest.approx((1 + lpips) * (1 + fid))
     assert found["unedited"]["lpips"]["mean"] == 0 < found["scores"]["lpips"]["mean"]
+    assert (found["seconds"]["n"], len(found["pairs"]["lpips"])) == (4, 4)
+    assert (tmp_path / "figure.jpg").is_file()
+    subprocess.run([*command, "--maker", "painting"], cwd=REPOSITORY, check=True)
+    both = json.loads((tmp_path / "all.json").read_text())
+    assert both["painting"]["stylegallery minus this"]["lpips"]["n"] == 4
     command = command[: command.index("--inception")]  # it takes half of a run's time
     assert make(2) == first
     assert make(3) != first
@@ -197,7 +212,7 @@ def test_references_as_pictures_score_best(tmp_path, assets):
     assert unedited["gram"]["mean"] > 0.01
     refused = score("nobody")
     assert refused.returncode == 2
-    assert "monet/dog.png: this picture is missing, make it first" in refused.stderr
+    assert "monet/dog.png: this image is missing; make it first" in refused.stderr
 
 
 @pytest.mark.parametrize("script", ["controls", "mamba_fit", "study", "style_image", "supervision"])
