@@ -20,6 +20,7 @@ examples:
       --name pixel-lines --format diffusers --out loras
   regionroute experts import pixel-art=weights/pixel-art.safetensors line-art=lines.safetensors \\
       --base black-forest-labs/FLUX.1-Kontext-dev --out experts
+  regionroute experts compress runs/nano/experts --rank 8 --dtype float8 --out small
   regionroute experts merge runs/nano/experts --style pixel-art --base nano --out pixel-art-base
   regionroute experts card runs/nano/experts --scores scores/summary.json --license cc0-1.0
   regionroute experts push runs/nano/experts --to-hub me/nano-styles --dry-run"""
@@ -30,7 +31,7 @@ def parser() -> Parser:
     parser = command_parser(
         "experts",
         "Show style experts, write them for diffusers, PEFT or ComfyUI, import "
-        "ordinary LoRA files as experts, and merge experts into a base.",
+        "ordinary LoRA files as experts, compress them, and merge them into a base.",
         EPILOG,
     )
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -59,6 +60,15 @@ def parser() -> Parser:
     )
     _add_out(take, "folder of experts")
     take.add_argument("--license", help="licence of the files, for the model card")
+    small = action("compress", "Write experts again at a lower rank, in another precision.")
+    small.add_argument("--rank", type=int, help="rank of the new experts, by SVD (the same)")
+    small.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "float8"),
+        default="float16",
+        help="precision of the files (float16)",
+    )
+    _add_out(small, "folder of the new experts")
     merge = action("merge", "Write a base with one expert, or a blend, merged into its weights.")
     merge.add_argument("--style", required=True, help='style, or a blend: "0.6 a + 0.4 b"')
     add_base(merge, "nano")
@@ -102,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         "show": _show,
         "export": _export,
         "import": _import,
+        "compress": _compress,
         "merge": _merge,
         "card": _card,
         "push": _push,
@@ -182,6 +193,20 @@ def _import(args: argparse.Namespace) -> None:
         },
     )
     print(f"{len(files)} experts on {len(names)} layers: {args.out}")
+
+
+def _compress(args: argparse.Namespace) -> None:
+    from regionroute.adapters.files.compress import compress
+    from regionroute.adapters.files.precision import DTYPES
+
+    changes = compress(args.experts, args.out, DTYPES[args.dtype], args.rank)
+    for style, change in changes.items():
+        print(f"{style:16} changed by {100 * change:.1f} %")
+    before, after = (
+        sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        for folder in (args.experts, args.out)
+    )
+    print(f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB: {args.out}")
 
 
 def _merge(args: argparse.Namespace) -> None:

@@ -127,8 +127,10 @@ class ExpertsConfig(Section):
     load_balance: NonNegative = Field(
         0.0, description="router similarity: weight of the load-balancing loss"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="precision of the exported files; training keeps float32 weights"
+    dtype: Literal["float32", "bfloat16", "float16", "float8"] = Field(
+        "float32",
+        description="precision of the exported files; training keeps float32 weights; float8 "
+        "(e4m3) is for weights above 0.01, as high learning rates give",
     )
     license: Name | None = Field(
         None, description="licence for the model card, by its hub identifier; null: not stated"

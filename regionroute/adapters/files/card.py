@@ -5,7 +5,8 @@ of the registry's ``extra``: ``license`` (a name as on the hub), ``data`` (facts
 pairs by name), ``steps``, ``averaged`` (decay, if the weights are a moving average), ``losses``
 (means at the end of training), ``metrics`` (numbers by name, each a number or
 ``{"mean", "low", "high"}``), ``slices`` (such metrics by slice of the samples), ``resolution``,
-``max_text_length``, ``routing`` and ``config``.
+``max_text_length``, ``routing``, ``trained_rank`` (if the experts were cut to a lower one) and
+``config``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -195,6 +196,7 @@ def _settings(registry: ExpertRegistry) -> str:
     rows = [
         ("base", f"{_base(registry)} (fingerprint {registry.fingerprint})"),
         ("rank, alpha", f"{registry.rank}, {registry.alpha:g}"),
+        ("rank in training", extra.get("trained_rank")),
         ("layers", targets if isinstance(targets, str) else ", ".join(targets)),
         ("steps", extra.get("steps")),
         ("weights", averaged and f"moving average, decay {averaged:g}"),

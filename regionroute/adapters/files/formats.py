@@ -65,7 +65,7 @@ def read_blend(folder: str | PathLike[str], weights: Mapping[str, float]) -> Lor
     folder = Path(folder)
     registry = read_registry(folder)
     experts = [
-        (_read(folder / registry.experts[registry.index(style)].file, registry), weight)
+        (read_pairs(folder / registry.experts[registry.index(style)].file, registry), weight)
         for style, weight in weights.items()
     ]
     rank, shared = registry.rank, registry.shared_rank
@@ -174,7 +174,12 @@ def _join(
     return a, b
 
 
-def _read(path: Path, registry: ExpertRegistry) -> dict[str, tuple[Tensor, Tensor]]:
+def read_pairs(path: Path, registry: ExpertRegistry) -> dict[str, tuple[Tensor, Tensor]]:
+    """A [R,in] and B [out,R] of an expert's file by module name, the shared expert's ranks last.
+
+    Raises:
+        UserError: a damaged file, or not of this registry's rank and alpha.
+    """
     state, metadata = read_lora_file(path)
     found = metadata.get(f"{PREFIX}r"), metadata.get(f"{PREFIX}lora_alpha")
     if found != file_scale(registry):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from regionroute.adapters.files.precision import computable
 from regionroute.errors import UserError
 from regionroute.files import atomic_write, check_input_file, parse_json
 
@@ -57,8 +58,12 @@ def _sort_header(path: Path) -> None:
         file.write(text.ljust(length))
 
 
-def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_lora_file(path: Path, *, upcast: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of a safetensors LoRA file, and the settings diffusers stores in its header.
+
+    Args:
+        path: the file.
+        upcast: return float8 as float16, which holds the same values and can be computed with.
 
     Raises:
         UserError: missing, damaged, or with weights that are no finite real numbers.
@@ -74,6 +79,8 @@ def read_lora_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if len(key) > LONGEST_KEY:
             raise UserError(f"{path}: the name {key[:60]!r}... is no weight's, export it again")
         _check_weights(tensor, key, path)
+    if upcast:
+        tensors = {key: computable(tensor) for key, tensor in tensors.items()}
     text = header.get(LORA_ADAPTER_METADATA_KEY, "{}")
     settings = parse_json(text, f"{path}: header {LORA_ADAPTER_METADATA_KEY}")
     if not isinstance(settings, dict):

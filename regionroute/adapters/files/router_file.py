@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regionroute.adapters.files.lora_file import PREFIX, check_state, read_lora_file, write_tensors
+from regionroute.adapters.files.precision import rounded
 from regionroute.adapters.files.registry import RouterEntry
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
 from regionroute.adapters.routers import SimilarityRouter, StyleIdRouter
@@ -39,8 +40,25 @@ def save_router(path: Path, model: nn.Module, dtype: torch.dtype = torch.float32
 
     Under ZeRO-3 call it inside ``GatheredParameters(adapter_parameters(model))``.
     """
-    state = router_state_dict(model)
-    write_tensors(path, {key: tensor.to(dtype) for key, tensor in state.items()}, {})
+    write_router(path, router_state_dict(model), dtype)
+
+
+def write_router(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Writes what `router_state_dict` gave.
+
+    Args:
+        path: replaced if it is there.
+        state: the tensors.
+        dtype: of the file; gates, which are small and choose, have 16 bits at least.
+
+    Raises:
+        UserError: a value beyond the type's range.
+    """
+    gates = {key: tensor for key, tensor in state.items() if key.endswith(".gate.weight")}
+    shared = {key: tensor for key, tensor in state.items() if key not in gates}
+    least = torch.float16 if dtype.itemsize == 1 else dtype
+    where = str(path)
+    write_tensors(path, rounded(shared, dtype, where) | rounded(gates, least, where), {})
 
 
 def router_state_dict(model: nn.Module) -> dict[str, Tensor]:

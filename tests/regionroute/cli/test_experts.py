@@ -121,6 +121,19 @@ def test_a_blend_becomes_one_file(tiny_experts: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(b @ a * 2, 0.5 * x + 2 * two[name], rtol=1e-5, atol=1e-5)
 
 
+def test_compressed_experts(
+    tiny_experts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small"
+    arguments = ["experts", "compress", str(tiny_experts), "--out", str(out)]
+    assert main([*arguments, "--rank", "1", "--dtype", "float8"]) == 0
+    text = capsys.readouterr().out
+    assert "pixel-art        changed by" in text
+    assert f"MB: {out}" in text
+    assert read_registry(out).rank == 1
+    assert {x.dtype for x in load_file(out / "lines" / FILE).values()} == {torch.float8_e4m3fn}
+
+
 def summary(**methods: float) -> dict[str, Any]:
     def row(mean: float | None) -> dict[str, Any]:
         return {"mean": mean, "low": mean, "high": mean}
@@ -197,6 +210,8 @@ def test_the_skeleton_of_the_embedded_base_is_the_base() -> None:
             "the folder is not empty",
         ),
         (["merge", "{experts}", "--style", "lines", "--base", "nano", "--out", "{tmp}/x"], "base"),
+        (["compress", "{experts}", "--rank", "2", "--out", "{experts}"], "the folder is not empty"),
+        (["compress", "{experts}", "--rank", "3", "--out", "{tmp}/x"], "the experts have rank 2"),
         (["card", "{experts}", "--method", "ours"], "give the summary with --scores"),
         (["card", "{experts}", "--scores", "{tmp}/two.json"], "--method: floor, ceiling, a, b"),
         (["card", "{experts}", "--scores", "{tmp}/no.json"], "not a summary.json"),

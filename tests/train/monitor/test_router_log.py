@@ -92,10 +92,12 @@ def test_a_shared_expert_is_trained_saved_and_restored(runs, capsys, stage):
     assert "experts.shared_rank = 3, now it is 2" in capsys.readouterr().err
 
 
-def test_a_shared_expert_that_was_not_restored_is_noticed(runs, capsys):
-    rest = ["experts.shared_rank=3", "train.steps=2", "train.save_every=2"]
-    assert runs("run", *rest) == 0
-    path = next(Path(runs.output("run")).glob("checkpoints/*/experts/router.safetensors"))
+@pytest.mark.parametrize("dtype", ["float32", "float8"])
+def test_a_shared_expert_that_was_not_restored_is_noticed(runs, capsys, dtype):
+    rest = ["experts.shared_rank=3", "train.save_every=2", f"experts.dtype={dtype}"]
+    assert runs("run", *rest, "train.steps=1") == 0
+    assert runs("run", *rest, "train.steps=2") == 0  # all as it was
+    path = Path(runs.output("run")) / "checkpoints/step-000002/experts/router.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

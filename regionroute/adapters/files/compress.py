@@ -1,0 +1,127 @@
+"""Smaller files of finished experts: a lower rank, another precision; needs no base."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regionroute.adapters.files.card import write_card
+from regionroute.adapters.files.export import file_scale
+from regionroute.adapters.files.formats import read_pairs
+from regionroute.adapters.files.lora_file import PREFIX, write_lora_file
+from regionroute.adapters.files.precision import change, rounded
+from regionroute.adapters.files.registry import REGISTRY_FILE, ExpertRegistry, read_registry
+from regionroute.adapters.files.router_file import read_router, write_router
+from regionroute.errors import UserError
+from regionroute.files import check_output_folder, write_json
+
+Pairs = Mapping[str, tuple[Tensor, Tensor]]  # A [R,in] and B [out,R] by module name
+
+
+def compress(
+    folder: str | PathLike[str],
+    out: str | PathLike[str],
+    dtype: torch.dtype,
+    rank: int | None = None,
+) -> dict[str, float]:
+    """Writes experts again in another precision, and cut to a lower rank.
+
+    Each expert's B A is replaced by its best approximation of that rank (truncated singular value
+    decomposition). The shared expert keeps its rank, and alpha/rank stays as it was.
+    ``experts.json`` remembers the rank of the training.
+
+    Args:
+        folder: written by `save_experts`.
+        out: folder of the new experts, with all else that is in `folder`; not that folder.
+        dtype: of the files.
+        rank: of the new experts, at most that of the old ones; None: the same.
+
+    Returns:
+        By style, how far what it adds to the layers (with the shared expert) differs from before:
+        Frobenius norm of the difference over its own.
+
+    Raises:
+        UserError: no experts there, a damaged file, a higher rank, a value beyond the type's range,
+            or a folder that is not empty.
+    """
+    folder, out = Path(folder), Path(out)
+    registry = read_registry(folder)
+    new = _registry(registry, rank)
+    check_output_folder(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: the folder is not empty, name a new one for the experts")
+    changes, sizes, states = {}, {}, {}
+    for entry in registry.experts:
+        pairs = read_pairs(folder / entry.file, registry)
+        sizes = {name: (a.shape[1], b.shape[0]) for name, (a, b) in pairs.items()}
+        state = _cut(pairs, registry.rank, new.rank)
+        states[entry.file] = rounded(state, dtype, entry.file)
+        changes[entry.style] = change(_cut(pairs, registry.rank, registry.rank), states[entry.file])
+    router = registry.router
+    common = (
+        read_router(folder / router.file, sizes, router, len(registry.experts)) if router else {}
+    )
+    names = [REGISTRY_FILE, *states, *([router.file] if router else [])]
+    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=_ignored(folder, names))
+    if router:
+        write_router(out / router.file, common, dtype)
+    for file, state in states.items():
+        write_lora_file(out / file, state, *file_scale(new), list(sizes))
+    write_card(out, new)
+    write_json(out / REGISTRY_FILE, new.model_dump(by_alias=True))
+    return changes
+
+
+def _registry(registry: ExpertRegistry, rank: int | None) -> ExpertRegistry:
+    """The new experts' registry."""
+    if rank is None or rank == registry.rank:
+        return registry
+    if not 1 <= rank < registry.rank:
+        raise UserError(f"--rank {rank}: the experts have rank {registry.rank}, give a lower one")
+    extra = {"trained_rank": registry.rank} | registry.extra
+    alpha = registry.alpha * rank / registry.rank
+    return registry.model_copy(update={"rank": rank, "alpha": alpha, "extra": extra})
+
+
+def _cut(pairs: Pairs, before: int, after: int) -> dict[str, Tensor]:
+    """A file's tensors in fp32: the expert's ranks cut to `after`, the shared ones as they are."""
+    state = {}
+    for name, pair in pairs.items():
+        a, b = (x.float() for x in pair)
+        if after < before:
+            low_a, low_b = truncated(a[:before], b[:, :before], after)
+            a, b = torch.cat([low_a, a[before:]]), torch.cat([low_b, b[:, before:]], 1)
+        state[f"{PREFIX}{name}.lora_A.weight"] = a.contiguous()
+        state[f"{PREFIX}{name}.lora_B.weight"] = b.contiguous()
+    return state
+
+
+def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of B A by a lower rank, in the Frobenius norm.
+
+    Args:
+        a: [R,in].
+        b: [out,R].
+        rank: r, at most R.
+
+    Returns:
+        A [r,in] and B [out,r], each with the square roots of the singular values.
+    """
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.T)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    root = s[:rank].sqrt()
+    return (root[:, None] * vh[:rank]) @ q_a.T, q_b @ (u[:, :rank] * root)
+
+
+def _ignored(folder: Path, names: list[str]) -> Callable[[str, list[str]], set[str]]:
+    """For `copytree`: files that are written anew, and hidden ones."""
+    skipped = {(folder / name).resolve() for name in names}
+
+    def ignore(where: str, found: list[str]) -> set[str]:
+        return {n for n in found if n.startswith(".") or (Path(where) / n).resolve() in skipped}
+
+    return ignore
