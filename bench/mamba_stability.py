@@ -7,11 +7,12 @@ Parts, each replaced alone in bench/results/mamba_stability.json:
 growth  The sizes inside the scan: at each step the loss, and over all scans the largest step size,
         input weight, output weight and output. The rival is the module without `fusion.normalize`
         at one learning rate for all layers, as it was before.
-fits    Every shared style image once, on ten photos (every fourth by name, in turn), at 192 to
-        512 px. A fit ends when it has converged, or after `--seconds` of processor time, but not
-        before `--least` steps. It diverges if its loss is not finite, or if the mean of its last
-        five losses is above that of step 2, the first with all terms. Fits in the result are kept,
-        so `--fits 1 --seconds 1000` and then `--seconds 45` gives the first one more time.
+fits    Every shared style image, on ten photos (every fourth by name) in turn, at 64 px, then
+        four again at 192, 256, 384 and 512 px. A fit ends when it has converged,
+        or after `--seconds` of processor time, but not before `--least` steps. It diverges if its
+        loss is not finite, or if the mean of its last five style losses is not below the first.
+        Fits in the result are kept, so `--fits 1 --seconds 1000` and then `--seconds 45` gives the
+        first one more time.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from regionroute.files import read_json, write_json
 
 ARMS = {"ours": True, "without normalisation": False}
 PARTS = ("growth", "fits")
-SIZES = (192, 256, 192, 384, 192, 192, 192, 192, 192, 192, 192, 512)  # of the style images by name
+SIZES = (*(64,) * 12, 192, 256, 384, 512)  # of the fits; style images and photos in turn
 PHOTOS = slice(0, 40, 4)
 SEEN = ("step size", "input weight", "output weight", "output")
 
@@ -57,6 +58,7 @@ def main() -> int:
     add("--steps", type=int, default=14, help="of the growth (default: 14)")
     add("--seconds", type=float, default=150, help="processor time of a fit (default: 150)")
     add("--least", type=int, default=8, help="smallest number of steps of a fit (default: 8)")
+    add("--masks", type=int, default=4, help="random masks per step of a fit (default: 4)")
     add("--fits", type=int, default=len(SIZES), help="number of fits (default: all)")
     add_result_argument(parser, "mamba_stability")
     args = parser.parse_args()
@@ -78,13 +80,13 @@ def keep(args: argparse.Namespace, part: str, found: dict[str, Any]) -> None:
 
 def fits(args: argparse.Namespace) -> None:
     """Fit each style image to a photo; those in the result are kept."""
-    styles = sorted((args.assets / "style_images").glob("*.jpg"))[: args.fits]
+    styles = sorted((args.assets / "style_images").glob("*.jpg"))
     photos = sorted((args.assets / "photos").glob("*.jpg"))[PHOTOS]
     known = read_json(args.result).get("fits", {}) if args.result.is_file() else {}
     rows = known.get("rows", [])
-    for number in range(len(rows), len(styles)):
-        photo, size = photos[number % len(photos)], SIZES[number]
-        rows.append(fit_one(args, photo, styles[number], size))
+    for number in range(len(rows), args.fits):
+        photo, style = photos[number % len(photos)], styles[number % len(styles)]
+        rows.append(fit_one(args, photo, style, SIZES[number]))
         print(rows[-1], flush=True)
         count = sum(row["diverged"] for row in rows)
         keep(args, "fits", {"diverged": count, "rows": rows})
@@ -92,15 +94,17 @@ def fits(args: argparse.Namespace) -> None:
 
 def fit_one(args: argparse.Namespace, photo: Path, style: Path, size: int) -> dict[str, Any]:
     """Fit a style image to a photo at the defaults."""
-    config = ImageStyleConfig.model_validate({"fit": {"size": size}})
+    config = ImageStyleConfig.model_validate({"fit": {"size": size}, "loss": {"masks": args.masks}})
     images, parts, target = prepared(args, photo, style, size)
     losses: list[float] = []
+    styles: list[float] = []
     outputs: list[float] = []
     error, ended, started = None, "steps", time.process_time()
     with watched() as largest:
 
         def report(step: int, row: dict[str, float]) -> None:
             losses.append(row["total"])
+            styles.append(fitting.style_loss(row, config.loss))
             outputs.append(largest["output"])
             largest.clear()
             if step >= args.least and time.process_time() - started > args.seconds:
@@ -118,13 +122,15 @@ def fit_one(args: argparse.Namespace, photo: Path, style: Path, size: int) -> di
         "photo": photo.stem,
         "size": size,
         "steps": len(losses),
+        "masks": args.masks,
         "least": args.least,
         "limit": args.seconds,
         "ended": ended,
         "error": error,
-        "diverged": error is not None or fmean(losses[-5:]) > losses[1],
+        "diverged": error is not None or fmean(styles[-5:]) >= styles[0],
         "seconds": time.process_time() - started,
         "losses": losses,
+        "style losses": styles,
         "largest output of a scan": outputs,
     }
 

@@ -96,7 +96,7 @@ class FitConfig(OptimConfig):
         5e-4, description="of Adam for up to 64 inputs of a layer, in proportion less for more"
     )
     patience: Count = Field(
-        10, description="steps over which losses are averaged to see whether they still fall"
+        10, description="steps over which style losses are averaged to see whether they still fall"
     )
     tolerance: NonNegative = Field(
         0.002,

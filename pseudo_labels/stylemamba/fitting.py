@@ -1,7 +1,7 @@
 """Fits one style to one or a few images in about forty steps."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from pseudo_labels.stylemamba.config import MambaConfig
+from pseudo_labels.stylemamba.config import LossConfig, MambaConfig
 from pseudo_labels.stylemamba.encoders import StyleTarget, describe
 from pseudo_labels.stylemamba.modules.fusion import StyleFusion
 from pseudo_labels.stylemamba.objective import Objective, Parts
 from regionroute.errors import UserError
 
 _INPUTS = 64  # of a layer that learns at the full rate
+_STYLE_TERMS = ("directional", "masked", "patch_clip")
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -90,9 +91,20 @@ def fit(
         if report is not None:
             report(step, rows[-1])
         progress.set_postfix(loss=f"{rows[-1]['total']:.3f}", refresh=False)
-        if converged([row["total"] for row in rows], options.patience, options.tolerance):
+        losses = [style_loss(row, config.loss) for row in rows]
+        if converged(losses, options.patience, options.tolerance):
             break
     return Fit(fusion, descriptions, rows)
+
+
+def style_loss(row: Mapping[str, float], config: LossConfig) -> float:
+    """How far a style is from its target: the weighted sum of a row's style losses.
+
+    The total does not show it: the content loss rises with the style, and the second-order loss is
+    about the last step only. Without style losses it is the total.
+    """
+    terms = [getattr(config, name) * row[name] for name in _STYLE_TERMS if name in row]
+    return sum(terms) if terms else row["total"]
 
 
 def converged(losses: Sequence[float], patience: int, tolerance: float) -> bool:

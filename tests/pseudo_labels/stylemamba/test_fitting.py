@@ -14,6 +14,7 @@ from pseudo_labels.stylemamba.fitting import (
     fit,
     new_fusion,
     stacked,
+    style_loss,
     turn,
     update,
 )
@@ -252,6 +253,12 @@ def test_a_fit_stops_when_the_loss_no_longer_falls(pictures, red_config):
     assert converged([1.0, 1.0, 2.0, 2.0], 2, 0.01)
     assert not converged([1.0] * 9, 5, 0.01)  # too short to say
     assert not converged([1.0] * 40, 5, 0)
+
+
+def test_only_style_losses_say_whether_a_fit_still_advances():
+    row = {"directional": 0.7, "masked": 0.9, "second_order": 0.6, "content": 20.0, "total": 6.8}
+    assert style_loss(row, LossConfig(directional=2, masked=5)) == pytest.approx(5.9)
+    assert style_loss({"content": 20.0, "total": 6.0}, LossConfig()) == 6.0
 
 
 def test_the_last_layer_moves_as_far_at_any_width(parts, pictures, tiny):
