@@ -6,10 +6,17 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from regionroute.adapters import SimilarityRouter, adapter_parameters, inject, target_names
+from regionroute.adapters import (
+    SimilarityRouter,
+    adapter_parameters,
+    inject,
+    read_registry,
+    target_names,
+)
 from regionroute.config.io import known_keys
 from regionroute.config.run import RunConfig, load_config
 from regionroute.diffusion.families import family_of
+from regionroute.models.embedded import nano_folder
 from regionroute.planning.sizes import KONTEXT_PARTS
 from train.engine.engine import engine_settings
 from train.style_encoder.config import StyleEncoderConfig
@@ -88,6 +95,15 @@ def test_the_small_cards_configuration_is_the_papers_in_four_bits_or_from_the_ho
 )
 def test_the_prompt_inside_the_gates_is_the_one_of_training_on_large_bases(name, prompt):
     assert load_config(str(CONFIGS / f"{name}.yaml")).routing.prompt == prompt
+
+
+def test_the_packaged_experts_are_those_of_the_configurations():
+    registry = read_registry(nano_folder("nano-photos") / "experts")
+    shape = ("rank", "alpha", "targets", "shared_rank")
+    for name in ("nano_photos", "nano_photos_by_example"):  # the latter starts from them
+        experts = load_config(str(CONFIGS / f"{name}.yaml")).experts
+        assert all(getattr(experts, key) == getattr(registry, key) for key in shape), name
+        assert experts.dtype == "float8"
 
 
 def test_styleexpert_at_full_size_is_the_papers():
