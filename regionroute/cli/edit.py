@@ -110,6 +110,10 @@ def _edit_one(args: argparse.Namespace) -> int:
         print(printable(f"note: {args.image}: {note}"), file=sys.stderr)
     for warning in metadata.get("warnings", []):
         print(f"warning: {printable(warning)}", file=sys.stderr)
+    for name, cosine in metadata.get("nearest_trained_style", []):
+        print(
+            printable(f"style image: most like {name} of the trained styles, cosine {cosine:.2f}")
+        )
     prompts = metadata["prompt"]
     shown = prompts if isinstance(prompts, str) else " | ".join(prompts)
     print(printable(f"{args.out}: {shown}"))

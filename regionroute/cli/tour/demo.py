@@ -16,11 +16,11 @@ from regionroute.models import embedded as nano
 CONFIG = "nano_photos"
 # Photo, word and box (x, y, width, height in pixels), drawn by hand.
 PHOTOS = (
-    ("astronaut.png", "astronaut", (20, 13, 360, 499)),
+    ("astronaut.png", "helmet", (262, 300, 248, 212)),
     ("chelsea.png", "cat", (0, 0, 385, 300)),
-    ("coffee.png", "cup", (168, 18, 254, 272)),
+    ("coffee.png", "cup and saucer", (80, 18, 430, 382)),
     ("rocket.jpg", "rocket", (305, 127, 34, 283)),
-    ("motorcycle_left.png", "motorcycle", (94, 76, 590, 378)),
+    ("motorcycle_left.png", "motorcycle", (94, 110, 500, 345)),
 )
 NEW_STYLE = "risograph"
 SHIPPED_STYLE = "starry-night"

@@ -23,7 +23,7 @@ FROM_WORDS, CORRECTED = "found from the words", "as I corrected it"
 EXAMPLES = (
     ("chelsea.png", "cat", "starry-night"),
     ("coffee.png", "cup", "woodcut"),
-    ("astronaut.png", "astronaut", "watercolour"),
+    ("astronaut.png", "helmet", "watercolour"),
     ("rocket.jpg", "rocket", "neon"),
 )
 

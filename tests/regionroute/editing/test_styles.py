@@ -212,12 +212,15 @@ def run(files: Path, base: Path, experts: Path, *more: str) -> int:
     return cli.main([*arguments, "--out", str(files / "out.png"), "--steps", "1", *more])
 
 
-def test_the_command_takes_an_example(files: Path, tiny_base: Path, by_example: Path) -> None:
+def test_the_command_takes_an_example(
+    files: Path, tiny_base: Path, by_example: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = ("--object", "dog", "--style-image", str(files / "ref.png"))
     assert run(files, tiny_base, by_example, *more) == 0
     sidecar = json.loads((files / "out.json").read_text())
     assert sidecar["style_image"] == str(files / "ref.png")
     assert sidecar["nearest_trained_style"][0][0] == "ink"
+    assert "most like ink of the trained styles, cosine 1.00" in capsys.readouterr().out
     twice = (*more, "--object", "cup", "--style-image", str(files / "ref.png"))
     assert run(files, tiny_base, by_example, *twice) == 0
 
