@@ -17,7 +17,8 @@ from regionroute.errors import UserError, printable, remedy
 
 AnyPath = str | PathLike[str]
 DEEPEST_JSON = 100  # brackets in brackets
-os.umask(_UMASK := os.umask(0))  # it can only be read by setting it
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # it can only be read by setting it
 
 
 def shown_path(path: AnyPath) -> str:

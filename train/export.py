@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionroute.adapters import save_experts
 from regionroute.adapters.files.export import expert_names
-from regionroute.adapters.files.precision import DTYPES
+from regionroute.adapters.files.precision import FILE_DTYPES
 from regionroute.config.sites import MAP_KEY
 from regionroute.data.manifest import manifest_file
 from train.step import StepLosses
@@ -73,7 +73,7 @@ def experts_writer(
             styles,
             base_name=inputs.backbone.name,
             base_fingerprint=inputs.backbone.fingerprint,
-            dtype=DTYPES[config.experts.dtype],
+            dtype=FILE_DTYPES[config.experts.dtype],
             extra=extra | {"steps": engine.global_steps, "losses": scores},
         )
 

@@ -73,7 +73,7 @@ def fit(
     pairs = list(itertools.product(range(len(images)), range(len(targets))))
     previous: dict[tuple[int, int], Tensor] = {}  # last E(Y) of each pair
     generator = Generator().manual_seed(options.seed)
-    rows = []
+    rows, losses = [], []
     progress = tqdm(range(1, options.steps + 1), desc="fit", unit="step", disable=None)
     for step in progress:
         batch = [pairs[i] for i in turn(step, len(pairs), options.batch)]
@@ -91,7 +91,7 @@ def fit(
         if report is not None:
             report(step, rows[-1])
         progress.set_postfix(loss=f"{rows[-1]['total']:.3f}", refresh=False)
-        losses = [style_loss(row, config.loss) for row in rows]
+        losses.append(style_loss(rows[-1], config.loss))
         if converged(losses, options.patience, options.tolerance):
             break
     return Fit(fusion, descriptions, rows)

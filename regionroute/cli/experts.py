@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionroute.cli.options import add_base, add_dtype, command_parser
+from regionroute.cli.options import DTYPES, add_base, add_dtype, command_parser
 from regionroute.errors import Parser, UserError, command
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def parser() -> Parser:
     small.add_argument("--rank", type=int, help="rank of the new experts, by SVD (the same)")
     small.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16", "float8"),
-        default="float16",
-        help="precision of the files (float16)",
+        choices=(*DTYPES, "float8"),
+        required=True,
+        help="precision of the files",
     )
     _add_out(small, "folder of the new experts")
     merge = action("merge", "Write a base with one expert, or a blend, merged into its weights.")
@@ -197,9 +197,9 @@ def _import(args: argparse.Namespace) -> None:
 
 def _compress(args: argparse.Namespace) -> None:
     from regionroute.adapters.files.compress import compress
-    from regionroute.adapters.files.precision import DTYPES
+    from regionroute.adapters.files.precision import FILE_DTYPES
 
-    changes = compress(args.experts, args.out, DTYPES[args.dtype], args.rank)
+    changes = compress(args.experts, args.out, FILE_DTYPES[args.dtype], args.rank)
     for style, change in changes.items():
         print(f"{style:16} changed by {100 * change:.1f} %")
     before, after = (

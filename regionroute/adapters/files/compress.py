@@ -76,12 +76,13 @@ def compress(
 
 
 def _registry(registry: ExpertRegistry, rank: int | None) -> ExpertRegistry:
-    """The new experts' registry."""
+    """The new experts' registry, without the scores of the old ones."""
+    extra = {k: v for k, v in registry.extra.items() if k not in ("metrics", "slices")}
     if rank is None or rank == registry.rank:
-        return registry
+        return registry.model_copy(update={"extra": extra})
     if not 1 <= rank < registry.rank:
-        raise UserError(f"--rank {rank}: the experts have rank {registry.rank}, give a lower one")
-    extra = {"trained_rank": registry.rank} | registry.extra
+        raise UserError(f"rank {rank}: the experts have rank {registry.rank}, give a lower one")
+    extra = {"trained_rank": registry.rank} | extra
     alpha = registry.alpha * rank / registry.rank
     return registry.model_copy(update={"rank": rank, "alpha": alpha, "extra": extra})
 

@@ -136,9 +136,9 @@ def save_experts(
         base_fingerprint: identity of that base, checked by `load_experts`.
         extra: anything else to remember, JSON-able (map layers, configuration, and what
             `regionroute.adapters.files.card` shows).
-        dtype: precision of the files, see `regionroute.adapters.files.precision.DTYPES`. A warning
-            says if it changes what an expert adds by more than 10 %, as float8 does to values
-            below 0.01.
+        dtype: precision of the files, of `regionroute.adapters.files.precision.FILE_DTYPES`. A
+            warning says if it changes what an expert adds by more than 10 %, as float8 does to
+            values below 0.01.
 
     Returns:
         The registry as written.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from regionroute.errors import UserError
 
-DTYPES = {  # by their names in `experts.dtype`
+FILE_DTYPES = {  # by their names in `experts.dtype`
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -21,7 +21,7 @@ def rounded(state: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> dic
 
     Args:
         state: tensors by key.
-        dtype: of the file, see `DTYPES`.
+        dtype: of the file, see `FILE_DTYPES`.
         source: names the state in errors, such as its file.
 
     Raises:
@@ -34,7 +34,7 @@ def rounded(state: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> dic
         if largest < size < float("inf"):
             raise UserError(
                 f'{source}: "{key}" holds {size:g} and {_name(dtype)} ends at {largest:g}: '
-                "choose a wider type (experts.dtype)"
+                "choose a wider type (experts.dtype, or --dtype of `experts compress`)"
             )
     return {key: tensor.to(dtype) for key, tensor in state.items()}
 
@@ -74,4 +74,5 @@ def _squared(a: Tensor, b: Tensor) -> float:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return next((n for n, x in DTYPES.items() if x == dtype), str(dtype).removeprefix("torch."))
+    names = {value: name for name, value in FILE_DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pseudo_labels.stylemamba import fitting
 from pseudo_labels.stylemamba.config import FitConfig, FusionConfig, LossConfig, MambaConfig
 from pseudo_labels.stylemamba.encoders import StyleTarget
 from pseudo_labels.stylemamba.fitting import (
@@ -246,7 +247,7 @@ def test_middle_squares_of_pictures_and_masks():
     assert stacked([picture, torch.rand(3, 50, 30)], 16).shape == (2, 3, 16, 16)
 
 
-def test_a_fit_stops_when_the_loss_no_longer_falls(pictures, red_config):
+def test_losses_have_converged_when_they_no_longer_fall():
     falling = [1 / (1 + step) for step in range(20)]
     assert not converged(falling, 5, 0.01)
     assert converged([*falling, *[0.05] * 10], 5, 0.01)
@@ -259,6 +260,16 @@ def test_only_style_losses_say_whether_a_fit_still_advances():
     row = {"directional": 0.7, "masked": 0.9, "second_order": 0.6, "content": 20.0, "total": 6.8}
     assert style_loss(row, LossConfig(directional=2, masked=5)) == pytest.approx(5.9)
     assert style_loss({"content": 20.0, "total": 6.0}, LossConfig()) == 6.0
+
+
+def test_a_fit_stops_by_its_style_losses(parts, pictures, tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(fitting, "converged", lambda losses, *_: seen.append([*losses]))
+    rows = fit([parts.encoder.target("woodcut")], pictures, parts, tiny).rows
+
+    assert len(seen) == len(rows)
+    assert seen[-1] == [style_loss(row, tiny.loss) for row in rows]
+    assert seen[-1] != [row["total"] for row in rows]
 
 
 def test_the_last_layer_moves_as_far_at_any_width(parts, pictures, tiny):

@@ -210,8 +210,14 @@ def test_the_skeleton_of_the_embedded_base_is_the_base() -> None:
             "the folder is not empty",
         ),
         (["merge", "{experts}", "--style", "lines", "--base", "nano", "--out", "{tmp}/x"], "base"),
-        (["compress", "{experts}", "--rank", "2", "--out", "{experts}"], "the folder is not empty"),
-        (["compress", "{experts}", "--rank", "3", "--out", "{tmp}/x"], "the experts have rank 2"),
+        (
+            ["compress", "{experts}", "--dtype", "float8", "--out", "{experts}"],
+            "the folder is not empty",
+        ),
+        (
+            ["compress", "{experts}", "--rank", "3", "--dtype", "float8", "--out", "{tmp}/x"],
+            "the experts have rank 2",
+        ),
         (["card", "{experts}", "--method", "ours"], "give the summary with --scores"),
         (["card", "{experts}", "--scores", "{tmp}/two.json"], "--method: floor, ceiling, a, b"),
         (["card", "{experts}", "--scores", "{tmp}/no.json"], "not a summary.json"),

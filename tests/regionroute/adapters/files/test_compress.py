@@ -19,6 +19,7 @@ from regionroute.adapters import (
 from regionroute.adapters.files.compress import compress, truncated
 from regionroute.adapters.files.export import expert_names
 from regionroute.errors import UserError
+from regionroute.files import write_json
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -82,12 +83,15 @@ def test_float8_keeps_rank_and_all_else(saved, make_flux, tmp_path):
     _, folder = saved
     (folder / "style_encoder").mkdir()
     (folder / "style_encoder" / "x.json").write_text("{}")
+    before = read_registry(folder)
+    scored = before.model_copy(update={"extra": before.extra | {"metrics": {"success": 1.0}}})
+    write_json(folder / "experts.json", scored.model_dump(by_alias=True))
     changes = compress(folder, tmp_path / "small", torch.float8_e4m3fn)
     assert all(0.01 < value < 0.05 for value in changes.values())
     state = load_file(tmp_path / "small" / "expert-00" / FILE)
     assert {x.dtype for x in state.values()} == {torch.float8_e4m3fn}
     assert (tmp_path / "small" / "style_encoder" / "x.json").read_text() == "{}"
-    assert read_registry(tmp_path / "small") == read_registry(folder)
+    assert read_registry(tmp_path / "small") == before  # the scores were of the old experts
     loaded(make_flux, tmp_path / "small")
     compress(tmp_path / "small", tmp_path / "again", torch.float8_e4m3fn)
     again = load_file(tmp_path / "again" / "expert-00" / FILE)
@@ -107,8 +111,8 @@ def test_learned_routing_survives(make_flux, tmp_path):
 @pytest.mark.parametrize(
     ("rank", "taken", "message"),
     [
-        (5, False, "--rank 5: the experts have rank 4"),
-        (0, False, "--rank 0"),
+        (5, False, "rank 5: the experts have rank 4"),
+        (0, False, "rank 0"),
         (2, True, "not empty"),
     ],
 )

@@ -1,6 +1,7 @@
 """Teaching a style: what is asked of the stages, words of photos, the verdict."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from regionroute.cli.main import main as regionroute
 from regionroute.cli.tour import stages, teach
+from regionroute.config.run import load_config
 from regionroute.files import read_json, read_jsonl, write_json
 from regionroute.models import embedded as nano
 
@@ -59,9 +61,11 @@ def test_stages_follow_each_other_and_the_best_experts_are_kept(started, folders
     assert names == ["label", "train", "edit", "score", "report", "experts"]
     train = started[1]
     assert {"train.steps=40", "seed=5", "train.validate_every=5"} < {*train}
-    [targets] = [setting for setting in train if setting.startswith("experts.targets")]
-    assert "transformer_blocks.0." not in targets  # its heads find the object
-    assert {"routing.branch=expert", "flow.perceptual.share=0.5", "optim.lr=0.004"} < {*train}
+    assert {"routing.branch=expert", "experts.rank=32", "optim.lr=0.004"} < {*train}
+    config = load_config(str(Path(__file__).parents[4] / "configs" / "nano_photos.yaml"))
+    assert config.flow.perceptual.share == 0.5
+    # the first block's heads find the object
+    assert not [name for name in config.experts.targets if name.startswith("transformer_blocks.0")]
     out = folders / "out" / "teach" / "mine"
     assert (out / "experts" / "experts.json").read_text() == "the best"
     rows = read_jsonl(out / "labels.jsonl")
