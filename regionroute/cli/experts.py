@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,6 +198,7 @@ def _import(args: argparse.Namespace) -> None:
 
 def _compress(args: argparse.Namespace) -> None:
     from regionroute.adapters.files.compress import compress
+    from regionroute.adapters.files.export import LARGEST_CHANGE
     from regionroute.adapters.files.precision import FILE_DTYPES
 
     changes = compress(args.experts, args.out, FILE_DTYPES[args.dtype], args.rank)
@@ -207,6 +209,11 @@ def _compress(args: argparse.Namespace) -> None:
         for folder in (args.experts, args.out)
     )
     print(f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB: {args.out}")
+    if args.rank is None and max(changes.values()) > LARGEST_CHANGE:
+        print(
+            f"warning: the weights are too small for --dtype {args.dtype}: take a wider type",
+            file=sys.stderr,
+        )
 
 
 def _merge(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Smaller files of finished experts: a lower rank, another precision; needs no base."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from regionroute.adapters.files.lora_file import PREFIX, write_lora_file
 from regionroute.adapters.files.precision import change, rounded
 from regionroute.adapters.files.registry import REGISTRY_FILE, ExpertRegistry, read_registry
 from regionroute.adapters.files.router_file import read_router, write_router
+from regionroute.adapters.files.style_embeddings import FILE as EMBEDDINGS_FILE
 from regionroute.errors import UserError
 from regionroute.files import check_output_folder, write_json
 
@@ -35,7 +36,7 @@ def compress(
 
     Args:
         folder: written by `save_experts`.
-        out: folder of the new experts, with all else that is in `folder`; not that folder.
+        out: folder of the new experts, with the style encoder of `folder`; empty or missing.
         dtype: of the files.
         rank: of the new experts, at most that of the old ones; None: the same.
 
@@ -53,26 +54,48 @@ def compress(
     check_output_folder(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: the folder is not empty, name a new one for the experts")
-    changes, sizes, states = {}, {}, {}
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out}: lies in the folder of the experts, name one outside")
+    changes: dict[str, float] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    states = {}
     for entry in registry.experts:
-        pairs = read_pairs(folder / entry.file, registry)
-        sizes = {name: (a.shape[1], b.shape[0]) for name, (a, b) in pairs.items()}
+        path = folder / entry.file
+        pairs = read_pairs(path, registry)
+        found = {name: (a.shape[1], b.shape[0]) for name, (a, b) in pairs.items()}
+        if sizes and found != sizes:
+            raise UserError(f"{path}: other layers than the experts before it, export it again")
+        sizes = found
         state = _cut(pairs, registry.rank, new.rank)
-        states[entry.file] = rounded(state, dtype, entry.file)
-        changes[entry.style] = change(_cut(pairs, registry.rank, registry.rank), states[entry.file])
-    router = registry.router
-    common = (
-        read_router(folder / router.file, sizes, router, len(registry.experts)) if router else {}
-    )
-    names = [REGISTRY_FILE, *states, *([router.file] if router else [])]
-    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=_ignored(folder, names))
-    if router:
-        write_router(out / router.file, common, dtype)
-    for file, state in states.items():
-        write_lora_file(out / file, state, *file_scale(new), list(sizes))
-    write_card(out, new)
-    write_json(out / REGISTRY_FILE, new.model_dump(by_alias=True))
+        states[entry.file] = rounded(state, dtype, str(path))
+        exact = _cut(pairs, registry.rank, registry.rank)  # as a state dict
+        changes[entry.style] = change(exact, states[entry.file])
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _copy_style_encoder(folder, partial)
+        if router := registry.router:
+            common = read_router(folder / router.file, sizes, router, len(registry.experts))
+            write_router(partial / router.file, common, dtype)
+        for file, state in states.items():
+            write_lora_file(partial / file, state, *file_scale(new), list(sizes))
+        write_card(partial, new)
+        write_json(partial / REGISTRY_FILE, new.model_dump(by_alias=True))
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return changes
+
+
+def _copy_style_encoder(folder: Path, out: Path) -> None:
+    """What experts that are chosen by example have in addition, if these do."""
+    from regionroute.adapters.style_encoder import FOLDER  # imports transformers' vision models
+
+    for source in (folder / EMBEDDINGS_FILE, *(folder / FOLDER).rglob("*")):
+        if source.is_file():
+            target = out / source.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
 
 def _registry(registry: ExpertRegistry, rank: int | None) -> ExpertRegistry:
@@ -116,13 +139,3 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd(r_b @ r_a.T)
     root = s[:rank].sqrt()
     return (root[:, None] * vh[:rank]) @ q_a.T, q_b @ (u[:, :rank] * root)
-
-
-def _ignored(folder: Path, names: list[str]) -> Callable[[str, list[str]], set[str]]:
-    """For `copytree`: files that are written anew, and hidden ones."""
-    skipped = {(folder / name).resolve() for name in names}
-
-    def ignore(where: str, found: list[str]) -> set[str]:
-        return {n for n in found if n.startswith(".") or (Path(where) / n).resolve() in skipped}
-
-    return ignore

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from regionroute.adapters import (
     SimilarityRouter,
@@ -124,3 +125,20 @@ def test_mistakes(saved, tmp_path, rank, taken, message):
     with pytest.raises(UserError, match=message):
         compress(folder, out, torch.float16, rank)
     assert out.exists() == taken
+
+
+def test_a_damaged_expert_leaves_nothing(saved, tmp_path):
+    _, folder = saved
+    path = folder / "expert-01" / FILE
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    layer = next(iter(state)).split(".lora_")[0]
+    less = {key: x for key, x in state.items() if not key.startswith(f"{layer}.lora_")}
+    save_file(less, path, header)
+    with pytest.raises(UserError, match=r"expert-01.*(layers|weights)"):
+        compress(folder, tmp_path / "small", torch.float16)
+    with pytest.raises(UserError, match="name one outside"):
+        compress(folder, folder / "small", torch.float16)
+    assert not list(tmp_path.glob("*small*"))
+    assert not (folder / "small").exists()
