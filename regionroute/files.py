@@ -158,9 +158,8 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     temporary = remote.temporary_name(path)
     try:
         yield temporary
-        # Some writers, safetensors among them, make files that only their owner can read.
         if temporary.is_file():
-            temporary.chmod(0o666 & ~_UMASK)
+            make_readable(temporary)
         remote.send(temporary, path)
         temporary.replace(path)
     except OSError as error:
@@ -170,6 +169,11 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_readable(path: Path) -> None:
+    """Gives a file the permissions of a new one: safetensors lets only the owner read its files."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def write_json(path: AnyPath, obj: Any) -> None:

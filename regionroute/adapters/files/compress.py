@@ -81,7 +81,9 @@ def compress(
             write_lora_file(partial / file, state, *file_scale(new), list(sizes))
         write_card(partial, new)
         write_json(partial / REGISTRY_FILE, new.model_dump(by_alias=True))
-        partial.replace(out)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return changes

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regionroute.files import make_readable
 from regionroute.models.source import INDEX_FILE, SETTINGS_FILE, read_index, resolve
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def save_base(backbone: Backbone, out: Path) -> None:
             if part != "transformer" and (source / part).is_dir():
                 shutil.copytree(source / part, partial / part)
         backbone.transformer.save_pretrained(partial / "transformer")
+        for path in (partial / "transformer").iterdir():
+            make_readable(path)
         if out.exists():
             out.rmdir()
         partial.rename(out)

@@ -80,6 +80,7 @@ def test_a_merged_base_edits_as_the_expert_does(
     arguments = ["experts", "merge", str(tiny_experts), "--base", str(tiny_base)]
     assert main([*arguments, "--style", "pixel-art", "--out", str(out)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
+    assert len({file.stat().st_mode for file in (out / "transformer").iterdir()}) == 1
     FluxKontextPipeline.from_pretrained(out)
     merged = Editor(load_base(str(out))).edit(
         image, EditRequest("dog", "pixel-art"), EditOptions(steps=2, mode="plain")
