@@ -5,7 +5,7 @@ None of the numbers is published; they are our choices, near those of CLIPstyler
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pseudo_labels.stylemamba.modules.ssm import Method
 from regionroute.config.run import Section
@@ -72,6 +72,15 @@ class LossConfig(Section):
         0.5, description="side of a crop, as a fraction of the image side"
     )
     crop_reject: NonNegative = Field(0.7, description="crops whose loss is below this are ignored")
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "LossConfig":
+        # the second-order loss needs a step before
+        if not any((self.directional, self.masked, self.content, self.tv, self.patch_clip)):
+            raise ValueError(
+                "have a weight above 0: directional, masked, content, tv or patch_clip"
+            )
+        return self
 
 
 class OptimConfig(Section):

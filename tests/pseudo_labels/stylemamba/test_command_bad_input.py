@@ -58,6 +58,10 @@ FITS = [
     ([*FIT, "fit.steps=0"], "fit.steps must"),
     ([*FIT, "fusion.width=18"], "fusion.width must"),
     ([*FIT, "fusion.directions=2"], "fusion.directions must"),
+    (
+        [*FIT, *(f"loss.{name}=0" for name in ("directional", "masked", "content", "tv"))],
+        "loss must have a weight above 0",
+    ),
     ([*FIT, "fusion.scan=fused"], "mamba-ssm"),
     ([*FIT, "--device", "cuda:9"], "--device cuda:9: not usable here"),
     ([*FIT, "--labels", "labels.jsonl"], "--labels goes with --region WORD"),
