@@ -268,11 +268,9 @@ def draw(args: argparse.Namespace, photos: dict[str, Path]) -> None:
     cells = []
     for family, path in photos.items():
         photo = thumbnail(read_image(path))
-        ImageDraw.Draw(photo).text(
-            *((4, 2), family, "white", ImageFont.load_default(15)),
-            stroke_width=2,
-            stroke_fill="black",
-        )
+        font = ImageFont.load_default(15)
+        pen = ImageDraw.Draw(photo)
+        pen.text((4, 2), family, "white", font, stroke_width=2, stroke_fill="black")
         made = [args.out / name / family / f"{path.stem}.png" for name in makers]
         cells.append([photo, *(thumbnail(read_image(file)) for file in made)])
     rows = [[*left, *right] for left, right in zip(cells[::2], cells[1::2], strict=False)]

@@ -53,14 +53,13 @@ class Complete(Exception):
 
 
 class UNetProcessor:
-    """Attention as in diffusers' `AttnProcessor2_0`, recorded.
+    """Self-attention of images, which has no mask, as in diffusers' `AttnProcessor2_0`, recorded.
 
     Args:
-        layer: whose processor this is.
         attend: computes and records attention.
     """
 
-    def __init__(self, layer: Any, attend: Attend) -> None:
+    def __init__(self, attend: Attend) -> None:
         self._attend = attend
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -80,7 +79,7 @@ class UNetProcessor:
 def recording(
     layers: Sequence[Any],
     inputs_only: bool = False,
-    make: Callable[[Any, Attend], Any] = UNetProcessor,
+    make: Callable[[Any, Attend], Any] = lambda _layer, attend: UNetProcessor(attend),
 ) -> Iterator[Recorded]:
     """Sets recording processors on layers and restores the former ones afterwards.
 

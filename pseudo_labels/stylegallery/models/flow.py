@@ -141,7 +141,7 @@ class FlowModel(GalleryModel):
         family = self.backbone.family
         chosen = [self._attention[number] for number in layers]
         for name, attn in chosen:
-            stock_processor(name, attn, family)
+            stock_processor(name, attn, family)  # raises if it cannot be replaced
         tokens = latents.shape[-2] // 2 * (latents.shape[-1] // 2)
         rows = slice(self._text[0].shape[1], self._text[0].shape[1] + tokens)
 

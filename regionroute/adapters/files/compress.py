@@ -46,7 +46,7 @@ def compress(
 
     Raises:
         UserError: no experts there, a damaged file, a higher rank, a value beyond the type's range,
-            or a folder that is not empty.
+            or an `out` that is not empty or lies in `folder`.
     """
     folder, out = Path(folder), Path(out)
     registry = read_registry(folder)
@@ -56,18 +56,12 @@ def compress(
         raise UserError(f"{out}: the folder is not empty, name a new one for the experts")
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out}: lies in the folder of the experts, name one outside")
-    changes: dict[str, float] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    states = {}
+    experts, sizes = _read(folder, registry)
+    states, changes = {}, {}
     for entry in registry.experts:
-        path = folder / entry.file
-        pairs = read_pairs(path, registry)
-        found = {name: (a.shape[1], b.shape[0]) for name, (a, b) in pairs.items()}
-        if sizes and found != sizes:
-            raise UserError(f"{path}: other layers than the experts before it, export it again")
-        sizes = found
+        pairs = experts[entry.file]
         state = _cut(pairs, registry.rank, new.rank)
-        states[entry.file] = rounded(state, dtype, str(path))
+        states[entry.file] = rounded(state, dtype, str(folder / entry.file))
         exact = _cut(pairs, registry.rank, registry.rank)  # as a state dict
         changes[entry.style] = change(exact, states[entry.file])
     partial = out.with_name(f".{out.name}.partial")
@@ -89,6 +83,23 @@ def compress(
     return changes
 
 
+def _read(
+    folder: Path, registry: ExpertRegistry
+) -> tuple[dict[str, Pairs], dict[str, tuple[int, int]]]:
+    """The experts by file, and their layers' numbers of inputs and outputs."""
+    experts: dict[str, Pairs] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for entry in registry.experts:
+        pairs = read_pairs(folder / entry.file, registry)
+        found = {name: (a.shape[1], b.shape[0]) for name, (a, b) in pairs.items()}
+        if experts and found != sizes:
+            raise UserError(
+                f"{folder / entry.file}: other layers than the experts before it, export it again"
+            )
+        experts[entry.file], sizes = pairs, found
+    return experts, sizes
+
+
 def _copy_style_encoder(folder: Path, out: Path) -> None:
     """What experts that are chosen by example have in addition, if these do."""
     from regionroute.adapters.style_encoder import FOLDER  # imports transformers' vision models
@@ -106,7 +117,9 @@ def _registry(registry: ExpertRegistry, rank: int | None) -> ExpertRegistry:
     if rank is None or rank == registry.rank:
         return registry.model_copy(update={"extra": extra})
     if not 1 <= rank < registry.rank:
-        raise UserError(f"rank {rank}: the experts have rank {registry.rank}, give a lower one")
+        raise UserError(
+            f"rank {rank}: the experts have rank {registry.rank}, give a lower one, of at least 1"
+        )
     extra = {"trained_rank": registry.rank} | extra
     alpha = registry.alpha * rank / registry.rank
     return registry.model_copy(update={"rank": rank, "alpha": alpha, "extra": extra})
