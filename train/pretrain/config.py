@@ -153,6 +153,11 @@ class ModelConfig(Section):
         description="folder of a sentence encoder (BERT) whose word embeddings become the frozen "
         "vocabulary of the T5 encoder",
     )
+    float8: bool = Field(
+        False,
+        description="store the finished transformer's matrices in float8 (e4m3), which halves its "
+        "file; sentence_encoder's vocabulary always is",
+    )
 
     @model_validator(mode="after")
     def _widths_add_up(self) -> "ModelConfig":

@@ -5,10 +5,12 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -21,14 +23,14 @@ from transformers import (
 
 from regionroute.config.shipped import shipped_file
 from regionroute.errors import UserError
-from regionroute.files import numbered_lines, read_json, write_json
+from regionroute.files import atomic_write, numbered_lines, read_json, write_json
 from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
 from regionroute.models.tokenizers import WORD_START, build_clip_tokenizer, build_t5_tokenizer
 from train.engine.folders import replace_folder
 from train.pretrain.alignment import Alignment
 from train.pretrain.config import AlignmentConfig, ModelConfig, PretrainConfig
-from train.pretrain.word_table import WordTable, shrink_word_table
+from train.pretrain.word_table import TABLE, WordTable
 
 # Weights of channels added to a trained transformer, over those of a new one: at first they shall
 # not drown what it knows.
@@ -224,7 +226,9 @@ def save_base(
     pipeline.to(torch.float16).save_pretrained(partial, safe_serialization=True)
     pipeline.to(torch.float32)
     if cfg.model.sentence_encoder:
-        shrink_word_table(partial / "text_encoder_2")
+        store_in_float8(partial / "text_encoder_2" / "model.safetensors", TABLE)
+    if cfg.model.float8:
+        store_in_float8(partial / "transformer" / "diffusion_pytorch_model.safetensors")
     for path in partial.glob("tokenizer*/tokenizer.json"):
         # Laid out for reading a vocabulary takes three times the space.
         text = json.dumps(read_json(path), ensure_ascii=False, separators=(",", ":"))
@@ -239,6 +243,25 @@ def save_base(
     write_json(partial / "regionroute.json", settings)
     (partial / "README.md").write_text(card, encoding="utf-8")
     replace_folder(partial, folder)
+
+
+def store_in_float8(file: Path, names: str = "*") -> None:
+    """Store the matrices of a saved network in float8 (E4M3), at half the size of float16.
+
+    diffusers and transformers cast them to the precision that they load in. Rounding changes a
+    matrix by 2.7 % (Frobenius norm) and turns a word vector by about two degrees. Biases and norms,
+    half a percent of the weights, stay as they are.
+
+    Args:
+        file: safetensors, replaced.
+        names: pattern of the matrices, "*": all.
+    """
+    state = load_file(file)
+    for name, weight in state.items():
+        if weight.ndim == 2 and fnmatchcase(name, names):
+            state[name] = weight.to(torch.float8_e4m3fn)
+    with atomic_write(file) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
 
 
 def _set_vectors(encoder: T5EncoderModel, tokenizer: T5TokenizerFast, table: WordTable) -> None:

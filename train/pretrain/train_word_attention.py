@@ -42,6 +42,7 @@ from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_traini
 from train.engine.states import save_states
 from train.monitor.logs import append_row
 from train.pretrain.image_encoder.scores import auc, iou
+from train.pretrain.model import store_in_float8
 from train.pretrain.word_attention.config import WordAttentionConfig
 from train.pretrain.word_attention.heads import WordHeads
 from train.pretrain.word_attention.images import Images, load_images
@@ -55,7 +56,7 @@ from train.pretrain.word_attention.prompts import (
     token_ids,
 )
 from train.pretrain.word_attention.start import start_heads
-from train.pretrain.word_table import shrink_word_table
+from train.pretrain.word_table import TABLE
 
 RESULT, SHEET = "base", "maps.png"
 KEPT = 32  # prompts per step whose text states are kept
@@ -234,7 +235,7 @@ def save_base_with(heads: WordHeads, folder: Path) -> None:
         network = getattr(heads.base, name)
         network.half().save_pretrained(partial / name, safe_serialization=True)
         network.float()
-    shrink_word_table(partial / "text_encoder_2")
+    store_in_float8(partial / "text_encoder_2" / "model.safetensors", TABLE)
     replace_folder(partial, folder)
 
 

@@ -66,22 +66,6 @@ def word_table(folder: str | Path, more: Sequence[str], width: int, cache: Path)
     return WordTable(words, pieces, vectors)
 
 
-def shrink_word_table(folder: Path) -> None:
-    """Store the word vectors of a saved T5 encoder in float8; transformers casts them on loading.
-
-    They are most of an embedded base's text encoder. Rounded, a vector has a cosine of more than
-    0.999 with the one that was trained with, and half the size.
-
-    Args:
-        folder: of the encoder, with ``model.safetensors``.
-    """
-    path = folder / "model.safetensors"
-    state = load_file(path)
-    state[TABLE] = state[TABLE].to(torch.float8_e4m3fn)
-    with atomic_write(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
-
-
 def _vocabulary(folder: Path) -> tuple[list[str], list[str]]:
     path = folder / "vocab.txt"
     if not path.is_file() or not (folder / "config.json").is_file():

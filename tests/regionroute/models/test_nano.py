@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
 
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
 from pseudo_labels.stylize.filters import FILTERS
+from regionroute.adapters import read_registry
 from regionroute.editing.request import EditRequest
 from regionroute.models.embedded import nano_folder
-from regionroute.models.loading import load_base
+from regionroute.models.loading import fingerprint, load_base, load_skeleton
 from regionroute.pipeline import RegionRoutePipeline
 
 
@@ -31,6 +34,23 @@ def test_it_fits_in_the_package():
     files = [path for path in nano_folder().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_weight_stays_in_the_float8_of_its_file(dtype):
+    folder = nano_folder() / "transformer"
+    stored = load_file(folder / "diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in stored.values() if weight.ndim == 2} == {torch.float8_e4m3fn}
+    for transformer in (
+        load_base("nano", dtype).transformer,
+        FluxTransformer2DModel.from_pretrained(folder, torch_dtype=dtype),
+    ):
+        assert {weight.dtype for weight in transformer.state_dict().values()} == {dtype}
+
+
+def test_its_experts_fit_it(nano):
+    wanted = read_registry(nano_folder() / "experts").fingerprint
+    assert nano.fingerprint == fingerprint(load_skeleton("nano")) == wanted
 
 
 def test_the_codec_round_trip_is_above_30_db(nano, pictures):

@@ -1,6 +1,9 @@
+import shutil
+
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
+from safetensors.torch import load_file
 
 from pseudo_labels.bank.corpus import build_corpus
 from regionroute.models.loading import load_base
@@ -61,6 +64,21 @@ def test_the_base_loads_by_our_loader_and_by_stock_diffusers(finished):
     assert type(stock.vae).__name__ == "PatchCodec"
     tokens = backbone.tokenizer_2.tokenize("make the image in pixel-art style")
     assert sum("pixel-art" in token for token in tokens) == 1  # a style is one word
+
+
+def test_a_transformer_stored_in_float8_is_the_same_but_for_rounding(corpus, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert pretrain(corpus, run, 4, "model.float8=true") == 0  # resumed at its end: saved again
+
+    stored = load_file(run / "base" / "transformer" / "diffusion_pytorch_model.safetensors")
+    for name, weight in stored.items():
+        assert weight.dtype == (torch.float16, torch.float8_e4m3fn)[weight.ndim == 2], name
+    plain, small = (load_base(str(folder / "base")) for folder in (finished, run))
+    assert small.fingerprint == plain.fingerprint
+    rounded = small.transformer.state_dict()
+    for name, weight in plain.transformer.state_dict().items():
+        assert rounded[name].dtype == torch.float32
+        torch.testing.assert_close(rounded[name], weight, rtol=2**-4, atol=2**-10)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(corpus, tmp_path, monkeypatch):
