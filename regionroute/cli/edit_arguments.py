@@ -35,8 +35,8 @@ several objects, each in its own style:
 a blend of styles:
   regionroute edit photo.png --object dog --style "0.6 pixel-art + 0.4 line-art" --out out.png
 
-the style of a reference image, for experts trained with experts.router=similarity:
-  regionroute edit photo.png --object dog --style-image ref.jpg --out out.png --experts EXPERTS
+the style of a reference image, for bases with experts that take one (nano-photos, nano):
+  regionroute edit photo.png --object dog --style-image ref.jpg --out out.png
 
 one of several objects:
   regionroute edit photo.png --object dog --style pixel-art --instance leftmost --out out.png

@@ -24,9 +24,7 @@ def default_base(experts: str | PathLike[str] | None) -> str:
     Raises:
         UserError: the folder holds no experts.
     """
-    if experts == "by_example":
-        return nano.SCENES
-    if experts is None or experts == "auto":
+    if experts is None or experts in ("auto", "by_example"):
         return nano.USUAL
     return read_registry(experts_folder(experts)).base
 

@@ -175,6 +175,11 @@ def _intended(registry: ExpertRegistry) -> str:
         )
     if not registry.learned:
         lines.append("- Only the styles of the table; others are the base's, without an expert.")
+    else:
+        lines.append(
+            "- An image in another style than those of the training is painted in the nearest of "
+            "them, or in a mixture."
+        )
     if not (extra.get("metrics") or extra.get("slices")):
         lines.append("- Edits have not been scored; see below.")
     return "\n".join(lines)

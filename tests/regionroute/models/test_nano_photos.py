@@ -1,6 +1,7 @@
 """The embedded base for photos as it is shipped, on photos it has never seen."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def photos(assets):
 def test_both_bases_and_their_experts_fit_in_the_package():
     files = [path for name in NAMES for path in nano_folder(name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 40e6
-    base = [path for path in files if "nano_photos" in path.parts and "experts" not in path.parts]
+    experts = {"experts", "experts_by_example"}
+    base = [x for x in files if "nano_photos" in x.parts and not experts & {*x.parts}]
     assert sum(path.stat().st_size for path in base) < 25e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
 
@@ -102,3 +104,20 @@ def test_the_bundled_experts_restyle_the_object_and_little_else(editor, photos):
             outside.append((changed * (1 - wide)).sum() / (1 - wide).sum())
     assert float(torch.stack(covered).mean()) > 0.5
     assert float(torch.stack(outside).mean()) < 0.25
+
+
+def test_an_example_image_shows_the_style(photos):
+    """Each style of an example is nearer to its own target than the photo is."""
+    editor = RegionRoutePipeline.from_pretrained(experts="by_example").editor
+    assert editor.backbone.name == "nano-photos"
+    left, unedited = [], []
+    for (image, mask, word), (other, _, _) in pairwise(photos[:4]):
+        for style in load_styles("small_experts", ("starry-night", "neon", "blueprint")):
+            stylizer = style.build()
+            target = stylizer.stylize(image, style.spec)
+            example = stylizer.stylize(other, style.spec)
+            request = EditRequest(word, "", regions=(mask[0],), style_images=(example,))
+            edited = editor.edit(image, request).image
+            left.append(((edited - target).square() * mask).sum() / mask.sum())
+            unedited.append(((image - target).square() * mask).sum() / mask.sum())
+    assert float(torch.stack(left).mean() / torch.stack(unedited).mean()) < 0.5
