@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudo_labels.photo import open_photo
-from pseudo_labels.segment.given import LabelledPhoto, read_labels
+from pseudo_labels.segment.given import LabelledPhoto, read_label_files, read_labels
 from regionroute.data.images import resize
 from regionroute.data.object_bank import ObjectBank
 from regionroute.editing.editor import Editor
@@ -33,37 +33,60 @@ class Photo:
     absent: str
 
 
-def test_photos(
-    labels: Sequence[Path], bank: ObjectBank, editor: Editor, mosaics: int
+Shown = tuple[str, str, Tensor, dict[str, Tensor]]  # name, kind, image, word -> mask
+
+
+def photos_set_aside(
+    labels: Sequence[Path], outlines: Path | None, bank: ObjectBank, editor: Editor, mosaics: int
 ) -> list[Photo]:
-    """Photos of several objects that no training saw, and mosaics."""
+    """Photos of several objects that no training saw, and mosaics.
+
+    Args:
+        labels: labels files.
+        outlines: labels file of further objects on photos of the first; None: none.
+        bank: what was trained on; its test photos count.
+        editor: for the word vectors.
+        mosaics: how many to make of photos with one object.
+    """
     split = {photo.file: photo.split for photo in bank.photos}
-    singles: list[tuple[Tensor, str, Tensor]] = []
-    crowded: list[tuple[str, str, Tensor, dict[str, Tensor]]] = []
-    for path in labels:
-        for photo in tqdm(read_labels(path)[0], desc=path.parent.name, unit="photo"):
-            if split.get(photo.name, "test") != "test":
-                continue
-            image, objects = opened(photo)
-            if len(objects) > 1:
-                crowded.append((photo.name, "photo", image, objects))
-            elif objects and photo.name in split:
-                [(word, mask)] = objects.items()
-                singles.append((image, word, mask))
     rng = np.random.default_rng(0)
+    crowded: list[Shown] = []
+    singles: list[Shown] = []
+    for path in labels:
+        for shown in _shown(read_labels(path)[0], "photo", split):
+            if len(shown[3]) > 1:
+                crowded.append(shown)
+            elif shown[0] in split:
+                singles.append(shown)
+    if outlines is not None:
+        named = {photo.path for photo in read_labels(outlines, labels[0].parent)[0]}
+        both = read_label_files([labels[0], outlines], labels[0].parent)[0]
+        again = [photo for photo in both if photo.path in named]
+        crowded += [shown for shown in _shown(again, "outlined", split) if len(shown[3]) > 1]
     for number in range(mosaics):
         chosen = [singles[i] for i in rng.choice(len(singles), 4, replace=False)]
-        if len({word for _, word, _ in chosen}) == 4:
-            image, objects = _mosaic(chosen)
-            crowded.append((f"mosaic {number}", "mosaic", image, objects))
+        objects = {
+            word: (image, mask) for *_, image, masks in chosen for word, mask in masks.items()
+        }
+        if len(objects) == 4:
+            crowded.append((f"mosaic {number}", "mosaic", *_mosaic(objects)))
     words = sorted({word for photo in bank.photos for word in photo.words})
     vectors = editor.backbone.word_vectors(words)
     photos = []
-    for name, kind, image, objects in crowded:
-        near = (vectors @ editor.backbone.word_vectors(list(objects)).T).amax(1)
+    for name, kind, image, masks in crowded:
+        near = (vectors @ editor.backbone.word_vectors(list(masks)).T).amax(1)
         far = [word for word, value in zip(words, near.tolist(), strict=True) if value < FARTHEST]
-        photos.append(Photo(name, kind, image, objects, far[int(rng.integers(len(far)))]))
+        photos.append(Photo(name, kind, image, masks, far[int(rng.integers(len(far)))]))
     return photos
+
+
+def _shown(photos: Sequence[LabelledPhoto], kind: str, split: Mapping[str, str]) -> Iterator[Shown]:
+    """Photos that are no training photos of the bank, with their objects, at least one."""
+    for photo in tqdm(photos, desc=kind, unit="photo"):
+        if split.get(photo.name, "test") == "test":
+            image, objects = opened(photo)
+            if objects:
+                yield photo.name, kind, image, objects
 
 
 def opened(photo: LabelledPhoto) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,11 +99,11 @@ def opened(photo: LabelledPhoto) -> tuple[Tensor, dict[str, Tensor]]:
     return image, {word: mask for word, mask in objects.items() if mask.mean() >= LEAST_AREA}
 
 
-def _mosaic(tiles: Sequence[tuple[Tensor, str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Four photos of one object as a 2x2 image of 512 px."""
+def _mosaic(tiles: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Four photos of one object as a 2x2 image of 512 px, from word -> photo and mask."""
     image = torch.zeros(3, 2 * SIDE, 2 * SIDE)
     objects = {}
-    for number, (photo, word, mask) in enumerate(tiles):
+    for number, (word, (photo, mask)) in enumerate(tiles.items()):
         top, left = SIDE * (number // 2), SIDE * (number % 2)
         window = (slice(top, top + SIDE), slice(left, left + SIDE))
         image[:, *window] = _square(photo)

@@ -1,12 +1,13 @@
 r"""On photos of several objects, does the word choose?
 
-    python bench/crowded.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl --bank data/bank \
+    python bench/crowded.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl \
+        --outlines configs/nano_photos_objects.jsonl --bank data/bank \
         --detector yolox_nano_coco.onnx
 
 Every named object of every test photo with at least two of them is restyled, and one word that is
 absent. Test photos: those of the bank's split "test", all of labels files that the bank does not
-hold, and mosaics of four test photos of one object each (synthetic, reported apart). Edits run as a
-user's do, at the photo's own size.
+hold; test photos with further objects outlined by eye (reported apart); mosaics of four test
+photos of one object each (synthetic, apart). Edits run as a user's do, at the photo's own size.
 
 Rows: edits routed by the map and plain; the image encoder's own map; as a rival, a grounded
 pipeline: detector's box, mask by U²-Net-p and GrabCut, the same painter inside that mask. With
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _crowded_photos import Photo, test_photos
+from _crowded_photos import Photo, photos_set_aside
 from _shared import add_result_argument, provenance
 from torch import Tensor
 from tqdm import tqdm
@@ -51,6 +52,7 @@ from regionroute.pipeline import RegionRoutePipeline
 LEAST_CHANGE = 0.005  # of the image, for an absent word to have changed something
 MEASURES = ("iou", "peak", "overlap", "leak", "coverage")
 HIGHER = {"iou", "peak", "coverage"}
+KINDS = ("photo", "outlined", "mosaic")
 SHOWN = 40
 BY_STYLE = "by the style's word"
 # the blocks that configs/nano_photos.yaml supervises
@@ -85,7 +87,8 @@ def main() -> int:
     """Edit, score, write the comparison."""
     args = _parser().parse_args()
     editor = RegionRoutePipeline.from_pretrained(args.base, experts=args.experts).editor
-    photos = test_photos(args.labels, ObjectBank(args.bank), editor, args.mosaics)
+    bank = ObjectBank(args.bank)
+    photos = photos_set_aside(args.labels, args.outlines, bank, editor, args.mosaics)
     print(f"{len(photos)} photos, {sum(len(p.objects) for p in photos)} (photo, word) rows")
     assert editor.registry is not None
     styles = args.styles or [entry.style for entry in editor.registry.experts]
@@ -268,7 +271,7 @@ def _panel(image: Tensor, mask: Tensor, edit: Tensor) -> Tensor:
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means with intervals, of photos and of mosaics; AUC and rates of absent words."""
     found: dict[str, Any] = {}
-    for kind in ("photo", "mosaic"):
+    for kind in KINDS:
         some = [row for row in rows if row["kind"] == kind and "word" in row]
         absent = [row for row in rows if row["kind"] == kind and "absent" in row]
         if not some:
@@ -312,12 +315,9 @@ def differences(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print the means as a table."""
-    for kind in ("photo", "mosaic"):
-        print(
-            f"\n{kind:28s}",
-            *(f"{name:>10s}" for name in (*MEASURES, "auc", "absent", "s")),
-            sep="",
-        )
+    for kind in KINDS:
+        heads = (*MEASURES, "auc", "absent", "s")
+        print(f"\n{kind:28s}" + "".join(f"{name:>10s}" for name in heads))
         for method, groups in result["methods"].items():
             if kind not in groups:
                 continue
@@ -332,6 +332,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--labels", type=Path, nargs="+", required=True, help="labels files")
+    parser.add_argument("--outlines", type=Path, help="more objects on photos of the first file")
     parser.add_argument("--bank", type=Path, required=True, help="bank the base was trained on")
     parser.add_argument("--base", default="nano-photos")
     parser.add_argument("--experts", default="auto", help="finished experts (those of the base)")

@@ -1,6 +1,7 @@
 """How often is an absent object noticed, and a present one refused?
 
-    python bench/presence.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl --bank data/bank
+    python bench/presence.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl \
+        --outlines configs/nano_photos_objects.jsonl --bank data/bank
 
 Presence (`ImageEncoder.presence`) of every object of a photo and of words that are absent: words of
 the training photos far from all present ones. Present objects below the threshold are refused,
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from _crowded_photos import FARTHEST, opened, test_photos
+from _crowded_photos import FARTHEST, opened, photos_set_aside
 from _shared import add_result_argument, provenance
 from torch import Tensor
 from tqdm import tqdm
 
-from pseudo_labels.segment.given import read_labels
+from pseudo_labels.segment.given import read_label_files
 from regionroute.data.images import resize
 from regionroute.data.object_bank import ObjectBank
 from regionroute.data.stats import describe
@@ -41,6 +42,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--labels", type=Path, nargs="+", required=True, help="labels files")
+    parser.add_argument("--outlines", type=Path, help="more objects on photos of the first file")
     parser.add_argument("--bank", type=Path, required=True, help="bank the base was trained on")
     parser.add_argument("--base", default="nano-photos")
     add_result_argument(parser, "presence")
@@ -48,7 +50,7 @@ def main() -> int:
     editor = RegionRoutePipeline.from_pretrained(args.base).editor
     bank = ObjectBank(args.bank)
     found: dict[str, list[dict[str, Any]]] = {}
-    for group, image, objects in photos(args.labels, bank, editor):
+    for group, image, objects in photos(args.labels, args.outlines, bank, editor):
         rows = found.setdefault(group, [])
         if len({row["photo"] for row in rows}) < MOST:
             rows += measured(editor, image, objects, number=len(rows))
@@ -65,12 +67,14 @@ def main() -> int:
 
 
 def photos(
-    labels: list[Path], bank: ObjectBank, editor: Editor
+    labels: list[Path], outlines: Path | None, bank: ObjectBank, editor: Editor
 ) -> Iterator[tuple[str, Tensor, list[str]]]:
     """Group, image [3,H,W] in [0,1] and the objects of each photo."""
     split = {photo.file: photo.split for photo in bank.photos}
-    for path in labels:
-        for photo in tqdm(read_labels(path)[0], desc=path.parent.name, unit="photo"):
+    first = [labels[0], outlines] if outlines else labels[:1]
+    for paths in (first, *([path] for path in labels[1:])):
+        known, _ = read_label_files(paths, paths[0].parent)
+        for photo in tqdm(known, desc=paths[0].parent.name, unit="photo"):
             image, objects = opened(photo)
             count = "one" if len(objects) == 1 else "several"
             if not objects:
@@ -81,10 +85,11 @@ def photos(
                 yield f"training photos, {count}", image, list(objects)
             elif count == "one":
                 yield "photos of one object", image, list(objects)
-    for crowded in test_photos(labels, bank, editor, mosaics=12):
-        if crowded.kind == "mosaic" or crowded.name in split:
-            group = "mosaics" if crowded.kind == "mosaic" else "photos of several objects"
-            yield group, crowded.image, list(crowded.objects)
+    several = "outlined" if outlines else "photo"
+    groups = {"mosaic": "mosaics", several: "photos of several objects"}
+    for crowded in photos_set_aside(labels, outlines, bank, editor, mosaics=12):
+        if crowded.kind == "mosaic" or (crowded.kind == several and crowded.name in split):
+            yield groups[crowded.kind], crowded.image, list(crowded.objects)
 
 
 @torch.no_grad()

@@ -226,11 +226,12 @@ def crowded(file: str = "crowded") -> str:
         ("absent words change", "absent changes", "%"),
     ]
     rows, names = {}, {}
-    for kind in ("photo", "mosaic"):
+    kinds = {"photo": "photos", "outlined": "photos outlined by eye", "mosaic": "mosaics"}
+    for kind, title in kinds.items():
         for method, parts in result(file)["methods"].items():
             if kind in parts:
                 rows[f"{kind} {method}"] = parts[kind]
-                names[f"{kind} {method}"] = (f"{kind}s, {parts[kind]['n']}", method)
+                names[f"{kind} {method}"] = (f"{title}, {parts[kind]['n']}", method)
     return by_columns(rows, columns, names, ("", ""))
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pseudo_labels.bank.tasks import COLOURS, recolour
 from pseudo_labels.job import BuiltStyle
 from pseudo_labels.segment import resize_mask
-from pseudo_labels.segment.given import LabelledPhoto, content_hash, open_photo, read_labels
+from pseudo_labels.segment.given import LabelledPhoto, content_hash, open_photo, read_label_files
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.data.images import from_pil, to_pil
 from regionroute.data.object_bank import (
@@ -70,6 +70,7 @@ def make_bank(
     labels: Sequence[str | Path],
     out: Path,
     *,
+    images: str | Path | None = None,
     styles: str | Path = "photos",
     only: Sequence[str] | None = None,
     side: int = 160,
@@ -79,8 +80,9 @@ def make_bank(
     """Write a bank from labels files, see `build_bank`.
 
     Args:
-        labels: labels files with masks.
+        labels: labels files with masks; a photo that several name has the objects of all.
         out: folder of the bank.
+        images: folder of the photos, None: each labels file's own.
         styles: styles file, or the name of a packaged one.
         only: these styles of the file, None for all.
         side: of the square images, pixels.
@@ -95,12 +97,8 @@ def make_bank(
     """
     check_output_folder(out)
     built = [BuiltStyle(entry, entry.build()) for entry in load_styles(styles, only)]
-    photos: list[LabelledPhoto] = []
-    skipped: list[str] = []
-    for path in labels:
-        found, rejected = read_labels(path)
-        photos += found
-        skipped += [item.reason for item in rejected]
+    photos, rejected = read_label_files(labels, images)
+    skipped = [item.reason for item in rejected]
     if not photos:
         raise UserError(f"{labels[0]}: this labels file names no photo")
     count, unusable = build_bank(photos, built, out, side, test_share, workers)
@@ -171,7 +169,11 @@ def _renderings(styles: Sequence[BuiltStyle]) -> dict[str, _Job]:
 
 
 def _photo_key(photo: LabelledPhoto) -> list[Any]:
-    return [photo.name, [[item.word, item.mask and item.mask.name] for item in photo.objects]]
+    shown = [
+        [item.word, item.mask.name if item.mask else item.outline and text_hash(item.outline)]
+        for item in photo.objects
+    ]
+    return [photo.name, shown]
 
 
 def _kept_index(out: Path, key: str) -> BankIndex | None:

@@ -18,8 +18,8 @@ is wrong with a row never stops the others: it becomes a `Rejection`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,33 @@ def read_labels(
             objects = (*known.objects, *photo.objects)
             photo = LabelledPhoto(known.name, known.path, known.line, objects, known.facts)
         photos[photo.name] = photo
+    return list(photos.values()), rejected
+
+
+def read_label_files(
+    paths: Sequence[str | Path], folder: str | Path | None = None
+) -> tuple[list[LabelledPhoto], list[Rejection]]:
+    """Read several labels files; a photo that more than one names has the objects of all.
+
+    Args:
+        paths: labels files.
+        folder: what their file names are relative to, None for the folder of each.
+
+    Returns:
+        As `read_labels`.
+
+    Raises:
+        UserError: one of the files does not exist, or is not text.
+    """
+    photos: dict[Path, LabelledPhoto] = {}
+    rejected: list[Rejection] = []
+    for path in paths:
+        found, bad = read_labels(path, folder)
+        rejected += bad
+        for photo in found:
+            known = photos.get(photo.path, photo)
+            objects = known.objects if known is photo else (*known.objects, *photo.objects)
+            photos[photo.path] = replace(known, objects=objects)
     return list(photos.values()), rejected
 
 

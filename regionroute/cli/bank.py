@@ -33,6 +33,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="labels files with masks, as for `regionroute label`",
     )
+    add("--images", metavar="DIR", help="folder of the photos (that of each labels file)")
     add("--out", required=True, metavar="DIR", help="folder of the bank")
     add_styles(parser, "photos")
     add("--size", type=int, default=160, metavar="PX", help="side of the square images (160)")
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     count, skipped = make_bank(
         args.labels,
         Path(args.out),
+        images=args.images,
         styles=args.styles,
         only=args.only.split(",") if args.only else None,
         side=args.size,

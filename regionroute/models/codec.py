@@ -139,6 +139,17 @@ class PatchCodec(ModelMixin, ConfigMixin):
         for name in ("analysis", "synthesis", "mean"):
             getattr(self, name).copy_(getattr(other, name))
 
+    def take_image_encoder(self, encoder: ImageEncoder) -> None:
+        """Replace the image encoder by another of the same sizes.
+
+        Raises:
+            ValueError: it has other sizes, or the codec has none.
+        """
+        if self.image_encoder is None or self.image_encoder.sizes != encoder.sizes:
+            raise ValueError(f"an image encoder of other sizes than the codec's: {encoder.sizes}")
+        self.image_encoder = encoder
+        self.register_to_config(vocabulary=list(encoder.vocabulary))
+
     def encode(self, x: Tensor, return_dict: bool = True) -> PatchEncoding | tuple[PatchPosterior]:
         """Images [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
         tokens = self._pixel_tokens(x)

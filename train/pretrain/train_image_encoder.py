@@ -84,18 +84,31 @@ def main(argv: list[str] | None = None) -> int:
 def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
     """Trains an image encoder and saves it in the folder `output`."""
     base = load_base(cfg.base)
-    encoder = new_encoder(cfg, base)
+    encoder = encoder_of(base) if cfg.from_base else new_encoder(cfg, base)
     views = load_views(cfg.compositions, cfg.seed, encoder, output)
     vocabulary = Vocabulary(base, views)
     encoder.vocabulary = tuple(vocabulary.words)
     optimizer = _optimizer(encoder, cfg)
     start = resume(cfg, output, encoder=encoder, optimizer=optimizer)
     train(cfg, encoder, optimizer, views, vocabulary, start)
-    standardise(encoder, views["train"])
+    if not cfg.from_base:
+        standardise(encoder, views["train"])
     save_image_encoder(encoder, output / RESULT)
     write_image(output / SHEET, sheet(encoder, views["test"], vocabulary))
     scores = ", ".join(f"{k} {v:.3f}" for k, v in validate(encoder, views, vocabulary).items())
     print(f"image encoder saved in {output / RESULT} ({scores}); {output / SHEET} shows maps")
+
+
+def encoder_of(base: Backbone) -> ImageEncoder:
+    """A base's own image encoder, to be trained further.
+
+    Raises:
+        UserError: it has none.
+    """
+    encoder: ImageEncoder | None = getattr(base.vae, "image_encoder", None)
+    if encoder is None:
+        raise UserError(f"from_base: the base {base.name} has no image encoder")
+    return encoder.requires_grad_(True)
 
 
 def new_encoder(cfg: ImageEncoderConfig, base: Backbone) -> ImageEncoder:

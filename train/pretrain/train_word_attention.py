@@ -41,6 +41,7 @@ from train.engine.folders import replace_folder
 from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
 from train.monitor.logs import append_row
+from train.pretrain.image_encoder.file import load_image_encoder
 from train.pretrain.image_encoder.scores import auc, iou
 from train.pretrain.model import store_in_float8
 from train.pretrain.word_attention.config import WordAttentionConfig
@@ -75,6 +76,11 @@ def main(argv: list[str] | None = None) -> int:
 def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     """Trains the heads of a base and saves it in the folder `output`."""
     base = load_base(cfg.base)
+    if cfg.image_encoder is not None:
+        try:
+            base.vae.take_image_encoder(load_image_encoder(cfg.image_encoder))
+        except ValueError as error:
+            raise UserError(f"image_encoder={cfg.image_encoder}: {error}") from error
     images = load_images(cfg.compositions, cfg.seed, base, output)
     words = Words(base, images["train"], cfg.farthest)
     heads = WordHeads(base, cfg.heads, cfg.text_share)
@@ -231,7 +237,7 @@ def save_base_with(heads: WordHeads, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns("experts*"))
-    for name in ("transformer", "text_encoder_2"):
+    for name in ("transformer", "text_encoder_2", "vae"):
         network = getattr(heads.base, name)
         network.half().save_pretrained(partial / name, safe_serialization=True)
         network.float()

@@ -93,6 +93,24 @@ def test_only_what_is_missing_is_made_again(bank_case, copied):
     assert (bank / "cyberpunk.safetensors").stat().st_mtime_ns == kept
 
 
+def test_a_photo_of_several_labels_files_has_the_objects_of_all(bank_case, tmp_path):
+    labels, out = bank_case.write_photos(tmp_path / "photos", count=4), tmp_path / "bank"
+    more = tmp_path / "more.jsonl"
+    row = {"file": "1.png", "word": "table", "width": 60, "height": 48}
+    row |= {"segmentation": [[0, 36, 60, 36, 60, 48, 0, 48]]}
+    more.write_text(json.dumps(row) + "\n")
+    images = ["--images", str(tmp_path / "photos")]
+    arguments = bank_case.bank_arguments(labels, out, *images)
+    arguments.insert(arguments.index(str(labels)) + 1, str(more))
+
+    assert run(*arguments) == 0
+    assert [photo["words"] for photo in index_of(out)["photos"][:2]] == [["dog"], ["cup", "table"]]
+    assert load_file(out / "photos.safetensors")["masks"].shape[0] == 5
+
+    more.write_text(json.dumps(row | {"segmentation": [[0, 40, 60, 40, 60, 48, 0, 48]]}) + "\n")
+    assert run(*arguments) == 2  # other outlines make another bank
+
+
 def test_a_photo_that_cannot_be_used_is_named_and_skipped(bank_case, tmp_path, capsys):
     labels = bank_case.write_photos(tmp_path / "photos", count=4)
     (tmp_path / "photos" / "2.png").write_bytes(b"no picture")

@@ -65,6 +65,19 @@ def test_it_learns_to_find_what_is_named(arguments, tmp_path, capsys):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_a_bases_own_encoder_is_trained_further_and_keeps_its_scale(arguments, base, tmp_path):
+    assert main([f"output={tmp_path}", *arguments, "from_base=true", "steps=1", "lr=1e-9"]) == 0
+
+    network, own = (
+        load_image_encoder(tmp_path / "image_encoder.safetensors"),
+        base.vae.image_encoder,
+    )
+    assert network.sizes == own.sizes
+    assert network.vocabulary == ("cup", "dog")
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert torch.allclose(network(image), own(image), atol=1e-3)
+
+
 def test_a_stopped_run_gives_the_same_network(arguments, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([f"output={whole}", *arguments, "steps=4"]) == 0
@@ -158,6 +171,7 @@ def test_the_rate_rises_and_falls():
     [
         (["compositions.bank=nowhere"], "regionroute bank"),
         (["base=nowhere"], "nowhere"),
+        (["base=nano", "from_base=true"], "nano has no image encoder"),
         (["compositions.side=40"], "compositions.side"),
         (["compositions.side=64"], "corpus.resolution is 64"),
         (["steps=2", "lr=1e30", "clip=1e30"], "lower lr"),

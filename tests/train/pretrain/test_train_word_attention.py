@@ -1,5 +1,6 @@
 """Training of the first block's word heads: what it learns, what it leaves, resume, mistakes."""
 
+import copy
 import json
 
 import pytest
@@ -8,9 +9,11 @@ from safetensors.torch import load_file
 
 from regionroute.errors import UserError
 from regionroute.models.embedded import nano_folder
+from regionroute.models.image_encoder import ImageEncoder
 from regionroute.models.loading import load_base
 from train.pretrain import train_word_attention as training
 from train.pretrain.image_encoder.config import CompositionsConfig
+from train.pretrain.image_encoder.file import save_image_encoder
 from train.pretrain.train_word_attention import main
 from train.pretrain.word_attention.heads import WordHeads, context_features
 from train.pretrain.word_attention.images import load_images
@@ -87,6 +90,27 @@ def test_the_base_that_it_writes_edits(trained):
     states, _ = base.encode_prompts(["make the dog in neon style, keep other area unchanged"])
     assert states.isfinite().all()
     assert not (trained / "base" / "experts").exists()
+
+
+def test_another_image_encoder_takes_the_place_of_the_bases(arguments, tmp_path):
+    encoder = copy.deepcopy(load_base("nano-photos").vae.image_encoder)
+    encoder.vocabulary = ("cup", "stone")
+    with torch.no_grad():
+        encoder.bias.add_(1)
+    file = tmp_path / "encoder.safetensors"
+    save_image_encoder(encoder, file)
+
+    assert main([f"output={tmp_path}", *arguments, f"image_encoder={file}", "steps=1"]) == 0
+    written = load_base(str(tmp_path / "base")).vae.image_encoder
+    assert written.vocabulary == ("cup", "stone")
+    assert torch.equal(written.bias, encoder.bias)
+
+
+def test_an_image_encoder_of_other_sizes_is_refused(arguments, tmp_path, capsys):
+    file = tmp_path / "encoder.safetensors"
+    save_image_encoder(ImageEncoder(16, 8, 128), file)
+    assert main([f"output={tmp_path}", *arguments, f"image_encoder={file}"]) == 2
+    assert f"image_encoder={file}" in capsys.readouterr().err
 
 
 def test_a_stopped_run_gives_the_same_base(arguments, tmp_path, monkeypatch):

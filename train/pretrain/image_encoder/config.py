@@ -26,7 +26,7 @@ class CompositionsConfig(Section):
 
 
 class NetworkConfig(Section):
-    """Sizes of the head."""
+    """Sizes of the head; not used with `from_base`."""
 
     semantic_channels: int = Field(
         24,
@@ -45,6 +45,11 @@ class ImageEncoderConfig(Section):
     threads: int | None = Field(None, description="CPU threads; null: torch's default", ge=1)
     base: str = Field(
         "nano-photos", description="base whose word vectors the features are aligned with"
+    )
+    from_base: bool = Field(
+        False,
+        description="start from the base's own image encoder, whose channels keep their scale, so "
+        "that the base can read the result",
     )
     compositions: CompositionsConfig = CompositionsConfig()
     network: NetworkConfig = NetworkConfig()

@@ -14,6 +14,11 @@ class WordAttentionConfig(Section):
     output: str = Field("runs/word_attention", description="folder for checkpoints and the base")
     threads: int | None = Field(None, description="CPU threads; null: torch's default", ge=1)
     base: str = Field("nano-photos", description="base with a word-aligned image encoder")
+    image_encoder: str | None = Field(
+        None,
+        description="file from train/pretrain/train_image_encoder.py with from_base=true, which "
+        "takes the place of the base's; null: the base's own",
+    )
     compositions: CompositionsConfig = CompositionsConfig(
         count=4096,
         photos=PhotoPairsConfig(

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from regionroute.data.object_bank import ObjectBank
 from regionroute.models.backbone import Backbone
+from regionroute.models.image_encoder import ImageEncoder
 from train.pretrain.compositions import Composer
 from train.pretrain.image_encoder.config import CompositionsConfig
 from train.pretrain.image_encoder.stored import Words, first_masks, read_stored, write_stored
@@ -55,7 +56,8 @@ def load_images(
         UserError: the bank cannot be read.
     """
     path = output / FILE
-    made_with = json.dumps([seed, cfg.model_dump(), base.fingerprint])
+    encoder = base.vae.image_encoder
+    made_with = json.dumps([seed, cfg.model_dump(), base.fingerprint, _sum(encoder)])
     found = read_stored(path, made_with)
     if found is None:
         bank = ObjectBank(cfg.bank)
@@ -68,6 +70,11 @@ def load_images(
         write_stored(path, made_with, tensors, words)
         found = tensors, words
     return {split: _images(split, *found) for split in ("train", "test")}
+
+
+def _sum(encoder: ImageEncoder) -> float:
+    """A number that changes with the encoder's weights."""
+    return sum(weight.double().sum().item() for weight in encoder.state_dict().values())
 
 
 def _make(
