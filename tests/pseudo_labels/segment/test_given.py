@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from pseudo_labels.segment import Segment, merge_words, resize_mask, touching
-from pseudo_labels.segment.given import open_photo, read_labels
+from pseudo_labels.segment.given import open_photo, read_label_files, read_labels
 from regionroute.data.images import write_image
 from regionroute.errors import UserError
 
@@ -67,6 +67,19 @@ def test_file_names_are_relative_to_the_labels_file(folder, monkeypatch):
     (photo,), _ = read_labels(path)
     assert photo.name == "a.png"
     assert len(open_photo(photo)[1]) == 1
+
+
+def test_a_photo_of_several_files_has_the_objects_of_all(folder, tmp_path):
+    first = write_labels(folder, {"file": "a.png", "word": "dog", "mask": "dog.png"})
+    more = tmp_path / "elsewhere" / "more.jsonl"
+    more.parent.mkdir()
+    rows = {"file": "a.png", "word": "cat", "mask": "cat.png"}, {"file": "a.png", "mask": "dog.png"}
+    more.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    photos, rejected = read_label_files([first, more], folder)
+    assert [item.word for item in photos[0].objects] == ["dog", "cat"]
+    assert len(photos) == len(rejected) == 1
+    assert "elsewhere" in rejected[0].reason
 
 
 def test_facts_of_the_photo_are_kept(folder):
