@@ -70,7 +70,8 @@ def photos_set_aside(
         }
         if len(objects) == 4:
             crowded.append((f"mosaic {number}", "mosaic", *_mosaic(objects)))
-    words = sorted({word for photo in bank.photos for word in photo.words})
+    every = {word for photo in bank.photos for word in photo.words}
+    words = sorted(every - bank.surroundings())  # those might be there, unlabelled
     vectors = editor.backbone.word_vectors(words)
     photos = []
     for name, kind, image, masks in crowded:

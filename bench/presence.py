@@ -53,7 +53,7 @@ def main() -> int:
     for group, image, objects in photos(args.labels, args.outlines, bank, editor):
         rows = found.setdefault(group, [])
         if len({row["photo"] for row in rows}) < MOST:
-            rows += measured(editor, image, objects, number=len(rows))
+            rows += measured(editor, image, objects, bank.surroundings(), number=len(rows))
     threshold = editor.routing.presence
     result = provenance() | {"threshold": threshold, "seen": CHOSEN, "groups": {}}
     for group, rows in found.items():
@@ -94,11 +94,11 @@ def photos(
 
 @torch.no_grad()
 def measured(
-    editor: Editor, image: Tensor, objects: list[str], number: int
+    editor: Editor, image: Tensor, objects: list[str], anywhere: set[str], number: int
 ) -> list[dict[str, Any]]:
     """A row for each object and each absent word: its presence at all `VALUES`."""
     backbone = editor.backbone
-    known = sorted(backbone.vae.image_encoder.vocabulary)
+    known = sorted(set(backbone.vae.image_encoder.vocabulary) - anywhere)
     near = (backbone.word_vectors(known) @ backbone.word_vectors(objects).T).amax(1)
     far = [word for word, value in zip(known, near.tolist(), strict=True) if value < FARTHEST]
     absent = np.random.default_rng(number).permutation(far)[:ABSENT].tolist()

@@ -14,6 +14,7 @@ Masks follow the order of the photos and, within a photo, of its words.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from regionroute.files import atomic_write, read_json, write_json
 INDEX = "bank.json"
 PHOTO = "photos"  # the rendering that holds the photos themselves
 IMAGES, MASKS = "pictures", "masks"  # keys in the safetensors files
+COMMON = 10  # photos that show a word beside their first object
 
 
 class BankPhoto(BaseModel):
@@ -108,6 +110,14 @@ class ObjectBank:
     def split(self, name: str) -> list[int]:
         """Indices of the photos of a split."""
         return [i for i, photo in enumerate(self.photos) if photo.split == name]
+
+    def surroundings(self) -> set[str]:
+        """Words that stand beside the first object of at least `COMMON` photos.
+
+        They may be in any photo without being labelled: grass, a wall, a hand.
+        """
+        beside = Counter(word for photo in self.photos for word in set(photo.words[1:]))
+        return {word for word, count in beside.items() if count >= COMMON}
 
     def image(self, rendering: str, photo: int) -> Tensor:
         """One photo in one rendering (`PHOTO`: as it is), [3,S,S] in [0,1].

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 # Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
@@ -28,6 +28,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from regionroute.data.images import write_image
+from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
 from regionroute.models.backbone import Backbone
 from regionroute.models.image_encoder import ImageEncoder
@@ -52,22 +53,26 @@ class Vocabulary:
     Args:
         base: whose word vectors are used.
         views: of all splits.
+        anywhere: words that may be in any image without being labelled.
     """
 
-    def __init__(self, base: Backbone, views: dict[str, Views]) -> None:
+    def __init__(
+        self, base: Backbone, views: dict[str, Views], anywhere: Collection[str] = ()
+    ) -> None:
         self.words = sorted({word for row in views["train"].words for word in row})
         known = {word for split in views.values() for row in split.words for word in row}
         phrases = [*self.words, *sorted(known - set(self.words))]
         self.number = {phrase: i for i, phrase in enumerate(phrases)}
         self.vectors = base.word_vectors(phrases)
+        self.absentees = [word for word in self.words if word not in anywhere]
 
     def of(self, words: Sequence[str]) -> Tensor:
         """Vectors [N,D] of words of the images."""
         return self.vectors[[self.number[word] for word in words]]
 
     def absent(self, words: Sequence[str], count: int, farthest: float, gen: Generator) -> Tensor:
-        """Vectors [count,D] of training words that are not close to any of `words`."""
-        candidates = self.vectors[: len(self.words)]
+        """Vectors [count,D] of `absentees` that are not close to any of `words`."""
+        candidates = self.of(self.absentees)
         if words:
             far = (candidates @ self.of(words).T).amax(1) < farthest
             candidates = candidates[far] if far.any() else candidates
@@ -86,7 +91,8 @@ def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
     base = load_base(cfg.base)
     encoder = encoder_of(base) if cfg.from_base else new_encoder(cfg, base)
     views = load_views(cfg.compositions, cfg.seed, encoder, output)
-    vocabulary = Vocabulary(base, views)
+    anywhere = ObjectBank(cfg.compositions.bank).surroundings()
+    vocabulary = Vocabulary(base, views, anywhere)
     encoder.vocabulary = tuple(vocabulary.words)
     optimizer = _optimizer(encoder, cfg)
     start = resume(cfg, output, encoder=encoder, optimizer=optimizer)
@@ -239,7 +245,7 @@ def validate(
         raw = encoder.head(*(part[image : image + 1].float() for part in split.maps))
         return encoder.scores(raw, vocabulary.of(words)[None])[0]
 
-    return localisation(views["test"], vocabulary.words, score)
+    return localisation(views["test"], vocabulary.absentees, score)
 
 
 @torch.no_grad()

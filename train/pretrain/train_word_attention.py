@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from regionroute.attention.losses import cover_loss, focus_loss
 from regionroute.data.images import write_image
+from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
 from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
@@ -82,7 +83,8 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
         except ValueError as error:
             raise UserError(f"image_encoder={cfg.image_encoder}: {error}") from error
     images = load_images(cfg.compositions, cfg.seed, base, output)
-    words = Words(base, images["train"], cfg.farthest)
+    anywhere = ObjectBank(cfg.compositions.bank).surroundings()
+    words = Words(base, images["train"], cfg.farthest, anywhere)
     heads = WordHeads(base, cfg.heads, cfg.text_share)
     start_heads(heads, images["train"], words.all, cfg.seed, cfg.sharpness)
     optimizer = torch.optim.AdamW(

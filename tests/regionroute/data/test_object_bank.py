@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from regionroute.data.object_bank import (
+    COMMON,
     PHOTO,
     BankIndex,
     BankPhoto,
@@ -63,6 +64,14 @@ def test_what_is_written_is_read(bank):
     assert torch.equal(read.image("colour-red", 0), random_images(2, 2)[0] / 255)
     assert torch.equal(read.masks(0), masks()[:1].float())
     assert torch.equal(read.masks(1), masks()[1:].float())
+
+
+def test_surroundings_are_the_words_that_stand_beside_many_objects(bank):
+    read = ObjectBank(bank)
+    assert read.surroundings() == set()
+    shown = [["dog", "grass", "grass"]] * (COMMON - 1) + [["grass", "dog"], ["cat", "grass"]]
+    read.photos = [BankPhoto(file="a.png", split="train", words=words) for words in shown]
+    assert read.surroundings() == {"grass"}
 
 
 def test_other_facts_of_a_photo_are_kept(bank):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,17 +33,27 @@ class Named:
 
 
 class Words:
-    """The words of the images, and which of them may be absent together."""
+    """The words of the images, and which of them may be absent together.
 
-    def __init__(self, base: Backbone, images: Images, farthest: float) -> None:
+    Args:
+        base: for the word vectors.
+        images: the images.
+        farthest: largest cosine of words that may be absent together.
+        anywhere: words that may be in any image without being labelled.
+    """
+
+    def __init__(
+        self, base: Backbone, images: Images, farthest: float, anywhere: Collection[str] = ()
+    ) -> None:
         self.all = sorted({word for row in images.words for word in row})
+        self.absentee = torch.tensor([word not in anywhere for word in self.all])
         self.near = base.word_vectors(self.all) @ base.word_vectors(self.all).T >= farthest
         self.number = {word: number for number, word in enumerate(self.all)}
 
     def absent(self, words: list[str], rng: random.Random) -> str | None:
-        """A word that is not close to any of `words`; None if there is none."""
+        """A word that is not close to any of `words`, nor anywhere; None: there is none."""
         here = [self.number[word] for word in words if word in self.number]
-        far = (~self.near[here].any(0)).nonzero().flatten().tolist()
+        far = (self.absentee & ~self.near[here].any(0)).nonzero().flatten().tolist()
         return self.all[rng.choice(far)] if far else None
 
 
