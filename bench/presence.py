@@ -31,7 +31,7 @@ from regionroute.models import image_encoder
 from regionroute.pipeline import RegionRoutePipeline
 
 CHOSEN = image_encoder.SEEN
-VALUES = (0.0, 1.0, 2.0, 2.5, CHOSEN, 3.0, 3.5)
+VALUES = (0.0, 1.0, 2.0, CHOSEN, 2.75, 3.0, 3.5)
 ABSENT = 30  # words per photo
 MOST = 80  # photos per group
 

@@ -35,6 +35,7 @@ from regionroute.attention.losses import cover_loss, focus_loss
 from regionroute.data.images import write_image
 from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
+from regionroute.files import read_json, write_json
 from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
 from regionroute.routing.gates import attention_concentration
@@ -243,6 +244,9 @@ def save_base_with(heads: WordHeads, folder: Path) -> None:
         network = getattr(heads.base, name)
         network.half().save_pretrained(partial / name, safe_serialization=True)
         network.float()
+        about = read_json(partial / name / "config.json")
+        about.pop("_name_or_path", None)  # a path of this machine
+        write_json(partial / name / "config.json", about)
     store_in_float8(partial / "text_encoder_2" / "model.safetensors", TABLE)
     replace_folder(partial, folder)
 

@@ -90,6 +90,7 @@ def test_the_base_that_it_writes_edits(trained):
     states, _ = base.encode_prompts(["make the dog in neon style, keep other area unchanged"])
     assert states.isfinite().all()
     assert not (trained / "base" / "experts").exists()
+    assert not any("_name_or_path" in f.read_text() for f in trained.glob("base/*/config.json"))
 
 
 def test_another_image_encoder_takes_the_place_of_the_bases(arguments, tmp_path):
