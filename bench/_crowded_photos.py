@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +30,16 @@ class Photo:
     kind: str
     image: Tensor
     objects: dict[str, Tensor]
-    absent: str
-
-
-Shown = tuple[str, str, Tensor, dict[str, Tensor]]  # name, kind, image, word -> mask
+    absent: str = ""
 
 
 def photos_set_aside(
     labels: Sequence[Path], outlines: Path | None, bank: ObjectBank, editor: Editor, mosaics: int
 ) -> list[Photo]:
     """Photos of several objects that no training saw, and mosaics.
+
+    A photo of the kind "photo" has the objects of its labels file; one of the kind "outlined" has
+    those of `outlines` in addition. A photo with both is in both.
 
     Args:
         labels: labels files.
@@ -50,44 +50,35 @@ def photos_set_aside(
     """
     split = {photo.file: photo.split for photo in bank.photos}
     rng = np.random.default_rng(0)
-    crowded: list[Shown] = []
-    singles: list[Shown] = []
-    for path in labels:
-        for shown in _shown(read_labels(path)[0], "photo", split):
-            if len(shown[3]) > 1:
-                crowded.append(shown)
-            elif shown[0] in split:
-                singles.append(shown)
+    given = [photo for path in labels for photo in _read([path], "photo", split)]
+    crowded = [photo for photo in given if len(photo.objects) > 1]
+    singles = [photo for photo in given if len(photo.objects) == 1 and photo.name in split]
     if outlines is not None:
-        named = {photo.path for photo in read_labels(outlines, labels[0].parent)[0]}
-        both = read_label_files([labels[0], outlines], labels[0].parent)[0]
-        again = [photo for photo in both if photo.path in named]
-        crowded += [shown for shown in _shown(again, "outlined", split) if len(shown[3]) > 1]
+        folder = labels[0].parent
+        named = {photo.name for photo in read_labels(outlines, folder)[0]}
+        again = _read([labels[0], outlines], "outlined", split)
+        crowded += [p for p in again if p.name in named and len(p.objects) > 1]
     for number in range(mosaics):
         chosen = [singles[i] for i in rng.choice(len(singles), 4, replace=False)]
-        objects = {
-            word: (image, mask) for *_, image, masks in chosen for word, mask in masks.items()
-        }
-        if len(objects) == 4:
-            crowded.append((f"mosaic {number}", "mosaic", *_mosaic(objects)))
+        tiles = {word: (p.image, mask) for p in chosen for word, mask in p.objects.items()}
+        if len(tiles) == 4:
+            crowded.append(Photo(f"mosaic {number}", "mosaic", *_mosaic(tiles)))
     every = {word for photo in bank.photos for word in photo.words}
     words = sorted(every - bank.surroundings())  # those might be there, unlabelled
     vectors = editor.backbone.word_vectors(words)
     photos = []
-    for name, kind, image, masks in crowded:
-        near = (vectors @ editor.backbone.word_vectors(list(masks)).T).amax(1)
+    for photo in crowded:
+        near = (vectors @ editor.backbone.word_vectors(list(photo.objects)).T).amax(1)
         far = [word for word, value in zip(words, near.tolist(), strict=True) if value < FARTHEST]
-        photos.append(Photo(name, kind, image, masks, far[int(rng.integers(len(far)))]))
+        photos.append(replace(photo, absent=far[int(rng.integers(len(far)))]))
     return photos
 
 
-def _shown(photos: Sequence[LabelledPhoto], kind: str, split: Mapping[str, str]) -> Iterator[Shown]:
-    """Photos that are no training photos of the bank, with their objects, at least one."""
-    for photo in tqdm(photos, desc=kind, unit="photo"):
-        if split.get(photo.name, "test") == "test":
-            image, objects = opened(photo)
-            if objects:
-                yield photo.name, kind, image, objects
+def _read(paths: Sequence[Path], kind: str, split: Mapping[str, str]) -> list[Photo]:
+    """Photos that are no training photos of the bank."""
+    known, _ = read_label_files(paths, paths[0].parent)
+    aside = [photo for photo in known if split.get(photo.name, "test") == "test"]
+    return [Photo(photo.name, kind, *opened(photo)) for photo in tqdm(aside, desc=kind)]
 
 
 def opened(photo: LabelledPhoto) -> tuple[Tensor, dict[str, Tensor]]:
@@ -111,6 +102,13 @@ def _mosaic(tiles: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[st
         objects[word] = torch.zeros(1, 2 * SIDE, 2 * SIDE)
         objects[word][:, *window] = (_square(mask) > 0.5).float()
     return image, objects
+
+
+def panel(image: Tensor, mask: Tensor, edit: Tensor) -> Tensor:
+    """Photo with the object outlined by brightness, beside its edit: [3,160,320]."""
+    shown = image * (0.35 + 0.65 * mask)
+    size = (160, 160)
+    return torch.cat([resize(x[None], size)[0].clamp(0, 1) for x in (shown, edit)], -1)
 
 
 def _square(pixels: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _crowded_photos import Photo, photos_set_aside
+from _crowded_photos import Photo, panel, photos_set_aside
 from _shared import add_result_argument, provenance
 from torch import Tensor
 from tqdm import tqdm
@@ -213,7 +213,7 @@ def score(
             changes.append(found.changed)
             rows.append(_measured(photo, word, mask, found))
             if found.image is not None and len(panels) < SHOWN:
-                panels.append(_panel(photo.image, mask, found.image))
+                panels.append(panel(photo.image, mask, found.image))
         rows[-1]["overlap"] = _iou(changes[0], changes[1])
         found = method(photo, photo.absent, styles[turn % len(styles)], seed)
         rows.append(
@@ -263,13 +263,6 @@ def _peak(region_map: Tensor, inside: Tensor) -> float:
     return float(grid.flatten()[region_map.flatten().argmax()] > 0.25)
 
 
-def _panel(image: Tensor, mask: Tensor, edit: Tensor) -> Tensor:
-    """Photo with the object outlined by brightness, beside its edit: [3,160,320]."""
-    shown = image * (0.35 + 0.65 * mask)
-    size = (160, 160)
-    return torch.cat([resize(x[None], size)[0].clamp(0, 1) for x in (shown, edit)], -1)
-
-
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means with intervals, of photos and of mosaics; AUC and rates of absent words."""
     found: dict[str, Any] = {}
@@ -300,7 +293,7 @@ def differences(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     found = {}
     for mode in ("routed", BY_STYLE):
         own, rival = (
-            [row for row in rows.get(f"{mode}, {arm}", []) if "word" in row]
+            [r for r in rows.get(f"{mode}, {arm}", []) if "word" in r and r["kind"] != "outlined"]
             for arm in ("supervised", "unsupervised")
         )
         if rival:

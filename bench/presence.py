@@ -31,7 +31,7 @@ from regionroute.models import image_encoder
 from regionroute.pipeline import RegionRoutePipeline
 
 CHOSEN = image_encoder.SEEN
-VALUES = (0.0, 1.0, 2.0, CHOSEN, 2.75, 3.0, 3.5)
+VALUES = sorted({0.0, 1.0, 2.0, 2.5, 2.75, 3.0, 3.5, CHOSEN})
 ABSENT = 30  # words per photo
 MOST = 80  # photos per group
 
@@ -85,10 +85,13 @@ def photos(
                 yield f"training photos, {count}", image, list(objects)
             elif count == "one":
                 yield "photos of one object", image, list(objects)
-    several = "outlined" if outlines else "photo"
-    groups = {"mosaic": "mosaics", several: "photos of several objects"}
+    groups = {
+        "photo": "photos of several objects",
+        "outlined": "outlined photos of several objects",
+        "mosaic": "mosaics",
+    }
     for crowded in photos_set_aside(labels, outlines, bank, editor, mosaics=12):
-        if crowded.kind == "mosaic" or (crowded.kind == several and crowded.name in split):
+        if crowded.kind != "photo" or crowded.name in split:
             yield groups[crowded.kind], crowded.image, list(crowded.objects)
 
 

@@ -140,6 +140,8 @@ def read_label_files(
 ) -> tuple[list[LabelledPhoto], list[Rejection]]:
     """Read several labels files; a photo that more than one names has the objects of all.
 
+    Its objects, facts and line number are in the order of the files: those of the first come first.
+
     Args:
         paths: labels files.
         folder: what their file names are relative to, None for the folder of each.
@@ -156,9 +158,9 @@ def read_label_files(
         found, bad = read_labels(path, folder)
         rejected += bad
         for photo in found:
-            known = photos.get(photo.path, photo)
-            objects = known.objects if known is photo else (*known.objects, *photo.objects)
-            photos[photo.path] = replace(known, objects=objects)
+            key = photo.path.resolve()
+            known = photos.get(key)
+            photos[key] = replace(known, objects=known.objects + photo.objects) if known else photo
     return list(photos.values()), rejected
 
 

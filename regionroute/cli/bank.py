@@ -31,9 +31,14 @@ def parser() -> Parser:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="labels files with masks, as for `regionroute label`",
+        help="labels files with masks, as for `regionroute label`; a photo that several name has "
+        "the objects of all, first those of the first file",
     )
-    add("--images", metavar="DIR", help="folder of the photos (that of each labels file)")
+    add(
+        "--images",
+        metavar="DIR",
+        help="folder that file names are relative to (each labels file's)",
+    )
     add("--out", required=True, metavar="DIR", help="folder of the bank")
     add_styles(parser, "photos")
     add("--size", type=int, default=160, metavar="PX", help="side of the square images (160)")

@@ -112,12 +112,15 @@ class ObjectBank:
         return [i for i, photo in enumerate(self.photos) if photo.split == name]
 
     def surroundings(self) -> set[str]:
-        """Words that stand beside the first object of at least `COMMON` photos.
+        """Words that are often in a photo without being labelled: grass, a wall, a hand.
 
-        They may be in any photo without being labelled: grass, a wall, a hand.
+        In training photos they are next to the first object of at least `COMMON`, and more often
+        next to it than first.
         """
-        beside = Counter(word for photo in self.photos for word in set(photo.words[1:]))
-        return {word for word, count in beside.items() if count >= COMMON}
+        shown = [self.photos[i].words for i in self.split("train")]
+        first = Counter(words[0] for words in shown)
+        beside = Counter(word for words in shown for word in {*words[1:]} - {words[0]})
+        return {word for word, count in beside.items() if count >= COMMON and count > first[word]}
 
     def image(self, rendering: str, photo: int) -> Tensor:
         """One photo in one rendering (`PHOTO`: as it is), [3,S,S] in [0,1].

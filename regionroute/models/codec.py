@@ -140,13 +140,18 @@ class PatchCodec(ModelMixin, ConfigMixin):
             getattr(self, name).copy_(getattr(other, name))
 
     def take_image_encoder(self, encoder: ImageEncoder) -> None:
-        """Replace the image encoder by another of the same sizes.
+        """Replace the image encoder by one that was trained further.
 
         Raises:
-            ValueError: it has other sizes, or the codec has none.
+            ValueError: it has other sizes or another scale, so that the base cannot read it.
         """
-        if self.image_encoder is None or self.image_encoder.sizes != encoder.sizes:
-            raise ValueError(f"an image encoder of other sizes than the codec's: {encoder.sizes}")
+        own = self.image_encoder
+        if own is None or own.sizes != encoder.sizes:
+            sizes = None if own is None else own.sizes
+            raise ValueError(f"its sizes are {encoder.sizes}, those of the base's are {sizes}")
+        for name in ("mean", "deviation"):
+            if not torch.allclose(getattr(own, name), getattr(encoder, name), rtol=1e-2, atol=1e-3):
+                raise ValueError("its channels have another scale: train it with from_base=true")
         self.image_encoder = encoder
         self.register_to_config(vocabulary=list(encoder.vocabulary))
 

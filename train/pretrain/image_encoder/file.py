@@ -20,13 +20,17 @@ def save_image_encoder(network: ImageEncoder, path: Path) -> None:
         save_file(network.state_dict(), temporary, metadata=about)
 
 
-def load_image_encoder(path: str | Path) -> ImageEncoder:
+def load_image_encoder(path: str | Path, setting: str = "codec.image_encoder") -> ImageEncoder:
     """A network saved by `save_image_encoder`.
+
+    Args:
+        path: its file.
+        setting: that names the file, for messages.
 
     Raises:
         UserError: no such file, or another one.
     """
-    setting = f"codec.image_encoder={path}"
+    setting = f"{setting}={path}"
     if not Path(path).is_file():
         raise UserError(
             f"{setting}: no such file, make one with train/pretrain/train_image_encoder.py"

@@ -57,7 +57,7 @@ def load_images(
     """
     path = output / FILE
     encoder = base.vae.image_encoder
-    made_with = json.dumps([seed, cfg.model_dump(), base.fingerprint, _sum(encoder)])
+    made_with = json.dumps([seed, cfg.model_dump(), base.fingerprint, _checksum(encoder)])
     found = read_stored(path, made_with)
     if found is None:
         bank = ObjectBank(cfg.bank)
@@ -72,7 +72,7 @@ def load_images(
     return {split: _images(split, *found) for split in ("train", "test")}
 
 
-def _sum(encoder: ImageEncoder) -> float:
+def _checksum(encoder: ImageEncoder) -> float:
     """A number that changes with the encoder's weights."""
     return sum(weight.double().sum().item() for weight in encoder.state_dict().values())
 

@@ -38,22 +38,22 @@ class Words:
     Args:
         base: for the word vectors.
         images: the images.
-        farthest: largest cosine of words that may be absent together.
-        anywhere: words that may be in any image without being labelled.
+        farthest: cosine with a word of the image from which a word is not asked for as absent.
+        surroundings: words that may be in an image without being labelled, never absent.
     """
 
     def __init__(
-        self, base: Backbone, images: Images, farthest: float, anywhere: Collection[str] = ()
+        self, base: Backbone, images: Images, farthest: float, surroundings: Collection[str] = ()
     ) -> None:
         self.all = sorted({word for row in images.words for word in row})
-        self.absentee = torch.tensor([word not in anywhere for word in self.all])
+        self.may_be_absent = torch.tensor([word not in surroundings for word in self.all])
         self.near = base.word_vectors(self.all) @ base.word_vectors(self.all).T >= farthest
         self.number = {word: number for number, word in enumerate(self.all)}
 
     def absent(self, words: list[str], rng: random.Random) -> str | None:
-        """A word that is not close to any of `words`, nor anywhere; None: there is none."""
+        """A word that may be absent and is not close to any of `words`; None: there is none."""
         here = [self.number[word] for word in words if word in self.number]
-        far = (self.absentee & ~self.near[here].any(0)).nonzero().flatten().tolist()
+        far = (self.may_be_absent & ~self.near[here].any(0)).nonzero().flatten().tolist()
         return self.all[rng.choice(far)] if far else None
 
 
