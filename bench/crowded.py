@@ -1,12 +1,12 @@
 r"""On photos of several objects, does the word choose?
 
     python bench/crowded.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl \
-        --outlines configs/nano_photos_objects.jsonl --bank data/bank \
+        --outlines train/pretrain/nano_photos_objects.jsonl --bank data/bank \
         --detector yolox_nano_coco.onnx
 
 Every named object of every test photo with at least two of them is restyled, and one word that is
 absent. Test photos: those of the bank's split "test", all of labels files that the bank does not
-hold; test photos with further objects outlined by eye (reported apart); mosaics of four test
+hold; test photos with further objects that a language model outlined (apart); mosaics of four test
 photos of one object each (synthetic, apart). Edits run as a user's do, at the photo's own size.
 
 Rows: edits routed by the map and plain; the image encoder's own map; as a rival, a grounded

@@ -1,7 +1,7 @@
 """How often is an absent object noticed, and a present one refused?
 
     python bench/presence.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl \
-        --outlines configs/nano_photos_objects.jsonl --bank data/bank
+        --outlines train/pretrain/nano_photos_objects.jsonl --bank data/bank
 
 Presence (`ImageEncoder.presence`) of every object of a photo and of words that are absent: words of
 the training photos far from all present ones. Present objects below the threshold are refused,

@@ -66,16 +66,16 @@ def test_it_learns_to_find_what_is_named(arguments, tmp_path, capsys):
 
 
 def test_a_bases_own_encoder_is_trained_further_and_keeps_its_scale(arguments, base, tmp_path):
-    assert main([f"output={tmp_path}", *arguments, "from_base=true", "steps=1", "lr=1e-9"]) == 0
+    own = base.vae.image_encoder
+    assert main([f"output={tmp_path}", *arguments, "from_base=true", "steps=1"]) == 0
 
-    network, own = (
-        load_image_encoder(tmp_path / "image_encoder.safetensors"),
-        base.vae.image_encoder,
-    )
+    network = load_image_encoder(tmp_path / "image_encoder.safetensors")
     assert network.sizes == own.sizes
-    assert network.vocabulary == ("cup", "dog")
-    image = torch.rand(1, 3, 32, 32) * 2 - 1
-    assert torch.allclose(network(image), own(image), atol=1e-3)
+    assert {"cup", "dog", "airplane"} < set(network.vocabulary)
+    assert torch.equal(network.mean, own.mean)
+    assert torch.equal(network.deviation, own.deviation)
+    change = network.out.weight - own.out.weight
+    assert 0 < change.abs().max() < 0.01
 
 
 def test_a_stopped_run_gives_the_same_network(arguments, tmp_path, monkeypatch):

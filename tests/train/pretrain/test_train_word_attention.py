@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from regionroute.config.io import load_config
 from regionroute.errors import UserError
 from regionroute.models.embedded import nano_folder
 from regionroute.models.image_encoder import ImageEncoder
@@ -15,6 +16,7 @@ from train.pretrain import train_word_attention as training
 from train.pretrain.image_encoder.config import CompositionsConfig
 from train.pretrain.image_encoder.file import save_image_encoder
 from train.pretrain.train_word_attention import main
+from train.pretrain.word_attention.config import WordAttentionConfig
 from train.pretrain.word_attention.heads import WordHeads, context_features
 from train.pretrain.word_attention.images import load_images
 from train.pretrain.word_attention.prompts import Words, named, nowhere, token_ids
@@ -107,11 +109,30 @@ def test_another_image_encoder_takes_the_place_of_the_bases(arguments, tmp_path)
     assert torch.equal(written.bias, encoder.bias)
 
 
-def test_an_image_encoder_of_other_sizes_is_refused(arguments, tmp_path, capsys):
+def test_an_image_encoder_that_the_base_cannot_read_is_refused(arguments, tmp_path, capsys):
     file = tmp_path / "encoder.safetensors"
+    given = [f"output={tmp_path}", *arguments, f"image_encoder={file}"]
+    assert main(given) == 2
+    assert f"image_encoder={file}: no such file" in capsys.readouterr().err
     save_image_encoder(ImageEncoder(16, 8, 128), file)
-    assert main([f"output={tmp_path}", *arguments, f"image_encoder={file}"]) == 2
-    assert f"image_encoder={file}" in capsys.readouterr().err
+    assert main(given) == 2
+    assert f"image_encoder={file}: its sizes are" in capsys.readouterr().err
+    encoder = copy.deepcopy(load_base("nano-photos").vae.image_encoder)
+    encoder.deviation.mul_(2)
+    save_image_encoder(encoder, file)
+    assert main(given) == 2
+    assert "from_base=true" in capsys.readouterr().err
+    assert main([*given, "base=nano"]) == 2
+    assert "base=nano: needs an image encoder" in capsys.readouterr().err
+
+
+def test_images_are_encoded_anew_for_another_image_encoder(arguments, tmp_path):
+    base = load_base("nano-photos")
+    cfg = load_config(None, arguments, WordAttentionConfig).compositions
+    before = load_images(cfg, 0, base, tmp_path)["train"].latents
+    with torch.no_grad():
+        base.vae.image_encoder.mean.add_(1)
+    assert not torch.equal(load_images(cfg, 0, base, tmp_path)["train"].latents, before)
 
 
 def test_a_stopped_run_gives_the_same_base(arguments, tmp_path, monkeypatch):
