@@ -226,7 +226,7 @@ def crowded(file: str = "crowded") -> str:
         ("absent words change", "absent changes", "%"),
     ]
     rows, names = {}, {}
-    kinds = {"photo": "photos", "outlined": "photos outlined by a language model", "mosaic": "mosaics"}
+    kinds = {"photo": "photos", "outlined": "outlined photos", "mosaic": "mosaics"}
     for kind, title in kinds.items():
         for method, parts in result(file)["methods"].items():
             if kind in parts:
