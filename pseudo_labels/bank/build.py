@@ -51,11 +51,13 @@ class Square:
         image: [3,S,S] uint8.
         masks: [N,S,S] uint8 in {0,1}, one per object.
         row: its row of the index.
+        skipped: one sentence per object that could not be used.
     """
 
     image: Tensor
     masks: Tensor
     row: BankPhoto
+    skipped: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +203,7 @@ def _write_photos(
             skipped.append(result)
         else:
             squares.append(result)
+            skipped += result.skipped
     if not squares:
         first = f"; the first: {skipped[0]}" if skipped else ""
         raise UserError(f"none of {len(photos)} photos can be used{first}")
@@ -254,7 +257,9 @@ def photo_square(photo: LabelledPhoto, side: int, test_share: float) -> Square:
         **photo.facts,
     }
     pixels = (small[:, *window] * 255).round().to(torch.uint8)
-    return Square(pixels.contiguous(), cut[kept].to(torch.uint8), BankPhoto.model_validate(row))
+    unusable = tuple(f"{photo.path}: the {item.word}: {item.reason}" for item in rejected)
+    photo_row = BankPhoto.model_validate(row)
+    return Square(pixels.contiguous(), cut[kept].to(torch.uint8), photo_row, unusable)
 
 
 def _scaled(mask: Tensor, size: tuple[int, int]) -> Tensor:

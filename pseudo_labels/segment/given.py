@@ -18,6 +18,7 @@ is wrong with a row never stops the others: it becomes a `Rejection`.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,15 +153,19 @@ def read_label_files(
     Raises:
         UserError: one of the files does not exist, or is not text.
     """
-    photos: dict[Path, LabelledPhoto] = {}
+    photos: dict[str, LabelledPhoto] = {}
     rejected: list[Rejection] = []
     for path in paths:
         found, bad = read_labels(path, folder)
         rejected += bad
         for photo in found:
-            key = photo.path.resolve()
+            key = os.path.realpath(photo.path)
             known = photos.get(key)
-            photos[key] = replace(known, objects=known.objects + photo.objects) if known else photo
+            if known is not None:
+                more = tuple(item for item in photo.objects if item not in known.objects)
+                facts = {**photo.facts, **known.facts}
+                photo = replace(known, objects=known.objects + more, facts=facts)
+            photos[key] = photo
     return list(photos.values()), rejected
 
 

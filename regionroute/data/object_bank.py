@@ -99,6 +99,7 @@ class ObjectBank:
             if not path.exists():
                 raise UserError(f"{self.folder}: {path.name} is missing, run `regionroute bank`")
         self.side, self.photos, self.renderings = index.side, index.photos, index.renderings
+        self.key = index.key
         counts = [len(photo.words) for photo in self.photos]
         self._first_mask = [sum(counts[:i]) for i in range(len(counts))]
         self._open: dict[str, Any] = {}

@@ -8,8 +8,10 @@ from typing import Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
-from regionroute.config.io import command_settings, save_config
+from regionroute.config.io import FILE_NAME, command_settings, load_config, save_config
+from regionroute.errors import UserError
 from regionroute.files import check_output_folder
 from train.engine.output_lock import locked_output
 from train.engine.states import Stateful, load_states
@@ -70,23 +72,50 @@ def run_training(
     return 0
 
 
-def resume(settings: BaseModel, output: Path, **parts: Stateful) -> int:
+def resume(settings: BaseModel, output: Path, fixed: Sequence[str] = (), **parts: Stateful) -> int:
     """Restores the parts from the folder's checkpoint and readies its log; stores the settings.
 
     Args:
         settings: of the run; with a `resume` that is false, the checkpoint is not read.
         output: folder of the run.
+        fixed: names of settings that a run which is resumed must have had alike.
         parts: networks and optimizers by the names that `save_states` got.
 
     Returns:
         Steps done before: 0 without a checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged, or of other sizes.
+        UserError: the checkpoint is damaged, of other sizes, or of a run with other fixed settings.
     """
     start = 0
     if getattr(settings, "resume", True):
+        if fixed and (output / CHECKPOINT).is_file():
+            _check_same(settings, output, fixed)
         start = load_states(output / CHECKPOINT, **parts)
     save_config(settings, output)  # only now: a refused run leaves the earlier one's
     rewind(output / LOG_FILE, start)
     return start
+
+
+def check_finite(network: nn.Module) -> None:
+    """Refuses weights that a training has ruined, before they replace what is saved.
+
+    Raises:
+        UserError: one of them is not finite.
+    """
+    if not all(weight.isfinite().all() for weight in network.parameters()):
+        raise UserError("the weights are not finite any more: lower lr and resume")
+
+
+def _check_same(settings: BaseModel, output: Path, fixed: Sequence[str]) -> None:
+    path = output / FILE_NAME
+    if not path.is_file():
+        return
+    before = load_config(path, [], type(settings))
+    for name in fixed:
+        was, now = getattr(before, name), getattr(settings, name)
+        if was != now:
+            raise UserError(
+                f"{output}: the run in this folder had {name}={was}, this one has {now}: set it "
+                "back or choose another output"
+            )

@@ -93,7 +93,7 @@ def test_only_what_is_missing_is_made_again(bank_case, copied):
     assert (bank / "cyberpunk.safetensors").stat().st_mtime_ns == kept
 
 
-def test_a_photo_of_several_labels_files_has_the_objects_of_all(bank_case, tmp_path):
+def test_a_photo_of_several_labels_files_has_the_objects_of_all(bank_case, tmp_path, capsys):
     labels, out = bank_case.write_photos(tmp_path / "photos", count=4), tmp_path / "bank"
     more = tmp_path / "more.jsonl"
     row = {"file": "1.png", "word": "table", "width": 60, "height": 48}
@@ -107,6 +107,11 @@ def test_a_photo_of_several_labels_files_has_the_objects_of_all(bank_case, tmp_p
     assert [photo["words"] for photo in index_of(out)["photos"][:2]] == [["dog"], ["cup", "table"]]
     assert load_file(out / "photos.safetensors")["masks"].shape[0] == 5
 
+    more.write_text(json.dumps(row | {"width": 50, "height": 50}) + "\n")
+    again = [str(tmp_path / "other") if part == str(out) else part for part in arguments]
+    assert run(*again) == 0  # of another aspect: told, and the rest is made
+    assert "skipped: " in (told := capsys.readouterr().err)
+    assert "the table" in told
     more.write_text(json.dumps(row | {"segmentation": [[0, 40, 60, 40, 60, 48, 0, 48]]}) + "\n")
     assert run(*arguments) == 2  # other outlines make another bank
 

@@ -80,6 +80,8 @@ def test_a_photo_of_several_files_has_the_objects_of_all(folder, tmp_path):
     assert [item.word for item in photos[0].objects] == ["dog", "cat"]
     assert len(photos) == len(rejected) == 1
     assert "elsewhere" in rejected[0].reason
+    again, _ = read_label_files([first, first, more], folder)
+    assert [item.word for item in again[0].objects] == ["dog", "cat"]
 
 
 def test_facts_of_the_photo_are_kept(folder):

@@ -65,7 +65,7 @@ def test_it_learns_to_find_what_is_named(arguments, tmp_path, capsys):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_a_bases_own_encoder_is_trained_further_and_keeps_its_scale(arguments, base, tmp_path):
+def test_a_bases_own_encoder_is_trained_further_at_its_scale(arguments, base, tmp_path, capsys):
     own = base.vae.image_encoder
     assert main([f"output={tmp_path}", *arguments, "from_base=true", "steps=1"]) == 0
 
@@ -76,6 +76,10 @@ def test_a_bases_own_encoder_is_trained_further_and_keeps_its_scale(arguments, b
     assert torch.equal(network.deviation, own.deviation)
     change = network.out.weight - own.out.weight
     assert 0 < change.abs().max() < 0.01
+    kept = (tmp_path / "image_encoder.safetensors").read_bytes()
+    assert main([f"output={tmp_path}", *arguments, "steps=1"]) == 2
+    assert "from_base=True" in capsys.readouterr().err
+    assert (tmp_path / "image_encoder.safetensors").read_bytes() == kept
 
 
 def test_a_stopped_run_gives_the_same_network(arguments, tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_the_base_that_it_writes_edits(trained):
     assert not any("_name_or_path" in f.read_text() for f in trained.glob("base/*/config.json"))
 
 
-def test_another_image_encoder_takes_the_place_of_the_bases(arguments, tmp_path):
+def test_another_image_encoder_takes_the_place_of_the_bases(arguments, tmp_path, capsys):
     encoder = copy.deepcopy(load_base("nano-photos").vae.image_encoder)
     encoder.vocabulary = ("cup", "stone")
     with torch.no_grad():
@@ -107,6 +107,8 @@ def test_another_image_encoder_takes_the_place_of_the_bases(arguments, tmp_path)
     written = load_base(str(tmp_path / "base")).vae.image_encoder
     assert written.vocabulary == ("cup", "stone")
     assert torch.equal(written.bias, encoder.bias)
+    assert main([f"output={tmp_path}", *arguments, "steps=1"]) == 2
+    assert f"had image_encoder={file}, this one has None" in capsys.readouterr().err
 
 
 def test_an_image_encoder_that_the_base_cannot_read_is_refused(arguments, tmp_path, capsys):

@@ -58,10 +58,11 @@ def load_views(
         UserError: the bank cannot be read.
     """
     path = output / FILE
-    made_with = json.dumps([seed, cfg.model_dump(), encoder.class_vectors.sum().item()])
+    bank = ObjectBank(cfg.bank)
+    about = [seed, cfg.model_dump(), bank.key, encoder.class_vectors.sum().item()]
+    made_with = json.dumps(about)
     found = read_stored(path, made_with)
     if found is None:
-        bank = ObjectBank(cfg.bank)
         tensors: dict[str, Tensor] = {}
         words: Words = {}
         for split, count in (("train", cfg.count), ("test", cfg.held_out)):

@@ -56,11 +56,11 @@ def load_images(
         UserError: the bank cannot be read.
     """
     path = output / FILE
-    encoder = base.vae.image_encoder
-    made_with = json.dumps([seed, cfg.model_dump(), base.fingerprint, _checksum(encoder)])
+    bank, encoder = ObjectBank(cfg.bank), base.vae.image_encoder
+    about = [seed, cfg.model_dump(), bank.key, base.fingerprint, _checksum(encoder)]
+    made_with = json.dumps(about)
     found = read_stored(path, made_with)
     if found is None:
-        bank = ObjectBank(cfg.bank)
         tensors: dict[str, Tensor] = {}
         words: Words = {}
         for split, count in (("train", cfg.count), ("test", cfg.held_out)):
