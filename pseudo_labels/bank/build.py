@@ -102,7 +102,9 @@ def make_bank(
     photos, rejected = read_label_files(labels, images)
     skipped = [item.reason for item in rejected]
     if not photos:
-        raise UserError(f"{labels[0]}: this labels file names no photo")
+        names = ", ".join(map(str, labels))
+        first = f"; the first row that is refused: {skipped[0]}" if skipped else ""
+        raise UserError(f"{names}: no photo is named here{first}")
     count, unusable = build_bank(photos, built, out, side, test_share, workers)
     return count, [*skipped, *unusable]
 

@@ -116,6 +116,13 @@ def test_a_photo_of_several_labels_files_has_the_objects_of_all(bank_case, tmp_p
     assert run(*arguments) == 2  # other outlines make another bank
 
 
+def test_when_every_row_is_refused_the_first_reason_is_told(bank_case, tmp_path, capsys):
+    labels = bank_case.write_photos(tmp_path / "photos", count=2)
+    labels.write_text(json.dumps({"file": "/1.png", "word": "dog"}) + "\n")
+    assert run(*bank_case.bank_arguments(labels, tmp_path / "bank")) == 2
+    assert f"{labels}:1: path '/1.png' is refused" in capsys.readouterr().err
+
+
 def test_a_photo_that_cannot_be_used_is_named_and_skipped(bank_case, tmp_path, capsys):
     labels = bank_case.write_photos(tmp_path / "photos", count=4)
     (tmp_path / "photos" / "2.png").write_bytes(b"no picture")
