@@ -78,8 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     """Trains the heads of a base and saves it in the folder `output`."""
     base = load_base(cfg.base)
-    if getattr(base.vae, "image_encoder", None) is None:
-        raise UserError(f"base={base.name}: needs an image encoder that is aligned with words")
+    heads = WordHeads(base, cfg.heads, cfg.text_share)  # first: refuses a base without encoder
     if cfg.image_encoder is not None:
         encoder = load_image_encoder(cfg.image_encoder, "image_encoder")
         try:
@@ -89,7 +88,6 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     images = load_images(cfg.compositions, cfg.seed, base, output)
     surroundings = ObjectBank(cfg.compositions.bank).surroundings()
     words = Words(base, images["train"], cfg.farthest, surroundings)
-    heads = WordHeads(base, cfg.heads, cfg.text_share)
     start_heads(heads, images["train"], words.all, cfg.seed, cfg.sharpness)
     optimizer = torch.optim.AdamW(
         [
