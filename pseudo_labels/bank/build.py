@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from regionroute.data.object_bank import (
     BankIndex,
     BankPhoto,
     Rendering,
+    open_rendering,
     read_index,
     rendering_file,
     write_index,
@@ -37,7 +37,7 @@ from regionroute.data.object_bank import (
 )
 from regionroute.engines.local import default_workers, map_in_order
 from regionroute.errors import UserError
-from regionroute.files import check_output_folder, settings_hash, text_hash
+from regionroute.files import check_output_folder, file_hash, settings_hash, text_hash
 
 _MIN_AREA = 0.005  # share of the square below which an object is skipped
 _REVISION = 1
@@ -154,7 +154,7 @@ def build_bank(
 
 def _images(out: Path) -> Tensor:
     """The photos of a bank, uint8 [P,3,S,S]."""
-    with safe_open(rendering_file(out, PHOTO), "pt") as file:
+    with open_rendering(out, PHOTO) as file:
         images: Tensor = file.get_tensor(IMAGES)
     return images
 
@@ -174,10 +174,18 @@ def _renderings(styles: Sequence[BuiltStyle]) -> dict[str, _Job]:
 
 def _photo_key(photo: LabelledPhoto) -> list[Any]:
     shown = [
-        [item.word, item.mask.name if item.mask else item.outline and text_hash(item.outline)]
+        [item.word, _contents(item.mask) if item.mask else item.outline and text_hash(item.outline)]
         for item in photo.objects
     ]
-    return [photo.name, shown]
+    return [photo.name, _contents(photo.path), shown]
+
+
+def _contents(path: Path) -> str:
+    """Hash of a file; "" where there is none to read, which `square` reports."""
+    try:
+        return file_hash(path)
+    except (UserError, OSError):
+        return ""
 
 
 def _kept_index(out: Path, key: str) -> BankIndex | None:

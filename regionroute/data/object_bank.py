@@ -145,20 +145,28 @@ class ObjectBank:
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
-            path = rendering_file(self.folder, name)
-            try:
-                self._open[name] = safe_open(path, "pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path}: this file is damaged ({error}); remove it and run `regionroute bank` "
-                    "again"
-                ) from error
+            self._open[name] = open_rendering(self.folder, name)
         return self._open[name]
 
 
 def rendering_file(folder: Path, name: str) -> Path:
     """File of a rendering, or of the photos (`PHOTO`)."""
     return folder / f"{name}.safetensors"
+
+
+def open_rendering(folder: Path, name: str) -> Any:
+    """The open safetensors file of a rendering, or of the photos (`PHOTO`).
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = rendering_file(folder, name)
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: this file is damaged ({error}); remove it and run `regionroute bank` again"
+        ) from error
 
 
 def read_index(folder: Path) -> BankIndex:

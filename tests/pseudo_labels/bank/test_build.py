@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from pseudo_labels.bank.tasks import COLOURS, recolour
@@ -91,6 +92,23 @@ def test_only_what_is_missing_is_made_again(bank_case, copied):
 
     assert (bank / "pixel-art.safetensors").exists()
     assert (bank / "cyberpunk.safetensors").stat().st_mtime_ns == kept
+
+
+def test_a_changed_photo_or_a_damaged_file_is_not_taken_for_the_old_one(bank_case, copied, capsys):
+    bank, labels = copied / "bank", copied / "photos" / "labels.jsonl"
+    arguments = bank_case.bank_arguments(labels, bank)
+    (bank / "pixel-art.safetensors").unlink()
+    photos = bank / "photos.safetensors"
+    kept = photos.read_bytes()
+    photos.write_bytes(kept[:1000])
+    assert run(*arguments) == 2
+    assert "photos.safetensors: this file is damaged" in capsys.readouterr().err
+
+    photos.write_bytes(kept)
+    shown = copied / "photos" / index_of(bank)["photos"][0]["file"]
+    Image.open(shown).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(shown)
+    assert run(*arguments) == 2
+    assert "holds a bank of other photos" in capsys.readouterr().err
 
 
 def test_a_photo_of_several_labels_files_has_the_objects_of_all(bank_case, tmp_path, capsys):
