@@ -63,8 +63,7 @@ def photos_set_aside(
         tiles = {word: (p.image, mask) for p in chosen for word, mask in p.objects.items()}
         if len(tiles) == 4:
             crowded.append(Photo(f"mosaic {number}", "mosaic", *_mosaic(tiles)))
-    every = {word for photo in bank.photos for word in photo.words}
-    words = sorted(every - bank.surroundings())  # those might be there, unlabelled
+    words = sorted(bank.subjects())  # others might be there, unlabelled
     vectors = editor.backbone.word_vectors(words)
     photos = []
     for photo in crowded:

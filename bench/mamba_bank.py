@@ -158,17 +158,25 @@ def means(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def paired(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The bank minus each other painter on the pairs that both painted."""
-    own = {(row["style"], row["photo"]): row for row in rows[BANK]}
-    found = {}
-    for painter, others in rows.items():
-        if painter == BANK:
-            continue
-        found[painter] = {
-            key: describe([own[row["style"], row["photo"]][key] - row[key] for row in others])
-            for key in ("gram", "match", "lpips")
-        }
+    """The bank minus each other painter on the pairs that both painted, and so for other seeds."""
+    found = {
+        painter: difference(rows[BANK], others)
+        for painter, others in rows.items()
+        if painter in (ARBITRARY, NUMBERED, GATYS, PHOTO)
+    }
+    if SEEDS in rows:
+        found[f"{SEEDS} minus {ARBITRARY}"] = difference(rows[SEEDS], rows[ARBITRARY])
     return found
+
+
+def difference(own: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """One painter's rows minus another's, on the pairs that both painted."""
+    known = {(row["style"], row["photo"]): row for row in others}
+    pairs = [(row, known.get((row["style"], row["photo"]))) for row in own]
+    return {
+        key: describe([row[key] - other[key] for row, other in pairs if other is not None])
+        for key in ("gram", "match", "lpips")
+    }
 
 
 def pairs(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:

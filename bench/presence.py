@@ -3,8 +3,8 @@
     python bench/presence.py --labels PHOTOS/labels.jsonl MORE/labels.jsonl \
         --outlines train/pretrain/nano_photos_objects.jsonl --bank data/bank
 
-Presence (`ImageEncoder.presence`) of every object of a photo and of words that are absent: words of
-the training photos far from all present ones. Present objects below the threshold are refused,
+Presence (`ImageEncoder.presence`) of every object of a photo and of words that are absent: first
+words of other photos, far from all present ones. Present objects below the threshold are refused,
 absent ones above it pass. Rows: values of `SEEN`, what is taken off the scores of words that the
 encoder was trained with. It was chosen on training photos of several objects.
 """
@@ -31,7 +31,7 @@ from regionroute.models import image_encoder
 from regionroute.pipeline import RegionRoutePipeline
 
 CHOSEN = image_encoder.SEEN
-VALUES = sorted({0.0, 1.0, 2.0, 2.5, 2.75, 3.0, 3.5, CHOSEN})
+VALUES = sorted({0.0, 1.0, 2.0, 2.5, 3.0, 3.25, 3.5, 4.0, CHOSEN})
 ABSENT = 30  # words per photo
 MOST = 80  # photos per group
 
@@ -53,7 +53,7 @@ def main() -> int:
     for group, image, objects in photos(args.labels, args.outlines, bank, editor):
         rows = found.setdefault(group, [])
         if len({row["photo"] for row in rows}) < MOST:
-            rows += measured(editor, image, objects, bank.surroundings(), number=len(rows))
+            rows += measured(editor, image, objects, bank.subjects(), number=len(rows))
     threshold = editor.routing.presence
     result = provenance() | {"threshold": threshold, "seen": CHOSEN, "groups": {}}
     for group, rows in found.items():
@@ -97,11 +97,11 @@ def photos(
 
 @torch.no_grad()
 def measured(
-    editor: Editor, image: Tensor, objects: list[str], anywhere: set[str], number: int
+    editor: Editor, image: Tensor, objects: list[str], subjects: set[str], number: int
 ) -> list[dict[str, Any]]:
     """A row for each object and each absent word: its presence at all `VALUES`."""
     backbone = editor.backbone
-    known = sorted(set(backbone.vae.image_encoder.vocabulary) - anywhere)
+    known = sorted(subjects)
     near = (backbone.word_vectors(known) @ backbone.word_vectors(objects).T).amax(1)
     far = [word for word, value in zip(known, near.tolist(), strict=True) if value < FARTHEST]
     absent = np.random.default_rng(number).permutation(far)[:ABSENT].tolist()

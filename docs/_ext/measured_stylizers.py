@@ -13,6 +13,9 @@ PAINTERS = (
 )
 
 
+SEEDS = "banks of other seeds"
+
+
 def mamba() -> str:
     """Losses of StyleMamba's fits."""
     data = result("mamba_fit")
@@ -32,13 +35,14 @@ QUALITY = [("Style", "match", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", 
 def mamba_bank() -> str:
     """The packaged style bank and other painters, each on the pairs that it painted."""
     data = result("mamba_bank")["scores"]["found"]["means"]
+    painters = [PAINTERS[0], *(name for name in data if name.startswith(SEEDS)), *PAINTERS[1:]]
     body = [
         [
             name,
             str(data[name]["gram"]["n"]),
             *(cell(data[name][key], kind) for _, key, kind in QUALITY),
         ]
-        for name in PAINTERS
+        for name in painters
     ]
     return table(["", "pairs", *(head for head, _, _ in QUALITY)], body)
 
@@ -46,8 +50,9 @@ def mamba_bank() -> str:
 def mamba_bank_paired() -> str:
     """The packaged style bank minus other painters, on the pairs that both painted."""
     rows = result("mamba_bank")["scores"]["found"]["paired"]
-    names = {name: (name,) for name in PAINTERS[1:-1]}
-    return by_columns(rows, QUALITY, names, ["the bank minus"], signed=True)
+    names = {name: (f"bank − {name}",) for name in PAINTERS[1:-1]}
+    names |= {name: (name.replace("minus", "−"),) for name in rows if name.startswith(SEEDS)}
+    return by_columns(rows, QUALITY, names, signed=True)
 
 
 PROTOCOL = {

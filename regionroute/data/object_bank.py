@@ -30,7 +30,7 @@ from regionroute.files import atomic_write, read_json, write_json
 INDEX = "bank.json"
 PHOTO = "photos"  # the rendering that holds the photos themselves
 IMAGES, MASKS = "pictures", "masks"  # keys in the safetensors files
-COMMON = 10  # photos that show a word beside their first object
+COMMON = 16  # photos with a word beside their first object: one in a hundred of the packaged base
 
 
 class BankPhoto(BaseModel):
@@ -122,6 +122,13 @@ class ObjectBank:
         first = Counter(words[0] for words in shown)
         beside = Counter(word for words in shown for word in {*words[1:]} - {words[0]})
         return {word for word, count in beside.items() if count >= COMMON and count > first[word]}
+
+    def subjects(self) -> set[str]:
+        """First words of the photos but surroundings: a photo without the label shows none.
+
+        Of further objects and of parts (a paw, foliage) that cannot be said.
+        """
+        return {photo.words[0] for photo in self.photos} - self.surroundings()
 
     def image(self, rendering: str, photo: int) -> Tensor:
         """One photo in one rendering (`PHOTO`: as it is), [3,S,S] in [0,1].

@@ -204,10 +204,18 @@ def _loss(
         masks = masks.flip(-1) if mirrored else masks
         absent = vocabulary.absent(words, cfg.negatives, cfg.farthest, generator)
         vectors = torch.cat([vocabulary.of(words), absent]) if words else absent
+        vectors = jittered(vectors, cfg.jitter, generator)
         logits = encoder.scores(raw[row : row + 1], vectors[None])[0]
         truth = torch.cat([masks, masks.new_zeros(cfg.negatives, *logits.shape[1:])])
         losses.append(_focal(logits, truth) + _dice(logits[: len(words)].sigmoid(), masks))
     return torch.stack(losses).mean()
+
+
+def jittered(vectors: Tensor, largest: float, generator: Generator) -> Tensor:
+    """Unit vectors [N,D], each turned by a random vector of up to the length `largest`."""
+    noise = torch.randn(vectors.shape, generator=generator) / math.sqrt(vectors.shape[1])
+    lengths = largest * torch.rand(len(vectors), 1, generator=generator)
+    return F.normalize(vectors + lengths * noise, dim=-1)
 
 
 def _focal(logits: Tensor, truth: Tensor) -> Tensor:

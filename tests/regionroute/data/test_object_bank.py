@@ -72,6 +72,8 @@ def test_surroundings_are_the_words_that_stand_beside_many_objects(bank):
     shown = [["dog", "grass", "grass"]] * (COMMON - 1) + [["grass", "dog"], ["cat", "grass"]]
     read.photos = [BankPhoto(file="a.png", split="train", words=words) for words in shown]
     assert read.surroundings() == {"grass"}
+    read.photos.append(BankPhoto(file="b.png", split="train", words=["grass", "paw"]))
+    assert read.subjects() == {"dog", "cat"}
 
 
 def test_other_facts_of_a_photo_are_kept(bank):

@@ -14,7 +14,13 @@ from train.pretrain.image_encoder.config import ImageEncoderConfig
 from train.pretrain.image_encoder.file import load_image_encoder, save_image_encoder
 from train.pretrain.image_encoder.scores import localisation
 from train.pretrain.image_encoder.views import Views, load_views
-from train.pretrain.train_image_encoder import Vocabulary, learning_rate, main, new_encoder
+from train.pretrain.train_image_encoder import (
+    Vocabulary,
+    jittered,
+    learning_rate,
+    main,
+    new_encoder,
+)
 
 SMALL = [
     "compositions.side=32",
@@ -135,6 +141,16 @@ def test_absent_words_are_far_from_those_present(base):
         ["cat"], 40, 0.55, torch.Generator().manual_seed(0)
     )
     assert (drawn @ vocabulary.of(["truck"]).T).max() < 0.99
+
+
+def test_words_are_turned_by_at_most_the_length_given():
+    vectors = torch.nn.functional.normalize(torch.randn(200, 128), dim=-1)
+    turned = jittered(vectors, 1.3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turned.norm(dim=1), torch.ones(200))
+    cosines = (turned * vectors).sum(1)
+    assert 0.45 < float(cosines.min()) < 0.7
+    assert float(cosines.max()) > 0.97
+    torch.testing.assert_close(jittered(vectors, 0.0, torch.Generator()), vectors)
 
 
 def test_words_of_a_kind_lie_close_and_phrases_average(base):

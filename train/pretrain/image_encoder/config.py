@@ -61,6 +61,12 @@ class ImageEncoderConfig(Section):
         description="largest cosine of an absent word's vector with a present one's: closer words "
         "may name the same thing",
     )
+    jitter: float = Field(
+        1.3,
+        description="largest length of the random vector that is added to a word's unit vector, so "
+        "that words near those of the images are found as well; 0: none",
+        ge=0,
+    )
     lr: float = Field(2e-3, description="peak learning rate, with cosine decay", gt=0)
     slow: float = Field(
         0.1, description="factor on the rate of the word map and the zero-shot part", gt=0
