@@ -109,7 +109,7 @@ def scores(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
     vgg = load_vgg(str(weights / "vgg16_features.safetensors"))
     lpips = load_lpips(weights / "alexnet_features.safetensors")
     rows: dict[str, list[dict[str, Any]]] = {}
-    seeds = {folder.name: load_bank(folder) for folder in args.banks}
+    seeds = {f"{SEEDS}: {folder}": load_bank(folder) for folder in args.banks}
     styles = [s for s in read_bank(HERE / "mamba_bank.yaml") if s.image is not None]
     for style in tqdm(styles, desc="styles"):
         assert style.image is not None
@@ -147,9 +147,9 @@ def scores(args: argparse.Namespace, bank: StyleBank) -> dict[str, Any]:
                         "seconds": seconds.get(painter),
                     }
                 )
-    if seeds:
-        rows[SEEDS] = [row for seed in seeds for row in rows[seed]]
-    return {"means": {p: means(r) for p, r in rows.items()}, "paired": paired(rows), "rows": rows}
+    pooled = rows | ({SEEDS: [row for seed in seeds for row in rows[seed]]} if seeds else {})
+    found = {painter: means(some) for painter, some in pooled.items()}
+    return {"means": found, "paired": paired(pooled), "rows": rows}
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -49,11 +49,12 @@ def main() -> int:
     args = parser.parse_args()
     editor = RegionRoutePipeline.from_pretrained(args.base).editor
     bank = ObjectBank(args.bank)
+    subjects = bank.subjects()
     found: dict[str, list[dict[str, Any]]] = {}
     for group, image, objects in photos(args.labels, args.outlines, bank, editor):
         rows = found.setdefault(group, [])
         if len({row["photo"] for row in rows}) < MOST:
-            rows += measured(editor, image, objects, bank.subjects(), number=len(rows))
+            rows += measured(editor, image, objects, subjects, number=len(rows))
     threshold = editor.routing.presence
     result = provenance() | {"threshold": threshold, "seen": CHOSEN, "groups": {}}
     for group, rows in found.items():

@@ -11,8 +11,6 @@ PAINTERS = (
     "optimised pixels",
     "unedited photo",
 )
-
-
 SEEDS = "banks of other seeds"
 
 
@@ -35,7 +33,7 @@ QUALITY = [("Style", "match", ".2"), ("Gram", "gram", ".2"), ("LPIPS", "lpips", 
 def mamba_bank() -> str:
     """The packaged style bank and other painters, each on the pairs that it painted."""
     data = result("mamba_bank")["scores"]["found"]["means"]
-    painters = [PAINTERS[0], *(name for name in data if name.startswith(SEEDS)), *PAINTERS[1:]]
+    painters = [PAINTERS[0], *([SEEDS] if SEEDS in data else []), *PAINTERS[1:]]
     body = [
         [
             name,
@@ -51,7 +49,8 @@ def mamba_bank_paired() -> str:
     """The packaged style bank minus other painters, on the pairs that both painted."""
     rows = result("mamba_bank")["scores"]["found"]["paired"]
     names = {name: (f"bank − {name}",) for name in PAINTERS[1:-1]}
-    names |= {name: (name.replace("minus", "−"),) for name in rows if name.startswith(SEEDS)}
+    seeds = f"{SEEDS} minus {PAINTERS[1]}"
+    names |= {seeds: (seeds.replace("minus", "−"),)} if seeds in rows else {}
     return by_columns(rows, QUALITY, names, signed=True)
 
 

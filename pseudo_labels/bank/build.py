@@ -181,7 +181,7 @@ def _photo_key(photo: LabelledPhoto) -> list[Any]:
 
 
 def _contents(path: Path) -> str:
-    """Hash of a file; "" where there is none to read, which `square` reports."""
+    """Hash of a file; "" where there is none to read, which the building reports."""
     try:
         return file_hash(path)
     except (UserError, OSError):
@@ -197,7 +197,8 @@ def _kept_index(out: Path, key: str) -> BankIndex | None:
     index = read_index(out)
     if index.key != key:
         raise UserError(
-            f"{out}: this folder holds a bank of other photos or another size, give a new folder"
+            f"{out}: this folder holds a bank of other photos, another size or an earlier version, "
+            "give a new folder"
         )
     return index if rendering_file(out, PHOTO).exists() else None
 

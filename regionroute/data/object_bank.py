@@ -46,7 +46,7 @@ class BankPhoto(BaseModel):
 
     file: str
     split: str
-    words: list[str]
+    words: list[str] = Field(min_length=1)
 
 
 class Rendering(BaseModel):
@@ -124,9 +124,10 @@ class ObjectBank:
         return {word for word, count in beside.items() if count >= COMMON and count > first[word]}
 
     def subjects(self) -> set[str]:
-        """First words of the photos but surroundings: a photo without the label shows none.
+        """Words that come first in a photo, without surroundings.
 
-        Of further objects and of parts (a paw, foliage) that cannot be said.
+        Photos without such a label are assumed not to show it; of further objects and parts (a paw,
+        foliage) the labels do not tell.
         """
         return {photo.words[0] for photo in self.photos} - self.surroundings()
 

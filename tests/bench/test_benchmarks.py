@@ -395,3 +395,16 @@ def test_gpu_script_runs_dry_and_resumes(tmp_path):
     assert "sparse: finished before" in again.stdout
     assert "kernels: bench/gpu_kernels.py" in again.stdout
     assert (tmp_path / "sparse.json").stat().st_mtime_ns == before
+
+
+def test_painters_are_compared_on_the_pairs_that_both_painted(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "bench"))
+    import mamba_bank
+
+    def row(photo, value):
+        return {"style": "neon", "photo": photo, "gram": value, "match": value, "lpips": value}
+
+    own = [row("a", 3.0), row("a", 5.0), row("b", 9.0)]  # two seeds, and a pair of its own
+    found = mamba_bank.difference(own, [row("a", 1.0), row("c", 7.0)])
+    assert found["gram"].mean == 3.0
+    assert found["gram"].n == 2

@@ -213,7 +213,9 @@ def _loss(
 
 def jittered(vectors: Tensor, largest: float, generator: Generator) -> Tensor:
     """Unit vectors [N,D], each turned by a random vector of up to the length `largest`."""
-    noise = torch.randn(vectors.shape, generator=generator) / math.sqrt(vectors.shape[1])
+    if not largest:
+        return vectors
+    noise = F.normalize(torch.randn(vectors.shape, generator=generator), dim=-1)
     lengths = largest * torch.rand(len(vectors), 1, generator=generator)
     return F.normalize(vectors + lengths * noise, dim=-1)
 
