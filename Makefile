@@ -21,7 +21,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(RUN) pytest -m slow
 
-# Tutorials and notebooks that train; the others are part of `test`.
+# Tutorials that train, and the notebooks; other tutorials are part of `test`.
 test-docs: $(STAMP)
 	$(RUN) pytest -n 2 --dist load -m slow tests/docs
 

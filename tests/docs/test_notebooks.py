@@ -8,12 +8,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-SLOW = {"train_expert"}  # trains for a minute
 LARGEST = 400_000  # bytes of a notebook with its outputs
-FILES = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
-    for path in PATHS
-]
 
 
 def test_all_are_on_the_site():
@@ -34,8 +29,9 @@ def test_outputs_are_stored_and_small(path):
     assert path.stat().st_size < LARGEST
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
