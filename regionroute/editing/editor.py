@@ -238,7 +238,8 @@ class Editor:
         callback: StepCallback | None = None,
     ) -> SamplingJob:
         size = self.backbone.fit_size(*_size(sources))
-        context = self.backbone.encode_images(resize(sources, size))
+        images = resize(sources, size)
+        context = self.backbone.encode_images(images)
         noise = [self.backbone.draw_noise((1, *context.shape[1:]), p[0].seed) for p in plans]
         assert options.steps is not None
         assert options.guidance is not None
@@ -247,6 +248,7 @@ class Editor:
             plans, context, torch.cat(noise), options.steps, options.guidance, options.mode,
             callback, options.strength, bool(options.lock_background), want_map,
             sparse_quality=options.sparse_quality, instance=options.instance, force=options.force,
+            images=images,
         )  # fmt: skip
         if regions is not None:
             return dataclasses.replace(job, gates=gates_on_grid(regions, job.grid).to(context))

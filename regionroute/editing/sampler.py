@@ -197,7 +197,8 @@ class Sampler:
     def _absent(self, job: SamplingJob) -> tuple[Tensor | None, Tensor]:
         """The presence of each pair's object, and whether it counts as absent, [B,S]."""
         phrases = [[plan.object for plan in plans] for plans in job.plans]
-        presence = self.backbone.presence(job.context, phrases)
+        images = job.images
+        presence = None if images is None else self.backbone.presence(images, phrases)
         if presence is None or job.force:
             shape = len(phrases), job.pairs
             return presence, torch.zeros(shape, dtype=torch.bool, device=job.context.device)

@@ -38,6 +38,8 @@ class SamplingJob:
         instance: which of several objects of a word.
         force: edit objects that seem to be absent as well.
         mirrored: latents of the mirrored images, [B,C,H,W], to read maps from them too; or None.
+        images: the source images, [B,3,·,·] in [0,1], to ask whether they hold their objects; or
+            None, then these count as present.
     """
 
     plans: Sequence[Sequence[EditPlan]]
@@ -56,6 +58,7 @@ class SamplingJob:
     instance: Instance = "all"
     force: bool = False
     mirrored: Tensor | None = None
+    images: Tensor | None = None
 
     @property
     def rows(self) -> list[EditPlan]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
@@ -129,11 +128,11 @@ class Backbone:
         return word_vectors(encoder, tokenizer, phrases)
 
     @torch.no_grad()
-    def presence(self, context: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor | None:
+    def presence(self, images: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor | None:
         """How sure the image encoder is that objects are in images.
 
         Args:
-            context: latents of the images, [B,C,h,w].
+            images: [B,3,H,W] in [0,1], of a size that `fit_size` gives.
             phrases: S object phrases for each of the B images.
 
         Returns:
@@ -143,9 +142,10 @@ class Backbone:
         encoder = getattr(self.vae, "image_encoder", None)
         if encoder is None:
             return None
-        features = F.pixel_unshuffle(context[:, -self.semantic_channels :].float(), 2)
-        words = torch.stack([self.word_vectors(row) for row in phrases]).to(features)
-        found: Tensor = encoder.presence(encoder.raw(features), words, phrases)
+        self.on_device(self.vae)
+        images = images.to(encoder.mean) * 2 - 1
+        words = torch.stack([self.word_vectors(row) for row in phrases]).to(images)
+        found: Tensor = encoder.presence(images, words, phrases)
         return found
 
     @torch.no_grad()

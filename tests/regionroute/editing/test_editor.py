@@ -409,7 +409,7 @@ def presence(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Presence of words, as a base with a word-aligned image encoder would give it."""
     values: dict[str, float] = {}
 
-    def known(self: Backbone, context: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor:
+    def known(self: Backbone, images: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor:
         return torch.tensor([[values[phrase] for phrase in row] for row in phrases])
 
     monkeypatch.setattr(Backbone, "presence", known)
@@ -456,4 +456,4 @@ def test_of_two_objects_the_absent_one_alone_is_left(
 
 
 def test_a_base_without_word_aligned_features_cannot_tell(editor: Editor) -> None:
-    assert editor.backbone.presence(torch.zeros(1, 16, 4, 4), [["dog"]]) is None
+    assert editor.backbone.presence(torch.zeros(1, 3, 32, 32), [["dog"]]) is None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from regionroute.models.image_encoder import CLIP, SEEN, SUREST, ImageEncoder
 
@@ -70,18 +71,17 @@ def test_the_state_holds_the_head_alone(encoder):
     assert torch.equal(again.eval().requires_grad_(False)(images), encoder(images))
 
 
-def test_presence_expects_more_of_words_that_training_images_were_labelled_with(encoder):
-    raw, words = torch.randn(2, 12, 3, 3), torch.randn(2, 2, 16)
+def test_presence_asks_scores_and_class_evidence_and_expects_more_of_words_it_learned(encoder):
+    images, words = torch.rand(2, 3, 32, 48) * 2 - 1, torch.randn(2, 2, 16)
     phrases = [["dog", "grey dog"], ["Dog", "cup"]]
-    surest = encoder.scores(raw, words).flatten(2).topk(SUREST).values
-    assert torch.allclose(encoder.presence(raw, words, phrases), surest.sigmoid().mean(2))
+    *maps, evidence = encoder.views(images)
+    known = torch.einsum("bdhw,bnd->bnhw", evidence, words)
+    known = F.interpolate(known, (4, 6), mode="bilinear", align_corners=False)
+    surest = (encoder.scores(encoder.head(*maps, evidence), words) + known).flatten(2)
+    surest = surest.topk(SUREST).values
+    assert torch.allclose(encoder.presence(images, words, phrases), surest.sigmoid().mean(2))
 
     encoder.vocabulary = ("dog", "cat")
     surest[:, 0] -= SEEN
-    assert torch.allclose(encoder.presence(raw, words, phrases), surest.sigmoid().mean(2))
+    assert torch.allclose(encoder.presence(images, words, phrases), surest.sigmoid().mean(2))
 
-
-def test_presence_of_fewer_positions_than_it_looks_at(encoder):
-    raw, words = torch.randn(1, 12, 1, 2), torch.randn(1, 1, 16)
-    mean = encoder.scores(raw, words).sigmoid().mean((2, 3))
-    assert torch.allclose(encoder.presence(raw, words, [["dog"]]), mean)
