@@ -56,20 +56,24 @@ def start_from(
     wanted = styles if means is None else names
     for name in names:
         if name not in styles:
-            raise UserError(f"experts.init_from={folder}: its style {name!r} is not trained here")
+            raise UserError(
+                f"experts.init_from={folder}: its style {name!r} is not trained here, add it to "
+                "experts.styles"
+            )
     if len(names) > first.num_experts:
         raise UserError(
-            f"experts.init_from={folder}: it has {len(names)} experts, more than "
-            f"{first.num_experts}"
+            f"experts.init_from={folder}: it has {len(names)} experts, set experts.num_experts "
+            "to at least as many"
         )
     if registry.router:
         sizes = {name: (x.in_features, x.out_features) for name, x in layers.items()}
         common = read_router(folder / registry.router.file, sizes, registry.router, len(names))
         load_router_state_dict(layers, common)
     for entry in registry.experts:
-        state, _ = read_lora_file(folder / entry.file)
+        path = folder / entry.file
+        state, _ = read_lora_file(path)
         state = {key: tensor.float() for key, tensor in state.items()}
-        load_expert_state_dict(transformer, wanted.index(entry.style), state, entry.file)
+        load_expert_state_dict(transformer, wanted.index(entry.style), state, str(path))
     if means is not None:
         for layer in layers.values():
             assert isinstance(layer.router, SimilarityRouter)

@@ -179,8 +179,8 @@ def save_experts(
     worst = max(changes, key=lambda style: changes[style])
     if changes[worst] > LARGEST_CHANGE:
         _log.warning(
-            '%s: rounding changes the expert "%s" by %.0f %%, its weights are too small for this '
-            "precision: choose a wider experts.dtype", folder, worst, 100 * changes[worst],
+            'rounding changes the expert "%s" by %.0f %%, its weights are too small for this '
+            "precision: choose a wider experts.dtype", worst, 100 * changes[worst],
         )  # fmt: skip
     write_card(folder, registry)
     write_json(folder / REGISTRY_FILE, registry.model_dump(by_alias=True))
