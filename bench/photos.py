@@ -25,24 +25,18 @@ with the mask. The result goes to bench/results/photos.json, contact sheets go n
 """
 
 import argparse
-import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
+from _photo_pairs import Case, grid, held_out, measures
 from _shared import add_result_argument, provenance, run_python
 from torch import Tensor
 from tqdm import tqdm
 
 from eval.encoders.features import PerceptualDistance, find_lpips_weights, load_lpips
-from eval.metrics.lpips import lpips_bg
-from eval.metrics.region import coverage, leak, success
-from regionroute.data.images import read_image, read_mask, resize, write_image
-from regionroute.data.manifest import load_manifest
-from regionroute.data.region_scores import in_mask_ratio, masked_mean
+from regionroute.data.images import write_image
 from regionroute.data.stats import describe, paired
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest, Mode
@@ -55,8 +49,8 @@ TRUE_MASK = "routed by the true mask"  # how well it paints, whatever it finds
 REFERENCE = "routed, with"
 MEASURES = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "success", "map_iou")
 HIGHER = {"coverage", "map_iou", "pixel_iou", "success"}
+UNKNOWN = {"risograph", "blueprint", "ink-drawing", "pop-art"}  # to nano-photos
 LEAST_OF_A_WORD = 9  # edits, for a line of its own
-MARGIN = 0.03  # of the shorter side, around the mask
 
 
 class Method(NamedTuple):
@@ -90,53 +84,48 @@ METHODS = {
 }
 
 
-class Case(NamedTuple):
-    """A test pair at the model's size: images [3,H,W], mask [1,H,W], and its words."""
-
-    photo: str
-    image: Tensor
-    target: Tensor
-    mask: Tensor
-    word: str
-    style: str
-    style_words: str  # what a prompt calls the style
-    flags: tuple[str, ...]
-
-
 def main() -> int:
     """Train what is missing, edit, write the comparison."""
     args = _parser().parse_args()
     distance = load_lpips(lpips_weights(args.weights), "cpu")
     arms = {"with": ()} if args.experts else ARMS
-    methods = {name: how for name, how in METHODS.items() if how.arm is None or how.arm in arms}
+    methods = {
+        name: how
+        for name, how in METHODS.items()
+        if (how.arm is None or how.arm in arms) and (not args.rows or name in args.rows)
+    }
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    for seed in [0] if args.experts else args.seeds:
-        folder = args.out / f"seed-{seed}"
-        if not args.experts:
+    for run in range(len(args.experts or args.seeds)):
+        folder = args.out / f"seed-{run if args.experts else args.seeds[run]}"
+        experts = {arm: folder / arm / "experts" for arm in arms}
+        if args.experts:
+            experts = {"with": args.experts[run]}
+        else:
             for arm, changes in arms.items():
-                _train(args, seed, arm, changes)
+                _train(args, args.seeds[run], arm, changes)
         with_experts = RegionRoutePipeline.from_pretrained(
-            args.base, experts=args.experts or folder / "with" / "experts"
+            args.base, experts=experts["with"]
         ).editor
         cases = held_out(args.manifest, with_experts, args.pairs)
         for name, how in methods.items():
-            scored, images = score(_editor(args, how, folder), cases, how, distance, name)
-            rows[name] += scored
+            scored, images = score(_editor(args.base, how, experts), cases, how, distance, name)
+            rows[name] += [row | {"run": run} for row in scored]
             write_image(folder / f"{name.replace(', ', '-').replace(' ', '-')}.png",
                         grid(cases, images))  # fmt: skip
+    reference = next(iter(methods))
     result = provenance() | {
         "base": args.base,
         **(
-            {"experts": str(args.experts)}
+            {"experts": [str(path) for path in args.experts]}
             if args.experts
             else {"steps": args.steps, "seeds": args.seeds}
         ),
-        "pairs": len(rows[REFERENCE]),
+        "pairs": len(rows[reference]),
         "methods": {name: summary(scored) for name, scored in rows.items()},
-        f"{REFERENCE}, minus": {
-            name: difference(rows[REFERENCE], scored)
+        f"{reference}, minus": {
+            name: difference(rows[reference], scored)
             for name, scored in rows.items()
-            if name != REFERENCE
+            if name != reference
         },
     }
     write_json(args.result, result)
@@ -144,49 +133,12 @@ def main() -> int:
     return 0
 
 
-def _editor(args: argparse.Namespace, how: Method, folder: Path) -> Editor:
+def _editor(base: str, how: Method, experts: Mapping[str, Path]) -> Editor:
     """The editor of one row, with its changes to the stored routing settings."""
-    experts = None if how.arm is None else args.experts or folder / how.arm / "experts"
-    editor = RegionRoutePipeline.from_pretrained(args.base, experts=experts).editor
+    own = None if how.arm is None else experts[how.arm]
+    editor = RegionRoutePipeline.from_pretrained(base, experts=own).editor
     editor.routing = editor.routing.model_copy(update=how.routing)
     return editor
-
-
-def held_out(manifest: Path, editor: Editor, count: int) -> list[Case]:
-    """Pairs of the split "test" in known styles, round-robin over the shuffled photos."""
-    read = load_manifest(manifest)
-    by_photo: dict[str, list[Any]] = {}
-    assert editor.registry is not None
-    known = {entry.style for entry in editor.registry.experts}
-    for sample in read.samples:
-        if sample.split != "test" or len(sample.regions) != 1:
-            continue
-        if sample.regions[0].style in known:
-            by_photo.setdefault(sample.context, []).append(sample)
-    photos = list(by_photo.values())
-    random.Random(0).shuffle(photos)  # manifests are sorted: the first photos share a source
-    turns = max(map(len, photos))
-    chosen = [samples[turn] for turn in range(turns) for samples in photos if turn < len(samples)]
-    cases = []
-    for sample in chosen[:count]:
-        image = read_image(read.path(sample.context))
-        size = editor.backbone.fit_size(image.shape[-2], image.shape[-1])
-        target = read_image(read.path(sample.target))
-        mask = F.interpolate(read_mask(read.path(sample.regions[0].mask))[None], size, mode="area")
-        region = sample.regions[0]
-        cases.append(
-            Case(
-                sample.context,
-                resize(image[None], size)[0].clamp(0, 1),
-                resize(target[None], size)[0].clamp(0, 1),
-                (mask[0] >= 0.5).float(),
-                region.object,
-                region.style,
-                editor.styles.resolve(region.style).words,
-                tuple(sample.flags),
-            )
-        )
-    return cases
 
 
 def score(
@@ -212,45 +164,6 @@ def score(
     return rows, images
 
 
-def measures(
-    case: Case,
-    bare: Tensor,
-    locked: Tensor,
-    region_map: Tensor | None,
-    distance: PerceptualDistance,
-) -> dict[str, Any]:
-    """Metrics of one edit: `bare` before the background is locked, `locked` after."""
-    assert region_map is not None
-    mask, image, target = case.mask[None], case.image[None], case.target[None]
-    grid = F.interpolate(mask, region_map.shape[-2:], mode="area")[0, 0] >= 0.5
-    found = region_map > 0.5
-    return {
-        "photo": case.photo,
-        "word": case.word,
-        "style": case.style,
-        "flags": case.flags,
-        "area": float(case.mask.mean()),
-        "lpips_bg": float(lpips_bg(bare[None], image, mask, distance)),
-        "in_mask_ratio": float(in_mask_ratio(locked[None], image, target, mask)),
-        "success": float(success(locked[None], image, target, mask)),
-        "map_iou": float((grid & found).sum() / (grid | found).sum().clamp(min=1)),
-        **inside_and_outside(case, locked, distance),
-    }
-
-
-def inside_and_outside(case: Case, edit: Tensor, distance: PerceptualDistance) -> dict[str, float]:
-    """What an edit [3,H,W] does to its object and to the rest of the image."""
-    mask, image, target, edited = (x[None] for x in (case.mask, case.image, case.target, edit))
-    radius = max(1, round(MARGIN * min(mask.shape[-2:])))
-    wide = F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
-    left, unedited = (masked_mean(distance.spatial_map(x, target), mask) for x in (edited, image))
-    return {
-        "lpips_ratio": float(left / unedited),
-        "leak": float(leak(edited, image, wide)),
-        "coverage": float(coverage(edited, image, mask)),
-    }
-
-
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means with intervals: over all, by object size and neighbours, and by word."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
@@ -264,8 +177,19 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "several of a kind": [row for row in rows if "several" in row["flags"]],
         }
         | {
+            name: some
+            for name, some in (
+                ("styles the base knows", [r for r in rows if r["style"] not in UNKNOWN]),
+                ("styles it does not", [r for r in rows if r["style"] in UNKNOWN]),
+            )
+        }
+        | {
             f"style: {style}": [row for row in rows if row["style"] == style]
             for style in sorted({row["style"] for row in rows})
+        }
+        | {
+            f"run: {run}": [row for row in rows if row.get("run") == run]
+            for run in (sorted({row["run"] for row in rows}) if rows[-1].get("run") else ())
         }
         | {
             f"word: {word}": [row for row in rows if row["word"] == word]
@@ -303,18 +227,6 @@ def show(result: dict[str, Any]) -> None:
         print("  ".join([method.ljust(width), *values]))
 
 
-def grid(cases: list[Case], images: Iterable[Tensor], columns: int = 10) -> Tensor:
-    """Photo above edit above target, the first thirty cases, as one image [3,H,W]."""
-    side = 128
-    cells = [
-        torch.cat([resize(p[None], (side, side))[0] for p in (c.image, edited, c.target)], 1)
-        for c, edited in zip(cases[:30], images, strict=False)
-    ]
-    cells += [torch.ones_like(cells[0])] * (-len(cells) % columns)
-    rows = [torch.cat(cells[i : i + columns], 2) for i in range(0, len(cells), columns)]
-    return torch.cat(rows, 1).clamp(0, 1)
-
-
 def _train(args: argparse.Namespace, seed: int, arm: str, changes: tuple[str, ...]) -> None:
     folder = args.out / f"seed-{seed}"
     if (folder / arm / "experts" / "experts.json").exists():
@@ -343,7 +255,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", default="nano-photos")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--experts", type=Path, help="finished experts: no training, one seed, their rows only"
+        "--experts", type=Path, nargs="+",
+        help="finished experts, of one or more seeds: no training, their rows only",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=METHODS,
+        metavar="ROW",
+        help=f"only these: {', '.join(map(repr, METHODS))}",
     )
     parser.add_argument("--steps", type=int, default=150, help="training steps")
     parser.add_argument("--pairs", type=int, default=150, help="test pairs to edit")

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from _photo_pairs import Case, held_out
 from _shared import add_result_argument, provenance
-from photos import Case, held_out
 from torch import Tensor
 from tqdm import tqdm
 
