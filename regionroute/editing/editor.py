@@ -247,14 +247,18 @@ class Editor:
         job = SamplingJob(
             plans, context, torch.cat(noise), options.steps, options.guidance, options.mode,
             callback, options.strength, bool(options.lock_background), want_map,
-            sparse_quality=options.sparse_quality, instance=options.instance, force=options.force,
-            images=images,
+            sparse_quality=options.sparse_quality, instance=options.instance,
         )  # fmt: skip
         if regions is not None:
             return dataclasses.replace(job, gates=gates_on_grid(regions, job.grid).to(context))
-        if self.routing.mirror and options.mode == "routed":
-            mirrored = self.backbone.encode_images(resize(sources.flip(-1), size))
-            return dataclasses.replace(job, mirrored=mirrored)
+        if options.mode == "routed":
+            if self.routing.mirror:
+                mirrored = self.backbone.encode_images(resize(sources.flip(-1), size))
+                job = dataclasses.replace(job, mirrored=mirrored)
+            if not options.force:
+                phrases = [[plan.object for plan in row] for row in plans]
+                presence = self.backbone.presence(images, phrases)
+                job = dataclasses.replace(job, presence=presence)
         return job
 
     def resolved(self, options: EditOptions) -> EditOptions:

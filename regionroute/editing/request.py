@@ -111,7 +111,8 @@ class EditOptions:
         sparse: compute only the region in most steps, see `regionroute.editing.sparse`; routed, or
             with given regions and a locked background. None: where it pays (routed, a locked
             background, several steps, many tokens).
-        force: edit even where the object seems to be absent, see `RoutingConfig.presence`.
+        force: edit even where the object seems to be absent (`RoutingConfig.presence`); it is not
+            asked then whether it is.
         sparse_quality: how close sparse edits are to dense ones; docs/measured/sparse.md has the
             error and the time of each.
     """

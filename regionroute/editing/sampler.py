@@ -137,7 +137,10 @@ class Sampler:
         else:
             first = self._first_call(job)
             maps, concentration = self._pair_maps(job, first)
-            presence, absent = self._absent(job)
+            presence = job.presence
+            absent = torch.zeros(maps.shape[:2], dtype=torch.bool, device=maps.device)
+            if presence is not None:
+                absent = presence < self.routing.presence
             gates = token_gates(maps * ~absent[..., None, None], self.routing)
             keep, instances = choose_instances(gates, job.instance)
             gates, shown = gates * keep, boundary_map(maps, self.routing) * keep
@@ -193,16 +196,6 @@ class Sampler:
             self.backbone.transformer, gates.flatten(0, 1), job.steps, job.sparse_quality, route
         )
         return None if all(branch.region.whole for branch in calls.branches) else calls
-
-    def _absent(self, job: SamplingJob) -> tuple[Tensor | None, Tensor]:
-        """The presence of each pair's object, and whether it counts as absent, [B,S]."""
-        phrases = [[plan.object for plan in plans] for plans in job.plans]
-        images = job.images
-        presence = None if images is None else self.backbone.presence(images, phrases)
-        if presence is None or job.force:
-            shape = len(phrases), job.pairs
-            return presence, torch.zeros(shape, dtype=torch.bool, device=job.context.device)
-        return presence, presence < self.routing.presence
 
     def _pair_maps(self, job: SamplingJob, first: FirstCall) -> tuple[Tensor, Tensor]:
         """The attention of each pair's words, from the first call, or from two if mirrored.

@@ -36,10 +36,9 @@ class SamplingJob:
         sparse_quality: how close to the dense edit.
         gates: given gates [B,S,h,w] in place of the predicted maps, or None.
         instance: which of several objects of a word.
-        force: edit objects that seem to be absent as well.
         mirrored: latents of the mirrored images, [B,C,H,W], to read maps from them too; or None.
-        images: the source images, [B,3,·,·] in [0,1], to ask whether they hold their objects; or
-            None, then these count as present.
+        presence: of each pair's object, [B,S] in [0,1], see `Backbone.presence`; None: all count as
+            present.
     """
 
     plans: Sequence[Sequence[EditPlan]]
@@ -56,9 +55,8 @@ class SamplingJob:
     sparse_quality: SparseQuality = "balanced"
     gates: Tensor | None = None
     instance: Instance = "all"
-    force: bool = False
     mirrored: Tensor | None = None
-    images: Tensor | None = None
+    presence: Tensor | None = None
 
     @property
     def rows(self) -> list[EditPlan]:
@@ -87,8 +85,7 @@ class SamplingResult:
         concentration: attention on the region of each pair, in multiples of the average over all
             tokens, [B,S]; if routed.
         instances: number of separate parts of each pair's gates, [B,S]; if routed.
-        presence: of each pair's object, [B,S] in [0,1], see `Backbone.presence`; if routed and the
-            base can tell.
+        presence: that of the job; if routed.
         absent: bool [B,S], pairs left alone because their object seems to be absent; if routed.
         interrupted: whether a callback ended sampling early.
         sparse: of each pair, B·S: whether only its region was computed in most steps; None: dense.

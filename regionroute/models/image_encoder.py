@@ -26,10 +26,9 @@ STRIDE = 8  # pixels between outputs
 ZOOM = 2  # EfficientNet-Lite0 was trained at 224 px; its stride of 16 becomes 8 px of the image
 BLOCKS = (4, 10, 15)  # the last blocks at strides 8, 16 and 32
 SUREST = 4  # positions whose mean score says whether an object is there
-# Taken off the scores of words that training images were labelled with: these are high by habit
-# where nothing is. With it, as many absent words pass that were labelled as that were not (chosen
-# with words and photos withheld from training).
-SEEN = 1.0
+# Taken off score and class evidence, so that presence does not saturate, and off those of words that
+# training images were labelled with, which are high by habit where nothing is.
+DOUBT, SEEN = 3.25, 1.0
 CLIP = 4.0  # standardised features beyond this many deviations are clipped
 
 
@@ -69,7 +68,7 @@ class ImageEncoder(nn.Module):
         self.deviation: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1,1], sides multiples of 16, to [B,channels,H/8,W/8].
+        """Images [B,3,H,W] in [-1,1], sides multiples of 8, to [B,channels,H/8,W/8].
 
         Each channel is standardised over the training images and clipped.
         """
@@ -85,15 +84,20 @@ class ImageEncoder(nn.Module):
             Feature maps near [B,40,H/8,W/8], middle [B,112,H/8,W/8], far [B,320,H/16,W/16] and the
             class evidence [B,words,H/16,W/16].
         """
-        backbone = load_efficientnet_lite().to(images.device, images.dtype)
-        zoomed = F.interpolate(images, scale_factor=ZOOM, mode="bilinear", align_corners=False)
+        backbone = load_efficientnet_lite().to(images.device)  # float32, whatever the head's type
+        zoomed = F.interpolate(
+            images.float(), scale_factor=ZOOM, mode="bilinear", align_corners=False
+        )
         # Convolutions of one channel each are faster on a CPU with the channels last.
         zoomed = zoomed.contiguous(memory_format=torch.channels_last)
         (near, middle, far), logits = backbone(zoomed, BLOCKS)
         deviation, mean = torch.std_mean(logits, 1, keepdim=True)
         strong = ((logits - mean) / deviation - 2).relu()
-        evidence = torch.einsum("bchw,cd->bdhw", strong, self.class_vectors)
-        return F.avg_pool2d(near, 2), middle, far, evidence
+        evidence = torch.einsum("bchw,cd->bdhw", strong, self.class_vectors.float())
+        near, middle, far, evidence = (
+            part.to(images.dtype) for part in (F.avg_pool2d(near, 2), middle, far, evidence)
+        )
+        return near, middle, far, evidence
 
     def head(self, near: Tensor, middle: Tensor, far: Tensor, evidence: Tensor) -> Tensor:
         """Raw features and objectness [B,channels,h,w] from the maps of `views`."""
@@ -107,10 +111,10 @@ class ImageEncoder(nn.Module):
     def presence(self, images: Tensor, words: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor:
         """How sure it is that objects are in images.
 
-        The scores and, since training teaches habits as well, the class evidence itself.
+        The score plus the class evidence for the word, which training cannot bias.
 
         Args:
-            images: [B,3,H,W] in [-1,1], sides multiples of 16.
+            images: [B,3,H,W] in [-1,1], sides multiples of 8.
             words: unit word vectors [B,N,words].
             phrases: N objects for each of the B images.
 
@@ -120,10 +124,11 @@ class ImageEncoder(nn.Module):
         views = self.views(images)
         raw, evidence = self.head(*views), views[-1]
         known = torch.einsum("bdhw,bnd->bnhw", evidence, words)
+        scores = self.scores(raw, words).float() + _resized(known.float(), raw.shape[-2:])
         seen = [[float(phrase.casefold() in self.vocabulary) for phrase in row] for row in phrases]
-        scores = self.scores(raw, words) + _resized(known, raw.shape[-2:])
-        scores = scores - SEEN * words.new_tensor(seen)[..., None, None]
-        return scores.sigmoid().flatten(2).topk(SUREST).values.mean(2)
+        doubt = DOUBT + SEEN * scores.new_tensor(seen)
+        surest = (scores - doubt[..., None, None]).sigmoid().flatten(2)
+        return surest.topk(min(SUREST, surest.shape[2])).values.mean(2)
 
     def raw(self, features: Tensor) -> Tensor:
         """Undo the standardisation of `forward`, up to what was clipped: [B,channels,h,w]."""

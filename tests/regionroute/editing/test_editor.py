@@ -410,6 +410,10 @@ def presence(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     values: dict[str, float] = {}
 
     def known(self: Backbone, images: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor:
+        assert images.shape[:2] == (len(phrases), 3)
+        assert tuple(images.shape[2:]) == self.fit_size(*images.shape[2:])
+        assert images.min() >= 0
+        assert images.max() <= 1
         return torch.tensor([[values[phrase] for phrase in row] for row in phrases])
 
     monkeypatch.setattr(Backbone, "presence", known)
@@ -437,7 +441,7 @@ def test_an_absent_object_leaves_the_image_alone_unless_forced(
 
     forced = editor.edit(image, request, dataclasses.replace(routed, force=True))
     assert torch.equal(forced.image, usual.image)
-    assert "left_unchanged" not in forced.settings
+    assert not {"left_unchanged", "presence"} & set(forced.settings)
 
 
 def test_of_two_objects_the_absent_one_alone_is_left(

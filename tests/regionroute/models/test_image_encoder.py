@@ -1,10 +1,12 @@
 """The word-aligned image encoder: shapes, zero-shot part, scores, state."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from regionroute.models.image_encoder import CLIP, SEEN, SUREST, ImageEncoder
+from regionroute.models.image_encoder import CLIP, DOUBT, SEEN, SUREST, ImageEncoder
 
 
 @pytest.fixture
@@ -71,17 +73,28 @@ def test_the_state_holds_the_head_alone(encoder):
     assert torch.equal(again.eval().requires_grad_(False)(images), encoder(images))
 
 
-def test_presence_asks_scores_and_class_evidence_and_expects_more_of_words_it_learned(encoder):
-    images, words = torch.rand(2, 3, 32, 48) * 2 - 1, torch.randn(2, 2, 16)
+@pytest.mark.parametrize("size", [(32, 48), (24, 40), (8, 16)])  # (8, 16): two positions
+def test_presence_asks_scores_and_class_evidence_and_doubts_words_it_learned(encoder, size):
+    images, words = torch.rand(2, 3, *size) * 2 - 1, torch.randn(2, 2, 16)
     phrases = [["dog", "grey dog"], ["Dog", "cup"]]
     *maps, evidence = encoder.views(images)
     known = torch.einsum("bdhw,bnd->bnhw", evidence, words)
-    known = F.interpolate(known, (4, 6), mode="bilinear", align_corners=False)
-    surest = (encoder.scores(encoder.head(*maps, evidence), words) + known).flatten(2)
-    surest = surest.topk(SUREST).values
+    raw = encoder.head(*maps, evidence)
+    known = F.interpolate(known, raw.shape[-2:], mode="bilinear", align_corners=False)
+    surest = (encoder.scores(raw, words) + known).flatten(2) - DOUBT
+    surest = surest.topk(min(SUREST, surest.shape[2])).values
     assert torch.allclose(encoder.presence(images, words, phrases), surest.sigmoid().mean(2))
 
     encoder.vocabulary = ("dog", "cat")
     surest[:, 0] -= SEEN
     assert torch.allclose(encoder.presence(images, words, phrases), surest.sigmoid().mean(2))
 
+
+def test_low_precision_leaves_the_shared_backbone_as_it_is(encoder):
+    images, words = torch.rand(1, 3, 32, 32) * 2 - 1, F.normalize(torch.randn(1, 2, 16), dim=-1)
+    F.normalize(encoder.class_vectors, dim=-1, out=encoder.class_vectors)
+    before = encoder(images), encoder.presence(images, words, [["dog", "cup"]])
+    low = copy.deepcopy(encoder).bfloat16()
+    found = low.presence(images.bfloat16(), words.bfloat16(), [["dog", "cup"]])
+    assert (found - before[1]).abs().max() < 0.05
+    assert torch.equal(encoder(images), before[0])
