@@ -1,7 +1,7 @@
 """Held-out pairs of photos to edit, and how well edits of them do."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.encoders.features import PerceptualDistance
+from eval.encoders.features import PerceptualDistance, find_lpips_weights
 from eval.metrics.lpips import lpips_bg
 from eval.metrics.region import coverage, leak, success
 from regionroute.data.images import read_image, read_mask, resize
 from regionroute.data.manifest import load_manifest
 from regionroute.data.region_scores import in_mask_ratio, masked_mean
+from regionroute.data.stats import paired
 from regionroute.editing.editor import Editor
 
 MARGIN = 0.03  # of the shorter side, around the mask
+MEASURES = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "success", "map_iou")
+HIGHER = {"coverage", "map_iou", "pixel_iou", "success"}
 
 
 class Case(NamedTuple):
@@ -119,3 +122,25 @@ def grid(cases: list[Case], images: Iterable[Tensor], columns: int = 10) -> Tens
     cells += [torch.ones_like(cells[0])] * (-len(cells) % columns)
     rows = [torch.cat(cells[i : i + columns], 2) for i in range(0, len(cells), columns)]
     return torch.cat(rows, 1).clamp(0, 1)
+
+
+def difference(
+    rows: list[dict[str, Any]], rivals: list[dict[str, Any]], names: Sequence[str] = MEASURES
+) -> dict[str, Any]:
+    """Differences, paired over the same edits of the same seeds."""
+    return {
+        name: paired(
+            [row[name] for row in rows],
+            [row[name] for row in rivals],
+            higher_is_better=name in HIGHER,
+        )
+        for name in names
+    }
+
+
+def lpips_weights(given: str | None) -> Path:
+    """AlexNet's weights: the given file or the usual place; exit if there are none."""
+    path = find_lpips_weights(given)
+    if path is None:
+        raise SystemExit("--weights: LPIPS needs torchvision's AlexNet weights; give the file")
+    return Path(path)

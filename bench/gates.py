@@ -20,9 +20,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _photo_pairs import Case, held_out, inside_and_outside
+from _photo_pairs import Case, difference, held_out, inside_and_outside, lpips_weights
 from _shared import add_result_argument, provenance
-from photos import difference, lpips_weights
 from torch import Tensor
 from tqdm import tqdm
 

@@ -30,9 +30,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from _photo_pairs import Case, grid, measures
+from _photo_pairs import Case, grid, lpips_weights, measures
 from _shared import add_result_argument, provenance
-from photos import lpips_weights
 from torch import Tensor
 from tqdm import tqdm
 

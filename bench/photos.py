@@ -26,18 +26,18 @@ with the mask. The result goes to bench/results/photos.json, contact sheets go n
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _photo_pairs import Case, grid, held_out, measures
+from _photo_pairs import MEASURES, Case, difference, grid, held_out, lpips_weights, measures
 from _shared import add_result_argument, provenance, run_python
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.encoders.features import PerceptualDistance, find_lpips_weights, load_lpips
+from eval.encoders.features import PerceptualDistance, load_lpips
 from regionroute.data.images import write_image
-from regionroute.data.stats import describe, paired
+from regionroute.data.stats import describe
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest, Mode
 from regionroute.files import write_json
@@ -47,8 +47,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"with": (), "without": ("supervision.focus=0", "supervision.cover=0")}
 TRUE_MASK = "routed by the true mask"  # how well it paints, whatever it finds
 REFERENCE = "routed, with"
-MEASURES = ("leak", "coverage", "lpips_bg", "lpips_ratio", "in_mask_ratio", "success", "map_iou")
-HIGHER = {"coverage", "map_iou", "pixel_iou", "success"}
 UNKNOWN = {"risograph", "blueprint", "ink-drawing", "pop-art"}  # to nano-photos
 LEAST_OF_A_WORD = 9  # edits, for a line of its own
 
@@ -86,17 +84,18 @@ METHODS = {
 
 def main() -> int:
     """Train what is missing, edit, write the comparison."""
-    args = _parser().parse_args()
-    distance = load_lpips(lpips_weights(args.weights), "cpu")
+    parser = _parser()
+    args = parser.parse_args()
     arms = {"with": ()} if args.experts else ARMS
-    methods = {
-        name: how
-        for name, how in METHODS.items()
-        if (how.arm is None or how.arm in arms) and (not args.rows or name in args.rows)
-    }
+    chosen = args.rows or [name for name, how in METHODS.items() if how.arm in (None, *arms)]
+    methods = {name: METHODS[name] for name in chosen}
+    missing = [name for name, how in methods.items() if how.arm not in (None, *arms)]
+    if missing:
+        parser.error(f"--rows {missing[0]!r} needs experts of its own: leave out --experts")
+    distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for run in range(len(args.experts or args.seeds)):
-        folder = args.out / f"seed-{run if args.experts else args.seeds[run]}"
+        folder = args.out / (f"experts-{run}" if args.experts else f"seed-{args.seeds[run]}")
         experts = {arm: folder / arm / "experts" for arm in arms}
         if args.experts:
             experts = {"with": args.experts[run]}
@@ -165,7 +164,7 @@ def score(
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means with intervals: over all, by object size and neighbours, and by word."""
+    """Means with intervals: over all, by object size, neighbours, style, run (seed) and word."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
     words = Counter(row["word"] for row in rows)
     groups = (
@@ -177,19 +176,16 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "several of a kind": [row for row in rows if "several" in row["flags"]],
         }
         | {
-            name: some
-            for name, some in (
-                ("styles the base knows", [r for r in rows if r["style"] not in UNKNOWN]),
-                ("styles it does not", [r for r in rows if r["style"] in UNKNOWN]),
-            )
+            "styles the base knows": [row for row in rows if row["style"] not in UNKNOWN],
+            "styles it does not": [row for row in rows if row["style"] in UNKNOWN],
         }
         | {
             f"style: {style}": [row for row in rows if row["style"] == style]
             for style in sorted({row["style"] for row in rows})
         }
         | {
-            f"run: {run}": [row for row in rows if row.get("run") == run]
-            for run in (sorted({row["run"] for row in rows}) if rows[-1].get("run") else ())
+            f"run: {run}": [row for row in rows if row["run"] == run]
+            for run in {row["run"] for row in rows}
         }
         | {
             f"word: {word}": [row for row in rows if row["word"] == word]
@@ -201,20 +197,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         group: {name: describe([row[name] for row in some]) for name in names} | {"n": len(some)}
         for group, some in groups.items()
         if some
-    }
-
-
-def difference(
-    rows: list[dict[str, Any]], rivals: list[dict[str, Any]], names: Sequence[str] = MEASURES
-) -> dict[str, Any]:
-    """Differences, paired over the same edits of the same seeds."""
-    return {
-        name: paired(
-            [row[name] for row in rows],
-            [row[name] for row in rivals],
-            higher_is_better=name in HIGHER,
-        )
-        for name in names
     }
 
 
@@ -235,14 +217,6 @@ def _train(args: argparse.Namespace, seed: int, arm: str, changes: tuple[str, ..
                f"base.name={args.base}", f"data.manifest={args.manifest}",
                f"data.cache={args.out / 'cache'}", f"output={folder / arm}", f"seed={seed}",
                f"train.steps={args.steps}", *args.overrides, *changes)  # fmt: skip
-
-
-def lpips_weights(given: str | None) -> Path:
-    """AlexNet's weights: the given file or the usual place; exit if there are none."""
-    path = find_lpips_weights(given)
-    if path is None:
-        raise SystemExit("--weights: LPIPS needs torchvision's AlexNet weights; give the file")
-    return Path(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -58,7 +58,7 @@ def start_from(
         if name not in styles:
             raise UserError(
                 f"experts.init_from={folder}: its style {name!r} is not trained here, add it to "
-                "experts.styles"
+                "the manifest and, where that is set, to experts.styles"
             )
     if len(names) > first.num_experts:
         raise UserError(

@@ -248,7 +248,7 @@ def presence() -> str:
         ]
         body.append([title, str(group["objects"]), *cells])
     heads = ["absent words pass", "present ones refused"]
-    old = [f"{head}, as scored" for head in heads]
+    old = [f"{head}, nothing more off trained words" for head in heads]
     return table(["", "objects", *old, *heads], body)
 
 

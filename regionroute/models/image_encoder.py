@@ -26,8 +26,8 @@ STRIDE = 8  # pixels between outputs
 ZOOM = 2  # EfficientNet-Lite0 was trained at 224 px; its stride of 16 becomes 8 px of the image
 BLOCKS = (4, 10, 15)  # the last blocks at strides 8, 16 and 32
 SUREST = 4  # positions whose mean score says whether an object is there
-# Taken off score and class evidence, so that presence does not saturate, and off those of words that
-# training images were labelled with, which are high by habit where nothing is.
+# Taken off the sum of score and class evidence, so that presence does not saturate, and off that of
+# words that training images were labelled with, which is high by habit where nothing is.
 DOUBT, SEEN = 3.25, 1.0
 CLIP = 4.0  # standardised features beyond this many deviations are clipped
 

@@ -252,11 +252,23 @@ def test_photos_says_who_paints(tmp_path, assets, photo_pairs):
     }
     assert "plain, without" not in means  # needs experts of its own
     assert means["base, plain"] != means["plain, with"]
-    assert means["expert paints, routed"] != means["routed, with"]
-    assert means["expert paints, true mask"] != means["routed by the true mask"]
+    assert means["base paints, routed"] != means["routed, with"]
+    assert means["base paints, true mask"] != means["routed by the true mask"]
     same = {values["methods"][name]["all"]["map_iou"]["mean"]
-            for name in ("routed, with", "expert paints, routed")}  # fmt: skip
+            for name in ("routed, with", "base paints, routed")}  # fmt: skip
     assert len(same) == 1  # who paints does not change the map
+
+
+@pytest.mark.slow
+def test_photos_of_two_seeds(tmp_path, assets, photo_pairs):
+    weights = assets / "weights/lpips/alexnet_features.safetensors"
+    arguments = ["photos", "--manifest", photo_pairs, "--weights", weights, "--pairs", "2",
+                 "--out", tmp_path / "out", "--experts", NANO_PHOTOS, NANO_PHOTOS]  # fmt: skip
+    values = run(tmp_path, *arguments, "--rows", "routed, with")
+    groups = values["methods"]["routed, with"]
+    assert values["pairs"] == 4
+    assert groups["run: 0"]["leak"] == groups["run: 1"]["leak"]
+    assert groups["all"]["n"] == groups["run: 0"]["n"] + groups["run: 1"]["n"]
 
 
 @pytest.mark.slow

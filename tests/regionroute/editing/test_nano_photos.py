@@ -62,8 +62,13 @@ def test_the_experts_paint(editor: Editor, both: Tensor) -> None:
     assert torch.equal(painted[:, mask == 0], both[:, mask == 0])
 
 
-def test_absent_objects_are_less_present(editor: Editor, both: Tensor) -> None:
-    absent = ["elephant", "pizza", "laptop", "umbrella", "locomotive", "sunflower"]
+def test_absent_objects_are_left_alone(editor: Editor, both: Tensor) -> None:
+    absent = ["elephant", "pizza", "laptop", "locomotive", "sunflower"]
     presence = editor.backbone.presence(both[None], [["cat", "cup", *absent]])
     assert presence is not None
-    assert presence[0, :2].min() > presence[0, 2:].mean() + 0.2
+    refused = presence[0] < editor.routing.presence
+    assert not refused[:2].any()
+    assert refused[2:].float().mean() > 0.7
+    edit = editor.edit(both, EditRequest("locomotive", "neon"), EditOptions(refine_crop=False))
+    assert edit.settings["left_unchanged"] == ["locomotive"]
+    assert torch.equal(edit.image, both)
