@@ -26,7 +26,7 @@ with the mask. The result goes to bench/results/photos.json, contact sheets go n
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,22 +86,21 @@ def main() -> int:
     """Train what is missing, edit, write the comparison."""
     parser = _parser()
     args = parser.parse_args()
-    arms = {"with": ()} if args.experts else ARMS
-    chosen = args.rows or [name for name, how in METHODS.items() if how.arm in (None, *arms)]
-    methods = {name: METHODS[name] for name in chosen}
-    missing = [name for name, how in methods.items() if how.arm not in (None, *arms)]
+    arms = {None, "with"} if args.experts else {None, *ARMS}
+    possible = [name for name, how in METHODS.items() if how.arm in arms]
+    methods = {name: METHODS[name] for name in args.rows or possible}
+    missing = [name for name in methods if name not in possible]
     if missing:
         parser.error(f"--rows {missing[0]!r} needs experts of its own: leave out --experts")
     distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    for run in range(len(args.experts or args.seeds)):
-        folder = args.out / (f"experts-{run}" if args.experts else f"seed-{args.seeds[run]}")
-        experts = {arm: folder / arm / "experts" for arm in arms}
-        if args.experts:
-            experts = {"with": args.experts[run]}
-        else:
-            for arm, changes in arms.items():
-                _train(args, args.seeds[run], arm, changes)
+    finished = [
+        (args.out / f"experts-{number}", {"with": path})
+        for number, path in enumerate(args.experts or ())
+    ]
+    needed = {"with"} | {how.arm for how in methods.values() if how.arm}
+    runs = finished or [_trained(args, seed, needed) for seed in args.seeds]
+    for run, (folder, experts) in enumerate(runs):
         with_experts = RegionRoutePipeline.from_pretrained(
             args.base, experts=experts["with"]
         ).editor
@@ -185,7 +184,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         | {
             f"run: {run}": [row for row in rows if row["run"] == run]
-            for run in {row["run"] for row in rows}
+            for run in sorted({row["run"] for row in rows})
         }
         | {
             f"word: {word}": [row for row in rows if row["word"] == word]
@@ -209,14 +208,20 @@ def show(result: dict[str, Any]) -> None:
         print("  ".join([method.ljust(width), *values]))
 
 
-def _train(args: argparse.Namespace, seed: int, arm: str, changes: tuple[str, ...]) -> None:
+def _trained(
+    args: argparse.Namespace, seed: int, arms: Collection[str]
+) -> tuple[Path, dict[str, Path]]:
+    """The folder of a seed and the experts of its arms, trained where they are missing."""
     folder = args.out / f"seed-{seed}"
-    if (folder / arm / "experts" / "experts.json").exists():
-        return
-    run_python(ROOT / "train/run.py", "--config", ROOT / "configs/nano_photos.yaml",
-               f"base.name={args.base}", f"data.manifest={args.manifest}",
-               f"data.cache={args.out / 'cache'}", f"output={folder / arm}", f"seed={seed}",
-               f"train.steps={args.steps}", *args.overrides, *changes)  # fmt: skip
+    experts = {arm: folder / arm / "experts" for arm in ARMS if arm in arms}
+    for arm, path in experts.items():
+        if not (path / "experts.json").exists():
+            run_python(ROOT / "train/run.py", "--config", ROOT / "configs/nano_photos.yaml",
+                       f"base.name={args.base}", f"data.manifest={args.manifest}",
+                       f"data.cache={args.out / 'cache'}", f"output={folder / arm}",
+                       f"seed={seed}", f"train.steps={args.steps}", *args.overrides,
+                       *ARMS[arm])  # fmt: skip
+    return folder, experts
 
 
 def _parser() -> argparse.ArgumentParser:
