@@ -92,6 +92,9 @@ def main() -> int:
     missing = [name for name in methods if name not in possible]
     if missing:
         parser.error(f"--rows {missing[0]!r} needs experts of its own: leave out --experts")
+    folders = [path for path in args.experts or () if not (path / "experts.json").is_file()]
+    if folders:
+        parser.error(f"--experts {folders[0]}: no folder of experts (experts.json)")
     distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     finished = [

@@ -107,7 +107,11 @@ def parser() -> Parser:
     one.add_argument("--prompt", help="use this wording: object in [brackets], style in {braces}")
     one.add_argument("--out", type=Path, metavar="PNG", help="write the edited image here")
     one.add_argument(
-        "--map", type=Path, metavar="PNG", help="write the region map here; its boundary is at 128"
+        "--map",
+        type=Path,
+        metavar="PNG",
+        help="write the region map here; its boundary is at 128 (that of an object that was not "
+        "found shows where it was looked for)",
     )
     one.add_argument(
         "--side-by-side",

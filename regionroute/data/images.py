@@ -94,7 +94,8 @@ class LoadedImage:
 def open_image(path: AnyPath) -> LoadedImage:
     """Reads an image to edit, so that the edit can keep colour profile, transparency and EXIF.
 
-    Profiles that a colour PNG cannot hold (grey, CMYK) are converted to sRGB, with a note.
+    Profiles that a colour PNG cannot hold (grey, CMYK) are converted to sRGB, and of several frames
+    the first is read, with a note.
 
     Args:
         path: the file.
@@ -107,14 +108,17 @@ def open_image(path: AnyPath) -> LoadedImage:
         upright = ImageOps.exif_transpose(image)
         profile = profile_of(upright)
         kept = profile if profile is not None and profile_space(profile) == "RGB " else None
-        notes: tuple[str, ...] = ()
+        frames = getattr(image, "n_frames", 1)
+        notes: list[str] = []
+        if frames > 1:
+            notes.append(f"only the first of its {frames} frames is read")
         if kept is not None and upright.mode in ("RGB", "RGBA", "P"):
             del upright.info["icc_profile"]
         elif profile is not None and profile_space(profile) is not None:
             kept = None
-            notes = (f"the colour profile {profile_name(profile)!r} is converted to sRGB",)
+            notes.append(f"the colour profile {profile_name(profile)!r} is converted to sRGB")
         values = _with_alpha(upright, f"{shown_path(path)}: the image")
-    return replace(split_alpha(values), icc_profile=kept, exif=exif, notes=notes)
+    return replace(split_alpha(values), icc_profile=kept, exif=exif, notes=tuple(notes))
 
 
 def load_pil(image: Image.Image) -> LoadedImage:

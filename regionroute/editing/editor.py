@@ -21,6 +21,7 @@ from regionroute.attention.dispatch import Backend
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite, MapChoice
 from regionroute.data.images import resize
+from regionroute.data.prompts import object_words
 from regionroute.diffusion.flow import StepCallback
 from regionroute.editing.expert_settings import stored_choice, stored_routing, trained_sizes
 from regionroute.editing.metadata import batch_metadata, image_metadata
@@ -198,7 +199,11 @@ class Editor:
             edited = sharpen(edited, sampled.gates, self.routing.sharpen)
         crops: list[Crop | None] = [None] * len(requests)
         if not options.lock_background:
-            return resize(edited, size).cpu(), crops, None
+            edited = resize(edited, size).cpu()
+            if sampled.absent is not None:
+                nothing = sampled.absent.all(1).cpu()  # left unchanged, not only closely
+                edited[nothing] = sources[nothing].to(edited)
+            return edited, crops, None
         if regions is None:
             assert sampled.gates is not None
             regions = pixel_gates(sampled.gates.cpu(), sources, self.routing)
@@ -256,7 +261,7 @@ class Editor:
                 mirrored = self.backbone.encode_images(resize(sources.flip(-1), size))
                 job = dataclasses.replace(job, mirrored=mirrored)
             if not options.force:
-                phrases = [[plan.object for plan in row] for row in plans]
+                phrases = [[object_words(p.object) or p.object for p in row] for row in plans]
                 presence = self.backbone.presence(images, phrases)
                 job = dataclasses.replace(job, presence=presence)
         return job

@@ -5,9 +5,9 @@ Shape legend: B images, H W pixels, h w the grid of a region map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from operator import index
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -212,11 +212,10 @@ def to_pairs(
     objects: str | Sequence[str], styles: str | Sequence[str], images: int
 ) -> list[tuple[str, str]]:
     """(object, style) pairs; one style serves all objects."""
-    words = [objects] if isinstance(objects, str) else list(objects)
+    words = _texts("object", objects)
     if images and styles:
         raise UserError("give style or style_image, not both")
-    styles = "" if images else styles
-    names = [styles] if isinstance(styles, str) else list(styles)
+    names = [""] if images else _texts("style", styles)
     if len(names) == 1:
         names *= len(words)
     if not words or len(words) != len(names):
@@ -225,6 +224,14 @@ def to_pairs(
             "for all"
         )
     return list(zip(words, names, strict=True))
+
+
+def _texts(name: str, given: str | Sequence[str]) -> list[str]:
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    texts: list[str] = [given] if one else list(given)  # type: ignore[list-item]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} {given!r}: must be text, or a list of texts")
+    return texts
 
 
 def to_seeds(
@@ -249,10 +256,15 @@ def to_seeds(
     if generator is not None:
         _check_count("generator", len(generator), count)
         return [_draw_seed(one) for one in generator]
-    if seed is None or isinstance(seed, (int, Integral)):  # NumPy's integers too
-        return [int(seed or 0)] * count
-    _check_count("seed", len(seed), count)
-    return [int(one) for one in seed]
+    if seed is None:
+        return [0] * count
+    try:  # integers of NumPy and torch too
+        several = seed if isinstance(seed, Iterable) else [seed] * count
+        seeds = [index(one) for one in several]
+    except TypeError:
+        raise UserError(f"seed {seed!r}: must be a whole number, or one for each image") from None
+    _check_count("seed", len(seeds), count)
+    return seeds
 
 
 def size_batches(images: Sequence[Tensor], batch_size: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -152,9 +153,9 @@ class EditOptions:
             raise UserError(f"sparse_quality {self.sparse_quality!r}: must be one of {known}")
         steps = steps if self.steps is None else self.steps
         guidance = guidance if self.guidance is None else self.guidance
-        if not 1 <= steps <= MAX_STEPS:
-            raise UserError(f"steps {steps}: must be between 1 and {MAX_STEPS}")
-        if not (math.isfinite(guidance) and guidance >= 0):
+        if not (isinstance(steps, Integral) and 1 <= steps <= MAX_STEPS):
+            raise UserError(f"steps {steps}: must be between 1 and {MAX_STEPS}, and whole")
+        if not (isinstance(guidance, Real) and math.isfinite(guidance) and guidance >= 0):
             raise UserError(f"guidance {guidance}: must be 0 or more")
         lock = chosen == "routed" if self.lock_background is None else self.lock_background
         can_refine = chosen == "routed" and lock

@@ -69,13 +69,14 @@ def _by_colour(found: Tensor, gates: Tensor, images: Tensor, weight: float) -> T
     Returns:
         [B,S,H,W] in [0,1].
     """
-    seen = _colour_features(images)  # [B,F,P]
-    inside = found.flatten(2)
+    # In double: the sums over all pixels must be exact to well below the ridge.
+    seen = _colour_features(images.double())  # [B,F,P]
+    inside = found.double().flatten(2)
     share_inside = inside.mean(-1, keepdim=True)
     inside = inside / share_inside.clamp(min=_SMALLEST)
-    outside = (1 - found.flatten(2)) / (1 - share_inside).clamp(min=_SMALLEST)
+    outside = (1 - found.double().flatten(2)) / (1 - share_inside).clamp(min=_SMALLEST)
     pixels, many = inside.shape[-1], seen.shape[1]
-    ridge = _RIDGE * torch.eye(many, device=seen.device)
+    ridge = _RIDGE * torch.eye(many, dtype=seen.dtype, device=seen.device)
     slopes = inside.new_zeros(*inside.shape[:2], many)  # [B,S,F]
     for _ in range(_NEWTON_STEPS):
         odds = torch.sigmoid(slopes @ seen)
@@ -83,7 +84,8 @@ def _by_colour(found: Tensor, gates: Tensor, images: Tensor, weight: float) -> T
         curved = ((inside + outside) * odds * (1 - odds))[:, :, None] * seen[:, None]  # [B,S,F,P]
         bend = curved @ seen[:, None].mT / pixels + ridge
         slopes = slopes + torch.linalg.solve(bend, uphill[..., None])[..., 0]
-    return torch.sigmoid(torch.logit(gates) + weight * (slopes @ seen).view_as(gates))
+    odds = torch.logit(gates.double()) + weight * (slopes @ seen).view_as(gates)
+    return torch.sigmoid(odds).to(gates)
 
 
 def _colour_features(images: Tensor) -> Tensor:

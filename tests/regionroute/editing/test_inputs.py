@@ -25,5 +25,17 @@ def test_seeds_of_any_integer_type(seed):
     assert all(type(one) is int for one in seeds)
 
 
+@pytest.mark.parametrize("seed", [1.5, "3", [1, 2.5], torch.tensor(2.0)])
+def test_seeds_that_are_no_integers_are_refused(seed):
+    with pytest.raises(UserError, match="whole number"):
+        to_seeds(None, seed, 2)
+
+
+@pytest.mark.parametrize("objects", [None, 5, b"cat", ["cat", None]])
+def test_objects_that_are_no_text_are_refused(objects):
+    with pytest.raises(UserError, match="must be text"):
+        to_pairs(objects, "neon", 0)
+
+
 def test_a_fresh_generator_is_its_seed():
     assert to_seeds(torch.Generator().manual_seed(5), None, 2)[0] == 5
