@@ -89,12 +89,12 @@ def main() -> int:
     arms = {None, "with"} if args.experts else {None, *ARMS}
     possible = [name for name, how in METHODS.items() if how.arm in arms]
     methods = {name: METHODS[name] for name in args.rows or possible}
-    missing = [name for name in methods if name not in possible]
-    if missing:
-        parser.error(f"--rows {missing[0]!r} needs experts of its own: leave out --experts")
-    folders = [path for path in args.experts or () if not (path / "experts.json").is_file()]
-    if folders:
-        parser.error(f"--experts {folders[0]}: no folder of experts (experts.json)")
+    impossible = [name for name in methods if name not in possible]
+    if impossible:
+        parser.error(f"--rows {impossible[0]!r} needs experts of its own: leave out --experts")
+    for path in args.experts or ():
+        if not (path / "experts.json").is_file():
+            parser.error(f"--experts {path}: has no experts.json, give a folder of experts")
     distance = load_lpips(lpips_weights(args.weights), "cpu")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     finished = [
@@ -169,6 +169,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means with intervals: over all, by object size, neighbours, style, run (seed) and word."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
     words = Counter(row["word"] for row in rows)
+    runs = sorted({row["run"] for row in rows})
     groups = (
         {
             "all": rows,
@@ -187,7 +188,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         | {
             f"run: {run}": [row for row in rows if row["run"] == run]
-            for run in sorted({row["run"] for row in rows})
+            for run in runs
+            if len(runs) > 1
         }
         | {
             f"word: {word}": [row for row in rows if row["word"] == word]

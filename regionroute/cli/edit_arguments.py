@@ -110,8 +110,8 @@ def parser() -> Parser:
         "--map",
         type=Path,
         metavar="PNG",
-        help="write the region map here; its boundary is at 128 (that of an object that was not "
-        "found shows where it was looked for)",
+        help="write the region map here; its boundary is at 128. The map of an object that was "
+        "not found shows where the model looked for it",
     )
     one.add_argument(
         "--side-by-side",

@@ -94,8 +94,8 @@ class LoadedImage:
 def open_image(path: AnyPath) -> LoadedImage:
     """Reads an image to edit, so that the edit can keep colour profile, transparency and EXIF.
 
-    Profiles that a colour PNG cannot hold (grey, CMYK) are converted to sRGB, and of several frames
-    the first is read, with a note.
+    Profiles that a colour PNG cannot hold (grey, CMYK) are converted to sRGB; of several frames
+    the first is read. A note tells of either.
 
     Args:
         path: the file.
@@ -108,10 +108,7 @@ def open_image(path: AnyPath) -> LoadedImage:
         upright = ImageOps.exif_transpose(image)
         profile = profile_of(upright)
         kept = profile if profile is not None and profile_space(profile) == "RGB " else None
-        frames = getattr(image, "n_frames", 1)
-        notes: list[str] = []
-        if frames > 1:
-            notes.append(f"only the first of its {frames} frames is read")
+        notes = ["only its first frame is read"] if _has_more_frames(image) else []
         if kept is not None and upright.mode in ("RGB", "RGBA", "P"):
             del upright.info["icc_profile"]
         elif profile is not None and profile_space(profile) is not None:
@@ -143,6 +140,14 @@ def _with_alpha(image: Image.Image, source: str) -> Tensor:
     if image.mode[0] in "IF" or not image.has_transparency_data:
         return _to_tensor(image, source)
     return _channels(to_srgb(image))
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    """Whether frames follow the first; what cameras add to a JPEG (MPO) is none."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # damaged behind the first frame, for which Pillow raises nearly anything
+        return False
 
 
 def _exif(image: Image.Image) -> bytes | None:

@@ -201,7 +201,7 @@ class Editor:
         if not options.lock_background:
             edited = resize(edited, size).cpu()
             if sampled.absent is not None:
-                nothing = sampled.absent.all(1).cpu()  # left unchanged, not only closely
+                nothing = sampled.absent.all(1).cpu()  # decoding would change them slightly
                 edited[nothing] = sources[nothing].to(edited)
             return edited, crops, None
         if regions is None:
@@ -261,6 +261,7 @@ class Editor:
                 mirrored = self.backbone.encode_images(resize(sources.flip(-1), size))
                 job = dataclasses.replace(job, mirrored=mirrored)
             if not options.force:
+                # An own prompt may mark a phrase of no words, such as "-".
                 phrases = [[object_words(p.object) or p.object for p in row] for row in plans]
                 presence = self.backbone.presence(images, phrases)
                 job = dataclasses.replace(job, presence=presence)

@@ -211,7 +211,11 @@ def _masks_to_output(masks: Tensor | None, output_type: OutputType) -> list[Imag
 def to_pairs(
     objects: str | Sequence[str], styles: str | Sequence[str], images: int
 ) -> list[tuple[str, str]]:
-    """(object, style) pairs; one style serves all objects."""
+    """(object, style) pairs; one style serves all objects.
+
+    Raises:
+        UserError: what is no text, style and style images, or another number of styles.
+    """
     words = _texts("object", objects)
     if images and styles:
         raise UserError("give style or style_image, not both")
@@ -226,9 +230,9 @@ def to_pairs(
     return list(zip(words, names, strict=True))
 
 
-def _texts(name: str, given: str | Sequence[str]) -> list[str]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    texts: list[str] = [given] if one else list(given)  # type: ignore[list-item]
+def _texts(name: str, given: Any) -> list[str]:
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    texts: list[str] = list(given) if several else [given]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} {given!r}: must be text, or a list of texts")
     return texts
@@ -247,7 +251,7 @@ def to_seeds(
         count: number of images.
 
     Raises:
-        UserError: both are given, or another number of them.
+        UserError: both are given, another number of them, or a seed that is no integer.
     """
     if generator is not None and seed is not None:
         raise UserError("give generator or seed, not both")
@@ -258,9 +262,9 @@ def to_seeds(
         return [_draw_seed(one) for one in generator]
     if seed is None:
         return [0] * count
-    try:  # integers of NumPy and torch too
-        several = seed if isinstance(seed, Iterable) else [seed] * count
-        seeds = [index(one) for one in several]
+    given: Any = seed  # integers of NumPy and torch too
+    try:
+        seeds = [index(one) for one in given] if np.ndim(given) else [index(given)] * count
     except TypeError:
         raise UserError(f"seed {seed!r}: must be a whole number, or one for each image") from None
     _check_count("seed", len(seeds), count)

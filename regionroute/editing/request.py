@@ -135,13 +135,13 @@ class EditOptions:
         """Replace every None by a default.
 
         Raises:
-            UserError: a value out of range, or one that the mode does not use.
+            UserError: a value of a wrong type or out of range, or one that the mode does not use.
         """
         chosen = self.mode or mode
         if chosen not in MODES:
             raise UserError(f"mode {chosen!r}: must be one of {', '.join(MODES)}")
-        if not (0 <= self.strength <= 1):
-            raise UserError(f"strength {self.strength}: must be between 0 and 1")
+        if not (isinstance(self.strength, Real) and 0 <= self.strength <= 1):
+            raise UserError(f"strength {self.strength!r}: must be between 0 and 1")
         if chosen == "plain" and self.strength != 1:
             raise UserError("strength below 1 needs mode routed")
         if self.instance not in INSTANCES:
@@ -154,9 +154,9 @@ class EditOptions:
         steps = steps if self.steps is None else self.steps
         guidance = guidance if self.guidance is None else self.guidance
         if not (isinstance(steps, Integral) and 1 <= steps <= MAX_STEPS):
-            raise UserError(f"steps {steps}: must be between 1 and {MAX_STEPS}, and whole")
+            raise UserError(f"steps {steps!r}: must be a whole number between 1 and {MAX_STEPS}")
         if not (isinstance(guidance, Real) and math.isfinite(guidance) and guidance >= 0):
-            raise UserError(f"guidance {guidance}: must be 0 or more")
+            raise UserError(f"guidance {guidance!r}: must be a finite number, 0 or more")
         lock = chosen == "routed" if self.lock_background is None else self.lock_background
         can_refine = chosen == "routed" and lock
         if self.refine_crop and not can_refine:

@@ -69,12 +69,13 @@ def _by_colour(found: Tensor, gates: Tensor, images: Tensor, weight: float) -> T
     Returns:
         [B,S,H,W] in [0,1].
     """
-    # In double: the sums over all pixels must be exact to well below the ridge.
+    # In double: how these sums are rounded depends on the batch, and where colours are nearly
+    # collinear the small ridge lets the difference grow until one sees it.
     seen = _colour_features(images.double())  # [B,F,P]
-    inside = found.double().flatten(2)
-    share_inside = inside.mean(-1, keepdim=True)
-    inside = inside / share_inside.clamp(min=_SMALLEST)
-    outside = (1 - found.double().flatten(2)) / (1 - share_inside).clamp(min=_SMALLEST)
+    region = found.double().flatten(2)
+    share = region.mean(-1, keepdim=True)
+    inside = region / share.clamp(min=_SMALLEST)
+    outside = (1 - region) / (1 - share).clamp(min=_SMALLEST)
     pixels, many = inside.shape[-1], seen.shape[1]
     ridge = _RIDGE * torch.eye(many, dtype=seen.dtype, device=seen.device)
     slopes = inside.new_zeros(*inside.shape[:2], many)  # [B,S,F]
@@ -84,8 +85,8 @@ def _by_colour(found: Tensor, gates: Tensor, images: Tensor, weight: float) -> T
         curved = ((inside + outside) * odds * (1 - odds))[:, :, None] * seen[:, None]  # [B,S,F,P]
         bend = curved @ seen[:, None].mT / pixels + ridge
         slopes = slopes + torch.linalg.solve(bend, uphill[..., None])[..., 0]
-    odds = torch.logit(gates.double()) + weight * (slopes @ seen).view_as(gates)
-    return torch.sigmoid(odds).to(gates)
+    log_odds = torch.logit(gates.double()) + weight * (slopes @ seen).view_as(gates)
+    return torch.sigmoid(log_odds).to(gates)
 
 
 def _colour_features(images: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def test_of_an_animation_the_first_frame(tmp_path):
     frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
     path = _save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
     assert torch.equal(io.read_image(path)[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
-    assert io.open_image(path).notes == ("only the first of its 2 frames is read",)
+    assert io.open_image(path).notes == ("only its first frame is read",)
 
 
 @pytest.mark.parametrize("read", [io.read_image, io.read_mask, io.image_size])

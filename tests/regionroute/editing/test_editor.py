@@ -443,6 +443,19 @@ def test_an_absent_object_leaves_the_image_alone_unless_forced(
     assert not {"left_unchanged", "presence"} & set(forced.settings)
 
 
+def test_of_a_batch_the_image_without_its_object_stays(
+    editor: Editor, presence: dict[str, float]
+) -> None:
+    image = picture(32, 32)
+    presence |= {"dog": 0.9, "cup": 0.1}
+    editor.routing = editor.routing.model_copy(update={"presence": 0.5})
+    requests = [EditRequest(word, "pixel-art") for word in ("cup", "dog")]
+    options = EditOptions(steps=1, mode="routed", lock_background=False)
+    left, changed = editor.edit_batch([image, image], requests, options)
+    assert torch.equal(left.image, image)
+    assert not torch.equal(changed.image, image)
+
+
 def test_of_two_objects_the_absent_one_alone_is_left(
     editor: Editor, presence: dict[str, float]
 ) -> None:
@@ -458,13 +471,16 @@ def test_of_two_objects_the_absent_one_alone_is_left(
     assert torch.allclose(result.image, alone.image, atol=1e-4)
 
 
-def test_presence_is_asked_of_the_words_that_the_prompt_names(
+def test_presence_is_asked_by_the_words_of_the_template(
     editor: Editor, presence: dict[str, float]
 ) -> None:
     presence |= {"teddy bear": 0.3, "-": 0.4}
     named = EditRequest("The  Teddy-bear", "pixel-art")
-    marked = EditRequest("", "", "make the [-] in {pixel-art} style")  # no word is left of this one
-    for request, value in ((named, 0.3), (marked, 0.4)):
+    marked, bare = (
+        EditRequest("", "", f"make [{phrase}] in {{pixel-art}} style")
+        for phrase in ("a Teddy-bear", "-")
+    )
+    for request, value in ((named, 0.3), (marked, 0.3), (bare, 0.4)):
         edit = editor.edit(picture(32, 32), request, EditOptions(1, mode="routed"))
         assert edit.settings["presence"] == [value]
 

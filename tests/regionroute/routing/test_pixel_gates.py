@@ -137,7 +137,7 @@ def test_open_and_closed_gates_stay_so_on_any_picture():
 
 
 def test_images_of_a_batch_do_not_depend_on_each_other():
-    """Two objects each, in colours for which sums over all pixels in single precision are off."""
+    """Two objects each. Colours so nearly collinear make much of how sums are rounded."""
     down, across = torch.linspace(0, 1, 300)[:, None], torch.linspace(0, 1, 448)
     channels = [0.3 + 0.5 * across, 0.2 + 0.4 * across + 0.05 * down, 0.1 + 0.3 * across]
     image = torch.stack([channel.expand(300, 448) for channel in channels])[None]
