@@ -43,6 +43,7 @@ def run_here(tmp_path, monkeypatch):
     return run_script
 
 
+@pytest.mark.slow
 def test_attention(tmp_path):
     table = run(tmp_path, "attention", "--shapes", "nano", "--rounds", "2")["shapes"]["nano"]
     assert table["scaled_dot_product_attention"]["over plain"] == 1
@@ -302,6 +303,7 @@ def test_plan_memory(tmp_path):
     assert 0.9 < found["lowest ratio"] <= found["highest ratio"] < 1.1
 
 
+@pytest.mark.slow
 def test_train_kontext_dry(tmp_path):
     options = ("--dry", "--rounds", "2", "--sizes", "512")
     cases = run(tmp_path, "train_kontext", *options)["cases"]
