@@ -265,7 +265,7 @@ def to_seeds(
     given: Any = seed  # integers of NumPy and torch too
     try:
         seeds = [index(one) for one in given] if np.ndim(given) else [index(given)] * count
-    except TypeError:
+    except (TypeError, ValueError):
         raise UserError(f"seed {seed!r}: must be a whole number, or one for each image") from None
     _check_count("seed", len(seeds), count)
     return seeds

@@ -28,7 +28,9 @@ def test_seeds_of_any_integer_type(seed):
     assert all(type(one) is int for one in seeds)
 
 
-@pytest.mark.parametrize("seed", [1.5, "3", [1, 2.5], torch.tensor(2.0), torch.tensor([2.0, 2.5])])
+@pytest.mark.parametrize(
+    "seed", [1.5, "3", [1, 2.5], [[1], [2, 3]], torch.tensor(2.0), torch.tensor([2.0, 2.5])]
+)
 def test_seeds_that_are_no_integers_are_refused(seed):
     with pytest.raises(UserError, match="whole number"):
         to_seeds(None, seed, 2)
