@@ -107,7 +107,8 @@ def test_compiled_before_recording(flux, inputs, plan, how, backend):
     check(flux, inputs, plan, how, backend)
 
 
-@pytest.mark.parametrize("how", [pytest.param("wrapper", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["wrapper", "blocks"])
 def test_compiled_with_gradient_checkpointing(flux, inputs, plan, how):
     flux.enable_gradient_checkpointing()
     flux.train()

@@ -81,6 +81,7 @@ def test_experts_with_weights_of_each_token(editor, monkeypatch):
     assert (sparse - dense).square().mean() < 0.05 * changed
 
 
+@pytest.mark.slow
 def test_a_compiled_base_meets_a_region_of_that_size_before(editor):
     """Regions are padded to few sizes: others of about as many tokens compile nothing."""
     regions = [square(0, 0, 2), square(0, 6, 2), square(6, 6, 2)]

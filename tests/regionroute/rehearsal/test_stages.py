@@ -119,7 +119,10 @@ def in_this_process(command, log):
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("name", "quantize"), [("tiny-klein", "none"), ("tiny", "nf4")])
+@pytest.mark.parametrize(
+    ("name", "quantize"),
+    [("tiny-klein", "none"), pytest.param("tiny", "nf4", marks=pytest.mark.slow)],
+)
 def test_all_stages_in_one_process(tmp_path, capsys, monkeypatch, name, quantize):
     if quantize == "nf4":
         pytest.importorskip("bitsandbytes")
