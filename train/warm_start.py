@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.adapters import SimilarityRouter, adapter_layers, read_registry
-from regionroute.adapters.files.export import load_expert_state_dict
+from regionroute.adapters.files.export import file_scale, load_expert_state_dict
 from regionroute.adapters.files.lora_file import read_lora_file
 from regionroute.adapters.files.router_file import load_router_state_dict, read_router
 from regionroute.errors import UserError
@@ -38,7 +38,8 @@ def start_from(
     """Overwrite new experts with finished ones, and gates so that styles choose their own.
 
     Args:
-        folder: of experts by name, of the same rank, alpha and layers.
+        folder: of experts by name, of the same rank, alpha and layers. Without `shared_rank`, the
+            rank and alpha of their files, which hold the shared expert too.
         transformer: with new experts.
         experts: the run's settings.
         fingerprint: of the base.
@@ -46,13 +47,16 @@ def start_from(
         means: mean embedding [Ds] of each style, for gates; None: experts by name.
 
     Raises:
-        UserError: other experts than the run's: base, rank, alpha, layers, router or styles.
+        UserError: other experts than the run's: base, rank, alpha, layers, router or styles. By
+            name, one common style is enough.
     """
     registry = read_registry(folder)
     layers = adapter_layers(transformer)
     _check(folder, registry, experts, fingerprint)
-    names = [entry.style for entry in registry.experts]
     first = next(iter(layers.values()))
+    if means is None:
+        registry = _select(folder, registry, styles)
+    names = [entry.style for entry in registry.experts]
     wanted = styles if means is None else names
     for name in names:
         if name not in styles:
@@ -65,9 +69,9 @@ def start_from(
             f"experts.init_from={folder}: it has {len(names)} experts, set experts.num_experts "
             "to at least as many"
         )
-    if registry.router:
+    if (router := registry.router) and experts.shared_rank:
         sizes = {name: (x.in_features, x.out_features) for name, x in layers.items()}
-        common = read_router(folder / registry.router.file, sizes, registry.router, len(names))
+        common = read_router(folder / router.file, sizes, router, len(names))
         load_router_state_dict(layers, common)
     for entry in registry.experts:
         path = folder / entry.file
@@ -113,16 +117,31 @@ def starting_gate(
     return filled
 
 
+def _select(folder: Path, registry: ExpertRegistry, styles: Sequence[str]) -> ExpertRegistry:
+    """The experts of the run's styles; the others keep what they learned in their own folder."""
+    common = [entry.style for entry in registry.experts if entry.style in styles]
+    if not common:
+        have = ", ".join(entry.style for entry in registry.experts)
+        raise UserError(
+            f"experts.init_from={folder}: it has no expert of the styles trained here, only of "
+            f"{have}; name some of these in experts.styles"
+        )
+    return registry.select(common)
+
+
 def _check(
     folder: Path, registry: ExpertRegistry, experts: ExpertsConfig, fingerprint: str
 ) -> None:
     """Raises `UserError` unless the experts fit the run."""
+    rank, alpha, shared_rank = registry.rank, registry.alpha, registry.shared_rank
+    if not experts.shared_rank:  # an expert's file holds the shared one as well
+        (rank, alpha), shared_rank = file_scale(registry), 0
     facts = {
         "base": (registry.fingerprint, fingerprint),
         "router": (registry.learned, False),
-        "rank": (registry.rank, experts.rank),
-        "alpha": (registry.alpha, experts.alpha),
-        "shared_rank": (registry.shared_rank, experts.shared_rank),
+        "rank": (rank, experts.rank),
+        "alpha": (alpha, experts.alpha),
+        "shared_rank": (shared_rank, experts.shared_rank),
         "targets": (registry.targets, experts.targets),
     }
     for name, (found, wanted) in facts.items():

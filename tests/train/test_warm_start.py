@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from regionroute.adapters import SimilarityRouter, adapter_layers, inject
 from regionroute.adapters.files.export import save_experts
+from regionroute.adapters.files.lora_file import read_lora_file
 from regionroute.config.run import ExpertsConfig
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
@@ -83,8 +86,50 @@ def test_other_experts_are_refused(tiny_base: Path, finished: Path, change: dict
         start_from(finished, transformer, settings, "f" if change else "g", NAMES, None)
 
 
-def test_a_style_that_is_not_trained_is_refused(tiny_base: Path, finished: Path):
-    transformer = load_base(str(tiny_base)).transformer
+@pytest.fixture
+def transformer(tiny_base: Path) -> FluxTransformer2DModel:
+    return load_base(str(tiny_base)).transformer
+
+
+def test_some_of_the_styles_are_enough(transformer: FluxTransformer2DModel, finished: Path):
     inject(transformer, "regionroute", 2, 2, 2.0, shared_rank=1)
+    start_from(finished, transformer, ExpertsConfig(**SETTINGS), "f", ["ink", "chalk"], None)
+    for name, layer in adapter_layers(transformer).items():
+        assert layer.lora_B[1].eq(0).all()  # nobody's yet
+        file = read_lora_file(finished / "ink" / LORA_WEIGHT_NAME_SAFE)[0]
+        assert torch.equal(layer.lora_B[0], file[f"transformer.{name}.lora_B.weight"][:, :2])
+
+
+def test_without_a_shared_expert_its_part_becomes_each_ones_own(
+    transformer: FluxTransformer2DModel, finished: Path
+):
+    inject(transformer, "regionroute", 1, 3, 3.0)
+    settings = ExpertsConfig(rank=3, alpha=3.0, shared_rank=0, targets="regionroute")
+    start_from(finished, transformer, settings, "f", ["ink"], None)
+    file = read_lora_file(finished / "ink" / LORA_WEIGHT_NAME_SAFE)[0]
+    for name, layer in adapter_layers(transformer).items():
+        assert torch.equal(layer.lora_B[0], file[f"transformer.{name}.lora_B.weight"])
+    with pytest.raises(UserError, match=r"another rank than this run \(rank 3\)"):
+        start_from(
+            finished, transformer, settings.model_copy(update={"rank": 2}), "f", ["ink"], None
+        )
+
+
+def test_experts_of_other_styles_alone_are_refused(
+    transformer: FluxTransformer2DModel, finished: Path
+):
+    inject(transformer, "regionroute", 1, 2, 2.0, shared_rank=1)
+    with pytest.raises(UserError, match="only of neon, ink, mosaic; name some of these"):
+        start_from(finished, transformer, ExpertsConfig(**SETTINGS), "f", ["chalk"], None)
+
+
+def test_by_example_every_style_must_be_trained(
+    transformer: FluxTransformer2DModel, finished: Path
+):
+    inject(
+        transformer, "regionroute", 4, 2, 2.0, shared_rank=1,
+        router=lambda: SimilarityRouter(24, 4, 2),
+    )  # fmt: skip
+    settings = ExpertsConfig(router="similarity", **SETTINGS)
     with pytest.raises(UserError, match="'mosaic' is not trained"):
-        start_from(finished, transformer, ExpertsConfig(**SETTINGS), "f", NAMES[:2], None)
+        start_from(finished, transformer, settings, "f", NAMES[:2], MEANS)
