@@ -212,7 +212,7 @@ def _engine(config: RunConfig, inputs: Inputs, start: Start, ranks: Ranks) -> De
         router=router,
         generator=seeded("experts", config.seed),
     )
-    if experts.init_from:
+    if experts.init_from and start.folder is None:
         folder, references = Path(experts.init_from), inputs.references
         styles = [style.name for style in inputs.selection.styles]
         means = references.means().by_name if references else None

@@ -38,8 +38,9 @@ def start_from(
     """Overwrite new experts with finished ones, and gates so that styles choose their own.
 
     Args:
-        folder: of experts by name, of the same rank, alpha and layers. Without `shared_rank`, the
-            rank and alpha of their files, which hold the shared expert too.
+        folder: of experts by name, of the same base, layers, rank and alpha. Where the run has no
+            shared expert, rank and alpha are those of their files, which hold theirs too. Experts
+            without a shared one are given the run's new one.
         transformer: with new experts.
         experts: the run's settings.
         fingerprint: of the base.
@@ -47,29 +48,20 @@ def start_from(
         means: mean embedding [Ds] of each style, for gates; None: experts by name.
 
     Raises:
-        UserError: other experts than the run's: base, rank, alpha, layers, router or styles. By
-            name, one common style is enough.
+        UserError: other experts than the run's: base, rank, alpha, layers, router or styles (by
+            name one common style is enough, by example all must be trained), or a damaged file.
     """
     registry = read_registry(folder)
     layers = adapter_layers(transformer)
     _check(folder, registry, experts, fingerprint)
-    first = next(iter(layers.values()))
     if means is None:
         registry = _select(folder, registry, styles)
+    else:
+        _check_all_trained(folder, registry, next(iter(layers.values())).num_experts, styles)
     names = [entry.style for entry in registry.experts]
     wanted = styles if means is None else names
-    for name in names:
-        if name not in styles:
-            raise UserError(
-                f"experts.init_from={folder}: its style {name!r} is not trained here, add it to "
-                "the manifest and, where that is set, to experts.styles"
-            )
-    if len(names) > first.num_experts:
-        raise UserError(
-            f"experts.init_from={folder}: it has {len(names)} experts, set experts.num_experts "
-            "to at least as many"
-        )
-    if (router := registry.router) and experts.shared_rank:
+    in_files = bool(registry.shared_rank and experts.shared_rank)
+    if (router := registry.router) and in_files:
         sizes = {name: (x.in_features, x.out_features) for name, x in layers.items()}
         common = read_router(folder / router.file, sizes, router, len(names))
         load_router_state_dict(layers, common)
@@ -77,12 +69,13 @@ def start_from(
         path = folder / entry.file
         state, _ = read_lora_file(path)
         state = {key: tensor.float() for key, tensor in state.items()}
-        load_expert_state_dict(transformer, wanted.index(entry.style), state, str(path))
+        place = wanted.index(entry.style)
+        load_expert_state_dict(transformer, place, state, str(path), shared=in_files)
     if means is not None:
         for layer in layers.values():
             assert isinstance(layer.router, SimilarityRouter)
             layer.router.gate.weight.data.copy_(
-                starting_gate(names, means, first.num_experts, layer.router.normalize)
+                starting_gate(names, means, layer.num_experts, layer.router.normalize)
             )
 
 
@@ -119,35 +112,62 @@ def starting_gate(
 
 def _select(folder: Path, registry: ExpertRegistry, styles: Sequence[str]) -> ExpertRegistry:
     """The experts of the run's styles; the others keep what they learned in their own folder."""
-    common = [entry.style for entry in registry.experts if entry.style in styles]
+    common = [entry for entry in registry.experts if entry.style in styles]
     if not common:
         have = ", ".join(entry.style for entry in registry.experts)
         raise UserError(
             f"experts.init_from={folder}: it has no expert of the styles trained here, only of "
             f"{have}; name some of these in experts.styles"
         )
-    return registry.select(common)
+    return registry.model_copy(update={"experts": common})
+
+
+def _check_all_trained(
+    folder: Path, registry: ExpertRegistry, count: int, styles: Sequence[str]
+) -> None:
+    """Raises `UserError` unless a run by example has a style and an expert for each of them."""
+    names = [entry.style for entry in registry.experts]
+    for name in names:
+        if name not in styles:
+            raise UserError(
+                f"experts.init_from={folder}: its style {name!r} is not trained here, add it to "
+                "the manifest and, where that is set, to experts.styles"
+            )
+    if len(names) > count:
+        raise UserError(
+            f"experts.init_from={folder}: it has {len(names)} experts, set experts.num_experts "
+            "to at least as many"
+        )
 
 
 def _check(
     folder: Path, registry: ExpertRegistry, experts: ExpertsConfig, fingerprint: str
 ) -> None:
     """Raises `UserError` unless the experts fit the run."""
-    rank, alpha, shared_rank = registry.rank, registry.alpha, registry.shared_rank
-    if not experts.shared_rank:  # an expert's file holds the shared one as well
-        (rank, alpha), shared_rank = file_scale(registry), 0
+    where = f"experts.init_from={folder}"
     facts = {
         "base": (registry.fingerprint, fingerprint),
         "router": (registry.learned, False),
-        "rank": (rank, experts.rank),
-        "alpha": (alpha, experts.alpha),
-        "shared_rank": (shared_rank, experts.shared_rank),
         "targets": (registry.targets, experts.targets),
     }
     for name, (found, wanted) in facts.items():
         if found != wanted:
             what = "they are not selected by name" if name == "router" else f"{name} {found}"
             raise UserError(
-                f"experts.init_from={folder}: these experts have another {name} than this run "
-                f"({what}); give experts by name of the same base and settings"
+                f"{where}: these experts have another {name} than this run ({what}); give experts "
+                "by name of the same base and layers"
             )
+    # An expert's file holds the shared one too; a new one may start beside experts without any.
+    alone = (*file_scale(registry), 0)
+    own = (registry.rank, registry.alpha, registry.shared_rank or experts.shared_rank)
+    run = (experts.rank, experts.alpha, experts.shared_rank)
+    if run not in (alone, own):
+        sizes = " ".join(
+            f"experts.{name}={value:g}"
+            for name, value in zip(("rank", "alpha", "shared_rank"), alone, strict=True)
+        )
+        raise UserError(
+            f"{where}: these experts have rank {registry.rank}, alpha {registry.alpha:g} and "
+            f"shared_rank {registry.shared_rank}, this run {experts.rank}, {experts.alpha:g} and "
+            f"{experts.shared_rank}; set the same, or {sizes}"
+        )

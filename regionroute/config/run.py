@@ -121,9 +121,9 @@ class ExpertsConfig(Section):
     init_from: Name | None = Field(
         None,
         description="folder of finished experts by name, of the same base, rank, alpha and layers, "
-        "to start from; its other styles are not read. With shared_rank 0, rank and alpha are "
-        "those of its files, which hold the shared expert too. Router similarity: each style's "
-        "mean embedding then selects its own expert first",
+        "to start from; with shared_rank 0, of these rank and alpha in its files. Router style: "
+        "styles that are not trained here are not read. Router similarity: all must be trained "
+        "here; each style's mean embedding selects its own expert first",
     )
     load_balance: NonNegative = Field(
         0.0, description="router similarity: weight of the load-balancing loss"

@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from regionroute.adapters import SimilarityRouter, adapter_layers, inject
 from regionroute.adapters.files.export import save_experts
@@ -76,7 +78,16 @@ def test_it_starts_with_the_finished_experts(tiny_base: Path, finished: Path, by
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"rank": 3}, "another rank"), ({"alpha": 1.0}, "another alpha"), ({}, "another base")],
+    [
+        (
+            {"rank": 3},
+            "rank 2, alpha 2 and shared_rank 1, this run 3, 2 and 1; set the same, or "
+            "experts.rank=3 experts.alpha=3 experts.shared_rank=0",
+        ),
+        ({"alpha": 1.0}, "this run 2, 1 and 1"),
+        ({"targets": ["proj_out"]}, "another targets"),
+        ({}, "another base"),
+    ],
 )
 def test_other_experts_are_refused(tiny_base: Path, finished: Path, change: dict, named: str):
     transformer = load_base(str(tiny_base)).transformer
@@ -94,9 +105,10 @@ def transformer(tiny_base: Path) -> FluxTransformer2DModel:
 def test_some_of_the_styles_are_enough(transformer: FluxTransformer2DModel, finished: Path):
     inject(transformer, "regionroute", 2, 2, 2.0, shared_rank=1)
     start_from(finished, transformer, ExpertsConfig(**SETTINGS), "f", ["ink", "chalk"], None)
+    file = read_lora_file(finished / "ink" / LORA_WEIGHT_NAME_SAFE)[0]
     for name, layer in adapter_layers(transformer).items():
         assert layer.lora_B[1].eq(0).all()  # nobody's yet
-        file = read_lora_file(finished / "ink" / LORA_WEIGHT_NAME_SAFE)[0]
+        assert torch.equal(layer.lora_A[0], file[f"transformer.{name}.lora_A.weight"][:2])
         assert torch.equal(layer.lora_B[0], file[f"transformer.{name}.lora_B.weight"][:, :2])
 
 
@@ -108,11 +120,61 @@ def test_without_a_shared_expert_its_part_becomes_each_ones_own(
     start_from(finished, transformer, settings, "f", ["ink"], None)
     file = read_lora_file(finished / "ink" / LORA_WEIGHT_NAME_SAFE)[0]
     for name, layer in adapter_layers(transformer).items():
+        assert torch.equal(layer.lora_A[0], file[f"transformer.{name}.lora_A.weight"])
         assert torch.equal(layer.lora_B[0], file[f"transformer.{name}.lora_B.weight"])
-    with pytest.raises(UserError, match=r"another rank than this run \(rank 3\)"):
+    with pytest.raises(UserError, match="this run 2, 3 and 0; set the same, or"):
         start_from(
             finished, transformer, settings.model_copy(update={"rank": 2}), "f", ["ink"], None
         )
+
+
+@pytest.fixture
+def alone(tiny_base: Path, tmp_path: Path) -> Path:
+    """A folder of experts without a shared one."""
+    before = load_base(str(tiny_base)).transformer
+    inject(before, "regionroute", 2, 2, 2.0)
+    for layer in adapter_layers(before).values():
+        layer.lora_B.data.normal_()
+    styles = [StyleSpec("ink-drawing", "ink"), StyleSpec("ink")]
+    save_experts(tmp_path, before, styles, base_name="tiny", base_fingerprint="f")
+    return tmp_path
+
+
+@pytest.mark.parametrize("by_example", [False, True])
+def test_experts_without_a_shared_one_are_given_a_new_one(
+    transformer: FluxTransformer2DModel, alone: Path, by_example: bool
+):
+    router = (lambda: SimilarityRouter(24, 2, 2)) if by_example else None
+    inject(transformer, "regionroute", 2, 2, 2.0, shared_rank=1, router=router)
+    settings = ExpertsConfig(router="similarity" if by_example else "style", **SETTINGS)
+    styles = ["ink", "ink-drawing"]
+    means = dict(zip(styles, MEANS.values(), strict=False)) if by_example else None
+    start_from(alone, transformer, settings, "f", styles, means)
+    file = read_lora_file(alone / "ink" / LORA_WEIGHT_NAME_SAFE)[0]
+    for name, layer in adapter_layers(transformer).items():
+        place = 1 if by_example else 0  # by example in the order of the folder
+        assert torch.equal(layer.lora_B[place], file[f"transformer.{name}.lora_B.weight"])
+        assert layer.shared_A.abs().sum() > 0
+        assert layer.shared_B.eq(0).all()
+
+
+def test_a_style_is_not_taken_for_anothers_phrase(transformer: FluxTransformer2DModel, alone: Path):
+    inject(transformer, "regionroute", 1, 2, 2.0)
+    settings = ExpertsConfig(**SETTINGS | {"shared_rank": 0})
+    start_from(alone, transformer, settings, "f", ["ink"], None)
+    file = read_lora_file(alone / "ink" / LORA_WEIGHT_NAME_SAFE)[0]
+    for name, layer in adapter_layers(transformer).items():
+        assert torch.equal(layer.lora_B[0], file[f"transformer.{name}.lora_B.weight"])
+
+
+def test_a_damaged_file_is_named(transformer: FluxTransformer2DModel, alone: Path):
+    path = alone / "ink" / LORA_WEIGHT_NAME_SAFE
+    with safe_open(path, "pt") as file:
+        keys, about = list(file.keys()), file.metadata()
+        save_file({key: file.get_tensor(key) for key in keys[1:]}, path, about)
+    inject(transformer, "regionroute", 1, 2, 2.0, shared_rank=1)
+    with pytest.raises(UserError, match="ink"):
+        start_from(alone, transformer, ExpertsConfig(**SETTINGS), "f", ["ink"], None)
 
 
 def test_experts_of_other_styles_alone_are_refused(

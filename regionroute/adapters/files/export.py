@@ -86,7 +86,12 @@ def expert_state_dict(model: nn.Module, expert_index: int) -> dict[str, Tensor]:
 
 
 def load_expert_state_dict(
-    model: nn.Module, expert_index: int, state: Mapping[str, Tensor], source: str = "the state dict"
+    model: nn.Module,
+    expert_index: int,
+    state: Mapping[str, Tensor],
+    source: str = "the state dict",
+    *,
+    shared: bool = True,
 ) -> None:
     """Overwrites one expert with what `expert_state_dict` gave; nothing may be missing or left.
 
@@ -95,8 +100,9 @@ def load_expert_state_dict(
     Args:
         model: the adapted transformer, or anything that contains it.
         expert_index: which expert.
-        state: tensors by diffusers' names; their last rs ranks must be the model's shared expert.
+        state: tensors by diffusers' names.
         source: names the state in errors, such as its file.
+        shared: whether the last rs ranks of the state are the model's shared expert.
 
     Raises:
         UserError: missing or unexpected keys, other shapes, or another shared expert.
@@ -105,9 +111,10 @@ def load_expert_state_dict(
     layers = _layers_with(model, expert_index)
     first = next(iter(layers.values()))
     sizes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    check_state(state, _shapes(sizes, first.rank + first.shared_rank), source)
-    shared = {f"{PREFIX}{n}.{k}": x for n, m in layers.items() for k, x in _shared(m).items()}
-    _check_shared(state, shared, source)
+    check_state(state, _shapes(sizes, first.rank + shared * first.shared_rank), source)
+    if shared:
+        common = {f"{PREFIX}{n}.{k}": x for n, m in layers.items() for k, x in _shared(m).items()}
+        _check_shared(state, common, source)
     for name, layer in layers.items():
         a, b = (state[f"{PREFIX}{name}.lora_{side}.weight"] for side in "AB")
         layer.load_expert(expert_index, a[: layer.rank], b[:, : layer.rank])

@@ -107,8 +107,7 @@ def test_compiled_before_recording(flux, inputs, plan, how, backend):
     check(flux, inputs, plan, how, backend)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["wrapper", "blocks"])
+@pytest.mark.parametrize("how", [pytest.param("wrapper", marks=pytest.mark.slow), "blocks"])
 def test_compiled_with_gradient_checkpointing(flux, inputs, plan, how):
     flux.enable_gradient_checkpointing()
     flux.train()

@@ -81,11 +81,17 @@ def test_experts_with_weights_of_each_token(editor, monkeypatch):
     assert (sparse - dense).square().mean() < 0.05 * changed
 
 
+OF_A_SIZE = [square(0, 0, 2), square(0, 6, 2), square(6, 6, 2)]
+
+
+def test_regions_are_padded_to_few_sizes(editor):
+    assert {len(region_of(_gate(editor, one)).rows) for one in OF_A_SIZE} == {16}
+
+
 @pytest.mark.slow
 def test_a_compiled_base_meets_a_region_of_that_size_before(editor):
     """Regions are padded to few sizes: others of about as many tokens compile nothing."""
-    regions = [square(0, 0, 2), square(0, 6, 2), square(6, 6, 2)]
-    assert {len(region_of(_gate(editor, one)).rows) for one in regions} == {16}
+    regions = OF_A_SIZE
     wanted = [edit(editor, one, sparse=True, steps=4) for one in regions]
     torch.compiler.reset()
     counters.clear()
