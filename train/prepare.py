@@ -23,7 +23,7 @@ from train.data.encode import identity, release_encoders
 from train.data.files import Files
 from train.data.order import BlockShuffle
 from train.data.streamed import is_url, open_cache
-from train.engine import distributed
+from train.engine import checkpoint, distributed
 from train.engine.distributed import Ranks
 from train.engine.ema import MovingAverage
 from train.engine.engine import build_engine, zero_stage
@@ -38,7 +38,7 @@ from train.monitor.trackers import open_trackers
 from train.monitor.validation import Validation
 from train.perceptual import PerceptualLoss
 from train.trainer import Trainer
-from train.warm_start import start_from
+from train.warm_start import finished_experts, start_from
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -115,7 +115,20 @@ def _read(
     files = Files(folder if where is None or is_url(where) else Path(where), data)
     hash_files(config, files, ranks)
     inputs = distributed.agree(lambda: load_inputs(config, ranks, cache, files, skeleton=skeleton))
+    continues = config.train.resume and checkpoint.find(Path(config.output))
+    if config.experts.init_from and not continues:
+        inputs.remarks.append(distributed.agree(lambda: _first_experts(config, inputs)))
     return inputs, cache, files
+
+
+def _first_experts(config: RunConfig, inputs: Inputs) -> str:
+    """Says which styles start from `experts.init_from`, whose folder is checked."""
+    styles = [style.name for style in inputs.selection.styles]
+    found = finished_experts(config.experts, inputs.backbone.fingerprint, styles)
+    known = [entry.style for entry in found.experts]
+    new = [name for name in styles if name not in known]
+    start = f"{', '.join(known)} start from {config.experts.init_from}"
+    return start if not new else f"{start}; without an expert there: {', '.join(new)}"
 
 
 def _with_commit(config: RunConfig, inputs: Inputs) -> RunConfig:
@@ -213,12 +226,9 @@ def _engine(config: RunConfig, inputs: Inputs, start: Start, ranks: Ranks) -> De
         generator=seeded("experts", config.seed),
     )
     if experts.init_from and start.folder is None:
-        folder, references = Path(experts.init_from), inputs.references
         styles = [style.name for style in inputs.selection.styles]
-        means = references.means().by_name if references else None
-        distributed.agree(
-            lambda: start_from(folder, transformer, experts, fingerprint, styles, means)
-        )
+        means = inputs.references.means().by_name if inputs.references else None
+        distributed.agree(lambda: start_from(transformer, experts, fingerprint, styles, means))
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if config.train.compile:

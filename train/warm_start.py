@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.adapters import SimilarityRouter, adapter_layers, read_registry
-from regionroute.adapters.files.export import file_scale, load_expert_state_dict
-from regionroute.adapters.files.lora_file import read_lora_file
+from regionroute.adapters.files.export import (
+    file_scale,
+    load_expert_state_dict,
+    read_expert,
+)
 from regionroute.adapters.files.router_file import load_router_state_dict, read_router
 from regionroute.errors import UserError
 
@@ -27,8 +31,37 @@ if TYPE_CHECKING:
 GAP = 3.0
 
 
+def finished_experts(
+    experts: ExpertsConfig, fingerprint: str, styles: Sequence[str]
+) -> ExpertRegistry:
+    """The experts that a run starts from, checked by their registry alone.
+
+    Args:
+        experts: the run's settings, with `init_from`: a folder of experts by name, of the same
+            base, layers, rank and alpha. Where the run has no shared expert, rank and alpha are
+            those of their files, which hold theirs too. Experts without a shared one are given the
+            run's new one.
+        fingerprint: of the base.
+        styles: of the run.
+
+    Returns:
+        The folder's registry; by name cut to the run's styles.
+
+    Raises:
+        UserError: other experts than the run's: base, rank, alpha, layers, router or styles (by
+            name one common style is enough, by example all must be trained).
+    """
+    assert experts.init_from is not None
+    folder = Path(experts.init_from)
+    registry = read_registry(folder)
+    _check(folder, registry, experts, fingerprint)
+    if experts.router == "style":
+        return _select(folder, registry, styles)
+    _check_all_trained(folder, registry, styles)
+    return registry
+
+
 def start_from(
-    folder: Path,
     transformer: nn.Module,
     experts: ExpertsConfig,
     fingerprint: str,
@@ -38,39 +71,36 @@ def start_from(
     """Overwrite new experts with finished ones, and gates so that styles choose their own.
 
     Args:
-        folder: of experts by name, of the same base, layers, rank and alpha. Where the run has no
-            shared expert, rank and alpha are those of their files, which hold theirs too. Experts
-            without a shared one are given the run's new one.
         transformer: with new experts.
-        experts: the run's settings.
+        experts: see `finished_experts`.
         fingerprint: of the base.
         styles: of the run.
         means: mean embedding [Ds] of each style, for gates; None: experts by name.
 
     Raises:
-        UserError: other experts than the run's: base, rank, alpha, layers, router or styles (by
-            name one common style is enough, by example all must be trained), or a damaged file.
+        UserError: see `finished_experts`; more experts than the run has, or a damaged file.
     """
-    registry = read_registry(folder)
+    registry = finished_experts(experts, fingerprint, styles)
+    folder = Path(experts.init_from or "")
     layers = adapter_layers(transformer)
-    _check(folder, registry, experts, fingerprint)
-    if means is None:
-        registry = _select(folder, registry, styles)
-    else:
-        _check_all_trained(folder, registry, next(iter(layers.values())).num_experts, styles)
+    count = next(iter(layers.values())).num_experts
     names = [entry.style for entry in registry.experts]
     wanted = styles if means is None else names
+    if len(names) > count:
+        raise UserError(
+            f"experts.init_from={folder}: it has {len(names)} experts, set experts.num_experts "
+            "to at least as many"
+        )
     in_files = bool(registry.shared_rank and experts.shared_rank)
+    sizes = {name: (x.in_features, x.out_features) for name, x in layers.items()}
+    common: dict[str, Tensor] = {}
     if (router := registry.router) and in_files:
-        sizes = {name: (x.in_features, x.out_features) for name, x in layers.items()}
         common = read_router(folder / router.file, sizes, router, len(names))
         load_router_state_dict(layers, common)
     for entry in registry.experts:
-        path = folder / entry.file
-        state, _ = read_lora_file(path)
-        state = {key: tensor.float() for key, tensor in state.items()}
+        state = read_expert(folder / entry.file, registry, sizes, common)
         place = wanted.index(entry.style)
-        load_expert_state_dict(transformer, place, state, str(path), shared=in_files)
+        load_expert_state_dict(transformer, place, state, entry.file, shared=in_files)
     if means is not None:
         for layer in layers.values():
             assert isinstance(layer.router, SimilarityRouter)
@@ -122,10 +152,8 @@ def _select(folder: Path, registry: ExpertRegistry, styles: Sequence[str]) -> Ex
     return registry.model_copy(update={"experts": common})
 
 
-def _check_all_trained(
-    folder: Path, registry: ExpertRegistry, count: int, styles: Sequence[str]
-) -> None:
-    """Raises `UserError` unless a run by example has a style and an expert for each of them."""
+def _check_all_trained(folder: Path, registry: ExpertRegistry, styles: Sequence[str]) -> None:
+    """Raises `UserError` unless a run by example has the style of each of them."""
     names = [entry.style for entry in registry.experts]
     for name in names:
         if name not in styles:
@@ -133,11 +161,6 @@ def _check_all_trained(
                 f"experts.init_from={folder}: its style {name!r} is not trained here, add it to "
                 "the manifest and, where that is set, to experts.styles"
             )
-    if len(names) > count:
-        raise UserError(
-            f"experts.init_from={folder}: it has {len(names)} experts, set experts.num_experts "
-            "to at least as many"
-        )
 
 
 def _check(
@@ -152,7 +175,8 @@ def _check(
     }
     for name, (found, wanted) in facts.items():
         if found != wanted:
-            what = "they are not selected by name" if name == "router" else f"{name} {found}"
+            of = {"router": "they are not selected by name", "base": f"{registry.base}, {found}"}
+            what = of.get(name, f"{name} {found}")
             raise UserError(
                 f"{where}: these experts have another {name} than this run ({what}); give experts "
                 "by name of the same base and layers"
@@ -161,7 +185,7 @@ def _check(
     alone = (*file_scale(registry), 0)
     own = (registry.rank, registry.alpha, registry.shared_rank or experts.shared_rank)
     run = (experts.rank, experts.alpha, experts.shared_rank)
-    if run not in (alone, own):
+    if not any(map(_same, (alone, own), (run, run))):
         sizes = " ".join(
             f"experts.{name}={value:g}"
             for name, value in zip(("rank", "alpha", "shared_rank"), alone, strict=True)
@@ -169,5 +193,10 @@ def _check(
         raise UserError(
             f"{where}: these experts have rank {registry.rank}, alpha {registry.alpha:g} and "
             f"shared_rank {registry.shared_rank}, this run {experts.rank}, {experts.alpha:g} and "
-            f"{experts.shared_rank}; set the same, or {sizes}"
+            f"{experts.shared_rank}; set {'the same, or ' if registry.shared_rank else ''}{sizes}"
         )
+
+
+def _same(found: Sequence[float], wanted: Sequence[float]) -> bool:
+    """As near as a message shows them: six digits."""
+    return all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(found, wanted, strict=True))

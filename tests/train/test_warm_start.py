@@ -1,5 +1,6 @@
 """Training that starts from finished experts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,17 @@ from regionroute.config.run import ExpertsConfig
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
 from regionroute.models.loading import load_base
-from train.warm_start import start_from, starting_gate
+from train import warm_start
+from train.warm_start import starting_gate
 
 NAMES = ["neon", "ink", "mosaic"]
+
+
+def start_from(folder, transformer, experts, fingerprint, styles, means):
+    settings = experts.model_copy(update={"init_from": str(folder)})
+    warm_start.start_from(transformer, settings, fingerprint, styles, means)
+
+
 MEANS = {
     name: torch.randn(24, generator=torch.Generator().manual_seed(i))
     for i, name in enumerate([*NAMES, "chalk", "crayon", "dusk"])
@@ -122,7 +131,7 @@ def test_without_a_shared_expert_its_part_becomes_each_ones_own(
     for name, layer in adapter_layers(transformer).items():
         assert torch.equal(layer.lora_A[0], file[f"transformer.{name}.lora_A.weight"])
         assert torch.equal(layer.lora_B[0], file[f"transformer.{name}.lora_B.weight"])
-    with pytest.raises(UserError, match="this run 2, 3 and 0; set the same, or"):
+    with pytest.raises(UserError, match="this run 2, 3 and 0; set the same, or experts"):
         start_from(
             finished, transformer, settings.model_copy(update={"rank": 2}), "f", ["ink"], None
         )
@@ -195,3 +204,21 @@ def test_by_example_every_style_must_be_trained(
     settings = ExpertsConfig(router="similarity", **SETTINGS)
     with pytest.raises(UserError, match="'mosaic' is not trained"):
         start_from(finished, transformer, settings, "f", NAMES[:2], MEANS)
+
+
+def test_a_run_starts_from_anothers_experts_and_resumes_without_them(runs, capsys):
+    assert runs("first", "train.steps=2") == 0
+    folder = runs.output("first") / "experts"
+    given = [f"experts.init_from={folder}", "train.save_every=1"]
+    capsys.readouterr()
+    assert runs("further", *given, "train.steps=1") == 0
+    assert f"line-art, pixel-art start from {folder}" in capsys.readouterr().out
+    shutil.rmtree(folder)
+    assert runs("further", *given, "train.steps=2") == 0
+    capsys.readouterr()
+    assert runs("further", "experts.init_from=elsewhere", "train.steps=3") == 2
+    assert "it is read at the first step only" in capsys.readouterr().err
+    assert runs("fresh", *given, "train.steps=1") == 2
+    shown = capsys.readouterr()
+    assert "no experts.json" in shown.err
+    assert "to encode" not in shown.out + shown.err

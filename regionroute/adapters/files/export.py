@@ -228,7 +228,7 @@ def load_experts(
     count, router = len(registry.experts), registry.router
     common = read_router(folder / router.file, sizes, router, count) if router else {}
     states = [
-        _read_expert(folder / entry.file, registry, sizes, common) for entry in registry.experts
+        read_expert(folder / entry.file, registry, sizes, common) for entry in registry.experts
     ]
     inject(
         transformer, registry.targets, count, registry.rank, registry.alpha,
@@ -241,13 +241,26 @@ def load_experts(
     return registry
 
 
-def _read_expert(
+def read_expert(
     path: Path,
     registry: ExpertRegistry,
     sizes: Mapping[str, tuple[int, int]],
     common: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """One expert's file, checked against the base, the registry and the router's file."""
+    """One expert's file, checked against the base, the registry and the router's file.
+
+    Args:
+        path: of the file.
+        registry: of its folder.
+        sizes: each layer's (in, out).
+        common: what `read_router` gave; empty where the folder has no router's file.
+
+    Returns:
+        Float32 tensors by diffusers' names.
+
+    Raises:
+        UserError: a damaged file, or one that does not fit the others.
+    """
     state, metadata = read_lora_file(path)
     check_state(state, _shapes(sizes, file_scale(registry)[0]), str(path))
     found = metadata.get(f"{PREFIX}r"), metadata.get(f"{PREFIX}lora_alpha")

@@ -24,7 +24,6 @@ EXAMPLES = (
     ("chelsea.png", "cat", "starry-night"),
     ("coffee.png", "cup", "woodcut"),
     ("astronaut.png", "helmet", "watercolour"),
-    ("rocket.jpg", "rocket", "neon"),
 )
 
 
