@@ -80,8 +80,8 @@ def start_from(
     Raises:
         UserError: see `finished_experts`; more experts than the run has, or a damaged file.
     """
-    registry = finished_experts(experts, fingerprint, styles)
-    folder = Path(experts.init_from or "")
+    assert experts.init_from is not None
+    folder, registry = Path(experts.init_from), finished_experts(experts, fingerprint, styles)
     layers = adapter_layers(transformer)
     count = next(iter(layers.values())).num_experts
     names = [entry.style for entry in registry.experts]
@@ -154,8 +154,7 @@ def _select(folder: Path, registry: ExpertRegistry, styles: Sequence[str]) -> Ex
 
 def _check_all_trained(folder: Path, registry: ExpertRegistry, styles: Sequence[str]) -> None:
     """Raises `UserError` unless a run by example has the style of each of them."""
-    names = [entry.style for entry in registry.experts]
-    for name in names:
+    for name in (entry.style for entry in registry.experts):
         if name not in styles:
             raise UserError(
                 f"experts.init_from={folder}: its style {name!r} is not trained here, add it to "
@@ -169,14 +168,13 @@ def _check(
     """Raises `UserError` unless the experts fit the run."""
     where = f"experts.init_from={folder}"
     facts = {
-        "base": (registry.fingerprint, fingerprint),
+        "base": (f"{registry.base}, {registry.fingerprint}", f"{registry.base}, {fingerprint}"),
         "router": (registry.learned, False),
         "targets": (registry.targets, experts.targets),
     }
     for name, (found, wanted) in facts.items():
         if found != wanted:
-            of = {"router": "they are not selected by name", "base": f"{registry.base}, {found}"}
-            what = of.get(name, f"{name} {found}")
+            what = "they are not selected by name" if name == "router" else f"{name} {found}"
             raise UserError(
                 f"{where}: these experts have another {name} than this run ({what}); give experts "
                 "by name of the same base and layers"
@@ -185,7 +183,7 @@ def _check(
     alone = (*file_scale(registry), 0)
     own = (registry.rank, registry.alpha, registry.shared_rank or experts.shared_rank)
     run = (experts.rank, experts.alpha, experts.shared_rank)
-    if not any(map(_same, (alone, own), (run, run))):
+    if not (_same(run, alone) or _same(run, own)):
         sizes = " ".join(
             f"experts.{name}={value:g}"
             for name, value in zip(("rank", "alpha", "shared_rank"), alone, strict=True)

@@ -91,19 +91,18 @@ def test_regions_are_padded_to_few_sizes(editor):
 @pytest.mark.slow
 def test_a_compiled_base_meets_a_region_of_that_size_before(editor):
     """Regions are padded to few sizes: others of about as many tokens compile nothing."""
-    regions = OF_A_SIZE
-    wanted = [edit(editor, one, sparse=True, steps=4) for one in regions]
+    wanted = [edit(editor, one, sparse=True, steps=4) for one in OF_A_SIZE]
     torch.compiler.reset()
     counters.clear()
     editor.backbone.transformer.compile_repeated_blocks(backend="eager")
     graphs = []
-    for one, plain in zip(regions, wanted, strict=True):
+    for one, plain in zip(OF_A_SIZE, wanted, strict=True):
         found = edit(editor, one, sparse=True, steps=4)
         torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
         graphs.append(counters["stats"]["unique_graphs"])
     torch.compiler.reset()
     assert graphs[0] > 0
-    assert graphs == graphs[:1] * len(regions)
+    assert graphs == graphs[:1] * len(OF_A_SIZE)
 
 
 def _gate(editor, region):
