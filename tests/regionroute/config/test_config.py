@@ -219,6 +219,32 @@ def test_any_model_can_be_loaded():
         load_config(None, ["codec.level=[4]"], _Other)
 
 
+class _Inner(Section):
+    sizes: dict[str, int] = Field({"a": 1}, description="by name")
+    depth: int = Field(1, description="of the inner")
+
+
+class _Middle(Section):
+    inner: _Inner = Field(_Inner(depth=2), description="the inner")
+    width: int = Field(1, description="of the middle")
+    height: int = Field(1, description="of the middle")
+
+
+class _Outer(Section):
+    middle: _Middle = Field(
+        _Middle(inner=_Inner(sizes={"b": 3}, depth=4), width=5), description="the middle"
+    )
+
+
+def test_what_is_not_given_is_as_in_the_default_of_the_group_above():
+    middle = load_config(None, ["middle.height=6"], _Outer).middle
+    assert middle == _Middle(inner=_Inner(sizes={"b": 3}, depth=4), width=5, height=6)
+    inner = load_config(None, ["middle.inner.sizes={c: 7}"], _Outer).middle.inner
+    assert inner == _Inner(sizes={"c": 7}, depth=4)  # a value is replaced as a whole
+    with pytest.raises(UserError, match=r"middle\.inner\.deep"):
+        load_config(None, ["middle.inner.deep=1"], _Outer)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
