@@ -40,13 +40,14 @@ from tqdm import tqdm
 from eval.metrics.region import CHANGE_THRESHOLD, coverage, leak
 from pseudo_labels.segment.loading import FinderSettings
 from regionroute.config.sites import MapChoice
-from regionroute.data.images import resize, write_image
+from regionroute.data.images import write_image
 from regionroute.data.object_bank import ObjectBank
 from regionroute.data.stats import describe, paired
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
 from regionroute.files import write_json
+from regionroute.models.image_encoder import STRIDE
 from regionroute.pipeline import RegionRoutePipeline
 
 LEAST_CHANGE = 0.005  # of the image, for an absent word to have changed something
@@ -159,10 +160,10 @@ def encoder_map(editor: Editor) -> Method:
     @torch.no_grad()
     def method(photo: Photo, word: str, style: str, seed: int) -> Found:
         start = time.perf_counter()
-        size = editor.backbone.fit_size(*photo.image.shape[-2:])
-        small = resize(photo.image[None], size).clamp(0, 1) * 2 - 1
+        height, width = editor.backbone.fit_size(*photo.image.shape[-2:])
+        views = encoder.views(photo.image[None] * 2 - 1, (height // STRIDE, width // STRIDE))
         vector = editor.backbone.word_vectors([word])[None]
-        scores = encoder.scores(encoder.head(*encoder.views(small)), vector)[0].sigmoid()
+        scores = encoder.scores(encoder.head(*views), vector)[0].sigmoid()
         seconds = time.perf_counter() - start
         wide = F.interpolate(scores[None], photo.image.shape[-2:], mode="bilinear")[0, 0]
         return Found(wide > 0.5, scores[0], float(scores.max()), seconds=seconds)

@@ -143,7 +143,7 @@ def read_items(photos: list[LabelledPhoto], vgg: VggEncoder) -> list[Item]:
         image, [segment], *_ = open_photo(photo)
         small = F.interpolate(image[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0]
         small = small.clamp(0, 1)
-        mix = encoded(small)
+        mix = encoded(image)
         grid = (mix.shape[-2], mix.shape[-1])
         user = to_grid(segment.mask, grid)
         if not user.any():

@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudo_labels.segment.given import read_label_files
-from regionroute.data.images import resize
 from regionroute.data.object_bank import ObjectBank
 from regionroute.data.stats import describe
 from regionroute.editing.editor import Editor
@@ -106,11 +105,10 @@ def measured(
     near = (backbone.word_vectors(known) @ backbone.word_vectors(objects).T).amax(1)
     far = [word for word, value in zip(known, near.tolist(), strict=True) if value < FARTHEST]
     absent = np.random.default_rng(number).permutation(far)[:ABSENT].tolist()
-    small = resize(image[None], backbone.fit_size(*image.shape[-2:])).clamp(0, 1)
     by_value = {}
     for value in VALUES:
         image_encoder.SEEN = value
-        presence = backbone.presence(small, [[*objects, *absent]])
+        presence = backbone.presence(image[None], [[*objects, *absent]])
         assert presence is not None, "a base with a word-aligned image encoder"
         by_value[value] = presence[0].tolist()
     image_encoder.SEEN = CHOSEN

@@ -38,8 +38,8 @@ def bank_arguments(labels, out, *more):
     return [str(part) for pair in given.items() for part in pair] + list(more)
 
 
-def make_bank(folder):
+def make_bank(folder, *more):
     """A bank in `folder`/bank; returns its folder."""
     labels = write_photos(folder / "photos")
-    assert main(bank_arguments(labels, folder / "bank")) == 0
+    assert main(bank_arguments(labels, folder / "bank", *more)) == 0
     return folder / "bank"

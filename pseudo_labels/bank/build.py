@@ -73,7 +73,7 @@ def make_bank(
     out: Path,
     *,
     images: str | Path | None = None,
-    styles: str | Path = "photos",
+    styles: str | Path | None = "photos",
     only: Sequence[str] | None = None,
     side: int = 160,
     test_share: float = 0.1,
@@ -85,7 +85,7 @@ def make_bank(
         labels: labels files with masks; a photo that several name has the objects of all.
         out: folder of the bank.
         images: folder of the photos, None: each labels file's own.
-        styles: styles file, or the name of a packaged one.
+        styles: styles file, or the name of a packaged one; None: photos only.
         only: these styles of the file, None for all.
         side: of the square images, pixels.
         test_share: fraction of the photos that is kept for validation.
@@ -98,7 +98,9 @@ def make_bank(
         UserError: files that cannot be used, or not one photo in them.
     """
     check_output_folder(out)
-    built = [BuiltStyle(entry, entry.build()) for entry in load_styles(styles, only)]
+    built = None
+    if styles is not None:
+        built = [BuiltStyle(entry, entry.build()) for entry in load_styles(styles, only)]
     photos, rejected = read_label_files(labels, images)
     skipped = [item.reason for item in rejected]
     if not photos:
@@ -111,7 +113,7 @@ def make_bank(
 
 def build_bank(
     photos: Sequence[LabelledPhoto],
-    styles: Sequence[BuiltStyle],
+    styles: Sequence[BuiltStyle] | None,
     out: Path,
     side: int,
     test_share: float,
@@ -121,7 +123,7 @@ def build_bank(
 
     Args:
         photos: photos with masks.
-        styles: the styles.
+        styles: the styles; None: photos only, without colours.
         out: folder of the bank.
         side: S, pixels; photos are scaled to this shorter side and cropped around their objects.
         test_share: share of the photos that is kept for validation; chosen by their content, as
@@ -142,7 +144,7 @@ def build_bank(
         index = _write_photos(photos, out, side, test_share, workers)
         index.key = key
         write_index(out, index)
-    for name, job in _renderings(styles).items():
+    for name, job in (_renderings(styles) if styles is not None else {}).items():
         if index.renderings.get(name) == job.row and rendering_file(out, name).exists():
             continue
         rendered = _render(_images(out), job.paint, name, workers)

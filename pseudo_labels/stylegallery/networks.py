@@ -16,6 +16,7 @@ from regionroute.errors import UserError
 from regionroute.files import is_hub_id, text_hash
 from regionroute.hub_names import commit_of_model, hub_arguments, used_name
 from regionroute.models.embedded import PHOTOS
+from regionroute.models.image_encoder import STRIDE
 
 DINO = "facebook/dinov2-base"
 SIDE = 256  # pixels, of images that nano-photos encodes; its cells are 8 pixels wide
@@ -84,8 +85,7 @@ class WordAlignedEncoder:
 
     def tokens(self, image: Tensor) -> Tensor:
         """Features [C, 32, 32] of an image [3, H, W] in [0, 1], resized to a square."""
-        small = F.interpolate(image[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0]
-        return encoded(small.clamp(0, 1))
+        return encoded(image)
 
 
 def semantic_encoder(
@@ -99,8 +99,9 @@ def semantic_encoder(
 
 @torch.no_grad()
 def encoded(image: Tensor) -> Tensor:
-    """Word-aligned features of an image [3, H, W] in [0, 1]: [C, H/8, W/8]."""
-    found: Tensor = _image_encoder()(image[None] * 2 - 1)[0, :-1]  # without the objectness
+    """Word-aligned features [C, 32, 32] of an image [3, H, W] in [0, 1], resized to a square."""
+    grid = (SIDE // STRIDE, SIDE // STRIDE)
+    found: Tensor = _image_encoder()(image[None] * 2 - 1, grid)[0, :-1]  # without the objectness
     return found
 
 

@@ -75,7 +75,7 @@ class OfflineGallery:
         """
         small = F.interpolate(image[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0]
         small = small.clamp(0, 1)
-        features = encoded(small)
+        features = encoded(image)
         grid = (features.shape[-2], features.shape[-1])
         user = None if region is None else to_grid(region, grid)
         if user is not None and not user.any():

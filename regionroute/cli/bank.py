@@ -11,6 +11,7 @@ from regionroute.errors import Parser, UserError
 EPILOG = """examples:
   regionroute bank --labels photos/labels.jsonl --out data/bank
   regionroute bank --labels a/labels.jsonl b/labels.jsonl --styles my_styles.yaml --out data/bank
+  regionroute bank --labels photos/labels.jsonl --size 320 --photos-only --out data/sharp_bank
   python -m train.pretrain.run --config nano_photos_pretrain corpus.bank=data/bank
 
 Given again, the command makes only what is missing: add a style to the file and run it once more.
@@ -50,6 +51,11 @@ def parser() -> Parser:
         help="fraction of the photos kept for validation, the same photos that `regionroute label` "
         "keeps (0.1)",
     )
+    add(
+        "--photos-only",
+        action="store_true",
+        help="no styles and colours: enough to train an image encoder",
+    )
     add_workers(parser)
     return parser
 
@@ -71,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--size {args.size}: must be between 32 and 1024 pixels")
     if not 0 <= args.test_share < 1:
         raise UserError(f"--test-share {args.test_share}: must be at least 0 and below 1")
+    if args.photos_only and args.only:
+        raise UserError("--only chooses styles, --photos-only makes none: give one of them")
     check_workers(args)
     from pseudo_labels.bank.build import make_bank
 
@@ -78,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         args.labels,
         Path(args.out),
         images=args.images,
-        styles=args.styles,
+        styles=None if args.photos_only else args.styles,
         only=args.only.split(",") if args.only else None,
         side=args.size,
         test_share=args.test_share,

@@ -243,8 +243,7 @@ class Editor:
         callback: StepCallback | None = None,
     ) -> SamplingJob:
         size = self.backbone.fit_size(*_size(sources))
-        images = resize(sources, size)
-        context = self.backbone.encode_images(images)
+        context = self.backbone.encode_images(sources, size)
         noise = [self.backbone.draw_noise((1, *context.shape[1:]), p[0].seed) for p in plans]
         assert options.steps is not None
         assert options.guidance is not None
@@ -258,12 +257,12 @@ class Editor:
             return dataclasses.replace(job, gates=gates_on_grid(regions, job.grid).to(context))
         if options.mode == "routed":
             if self.routing.mirror:
-                mirrored = self.backbone.encode_images(resize(sources.flip(-1), size))
+                mirrored = self.backbone.encode_images(sources.flip(-1), size)
                 job = dataclasses.replace(job, mirrored=mirrored)
             if not options.force:
                 # An own prompt may mark a phrase of no words, such as "-".
                 phrases = [[object_words(p.object) or p.object for p in row] for row in plans]
-                presence = self.backbone.presence(images, phrases)
+                presence = self.backbone.presence(sources, phrases)
                 job = dataclasses.replace(job, presence=presence)
         return job
 

@@ -16,11 +16,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from regionroute.config.run import Quantize
+from regionroute.data.images import resize
 from regionroute.data.prompts import Span
 from regionroute.diffusion.families import Family, Text
 from regionroute.diffusion.flow import draw_noise
 from regionroute.errors import UserError
-from regionroute.models.image_encoder import word_vectors
+from regionroute.models.image_encoder import STRIDE, ImageEncoder, word_vectors
 from regionroute.models.source import BaseSettings
 
 MAX_ASPECT = 16  # beyond this the short side is a token or two
@@ -111,10 +112,31 @@ class Backbone:
         return self.settings.max_text_length
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """[B,3,H,W] in [0,1] to normalised latents [B,C,h,w]; no gradients."""
+    def encode_images(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images to normalised latents; no gradients.
+
+        Args:
+            images: [B,3,H,W] in [0,1].
+            size: (H',W') at which the model sees them, as `fit_size` gives it; None: as they are.
+                An image encoder sees the images in their own detail.
+
+        Returns:
+            [B,C,h,w].
+        """
         self.on_device(self.vae)
-        return self.family.encode_images(self.vae, images.to(self.device))
+        images = images.to(self.device)
+        fitted = images if size is None else resize(images, size)
+        if self.image_encoder is None:
+            return self.family.encode_images(self.vae, fitted)
+        # Such a codec scales and shifts nothing, see `PatchCodec`.
+        fitted, images = (part.to(self.vae.dtype) * 2 - 1 for part in (fitted, images))
+        latents: Tensor = self.vae.encode(fitted, photos=images).latent_dist.mode()
+        return latents
+
+    @property
+    def image_encoder(self) -> ImageEncoder | None:
+        """Of an embedded base that has one."""
+        return getattr(self.vae, "image_encoder", None)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -132,21 +154,21 @@ class Backbone:
         """How sure the image encoder is that objects are in images.
 
         Args:
-            images: [B,3,H,W] in [0,1], of a size that `fit_size` gives.
+            images: [B,3,H,W] in [0,1], of any size.
             phrases: S object phrases for each of the B images.
 
         Returns:
             [B,S] in [0,1], see `ImageEncoder.presence`; None for a base without an image encoder
             that is aligned with words.
         """
-        encoder = getattr(self.vae, "image_encoder", None)
+        encoder = self.image_encoder
         if encoder is None:
             return None
         self.on_device(self.vae)
+        height, width = self.fit_size(images.shape[-2], images.shape[-1])
         images = images.to(encoder.mean) * 2 - 1
         words = torch.stack([self.word_vectors(row) for row in phrases]).to(images)
-        found: Tensor = encoder.presence(images, words, phrases)
-        return found
+        return encoder.presence(images, (height // STRIDE, width // STRIDE), words, phrases)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Text:

@@ -155,12 +155,24 @@ class PatchCodec(ModelMixin, ConfigMixin):
         self.image_encoder = encoder
         self.register_to_config(vocabulary=list(encoder.vocabulary))
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> PatchEncoding | tuple[PatchPosterior]:
-        """Images [B,3,H,W] in [-1,1], sides multiples of the patch, to latents [B,C,H/f,W/f]."""
+    def encode(
+        self, x: Tensor, return_dict: bool = True, photos: Tensor | None = None
+    ) -> PatchEncoding | tuple[PatchPosterior]:
+        """Images to latents.
+
+        Args:
+            x: [B,3,H,W] in [-1,1], sides multiples of the patch.
+            return_dict: as in diffusers.
+            photos: the same images in more detail, of any size, for the image encoder; None: `x`.
+
+        Returns:
+            A posterior whose mode is [B,C,H/f,W/f].
+        """
         tokens = self._pixel_tokens(x)
         if self.image_encoder is not None:
+            grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
             with torch.no_grad():
-                features = self.image_encoder(x)
+                features = self.image_encoder(x if photos is None else photos, grid)
             tokens = torch.cat([tokens, features.permute(0, 2, 3, 1)], -1)
         latents = F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
         posterior = PatchPosterior(latents)

@@ -9,6 +9,9 @@ both, trained by `train/pretrain/train_image_encoder.py` so that
 
 says how much of the object is at x: e is the word's vector in the base's own text encoder, M the
 word map. The base reads f and the objectness as latent channels of the context image.
+
+A small object is hard to tell at the size of a small base. So the encoder looks at the photo in its
+own detail, up to `ZOOM` times that size.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from torch import Tensor, nn
 
 from regionroute.models.efficientnet_lite import CLASSES, EfficientNetLite, load_efficientnet_lite
 
-STRIDE = 8  # pixels between outputs
-ZOOM = 2  # EfficientNet-Lite0 was trained at 224 px; its stride of 16 becomes 8 px of the image
+STRIDE = 8  # pixels of the base's image between outputs
+ZOOM = 3  # the backbone sees the photo at this multiple of the base's size
 BLOCKS = (4, 10, 15)  # the last blocks at strides 8, 16 and 32
 SUREST = 4  # positions whose mean score says whether an object is there
 # Taken off the sum of score and class evidence, so that presence does not saturate, and off that of
@@ -33,7 +36,7 @@ CLIP = 4.0  # standardised features beyond this many deviations are clipped
 
 
 class ImageEncoder(nn.Module):
-    """Images to word-aligned features, one vector for every 8x8 pixels.
+    """Photos to word-aligned features, one vector for every 8x8 pixels of the base's image.
 
     The backbone is not part of the state: its weights come from the installed package.
 
@@ -67,26 +70,40 @@ class ImageEncoder(nn.Module):
         self.mean: Tensor
         self.deviation: Tensor
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] in [-1,1], sides multiples of 8, to [B,channels,H/8,W/8].
+    def forward(self, photos: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Features, each channel standardised over the training images and clipped.
 
-        Each channel is standardised over the training images and clipped.
+        Args:
+            photos: [B,3,H,W] in [-1,1], of any size.
+            grid: (h,w) of the features, an eighth of the size that the base sees the photos at.
+
+        Returns:
+            [B,channels,h,w].
         """
-        found = self.head(*self.views(images))
+        found = self.head(*self.views(photos, grid))
         mean, deviation = self.mean[:, None, None], self.deviation[:, None, None]
         return ((found - mean) / deviation).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
-    def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the head sees of images [B,3,H,W] in [-1,1].
+    def views(self, photos: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the head sees of photos.
+
+        Args:
+            photos: [B,3,H,W] in [-1,1], of any size.
+            grid: (h,w) of the features.
 
         Returns:
-            Feature maps near [B,40,H/8,W/8], middle [B,112,H/8,W/8], far [B,320,H/16,W/16] and the
-            class evidence [B,words,H/16,W/16].
+            Feature maps near [B,40,h,w], middle [B,112,h,w], far [B,320,3h/4,3w/4] and the class
+            evidence [B,words,3h/4,3w/4] (rounded up).
         """
-        backbone = load_efficientnet_lite().to(images.device)  # float32, whatever the head's type
+        backbone = load_efficientnet_lite().to(photos.device)  # float32, whatever the head's type
+        rows, columns = grid
         zoomed = F.interpolate(
-            images.float(), scale_factor=ZOOM, mode="bilinear", align_corners=False
+            photos.float(),
+            (ZOOM * STRIDE * rows, ZOOM * STRIDE * columns),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
         )
         # Convolutions of one channel each are faster on a CPU with the channels last.
         zoomed = zoomed.contiguous(memory_format=torch.channels_last)
@@ -94,8 +111,9 @@ class ImageEncoder(nn.Module):
         deviation, mean = torch.std_mean(logits, 1, keepdim=True)
         strong = ((logits - mean) / deviation - 2).relu()
         evidence = torch.einsum("bchw,cd->bdhw", strong, self.class_vectors.float())
+        near, middle = (F.adaptive_avg_pool2d(part, grid) for part in (near, middle))
         near, middle, far, evidence = (
-            part.to(images.dtype) for part in (F.avg_pool2d(near, 2), middle, far, evidence)
+            part.to(photos.dtype) for part in (near, middle, far, evidence)
         )
         return near, middle, far, evidence
 
@@ -108,20 +126,27 @@ class ImageEncoder(nn.Module):
         return found + F.pad(_resized(self.zero_shot(evidence), size), (0, 0, 0, 0, 0, 1))
 
     @torch.no_grad()
-    def presence(self, images: Tensor, words: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor:
-        """How sure it is that objects are in images.
+    def presence(
+        self,
+        photos: Tensor,
+        grid: tuple[int, int],
+        words: Tensor,
+        phrases: Sequence[Sequence[str]],
+    ) -> Tensor:
+        """How sure it is that objects are in photos.
 
         The score plus the class evidence for the word, which training cannot bias.
 
         Args:
-            images: [B,3,H,W] in [-1,1], sides multiples of 8.
+            photos: [B,3,H,W] in [-1,1], of any size.
+            grid: (h,w) of the features.
             words: unit word vectors [B,N,words].
-            phrases: N objects for each of the B images.
+            phrases: N objects for each of the B photos.
 
         Returns:
             [B,N] in [0,1], the mean probability at the four surest positions.
         """
-        views = self.views(images)
+        views = self.views(photos, grid)
         raw, evidence = self.head(*views), views[-1]
         known = torch.einsum("bdhw,bnd->bnhw", evidence, words)
         scores = self.scores(raw, words).float() + _resized(known.float(), raw.shape[-2:])

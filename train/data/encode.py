@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from regionroute.data.buckets import Window, bucket_sizes, crop_window, fitted, nearest_bucket
+from regionroute.data.buckets import Window, bucket_sizes, crop_window, nearest_bucket
 from regionroute.data.images import read_image, read_mask
 from regionroute.diffusion.latents import mask_to_grid
 from regionroute.files import settings_hash, text_hash
@@ -187,7 +187,9 @@ class Encoder:
         key = settings_hash(self.image_facts(content, known[0].size, size))
 
         def make() -> Tensors:
-            return {"latents": self.backbone.encode_images(fitted(read()[None], size))[0]}
+            picture = read()[None]
+            seen = crop_window(picture.shape[-2], picture.shape[-1], size).of(picture)
+            return {"latents": self.backbone.encode_images(seen, size)[0]}
 
         return CacheEntry("images", key, make)
 

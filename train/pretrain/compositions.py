@@ -58,7 +58,8 @@ class Composer:
             raise UserError(f"{bank.folder}: the split {split!r} of this bank holds no photo")
         if side > bank.side:
             raise UserError(
-                f"{bank.folder}: its squares are of {bank.side} px, corpus.resolution is {side}"
+                f"{bank.folder}: its squares are of {bank.side} px, images of {side} px are to be "
+                f"composed of them: make a bank with --size {side} or more"
             )
         counts: dict[str, int] = {}
         for photo in self.members:

@@ -1,7 +1,7 @@
 r"""Train the image encoder of an embedded base: word-aligned features from a frozen backbone.
 
-    regionroute bank --labels PHOTOS/labels.jsonl --styles small_photos --out data/bank
-    python train/pretrain/train_image_encoder.py compositions.bank=data/bank
+    regionroute bank --labels PHOTOS/labels.jsonl --size 320 --photos-only --out data/sharp_bank
+    python train/pretrain/train_image_encoder.py compositions.bank=data/sharp_bank
     python train/pretrain/run.py --config configs/nano_photos_pretrain.yaml \
       codec.image_encoder=runs/image_encoder/image_encoder.safetensors ...
 

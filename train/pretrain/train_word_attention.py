@@ -1,6 +1,6 @@
 r"""Make an embedded base attend to the named object from its first block on.
 
-    python train/pretrain/train_word_attention.py compositions.bank=data/bank
+    python train/pretrain/train_word_attention.py compositions.bank=data/sharp_bank
     regionroute label ... --whole --out data/photo_pairs      # then its experts, see docs
 
 A base with a word-aligned image encoder knows where each word's object is, but its text encoder

@@ -49,6 +49,19 @@ def test_a_bank_holds_each_photo_in_every_style_and_colour(bank):
         assert torch.allclose(rendered, expected, atol=0.51 / 255)
 
 
+def test_photos_alone_can_be_kept_and_styles_be_added_later(bank_case, tmp_path):
+    labels = bank_case.write_photos(tmp_path / "photos")
+    given = bank_case.bank_arguments(labels, tmp_path / "bank")
+    without = [part for part in given if part not in ("--only", "pixel-art,cyberpunk")]
+    assert run(*without, "--photos-only") == 0
+    assert {path.name for path in (tmp_path / "bank").iterdir()} == {
+        "bank.json", "photos.safetensors",
+    }  # fmt: skip
+    assert index_of(tmp_path / "bank")["renderings"] == {}
+    assert run(*given) == 0
+    assert "pixel-art" in index_of(tmp_path / "bank")["renderings"]
+
+
 def test_squares_are_cut_around_the_objects(bank):
     index, masks = index_of(bank), load_file(bank / "photos.safetensors")["masks"]
 
@@ -160,6 +173,7 @@ def test_a_photo_that_cannot_be_used_is_named_and_skipped(bank_case, tmp_path, c
         (["--workers", "0"], "--workers"),
         (["--size", "48"], "another size"),
         (["--only", "pixelart"], "pixel-art"),
+        (["--photos-only"], "--photos-only"),
         (["--out", "photos"], "photos"),
     ],
 )

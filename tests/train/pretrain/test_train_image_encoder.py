@@ -4,16 +4,18 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from regionroute.config.io import load_config
+from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError
 from regionroute.models.loading import load_base
 from train.pretrain import train_image_encoder as training
-from train.pretrain.image_encoder.config import ImageEncoderConfig
+from train.pretrain.image_encoder.config import CompositionsConfig, ImageEncoderConfig
 from train.pretrain.image_encoder.file import load_image_encoder, save_image_encoder
 from train.pretrain.image_encoder.scores import localisation
-from train.pretrain.image_encoder.views import Views, load_views
+from train.pretrain.image_encoder.views import Views, composer_of, composition, load_views
 from train.pretrain.train_image_encoder import (
     Vocabulary,
     jittered,
@@ -24,6 +26,7 @@ from train.pretrain.train_image_encoder import (
 
 SMALL = [
     "compositions.side=32",
+    "compositions.detail=1",
     "compositions.count=24",
     "compositions.held_out=6",
     "compositions.photos.layouts={photo: 0.5, halves: 0.5}",
@@ -65,7 +68,7 @@ def test_it_learns_to_find_what_is_named(arguments, tmp_path, capsys):
     assert "iou" in capsys.readouterr().out
     assert (tmp_path / "maps.png").exists()
     network = load_image_encoder(tmp_path / "image_encoder.safetensors")
-    features = network(torch.rand(1, 3, 32, 32) * 2 - 1)
+    features = network(torch.rand(1, 3, 32, 32) * 2 - 1, (4, 4))
     assert features.shape == (1, 16, 4, 4)
     assert network.vocabulary == ("cup", "dog")
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -198,7 +201,8 @@ def test_the_rate_rises_and_falls():
         (["base=nowhere"], "nowhere"),
         (["base=nano", "from_base=true"], "nano has no image encoder"),
         (["compositions.side=40"], "compositions.side"),
-        (["compositions.side=64"], "corpus.resolution is 64"),
+        (["compositions.side=64"], "images of 64 px are to be composed"),
+        (["compositions.detail=2"], "make a bank with --size 64"),
         (["steps=2", "lr=1e30", "clip=1e30"], "lower lr"),
     ],
 )
@@ -207,6 +211,28 @@ def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, settings, part):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert part in error
+
+
+def test_images_are_composed_in_more_detail_than_the_base_sees(bank_case, tmp_path):
+    bank = ObjectBank(bank_case.make_bank(tmp_path, "--size", "64"))
+    sharp = CompositionsConfig(side=32, detail=2, blurred=0, other_colours=0)
+    soft = sharp.model_copy(update={"blurred": 1})
+    seeds, blurred = range(12), 0
+    for seed in seeds:
+        image, objects = made(bank, sharp, seed)
+        assert image.shape == (3, 64, 64)
+        assert {tuple(mask.shape) for mask in objects.values()} == {(1, 4, 4)}
+        other, same = made(bank, soft, seed)
+        assert same.keys() == objects.keys()
+        small = F.avg_pool2d(image, 8) - F.avg_pool2d(other, 8)
+        assert small.abs().max() < 0.1
+        blurred += (other - other.roll(1, -1)).abs().sum() < (image - image.roll(1, -1)).abs().sum()
+    assert blurred >= 10
+
+
+def made(bank, cfg, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return composition(composer_of(bank, "train", cfg), generator, cfg)
 
 
 def test_another_file_is_no_image_encoder(base, tmp_path):

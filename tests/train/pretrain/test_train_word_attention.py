@@ -24,6 +24,7 @@ from train.pretrain.word_attention.start import Sides, balanced, channels, start
 
 SMALL = [
     "compositions.side=32",
+    "compositions.detail=1",
     "compositions.count=12",
     "compositions.held_out=4",
     "compositions.photos.layouts={photo: 0.5, halves: 0.5}",
@@ -176,7 +177,7 @@ def started(bank_case, tmp_path_factory):
     """Heads of nano-photos before training, with images."""
     bank = bank_case.make_bank(tmp_path_factory.mktemp("started"))
     base = load_base("nano-photos")
-    cfg = CompositionsConfig(bank=str(bank), side=32, count=24, held_out=4)
+    cfg = CompositionsConfig(bank=str(bank), side=32, detail=1, count=24, held_out=4)
     images = load_images(cfg, 0, base, tmp_path_factory.mktemp("images"))["train"]
     words = Words(base, images, 0.55)
     heads = WordHeads(base, (0, 2, 4, 5), text_share=0.3)

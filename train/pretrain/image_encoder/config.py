@@ -10,7 +10,20 @@ class CompositionsConfig(Section):
     """The training images: composed from the bank's training photos and encoded once."""
 
     bank: str = Field("data/bank", description="folder of `regionroute bank`")
-    side: int = Field(128, description="side of an image in pixels", ge=32, multiple_of=16)
+    side: int = Field(
+        128, description="side of an image in pixels, as the base sees it", ge=32, multiple_of=16
+    )
+    detail: int = Field(
+        2,
+        description="the image encoder sees images of this many times the side, so the bank needs "
+        "squares of as many pixels or more",
+        ge=1,
+    )
+    blurred: Share = Field(
+        0.3,
+        description="fraction of images with less detail, as small photos have",
+        le=1,
+    )
     count: int = Field(6000, description="images to train on", ge=1)
     held_out: int = Field(256, description="images of the bank's test photos to validate on", ge=1)
     photos: PhotoPairsConfig = Field(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from regionroute.data.images import resize
 from regionroute.data.object_bank import PHOTO, ObjectBank
 from regionroute.models.image_encoder import STRIDE, ImageEncoder
 from train.pretrain.colours import in_other_colours
@@ -29,7 +30,7 @@ class Views:
     """Composed images of one split.
 
     Attributes:
-        images: uint8 [N,3,S,S].
+        images: uint8 [N,3,D,D], in all the detail that the image encoder sees.
         maps: the arguments of `ImageEncoder.head`, fp16 [N,c,h,w] each.
         words: of each image, those of its visible objects.
         masks: uint8 [M,S/8,S/8], 255 times the covered fraction of a token: the objects' in the
@@ -67,8 +68,8 @@ def load_views(
         words: Words = {}
         for split, count in (("train", cfg.count), ("test", cfg.held_out)):
             words[split] = []
-            composer = Composer(bank, split, cfg.side, cfg.photos)
-            tensors |= _make(composer, count, seed, encoder, cfg.other_colours, words[split])
+            composer = composer_of(bank, split, cfg)
+            tensors |= _make(composer, count, seed, encoder, cfg, words[split])
         write_stored(path, made_with, tensors, words)
         found = tensors, words
     return {split: _views(split, *found) for split in ("train", "test")}
@@ -86,7 +87,7 @@ def _make(
     count: int,
     seed: int,
     encoder: ImageEncoder,
-    other_colours: float,
+    cfg: CompositionsConfig,
     words: list[list[str]],
 ) -> dict[str, Tensor]:
     """Tensors of a split; `words` is filled."""
@@ -96,24 +97,40 @@ def _make(
         images = []
         for number in range(start, min(count, start + _BATCH)):
             generator = Generator().manual_seed(seed * 1_000_003 + number)
-            image, objects = composition(composer, generator, other_colours)
+            image, objects = composition(composer, generator, cfg)
             images.append(image)
             words.append(list(objects))
             parts["masks"] += [(mask * 255).round().to(torch.uint8) for mask in objects.values()]
         batch = torch.stack(images)
-        for name, maps in zip(MAPS, encoder.views(batch * 2 - 1), strict=True):
+        grid = (cfg.side // STRIDE, cfg.side // STRIDE)
+        for name, maps in zip(MAPS, encoder.views(batch * 2 - 1, grid), strict=True):
             parts[name].append(maps.half().contiguous())
         parts["images"].append((batch * 255).round().to(torch.uint8))
     return {f"{split}.{name}": torch.cat(rows) for name, rows in parts.items()}
 
 
+def composer_of(bank: ObjectBank, split: str, cfg: CompositionsConfig) -> Composer:
+    """What composes images in all their detail."""
+    return Composer(bank, split, cfg.side * cfg.detail, cfg.photos)
+
+
 def composition(
-    composer: Composer, generator: Generator, other_colours: float
+    composer: Composer, generator: Generator, cfg: CompositionsConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image [3,S,S] in [0,1] and the covered fractions [1,h,w] of its objects by word."""
+    """An image [3,D,D] in [0,1], D = side · detail, and its objects' covered fractions [1,h,w]."""
     layers = composer.layers(generator)
     image = composer.compose(PHOTO, layers)
-    if float(torch.rand((), generator=generator)) < other_colours:
+    if float(torch.rand((), generator=generator)) < cfg.other_colours:
         image = in_other_colours(image[None], generator)[0]
+    image = image.clamp(0, 1)
+    if float(torch.rand((), generator=generator)) < cfg.blurred:
+        image = _blurred(image, cfg.side, generator)
     objects = {w: m for w, m in visible(layers).items() if float(m.mean()) >= LEAST_AREA}
-    return image.clamp(0, 1), {w: F.avg_pool2d(m, STRIDE) for w, m in objects.items()}
+    return image, {w: F.avg_pool2d(m, cfg.detail * STRIDE) for w, m in objects.items()}
+
+
+def _blurred(image: Tensor, least: int, generator: Generator) -> Tensor:
+    """An image [3,D,D] with the detail of a side between `least` and D."""
+    full = image.shape[-1]
+    side = least + int(torch.randint(full - least + 1, (), generator=generator))
+    return resize(resize(image[None], (side, side)), (full, full))[0]

@@ -16,7 +16,7 @@ from regionroute.models.image_encoder import ImageEncoder
 from train.pretrain.compositions import Composer
 from train.pretrain.image_encoder.config import CompositionsConfig
 from train.pretrain.image_encoder.stored import Words, first_masks, read_stored, write_stored
-from train.pretrain.image_encoder.views import composition
+from train.pretrain.image_encoder.views import composer_of, composition
 
 FILE = "latents.safetensors"
 _BATCH = 16
@@ -64,8 +64,8 @@ def load_images(
         tensors: dict[str, Tensor] = {}
         words: Words = {}
         for split, count in (("train", cfg.count), ("test", cfg.held_out)):
-            composer = Composer(bank, split, cfg.side, cfg.photos)
-            latents, masks, words[split] = _make(composer, count, seed, base, cfg.other_colours)
+            composer = composer_of(bank, split, cfg)
+            latents, masks, words[split] = _make(composer, count, seed, base, cfg)
             tensors |= {f"{split}.latents": latents, f"{split}.masks": masks}
         write_stored(path, made_with, tensors, words)
         found = tensors, words
@@ -78,7 +78,7 @@ def _checksum(encoder: ImageEncoder) -> float:
 
 
 def _make(
-    composer: Composer, count: int, seed: int, base: Backbone, other_colours: float
+    composer: Composer, count: int, seed: int, base: Backbone, cfg: CompositionsConfig
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     """Latents, masks and words of one split."""
     split = composer.bank.photos[composer.members[0]].split
@@ -87,11 +87,11 @@ def _make(
         images = []
         for number in range(start, min(count, start + _BATCH)):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            image, objects = composition(composer, generator, other_colours)
+            image, objects = composition(composer, generator, cfg)
             images.append(image)
             words.append(list(objects))
             masks += [mask.half() for mask in objects.values()]
-        latents.append(base.encode_images(torch.stack(images)).half())
+        latents.append(base.encode_images(torch.stack(images), (cfg.side, cfg.side)).half())
     return torch.cat(latents).contiguous(), torch.cat(masks), words
 
 
