@@ -47,7 +47,6 @@ from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
 from regionroute.files import write_json
-from regionroute.models.image_encoder import STRIDE
 from regionroute.pipeline import RegionRoutePipeline
 
 LEAST_CHANGE = 0.005  # of the image, for an absent word to have changed something
@@ -160,8 +159,8 @@ def encoder_map(editor: Editor) -> Method:
     @torch.no_grad()
     def method(photo: Photo, word: str, style: str, seed: int) -> Found:
         start = time.perf_counter()
-        height, width = editor.backbone.fit_size(*photo.image.shape[-2:])
-        views = encoder.views(photo.image[None] * 2 - 1, (height // STRIDE, width // STRIDE))
+        size = editor.backbone.fit_size(*photo.image.shape[-2:])
+        views = encoder.views(photo.image[None] * 2 - 1, size)
         vector = editor.backbone.word_vectors([word])[None]
         scores = encoder.scores(encoder.head(*views), vector)[0].sigmoid()
         seconds = time.perf_counter() - start

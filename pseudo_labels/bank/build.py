@@ -123,7 +123,7 @@ def build_bank(
 
     Args:
         photos: photos with masks.
-        styles: the styles; None: photos only, without colours.
+        styles: the styles; None: photos only.
         out: folder of the bank.
         side: S, pixels; photos are scaled to this shorter side and cropped around their objects.
         test_share: share of the photos that is kept for validation; chosen by their content, as
@@ -144,7 +144,7 @@ def build_bank(
         index = _write_photos(photos, out, side, test_share, workers)
         index.key = key
         write_index(out, index)
-    for name, job in (_renderings(styles) if styles is not None else {}).items():
+    for name, job in _renderings(styles).items():
         if index.renderings.get(name) == job.row and rendering_file(out, name).exists():
             continue
         rendered = _render(_images(out), job.paint, name, workers)
@@ -161,9 +161,11 @@ def _images(out: Path) -> Tensor:
     return images
 
 
-def _renderings(styles: Sequence[BuiltStyle]) -> dict[str, _Job]:
-    """Name -> job of every rendering."""
-    jobs = {}
+def _renderings(styles: Sequence[BuiltStyle] | None) -> dict[str, _Job]:
+    """Name -> job of every rendering; none for None."""
+    jobs: dict[str, _Job] = {}
+    if styles is None:
+        return jobs
     for style in styles:
         row = Rendering(kind="style", words=style.entry.spec.words, key=style.stylizer.fingerprint)
         paint = functools.partial(style.stylizer.stylize, style=style.entry.spec)

@@ -16,7 +16,6 @@ from regionroute.errors import UserError
 from regionroute.files import is_hub_id, text_hash
 from regionroute.hub_names import commit_of_model, hub_arguments, used_name
 from regionroute.models.embedded import PHOTOS
-from regionroute.models.image_encoder import STRIDE
 
 DINO = "facebook/dinov2-base"
 SIDE = 256  # pixels, of images that nano-photos encodes; its cells are 8 pixels wide
@@ -100,9 +99,8 @@ def semantic_encoder(
 @torch.no_grad()
 def encoded(image: Tensor) -> Tensor:
     """Word-aligned features [C, 32, 32] of an image [3, H, W] in [0, 1], resized to a square."""
-    grid = (SIDE // STRIDE, SIDE // STRIDE)
-    found: Tensor = _image_encoder()(image[None] * 2 - 1, grid)[0, :-1]  # without the objectness
-    return found
+    found: Tensor = _image_encoder()(image[None] * 2 - 1, (SIDE, SIDE))[0]
+    return found[:-1]  # without the objectness
 
 
 @functools.cache

@@ -54,7 +54,7 @@ def parser() -> Parser:
     add(
         "--photos-only",
         action="store_true",
-        help="no styles and colours: enough to train an image encoder",
+        help="skip styles and colours; enough to train an image encoder",
     )
     add_workers(parser)
     return parser
@@ -77,8 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--size {args.size}: must be between 32 and 1024 pixels")
     if not 0 <= args.test_share < 1:
         raise UserError(f"--test-share {args.test_share}: must be at least 0 and below 1")
-    if args.photos_only and args.only:
-        raise UserError("--only chooses styles, --photos-only makes none: give one of them")
+    if args.photos_only and (args.only or args.styles != "photos"):
+        raise UserError("--styles and --only choose styles, --photos-only makes none: leave it out")
     check_workers(args)
     from pseudo_labels.bank.build import make_bank
 

@@ -42,12 +42,17 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
             named), a key is given under its old and its new name, or a value is of the wrong type
             or out of range.
     """
-    settings: dict[str, Any] = {}
+    # What is not given of a group is as in this default, not as in the group's own.
+    settings: dict[str, Any] = {
+        name: field.default.model_dump(mode="json")
+        for name, field in model.model_fields.items()
+        if isinstance(field.default, BaseModel)
+    }
     sources: dict[str, str] = {}
     given: dict[str, str] = {}
     if path is not None:
         path = find_config(path)
-        settings = _checked(_file_settings(path), model, str(path))
+        _merge(settings, _checked(_file_settings(path), model, str(path)), model)
     for override in overrides:
         shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
         source = f"override {shown!r}"
@@ -57,7 +62,6 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
             raise UserError(f"{source}: {given[current]} and {key} are one setting, give it once")
         _merge(settings, _checked(extra, model, source), model)
         sources[current] = source
-    settings = _over_defaults(settings, model)
     try:
         # Strict JSON mode: lists are read as tuples, but 1 is no bool and "4" no number.
         return model.model_validate_json(_as_json(settings, str(path or "overrides")), strict=True)
@@ -65,22 +69,6 @@ def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Mode
         raise UserError(
             _value_problem(error, model, settings, str(path or "defaults"), sources)
         ) from error
-
-
-def _over_defaults(
-    given: dict[str, Any], model: type[BaseModel], default: BaseModel | None = None
-) -> dict[str, Any]:
-    """Settings in which what is not given of a group is as in the default of the group above."""
-    filled = {}
-    if default is not None:
-        filled = default.model_dump(mode="json", exclude_unset=True)
-    for name, value in given.items():
-        field = model.model_fields[name]
-        below = field.default if default is None else getattr(default, name)
-        if isinstance(below, BaseModel) and isinstance(value, dict):
-            value = _over_defaults(value, type(below), below)
-        filled[name] = value
-    return filled
 
 
 def dump_config(config: BaseModel) -> str:

@@ -21,7 +21,7 @@ from regionroute.data.prompts import Span
 from regionroute.diffusion.families import Family, Text
 from regionroute.diffusion.flow import draw_noise
 from regionroute.errors import UserError
-from regionroute.models.image_encoder import STRIDE, ImageEncoder, word_vectors
+from regionroute.models.image_encoder import ImageEncoder, word_vectors
 from regionroute.models.source import BaseSettings
 
 MAX_ASPECT = 16  # beyond this the short side is a token or two
@@ -107,6 +107,11 @@ class Backbone:
         return [part for part in (self.tokenizer, self.tokenizer_2) if part is not None]
 
     @property
+    def image_encoder(self) -> ImageEncoder | None:
+        """The codec's; None: the base has none."""
+        return getattr(self.vae, "image_encoder", None)
+
+    @property
     def text_length(self) -> int:
         """Tokens a prompt is padded or cut to."""
         return self.settings.max_text_length
@@ -118,7 +123,7 @@ class Backbone:
         Args:
             images: [B,3,H,W] in [0,1].
             size: (H',W') at which the model sees them, as `fit_size` gives it; None: as they are.
-                An image encoder sees the images in their own detail.
+                An image encoder sees them in their own detail.
 
         Returns:
             [B,C,h,w].
@@ -132,11 +137,6 @@ class Backbone:
         fitted, images = (part.to(self.vae.dtype) * 2 - 1 for part in (fitted, images))
         latents: Tensor = self.vae.encode(fitted, photos=images).latent_dist.mode()
         return latents
-
-    @property
-    def image_encoder(self) -> ImageEncoder | None:
-        """Of an embedded base that has one."""
-        return getattr(self.vae, "image_encoder", None)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -165,10 +165,10 @@ class Backbone:
         if encoder is None:
             return None
         self.on_device(self.vae)
-        height, width = self.fit_size(images.shape[-2], images.shape[-1])
+        size = self.fit_size(images.shape[-2], images.shape[-1])
         images = images.to(encoder.mean) * 2 - 1
         words = torch.stack([self.word_vectors(row) for row in phrases]).to(images)
-        return encoder.presence(images, (height // STRIDE, width // STRIDE), words, phrases)
+        return encoder.presence(images, size, words, phrases)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Text:

@@ -73,6 +73,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         encoder_width: channels inside the image encoder's head.
         word_channels: length of the word vectors that its features are aligned with.
         vocabulary: words that its training images were labelled with.
+        encoder_zoom: size at which it sees a photo, in multiples of the base's.
 
     Raises:
         ValueError: an image encoder whose stride is not the token size.
@@ -89,6 +90,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         encoder_width: int = 64,
         word_channels: int = 128,
         vocabulary: Sequence[str] = (),
+        encoder_zoom: int = 2,
     ) -> None:
         super().__init__()
         self.patch = 2 * 2 ** (len(block_out_channels) - 1)
@@ -101,7 +103,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
                     f"tokens of {self.patch} px, but the image encoder's stride is {STRIDE} px"
                 )
             self.image_encoder = ImageEncoder(
-                4 * semantic_channels, encoder_width, word_channels, vocabulary
+                4 * semantic_channels, encoder_width, word_channels, vocabulary, encoder_zoom
             )
         self.analysis = nn.Parameter(torch.zeros(token, pixels))
         self.synthesis = nn.Parameter(torch.zeros(pixels, token))
@@ -146,14 +148,16 @@ class PatchCodec(ModelMixin, ConfigMixin):
             ValueError: it has other sizes or another scale, so that the base cannot read it.
         """
         own = self.image_encoder
-        if own is None or own.sizes != encoder.sizes:
+        if own is None or own.sizes | {"zoom": encoder.sizes["zoom"]} != encoder.sizes:
             sizes = None if own is None else own.sizes
             raise ValueError(f"its sizes are {encoder.sizes}, those of the base's are {sizes}")
         for name in ("mean", "deviation"):
             if not torch.allclose(getattr(own, name), getattr(encoder, name), rtol=1e-2, atol=1e-3):
                 raise ValueError("its channels have another scale: train it with from_base=true")
         self.image_encoder = encoder
-        self.register_to_config(vocabulary=list(encoder.vocabulary))
+        self.register_to_config(
+            vocabulary=list(encoder.vocabulary), encoder_zoom=encoder.sizes["zoom"]
+        )
 
     def encode(
         self, x: Tensor, return_dict: bool = True, photos: Tensor | None = None
@@ -170,9 +174,9 @@ class PatchCodec(ModelMixin, ConfigMixin):
         """
         tokens = self._pixel_tokens(x)
         if self.image_encoder is not None:
-            grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
+            seen, size = x if photos is None else photos, (x.shape[-2], x.shape[-1])
             with torch.no_grad():
-                features = self.image_encoder(x if photos is None else photos, grid)
+                features = self.image_encoder(seen, size)
             tokens = torch.cat([tokens, features.permute(0, 2, 3, 1)], -1)
         latents = F.pixel_shuffle(tokens.permute(0, 3, 1, 2), 2)
         posterior = PatchPosterior(latents)

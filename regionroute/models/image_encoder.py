@@ -11,7 +11,7 @@ says how much of the object is at x: e is the word's vector in the base's own te
 word map. The base reads f and the objectness as latent channels of the context image.
 
 A small object is hard to tell at the size of a small base. So the encoder looks at the photo in its
-own detail, up to `ZOOM` times that size.
+own detail, up to `zoom` times that size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from regionroute.models.efficientnet_lite import CLASSES, EfficientNetLite, load_efficientnet_lite
 
 STRIDE = 8  # pixels of the base's image between outputs
-ZOOM = 3  # the backbone sees the photo at this multiple of the base's size
 BLOCKS = (4, 10, 15)  # the last blocks at strides 8, 16 and 32
 SUREST = 4  # positions whose mean score says whether an object is there
 # Taken off the sum of score and class evidence, so that presence does not saturate, and off that of
@@ -45,13 +44,15 @@ class ImageEncoder(nn.Module):
         width: channels inside the head.
         words: length of a word vector.
         vocabulary: words that training images were labelled with.
+        zoom: size at which the backbone sees a photo, in multiples of the base's; 2 in files that
+            do not tell.
     """
 
     def __init__(
-        self, channels: int, width: int, words: int, vocabulary: Sequence[str] = ()
+        self, channels: int, width: int, words: int, vocabulary: Sequence[str] = (), zoom: int = 2
     ) -> None:
         super().__init__()
-        self.sizes = {"channels": channels, "width": width, "words": words}
+        self.sizes = {"channels": channels, "width": width, "words": words, "zoom": zoom}
         self.vocabulary = tuple(vocabulary)
         near, middle, far = (EfficientNetLite.channels(block) for block in BLOCKS)
         self.near = nn.Conv2d(near, width, 1)
@@ -70,37 +71,38 @@ class ImageEncoder(nn.Module):
         self.mean: Tensor
         self.deviation: Tensor
 
-    def forward(self, photos: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, photos: Tensor, size: tuple[int, int]) -> Tensor:
         """Features, each channel standardised over the training images and clipped.
 
         Args:
             photos: [B,3,H,W] in [-1,1], of any size.
-            grid: (h,w) of the features, an eighth of the size that the base sees the photos at.
+            size: (H',W') at which the base sees them, multiples of 8.
 
         Returns:
-            [B,channels,h,w].
+            [B,channels,H'/8,W'/8].
         """
-        found = self.head(*self.views(photos, grid))
+        found = self.head(*self.views(photos, size))
         mean, deviation = self.mean[:, None, None], self.deviation[:, None, None]
         return ((found - mean) / deviation).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
-    def views(self, photos: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def views(self, photos: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the head sees of photos.
 
         Args:
             photos: [B,3,H,W] in [-1,1], of any size.
-            grid: (h,w) of the features.
+            size: (H',W') at which the base sees them, multiples of 8.
 
         Returns:
-            Feature maps near [B,40,h,w], middle [B,112,h,w], far [B,320,3h/4,3w/4] and the class
-            evidence [B,words,3h/4,3w/4] (rounded up).
+            Feature maps near [B,40,h,w], middle [B,112,h,w] with h = H'/8, w = W'/8, far
+            [B,320,zoom·H'/32,zoom·W'/32] and the class evidence [B,words,…] of far's size, both
+            rounded up.
         """
         backbone = load_efficientnet_lite().to(photos.device)  # float32, whatever the head's type
-        rows, columns = grid
+        zoom, (height, width) = self.sizes["zoom"], size
         zoomed = F.interpolate(
             photos.float(),
-            (ZOOM * STRIDE * rows, ZOOM * STRIDE * columns),
+            (zoom * height, zoom * width),
             mode="bilinear",
             antialias=True,
             align_corners=False,
@@ -111,6 +113,7 @@ class ImageEncoder(nn.Module):
         deviation, mean = torch.std_mean(logits, 1, keepdim=True)
         strong = ((logits - mean) / deviation - 2).relu()
         evidence = torch.einsum("bchw,cd->bdhw", strong, self.class_vectors.float())
+        grid = (height // STRIDE, width // STRIDE)
         near, middle = (F.adaptive_avg_pool2d(part, grid) for part in (near, middle))
         near, middle, far, evidence = (
             part.to(photos.dtype) for part in (near, middle, far, evidence)
@@ -129,7 +132,7 @@ class ImageEncoder(nn.Module):
     def presence(
         self,
         photos: Tensor,
-        grid: tuple[int, int],
+        size: tuple[int, int],
         words: Tensor,
         phrases: Sequence[Sequence[str]],
     ) -> Tensor:
@@ -139,14 +142,14 @@ class ImageEncoder(nn.Module):
 
         Args:
             photos: [B,3,H,W] in [-1,1], of any size.
-            grid: (h,w) of the features.
+            size: (H',W') at which the base sees them, multiples of 8.
             words: unit word vectors [B,N,words].
             phrases: N objects for each of the B photos.
 
         Returns:
             [B,N] in [0,1], the mean probability at the four surest positions.
         """
-        views = self.views(photos, grid)
+        views = self.views(photos, size)
         raw, evidence = self.head(*views), views[-1]
         known = torch.einsum("bdhw,bnd->bnhw", evidence, words)
         scores = self.scores(raw, words).float() + _resized(known.float(), raw.shape[-2:])

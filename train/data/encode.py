@@ -187,8 +187,8 @@ class Encoder:
         key = settings_hash(self.image_facts(content, known[0].size, size))
 
         def make() -> Tensors:
-            picture = read()[None]
-            seen = crop_window(picture.shape[-2], picture.shape[-1], size).of(picture)
+            image = read()[None]
+            seen = crop_window(image.shape[-2], image.shape[-1], size).of(image)
             return {"latents": self.backbone.encode_images(seen, size)[0]}
 
         return CacheEntry("images", key, make)

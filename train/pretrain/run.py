@@ -107,6 +107,7 @@ def fit_codec(cfg: PretrainConfig, pictures: Tensor, base: Backbone | None) -> P
             "encoder_width": image_encoder.sizes["width"],
             "word_channels": image_encoder.sizes["words"],
             "vocabulary": image_encoder.vocabulary,
+            "encoder_zoom": image_encoder.sizes["zoom"],
         }
     codec = PatchCodec(
         latent_channels=cfg.codec.latent_channels + semantic, semantic_channels=semantic, **sizes

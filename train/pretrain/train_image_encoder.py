@@ -113,7 +113,7 @@ def encoder_of(base: Backbone) -> ImageEncoder:
     Raises:
         UserError: it has none.
     """
-    encoder: ImageEncoder | None = getattr(base.vae, "image_encoder", None)
+    encoder = base.image_encoder
     if encoder is None:
         raise UserError(f"from_base: the base {base.name} has no image encoder")
     return encoder.requires_grad_(True)
@@ -123,7 +123,9 @@ def new_encoder(cfg: ImageEncoderConfig, base: Backbone) -> ImageEncoder:
     """An encoder whose head says what the class evidence says, without any training."""
     vectors = class_vectors(base)
     size = vectors.shape[1]
-    encoder = ImageEncoder(4 * cfg.network.semantic_channels, cfg.network.width, size)
+    encoder = ImageEncoder(
+        4 * cfg.network.semantic_channels, cfg.network.width, size, zoom=cfg.network.zoom
+    )
     encoder.class_vectors.copy_(vectors)
     # Word vectors are in the order of their principal components: the first ones say most.
     leading = torch.eye(size)[: len(encoder.word_map)]

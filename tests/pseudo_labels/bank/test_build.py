@@ -52,7 +52,8 @@ def test_a_bank_holds_each_photo_in_every_style_and_colour(bank):
 def test_photos_alone_can_be_kept_and_styles_be_added_later(bank_case, tmp_path):
     labels = bank_case.write_photos(tmp_path / "photos")
     given = bank_case.bank_arguments(labels, tmp_path / "bank")
-    without = [part for part in given if part not in ("--only", "pixel-art,cyberpunk")]
+    styles = ("--styles", "scenes", "--only", "pixel-art,cyberpunk")
+    without = [part for part in given if part not in styles]
     assert run(*without, "--photos-only") == 0
     assert {path.name for path in (tmp_path / "bank").iterdir()} == {
         "bank.json", "photos.safetensors",

@@ -62,8 +62,33 @@ def test_the_experts_paint(editor: Editor, both: Tensor) -> None:
     assert torch.equal(painted[:, mask == 0], both[:, mask == 0])
 
 
+def test_photos_are_seen_in_their_own_detail(editor: Editor) -> None:
+    data = pytest.importorskip("skimage.data")
+    photo = torch.from_numpy(data.coffee().copy()).permute(2, 0, 1)[None] / 255
+    backbone = editor.backbone
+    size = backbone.fit_size(*photo.shape[-2:])
+    small = resize(photo, size)
+    sharp, soft = (backbone.encode_images(image, size) for image in (photo, small))
+    assert torch.equal(soft, backbone.encode_images(small))
+    own = backbone.vae.pixel_channels
+    assert torch.equal(sharp[:, :own], soft[:, :own])
+    assert (sharp[:, own:] - soft[:, own:]).abs().mean() > 0.1
+    # So do edits: their maps are of the photo, not of the image that the base sees.
+    options = EditOptions(refine_crop=False)
+    maps = []
+    for image in (photo, small):
+        edit = editor.edit(image[0], EditRequest("cup", "neon"), options, want_map=True)
+        assert edit.region_map is not None
+        maps.append(edit.region_map)
+    assert (maps[0] - maps[1]).abs().max() > 0.02
+
+
 def test_absent_objects_are_left_alone(editor: Editor, both: Tensor) -> None:
-    absent = ["elephant", "pizza", "laptop", "locomotive", "sunflower"]
+    absent = [
+        "elephant", "pizza", "laptop", "locomotive", "sunflower", "umbrella", "bicycle", "zebra",
+        "piano", "lighthouse", "carrot", "airplane", "tiger", "scissors", "boat", "tree", "helmet",
+        "strawberry", "guitar", "clock",
+    ]  # fmt: skip
     presence = editor.backbone.presence(both[None], [["cat", "cup", *absent]])
     assert presence is not None
     refused = presence[0] < editor.routing.presence

@@ -3,6 +3,7 @@ import torch
 
 from regionroute.diffusion.latents import decode_latents, encode_images, pack
 from regionroute.models.codec import PatchCodec
+from regionroute.models.image_encoder import ImageEncoder
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +103,30 @@ def test_a_token_carries_the_features_of_its_pixels(pictures):
     seen = encode_images(codec, pictures)[:, 24:]
 
     tokens = torch.nn.functional.pixel_unshuffle(seen, 2)
-    assert torch.allclose(tokens, codec.image_encoder(pictures * 2 - 1), atol=1e-5)
+    found = codec.image_encoder(pictures * 2 - 1, pictures.shape[-2:])
+    assert torch.allclose(tokens, found, atol=1e-5)
     with pytest.raises(ValueError, match="tokens of 4 px"):
         PatchCodec(30, block_out_channels=(1, 1), semantic_channels=6)
+
+
+def test_the_encoder_sees_the_photo_and_the_pixels_come_from_the_image(pictures):
+    codec, _ = seeing(pictures)
+    photos = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    images = torch.nn.functional.interpolate(photos, (32, 32), mode="area")
+    sharp, soft = (codec.encode(images, photos=p).latent_dist.mode() for p in (photos, None))
+    assert torch.equal(sharp[:, :24], soft[:, :24])
+    assert not torch.allclose(sharp[:, 24:], soft[:, 24:], atol=0.1)
+
+
+def test_an_encoder_of_another_zoom_brings_it_along(pictures, tmp_path):
+    codec, _ = seeing(pictures)
+    assert codec.image_encoder.sizes["zoom"] == 2  # as in files that do not tell
+    other = ImageEncoder(channels=24, width=8, words=16, zoom=3).eval().requires_grad_(False)
+    codec.take_image_encoder(other)
+    codec.save_pretrained(tmp_path)
+    again = PatchCodec.from_pretrained(tmp_path).requires_grad_(False)
+    assert again.image_encoder.sizes["zoom"] == 3
+    assert torch.allclose(encode_images(again, pictures), encode_images(codec, pictures), atol=1e-5)
 
 
 def test_a_codec_that_sees_is_saved_without_its_backbone(pictures, tmp_path):

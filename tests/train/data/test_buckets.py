@@ -219,10 +219,10 @@ def test_of_old_and_new_samples_only_the_new_are_encoded(runs, mixed, tiny_manif
 def test_interrupted_caching_goes_on_where_it_was(runs, mixed, encodings, monkeypatch):
     counted = Backbone.encode_images
 
-    def interrupted(self, images):
+    def interrupted(self, *given):
         if encodings["encode_images"] == 3:
             raise KeyboardInterrupt
-        return counted(self, images)
+        return counted(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Backbone, "encode_images", interrupted)

@@ -52,6 +52,19 @@ def rewrite(manifest, change):
     return load_manifest(manifest.root)
 
 
+def test_an_image_encoder_sees_the_image_itself(manifest):
+    base, size = load_base("nano-photos"), (128, 128)
+    sample = manifest.samples[0]
+    found = Encoder(base, manifest, size).needs(sample).context.make()["latents"]
+    image = read_image(manifest.root / sample.context)[None]
+    assert image.shape[-2:] != size
+    assert torch.equal(found, base.encode_images(image, size)[0])
+    own = base.vae.pixel_channels
+    fitted = base.encode_images(resize(image, size))[0]
+    assert torch.equal(found[:own], fitted[:own])
+    assert not torch.equal(found[own:], fitted[own:])
+
+
 def test_two_shuffled_epochs_give_each_id_its_own_tensors(backbone, manifest, tmp_path):
     data = prepared(backbone, manifest, tmp_path)
     by_id = {sample.id: sample for sample in manifest.samples}

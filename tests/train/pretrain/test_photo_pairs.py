@@ -127,7 +127,7 @@ def test_a_style_is_composed_as_the_photo_is(bank):
 
 
 def test_a_bank_that_gives_no_such_pairs_is_one_sentence(bank):
-    with pytest.raises(UserError, match="resolution is 64"):
+    with pytest.raises(UserError, match="make a bank with --size 64"):
         PairMaker(bank, "train", 64, PhotoPairsConfig())
     with pytest.raises(UserError, match="'validation'"):
         PairMaker(bank, "validation", 32, PhotoPairsConfig())

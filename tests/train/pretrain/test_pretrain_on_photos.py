@@ -256,7 +256,7 @@ def test_coarse_steps_come_first(arguments, tmp_path):
     [
         ("corpus.bank=nowhere", "regionroute bank"),
         ("model.sentence_encoder=nowhere", "model.sentence_encoder=nowhere"),
-        ("corpus.resolution=64", "corpus.resolution"),
+        ("corpus.resolution=64", "images of 64 px are to be composed"),
         ("corpus.photos.pasted=[0, 0, 0]", "corpus.photos"),
         ("corpus.photos.tasks={paint: 1}", "corpus.photos.tasks"),
         ("codec.image_encoder=nowhere", "codec.image_encoder=nowhere"),

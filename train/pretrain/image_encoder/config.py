@@ -15,13 +15,14 @@ class CompositionsConfig(Section):
     )
     detail: int = Field(
         2,
-        description="the image encoder sees images of this many times the side, so the bank needs "
-        "squares of as many pixels or more",
+        description="images are composed at this many times the side, for the image encoder; the "
+        "bank needs squares of as many pixels or more",
         ge=1,
     )
     blurred: Share = Field(
         0.3,
-        description="fraction of images with less detail, as small photos have",
+        description="fraction of images with the detail of a random side from `side` up, as small "
+        "photos have",
         le=1,
     )
     count: int = Field(6000, description="images to train on", ge=1)
@@ -48,6 +49,9 @@ class NetworkConfig(Section):
         ge=1,
     )
     width: int = Field(64, description="channels inside the head", ge=8)
+    zoom: int = Field(
+        3, description="size at which the backbone sees a photo, in multiples of the base's", ge=1
+    )
 
 
 class ImageEncoderConfig(Section):

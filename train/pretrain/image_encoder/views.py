@@ -30,7 +30,7 @@ class Views:
     """Composed images of one split.
 
     Attributes:
-        images: uint8 [N,3,D,D], in all the detail that the image encoder sees.
+        images: uint8 [N,3,S,S], at the size that the base sees.
         maps: the arguments of `ImageEncoder.head`, fp16 [N,c,h,w] each.
         words: of each image, those of its visible objects.
         masks: uint8 [M,S/8,S/8], 255 times the covered fraction of a token: the objects' in the
@@ -60,7 +60,9 @@ def load_views(
     """
     path = output / FILE
     bank = ObjectBank(cfg.bank)
-    about = [seed, cfg.model_dump(), bank.key, encoder.class_vectors.sum().item()]
+    about = [
+        seed, cfg.model_dump(), bank.key, encoder.class_vectors.sum().item(), encoder.sizes["zoom"],
+    ]  # fmt: skip
     made_with = json.dumps(about)
     found = read_stored(path, made_with)
     if found is None:
@@ -102,22 +104,27 @@ def _make(
             words.append(list(objects))
             parts["masks"] += [(mask * 255).round().to(torch.uint8) for mask in objects.values()]
         batch = torch.stack(images)
-        grid = (cfg.side // STRIDE, cfg.side // STRIDE)
-        for name, maps in zip(MAPS, encoder.views(batch * 2 - 1, grid), strict=True):
+        views = encoder.views(batch * 2 - 1, (cfg.side, cfg.side))
+        for name, maps in zip(MAPS, views, strict=True):
             parts[name].append(maps.half().contiguous())
-        parts["images"].append((batch * 255).round().to(torch.uint8))
+        small = resize(batch, (cfg.side, cfg.side))
+        parts["images"].append((small * 255).round().to(torch.uint8))
     return {f"{split}.{name}": torch.cat(rows) for name, rows in parts.items()}
 
 
 def composer_of(bank: ObjectBank, split: str, cfg: CompositionsConfig) -> Composer:
-    """What composes images in all their detail."""
+    """A composer of images for the image encoder, larger than the base sees them."""
     return Composer(bank, split, cfg.side * cfg.detail, cfg.photos)
 
 
 def composition(
     composer: Composer, generator: Generator, cfg: CompositionsConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image [3,D,D] in [0,1], D = side · detail, and its objects' covered fractions [1,h,w]."""
+    """An image and its objects.
+
+    Returns:
+        [3,s,s] in [0,1] with s = side · detail, and covered fractions [1,side/8,side/8] by word.
+    """
     layers = composer.layers(generator)
     image = composer.compose(PHOTO, layers)
     if float(torch.rand((), generator=generator)) < cfg.other_colours:
@@ -130,7 +137,7 @@ def composition(
 
 
 def _blurred(image: Tensor, least: int, generator: Generator) -> Tensor:
-    """An image [3,D,D] with the detail of a side between `least` and D."""
+    """An image [3,s,s] with the detail of a side between `least` and s."""
     full = image.shape[-1]
     side = least + int(torch.randint(full - least + 1, (), generator=generator))
     return resize(resize(image[None], (side, side)), (full, full))[0]

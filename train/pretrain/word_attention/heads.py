@@ -45,7 +45,7 @@ class WordHeads(nn.Module):
     def __init__(self, base: Backbone, heads: Sequence[int], text_share: float) -> None:
         super().__init__()
         transformer, encoder = base.transformer, base.text_encoder_2
-        if encoder is None or getattr(base.vae, "image_encoder", None) is None:
+        if encoder is None or base.image_encoder is None:
             raise UserError(f"base={base.name}: needs an image encoder that is aligned with words")
         self.base, self.numbers = base, tuple(heads)
         self.attention = transformer.transformer_blocks[0].attn

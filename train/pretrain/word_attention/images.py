@@ -57,7 +57,10 @@ def load_images(
     """
     path = output / FILE
     bank, encoder = ObjectBank(cfg.bank), base.vae.image_encoder
-    about = [seed, cfg.model_dump(), bank.key, base.fingerprint, _checksum(encoder)]
+    about = [
+        seed, cfg.model_dump(), bank.key, base.fingerprint, _checksum(encoder),
+        encoder.sizes["zoom"],
+    ]  # fmt: skip
     made_with = json.dumps(about)
     found = read_stored(path, made_with)
     if found is None:
