@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from regionroute.data.object_bank import PHOTO, ObjectBank
+from regionroute.errors import UserError
 from train.pretrain.colours import in_other_colours
 from train.pretrain.compositions import Composer, Layer, one_of, visible
 from train.pretrain.config import PhotoPairsConfig, PhotoTask
@@ -61,11 +62,16 @@ class PairMaker(Composer):
     """Composes pairs from the photos of one split; see `Composer` for the arguments.
 
     Raises:
-        UserError: the split holds no photo, or the bank is too small.
+        UserError: the split holds no photo, or the bank is too small or of photos only.
     """
 
     def __init__(self, bank: ObjectBank, split: str, side: int, cfg: PhotoPairsConfig) -> None:
         super().__init__(bank, split, side, cfg)
+        if not bank.names("colour"):
+            raise UserError(
+                f"{bank.folder}: this bank holds photos only, run `regionroute bank` without "
+                "--photos-only"
+            )
         self.tasks = list(cfg.tasks)
         self.task_shares = torch.tensor([cfg.tasks[task] for task in self.tasks])
 

@@ -133,6 +133,12 @@ def test_a_bank_that_gives_no_such_pairs_is_one_sentence(bank):
         PairMaker(bank, "validation", 32, PhotoPairsConfig())
 
 
+def test_a_bank_of_photos_only_is_refused(bank, monkeypatch):
+    monkeypatch.setattr(bank, "names", lambda kind: [])
+    with pytest.raises(UserError, match="without --photos-only"):
+        PairMaker(bank, "train", 32, PhotoPairsConfig())
+
+
 def test_highlighted_pictures_may_have_other_colours_and_the_same_mask(bank):
     for number in range(6):
         plain = maker(bank).pair(drawn(number), "highlight")
