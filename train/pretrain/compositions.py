@@ -52,7 +52,7 @@ class Composer:
     """
 
     def __init__(self, bank: ObjectBank, split: str, side: int, cfg: PhotoPairsConfig) -> None:
-        self.bank, self.side, self.cfg = bank, side, cfg
+        self.bank, self.split, self.side, self.cfg = bank, split, side, cfg
         self.members = bank.split(split)
         if not self.members:
             raise UserError(f"{bank.folder}: the split {split!r} of this bank holds no photo")

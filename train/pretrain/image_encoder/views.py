@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from train.pretrain.image_encoder.stored import Words, first_masks, read_stored,
 FILE = "views.safetensors"
 MAPS = ("near", "middle", "far", "evidence")
 LEAST_AREA = 0.01  # of the image, for an object to count as present
-_BATCH = 32
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,40 @@ def _make(
     words: list[list[str]],
 ) -> dict[str, Tensor]:
     """Tensors of a split; `words` is filled."""
-    split = composer.bank.photos[composer.members[0]].split
     parts: dict[str, list[Tensor]] = {name: [] for name in ("images", "masks", *MAPS)}
-    for start in tqdm(range(0, count, _BATCH), desc=f"{split} images", unit=f"x{_BATCH}"):
-        images = []
-        for number in range(start, min(count, start + _BATCH)):
-            generator = Generator().manual_seed(seed * 1_000_003 + number)
-            image, objects = composition(composer, generator, cfg)
-            images.append(image)
-            words.append(list(objects))
-            parts["masks"] += [(mask * 255).round().to(torch.uint8) for mask in objects.values()]
-        batch = torch.stack(images)
-        views = encoder.views(batch * 2 - 1, (cfg.side, cfg.side))
+    for images, objects in compositions(composer, count, seed, cfg):
+        words += [list(found) for found in objects]
+        for found in objects:
+            parts["masks"] += [(mask * 255).round().to(torch.uint8) for mask in found.values()]
+        views = encoder.views(images * 2 - 1, (cfg.side, cfg.side))
         for name, maps in zip(MAPS, views, strict=True):
             parts[name].append(maps.half().contiguous())
-        small = resize(batch, (cfg.side, cfg.side))
+        small = resize(images, (cfg.side, cfg.side))
         parts["images"].append((small * 255).round().to(torch.uint8))
-    return {f"{split}.{name}": torch.cat(rows) for name, rows in parts.items()}
+    return {f"{composer.split}.{name}": torch.cat(rows) for name, rows in parts.items()}
 
 
 def composer_of(bank: ObjectBank, split: str, cfg: CompositionsConfig) -> Composer:
     """A composer of images for the image encoder, larger than the base sees them."""
     return Composer(bank, split, cfg.side * cfg.detail, cfg.photos)
+
+
+def compositions(
+    composer: Composer, count: int, seed: int, cfg: CompositionsConfig
+) -> Iterator[tuple[Tensor, list[dict[str, Tensor]]]]:
+    """Images in batches, with a progress bar; an image depends on the seed and its number alone.
+
+    Yields:
+        [B,3,s,s], and of each image its objects, see `composition`.
+    """
+    starts = range(0, count, _BATCH)
+    for start in tqdm(starts, desc=f"{composer.split} images", unit=f"x{_BATCH}"):
+        made = [
+            composition(composer, Generator().manual_seed(seed * 1_000_003 + number), cfg)
+            for number in range(start, min(count, start + _BATCH))
+        ]
+        images, objects = zip(*made, strict=True)
+        yield torch.stack(images), list(objects)
 
 
 def composition(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from regionroute.data.object_bank import ObjectBank
 from regionroute.models.backbone import Backbone
@@ -16,10 +15,9 @@ from regionroute.models.image_encoder import ImageEncoder
 from train.pretrain.compositions import Composer
 from train.pretrain.image_encoder.config import CompositionsConfig
 from train.pretrain.image_encoder.stored import Words, first_masks, read_stored, write_stored
-from train.pretrain.image_encoder.views import composer_of, composition
+from train.pretrain.image_encoder.views import composer_of, compositions
 
 FILE = "latents.safetensors"
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -84,17 +82,11 @@ def _make(
     composer: Composer, count: int, seed: int, base: Backbone, cfg: CompositionsConfig
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     """Latents, masks and words of one split."""
-    split = composer.bank.photos[composer.members[0]].split
     latents, masks, words = [], [], []
-    for start in tqdm(range(0, count, _BATCH), desc=f"{split} images", unit=f"x{_BATCH}"):
-        images = []
-        for number in range(start, min(count, start + _BATCH)):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            image, objects = composition(composer, generator, cfg)
-            images.append(image)
-            words.append(list(objects))
-            masks += [mask.half() for mask in objects.values()]
-        latents.append(base.encode_images(torch.stack(images), (cfg.side, cfg.side)).half())
+    for images, objects in compositions(composer, count, seed, cfg):
+        words += [list(found) for found in objects]
+        masks += [mask.half() for found in objects for mask in found.values()]
+        latents.append(base.encode_images(images, (cfg.side, cfg.side)).half())
     return torch.cat(latents).contiguous(), torch.cat(masks), words
 
 
