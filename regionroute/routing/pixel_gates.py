@@ -12,7 +12,7 @@ from regionroute.config.run import RoutingConfig
 from regionroute.routing.gates import normalize_gates
 
 _SMALLEST = 1e-12
-_FINE_RADIUS = 16  # pixels; larger windows are fitted on a smaller image
+_FINE_RADIUS = 8  # pixels; larger windows are fitted on a smaller image
 _MAX_GAIN = 4.0  # bound on the factor that restores the height of a small gate
 _ROUNDS = 2  # of fitting the colour model; more change little
 _NEWTON_STEPS = 6
