@@ -81,6 +81,9 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     heads = WordHeads(base, cfg.heads, cfg.text_share)  # first: refuses a base without encoder
     if cfg.image_encoder is not None:
         encoder = load_image_encoder(cfg.image_encoder, "image_encoder")
+        zoom, before = encoder.sizes["zoom"], base.vae.config.encoder_zoom
+        if zoom != before:
+            print(f"image_encoder: sees {zoom} times the base's size, the base's own saw {before}")
         try:
             base.vae.take_image_encoder(encoder)
         except ValueError as error:

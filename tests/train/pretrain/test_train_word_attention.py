@@ -101,10 +101,13 @@ def test_another_image_encoder_takes_the_place_of_the_bases(arguments, tmp_path,
     encoder.vocabulary = ("cup", "stone")
     with torch.no_grad():
         encoder.bias.add_(1)
+    encoder.sizes["zoom"] = 3
     file = tmp_path / "encoder.safetensors"
     save_image_encoder(encoder, file)
 
     assert main([f"output={tmp_path}", *arguments, f"image_encoder={file}", "steps=1"]) == 0
+    told = "image_encoder: sees 3 times the base's size, the base's own saw 2"
+    assert told in capsys.readouterr().out
     written = load_base(str(tmp_path / "base")).vae.image_encoder
     assert written.vocabulary == ("cup", "stone")
     assert torch.equal(written.bias, encoder.bias)
