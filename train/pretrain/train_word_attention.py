@@ -81,13 +81,13 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     heads = WordHeads(base, cfg.heads, cfg.text_share)  # first: refuses a base without encoder
     if cfg.image_encoder is not None:
         encoder = load_image_encoder(cfg.image_encoder, "image_encoder")
-        zoom, before = encoder.sizes["zoom"], base.vae.config.encoder_zoom
-        if zoom != before:
-            print(f"image_encoder: sees {zoom} times the base's size, the base's own saw {before}")
+        before, zoom = base.vae.image_encoder.sizes["zoom"], encoder.sizes["zoom"]
         try:
             base.vae.take_image_encoder(encoder)
         except ValueError as error:
             raise UserError(f"image_encoder={cfg.image_encoder}: {error}") from error
+        if zoom != before:
+            print(f"image_encoder: sees {zoom} times the base's size, the base's own saw {before}")
     images = load_images(cfg.compositions, cfg.seed, base, output)
     surroundings = ObjectBank(cfg.compositions.bank).surroundings()
     words = Words(base, images["train"], cfg.farthest, surroundings)

@@ -66,7 +66,7 @@ class WordAttentionConfig(Section):
     farthest: float = Field(
         0.55, description="largest cosine of an absent word's vector with a present one's"
     )
-    steps: int = Field(1600, description="training steps", ge=1)
+    steps: int = Field(3200, description="training steps", ge=1)
     batch: int = Field(24, description="images per step", ge=1)
     lr: float = Field(4e-3, description="peak learning rate of the heads, cosine decay", gt=0)
     text_lr: float = Field(1e-3, description="that of the text layers", gt=0)
