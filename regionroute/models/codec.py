@@ -145,8 +145,8 @@ class PatchCodec(ModelMixin, ConfigMixin):
         """Replace the image encoder by one that was trained further.
 
         Raises:
-            ValueError: it has other sizes (beside the zoom) or another scale, so that the base cannot
-                read it.
+            ValueError: it has other sizes (beside the zoom) or another scale, so that the base
+                cannot read it.
         """
         own = self.image_encoder
         if own is None or own.sizes | {"zoom": encoder.sizes["zoom"]} != encoder.sizes:
