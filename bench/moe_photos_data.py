@@ -28,9 +28,8 @@ from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import load_manifest
 from regionroute.files import write_jsonl
 
-SAMPLED, PHOTOS = 24, 900
+SAMPLED = 96
 COLLAGES = 50
-TRAINED = {"named": 70, "more": 18}  # photos of each style that experts train on
 CROPS = 6  # of each reference
 PAINTED = {
     "red-chalk": 10, "impressionist": 12, "fresco": 0, "ink-wash": 2, "dusk": 16, "poster": 23
@@ -106,17 +105,14 @@ def sampled_references(pairs: Path, rng: random.Random) -> list[torch.Tensor]:
 
 
 def write_labels(pairs: Path, labels: Path, out: Path) -> None:
-    """Rows of `PHOTOS` training photos, drawn at random."""
+    """Rows of the training photos."""
     train = {
         sample.provenance["photo"]
         for sample in load_manifest(pairs).samples
         if sample.split == "train"
     }
     rows = [json.loads(line) for line in labels.read_text().splitlines()]
-    photos = sorted(train & {row["file"] for row in rows})
-    random.Random(1).shuffle(photos)
-    chosen = set(photos[:PHOTOS])
-    write_jsonl(out / "labels.jsonl", [row for row in rows if row["file"] in chosen])
+    write_jsonl(out / "labels.jsonl", [row for row in rows if row["file"] in train])
 
 
 def join(pairs: Path, out: Path) -> None:
@@ -134,7 +130,7 @@ def join(pairs: Path, out: Path) -> None:
                 if "collage" in row["flags"] and int(row["id"].split("-")[2]) >= COLLAGES:
                     continue
                 rows.append(_moved(row, name))
-    write_jsonl(root / "manifest.jsonl", _fewer(rows))
+    write_jsonl(root / "manifest.jsonl", rows)
     pictures = out / "style_pictures"
     shutil.rmtree(pictures, ignore_errors=True)
     for row in rows:
@@ -149,26 +145,6 @@ def join(pairs: Path, out: Path) -> None:
             place.symlink_to((root / row["target"]).resolve())
     for reference in tqdm(sorted((out / "references").iterdir()), unit="reference"):
         _crops(read_image(reference), pictures / reference.stem, random.Random(reference.stem))
-
-
-def _fewer(rows: list[dict]) -> list[dict]:
-    """All of the tests and collages, and some training photos of each style."""
-    photos: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        key = row["context"].split("/")[0], row["regions"][0]["style"]
-        photos.setdefault(key, set()).add(row["context"])
-    kept = set()
-    for (folder, style), contexts in sorted(photos.items()):
-        order = sorted(contexts)
-        random.Random(style).shuffle(order)
-        kept |= {(context, style) for context in order[: TRAINED[folder]]}
-    return [
-        row
-        for row in rows
-        if row["split"] != "train"
-        or "collage" in row["flags"]
-        or (row["context"], row["regions"][0]["style"]) in kept
-    ]
 
 
 def _link(source: str, target: str) -> None:

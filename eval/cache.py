@@ -79,7 +79,10 @@ class ValueCache:
             return
         if path.is_dir():
             raise UserError(f"{path}: this folder is in the way of a file, remove it")
-        data = path.read_bytes()
+        self._read(path.read_bytes())
+
+    def _read(self, data: bytes) -> None:
+        """Adds the records of a file's bytes to those known."""
         self._torn = bool(data) and not data.endswith(b"\n")
         for line in data.split(b"\n"):
             try:
@@ -113,12 +116,15 @@ class ValueCache:
     def sort(self) -> None:
         """Write the file anew in the order of keys, one line each.
 
-        Its bytes then say nothing of the order in which workers measured.
+        Its bytes then say nothing of the order in which workers measured. What another run has
+        added meanwhile is kept.
         """
         if self.path is None or not self.path.exists():
             return
+        data = self.path.read_bytes()
+        self._read(data)
         text = "".join(_line(key, self._records[key]) for key in sorted(self._records))
-        if self.path.read_bytes() != text.encode():
+        if data != text.encode():
             with atomic_write(self.path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             self._torn = False

@@ -160,6 +160,17 @@ def test_a_sorted_file_does_not_depend_on_who_measured_first(tmp_path):
     ValueCache(None).sort()
 
 
+def test_two_runs_that_share_a_file_keep_each_others_values(tmp_path):
+    first, second = (ValueCache(tmp_path / "cache.jsonl") for _ in range(2))
+    first.put({"a": record(x=1.0)})
+    second.put({"a": record(y=2.0), "b": record(x=3.0)})
+    first.sort()
+    second.sort()
+    after = ValueCache(tmp_path / "cache.jsonl")
+    assert after.get("a")["values"] == {"x": 1.0, "y": 2.0}
+    assert after.get("b")["values"] == {"x": 3.0}
+
+
 @pytest.mark.parametrize(
     "line",
     [

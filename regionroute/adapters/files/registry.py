@@ -85,6 +85,14 @@ class ExpertRegistry(BaseModel):
             raise ValueError(f"top_k is {wanted}, there are {len(self.experts)} experts")
         return self
 
+    @model_validator(mode="after")
+    def _distinct_styles(self) -> "ExpertRegistry":
+        styles = [entry.style.casefold() for entry in self.experts]
+        twice = next((style for style in styles if styles.count(style) > 1), None)
+        if twice is not None:
+            raise ValueError(f'the style "{twice}" has more than one entry')
+        return self
+
     @property
     def learned(self) -> bool:
         """Whether the experts are chosen by a style embedding and not by their names."""

@@ -95,7 +95,7 @@ def _make(
 ) -> dict[str, Tensor]:
     """Tensors of a split; `words` is filled."""
     parts: dict[str, list[Tensor]] = {name: [] for name in ("images", "masks", *MAPS)}
-    for images, objects in compositions(composer, count, seed, cfg):
+    for images, objects in composed_images(composer, count, seed, cfg):
         words += [list(found) for found in objects]
         for found in objects:
             parts["masks"] += [(mask * 255).round().to(torch.uint8) for mask in found.values()]
@@ -112,7 +112,7 @@ def composer_of(bank: ObjectBank, split: str, cfg: CompositionsConfig) -> Compos
     return Composer(bank, split, cfg.side * cfg.detail, cfg.photos)
 
 
-def compositions(
+def composed_images(
     composer: Composer, count: int, seed: int, cfg: CompositionsConfig
 ) -> Iterator[tuple[Tensor, list[dict[str, Tensor]]]]:
     """Images in batches, with a progress bar; an image depends on the seed and its number alone.

@@ -15,7 +15,7 @@ from regionroute.models.image_encoder import ImageEncoder
 from train.pretrain.compositions import Composer
 from train.pretrain.image_encoder.config import CompositionsConfig
 from train.pretrain.image_encoder.stored import Words, first_masks, read_stored, write_stored
-from train.pretrain.image_encoder.views import composer_of, compositions
+from train.pretrain.image_encoder.views import composed_images, composer_of
 
 FILE = "latents.safetensors"
 
@@ -83,7 +83,7 @@ def _make(
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     """Latents, masks and words of one split."""
     latents, masks, words = [], [], []
-    for images, objects in compositions(composer, count, seed, cfg):
+    for images, objects in composed_images(composer, count, seed, cfg):
         words += [list(found) for found in objects]
         masks += [mask.half() for found in objects for mask in found.values()]
         latents.append(base.encode_images(images, (cfg.side, cfg.side)).half())

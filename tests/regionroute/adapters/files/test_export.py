@@ -168,6 +168,10 @@ DAMAGES = {
     "unknown key": (edit_json(lambda v: v.update(rnak=4)), "rnak"),
     "no experts": (edit_json(lambda v: v.update(experts=[])), "experts: "),
     "escape": (edit_json(lambda v: v["experts"][0].update(file="../x")), "must lie inside"),
+    "style twice": (
+        edit_json(lambda v: v["experts"].append(v["experts"][0])),
+        "more than one entry, fix or export",
+    ),
     "other base": (
         edit_json(lambda v: v.update(fingerprint="x")),
         'trained on base "tiny" .*"other"',
