@@ -90,7 +90,7 @@ class ValueCache:
                 if _is_record(entry["record"]):
                     self._merge(str(entry["key"]), entry["record"])
             # Cut off when a run was killed, or not ours: such a line costs only its own values.
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
                 continue
 
     def get(self, key: str | None) -> dict[str, Any] | None:
@@ -140,7 +140,14 @@ def _line(key: str, record: dict[str, Any]) -> str:
 
 def _is_record(record: dict[str, Any]) -> bool:
     """Whether a record has the form that :class:`eval.scoring.Scorer` writes."""
-    numbers = [*record["size"], record["mask_share"]]
+    height, width = record["size"]
+    numbers = [height, width, record["mask_share"]]
     numbers += [value for value in record["values"].values() if value is not None]
-    finite = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
-    return finite and all({"kind", "text"} == set(remark) for remark in record["remarks"])
+    finite = all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
+    return (
+        finite
+        and min(height, width) > 0
+        and 0 <= record["mask_share"] <= 1
+        and all({"kind", "text"} == set(remark) for remark in record["remarks"])
+        and all(isinstance(text, str) for remark in record["remarks"] for text in remark.values())
+    )

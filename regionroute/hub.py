@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, printable
 from regionroute.files import AnyPath
 
 RepoType = Literal["model", "dataset"]
@@ -43,7 +44,7 @@ class Upload:
         shown = self.files[:20]
         more = len(self.files) - len(shown)
         lines += [f"  {name}" for name in shown]
-        return "\n".join([*lines, f"  … {more} more"] if more else lines)
+        return printable("\n".join([*lines, f"  … {more} more"] if more else lines))
 
 
 def plan_upload(
@@ -113,7 +114,7 @@ def push(upload: Upload) -> str:
             repo_id=upload.repo,
             repo_type=upload.kind,
             folder_path=upload.folder,
-            allow_patterns=list(upload.files),
+            allow_patterns=[glob.escape(name) for name in upload.files],
             commit_message="Upload with regionroute",
         )
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:

@@ -15,6 +15,7 @@ from regionroute.adapters.style_encoder import encoder_identity
 from regionroute.compat import whole_size
 from regionroute.config.run import SIMILARITY_EXPERTS, save_config
 from regionroute.data.shards import manifest_file
+from regionroute.errors import UserError
 from regionroute.files import text_hash
 from train.data.cache import Cache
 from train.data.caching import hash_files, provide
@@ -123,12 +124,17 @@ def _read(
 
 def _first_experts(config: RunConfig, inputs: Inputs) -> str:
     """Says which styles start from `experts.init_from`, whose folder is checked."""
+    start, own = Path(config.experts.init_from or ""), Path(config.output) / "experts"
+    if start.resolve() == own.resolve():
+        raise UserError(
+            f"experts.init_from={start}: this run would overwrite these experts, set another output"
+        )
     styles = [style.name for style in inputs.selection.styles]
     found = finished_experts(config.experts, inputs.backbone.fingerprint, styles)
     known = [entry.style for entry in found.experts]
     new = [name for name in styles if name not in known]
-    start = f"{', '.join(known)} start from {config.experts.init_from}"
-    return start if not new else f"{start}; without an expert there: {', '.join(new)}"
+    said = f"{', '.join(known)} start from {start}"
+    return said if not new else f"{said}; without an expert there: {', '.join(new)}"
 
 
 def _with_commit(config: RunConfig, inputs: Inputs) -> RunConfig:

@@ -126,8 +126,8 @@ def build_bank(
         styles: the styles; None: photos only.
         out: folder of the bank.
         side: S, pixels; photos are scaled to this shorter side and cropped around their objects.
-        test_share: share of the photos that is kept for validation; chosen by their content, as
-            `regionroute label` does.
+        test_share: share of the photos that is kept for validation; chosen by their content; of
+            100 photos or more those that `regionroute label` chooses.
         workers: processes, None to choose.
 
     Returns:

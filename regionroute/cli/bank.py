@@ -48,8 +48,8 @@ def parser() -> Parser:
         type=float,
         default=0.1,
         metavar="P",
-        help="fraction of the photos kept for validation, the same photos that `regionroute label` "
-        "keeps (0.1)",
+        help="fraction of the photos kept for validation; of 100 photos or more the same that "
+        "`regionroute label` keeps (0.1)",
     )
     add(
         "--photos-only",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionroute.cli.options import DTYPES, add_base, add_dtype, command_parser
-from regionroute.errors import Parser, UserError, command
+from regionroute.errors import Parser, UserError, command, printable
 
 if TYPE_CHECKING:
     from regionroute.adapters import ExpertRegistry
@@ -126,18 +127,18 @@ def _show(args: argparse.Namespace) -> None:
     from regionroute.adapters import read_registry
 
     registry = read_registry(args.experts)
-    print(f"base:    {registry.base} ({registry.fingerprint})")
-    print(f"layers:  {_targets(registry)}")
-    print(f"rank:    {registry.rank}, alpha {registry.alpha:g}")
+    lines = [f"base:    {registry.base} ({registry.fingerprint})"]
+    lines.append(f"layers:  {_targets(registry)}")
+    lines.append(f"rank:    {registry.rank}, alpha {registry.alpha:g}")
     if registry.shared_rank:
-        print(f"shared:  one more expert of rank {registry.shared_rank} for all")
+        lines.append(f"shared:  one more expert of rank {registry.shared_rank} for all")
     if registry.router and registry.learned:
-        print(f"router:  {registry.router.top_k} at a time, chosen by a style image")
-        print(f"styles:  {', '.join(registry.extra.get('styles', ())) or 'not stated'}")
-    print(f"license: {registry.extra.get('license') or 'not stated'}")
-    print(f"experts: {len(registry.experts)}")
-    for style, entry in zip(registry.styles, registry.experts, strict=True):
-        print(f"  {style.name:16} {entry.file}")
+        lines.append(f"router:  {registry.router.top_k} at a time, chosen by a style image")
+        lines.append(f"styles:  {', '.join(registry.trained_styles) or 'not stated'}")
+    lines.append(f"license: {registry.extra.get('license') or 'not stated'}")
+    lines.append(f"experts: {len(registry.experts)}")
+    lines += [f"  {entry.style:16} {entry.file}" for entry in registry.experts]
+    print(printable("\n".join(lines)))  # the texts may be a stranger's
 
 
 def _targets(registry: ExpertRegistry) -> str:
@@ -203,7 +204,7 @@ def _compress(args: argparse.Namespace) -> None:
 
     changes = compress(args.experts, args.out, FILE_DTYPES[args.dtype], args.rank)
     for style, change in changes.items():
-        print(f"{style:16} changed by {100 * change:.1f} %")
+        print(f"{printable(style):16} changed by {100 * change:.1f} %")
     before, after = (
         sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         for folder in (args.experts, args.out)
@@ -245,6 +246,7 @@ def _card(args: argparse.Namespace) -> None:
 def _push(args: argparse.Namespace) -> None:
     from regionroute.adapters import read_registry
     from regionroute.adapters.files.card import write_card
+    from regionroute.adapters.files.formats import check_experts
     from regionroute.adapters.files.registry import REGISTRY_FILE
     from regionroute.hub import plan_upload, push
 
@@ -254,8 +256,13 @@ def _push(args: argparse.Namespace) -> None:
             f"{args.experts}: no licence is stated, and nobody could use them; first "
             f"`regionroute experts card {args.experts} --license NAME`"
         )
+    check_experts(args.experts, registry)
     card = write_card(args.experts, registry)
-    files = [REGISTRY_FILE, card.name, *(entry.file for entry in registry.experts)]
-    files += ["router.safetensors", "style_embeddings.safetensors", "style_encoder/*"]
+    named = [entry.file for entry in registry.experts]
+    if registry.router:
+        named.append(registry.router.file)
+    # `plan_upload` takes patterns, and names may have their characters, or "./" in front.
+    files = [REGISTRY_FILE, card.name, *(glob.escape(Path(name).as_posix()) for name in named)]
+    files += ["style_embeddings.safetensors", "style_encoder/*"]
     upload = plan_upload(args.experts, args.to_hub, "model", files, private=not args.public)
     print(upload.describe() if args.dry_run else push(upload))

@@ -104,6 +104,7 @@ def open_image(path: AnyPath) -> LoadedImage:
         UserError: as `read_image`.
     """
     with opened(path) as image:
+        image.load()  # damaged pixels are an error; that of reading EXIF is not
         exif = _exif(image)
         upright = ImageOps.exif_transpose(image)
         profile = profile_of(upright)

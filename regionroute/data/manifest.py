@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from regionroute.data.images import image_size, read_image, read_mask
@@ -56,8 +56,8 @@ class Region:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    object: str
-    style: str
+    object: Annotated[str, Field(min_length=1)]
+    style: Annotated[str, Field(min_length=1)]
     mask: str
     box: tuple[int, int, int, int]
     score: float = 1.0

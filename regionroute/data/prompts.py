@@ -218,7 +218,10 @@ def _overlapping(encoded: BatchEncoding, span: Span) -> list[int]:
 def _phrase(phrase: str, kind: str) -> str:
     stripped = " ".join(phrase.split())
     if not stripped:
-        raise UserError(f"the {kind} is empty: give a word such as {_EXAMPLES[kind]}")
+        raise UserError(
+            f"the {kind} is empty: give a word such as {_EXAMPLES[kind]}, or mark it in the "
+            'prompt, as in "turn the [dog] into {pixel-art}"'
+        )
     return stripped
 
 

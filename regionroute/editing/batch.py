@@ -260,7 +260,9 @@ def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
             raise UserError(f"{name}: {key} must be {KINDS[ROW_KEYS[key]]}, not {value!r}")
     has_style_image = "style_image" in row
     if has_style_image and ("style" in row or "also" in row):
-        raise UserError(f"{name}: style_image replaces style and also: remove those keys")
+        raise UserError(
+            f"{name}: style_image takes the place of 'style' and 'also': remove these keys"
+        )
     words = () if "prompt" in row else ("object",) if has_style_image else ("object", "style")
     for key in ("image", "out", *words):
         if not row.get(key, "").strip():

@@ -184,7 +184,14 @@ def test_two_runs_that_share_a_file_keep_each_others_values(tmp_path):
         json.dumps({"key": "k", "record": record(a=float("nan"))}),
         json.dumps({"key": "k", "record": record(a=[2.0])}),
         json.dumps({"key": "k", "record": {**record(a=2.0), "size": None}}),
+        json.dumps({"key": "k", "record": {**record(a=2.0), "size": []}}),
+        json.dumps({"key": "k", "record": {**record(a=2.0), "mask_share": 5}}),
+        json.dumps({"key": "k", "record": record(a=True)}),
+        json.dumps({"key": "k", "record": record(a=10**400)}),
         json.dumps({"key": "k", "record": {**record(a=2.0), "remarks": ["grey"]}}),
+        json.dumps(
+            {"key": "k", "record": {**record(a=2.0), "remarks": [{"kind": 5, "text": None}]}}
+        ),
     ],
 )
 def test_garbage_between_the_lines_is_ignored(tmp_path, line):

@@ -213,6 +213,16 @@ def test_a_run_starts_from_anothers_experts_and_resumes_without_them(runs, capsy
     capsys.readouterr()
     assert runs("further", *given, "train.steps=1") == 0
     assert f"line-art, pixel-art start from {folder}" in capsys.readouterr().out
+    assert runs("first", *given, "train.resume=false", "train.steps=1") == 2
+    assert "would overwrite these experts" in capsys.readouterr().err
+    file = next(folder.glob("*/*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    assert runs("fresh", *given, "train.steps=1") == 2
+    shown = capsys.readouterr()
+    assert f"{file}: this LoRA file is damaged" in shown.err
+    assert "to encode" not in shown.out + shown.err
+    file.write_bytes(whole)
     shutil.rmtree(folder)
     assert runs("further", *given, "train.steps=2") == 0
     capsys.readouterr()

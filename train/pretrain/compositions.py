@@ -55,7 +55,10 @@ class Composer:
         self.bank, self.split, self.side, self.cfg = bank, split, side, cfg
         self.members = bank.split(split)
         if not self.members:
-            raise UserError(f"{bank.folder}: the split {split!r} of this bank holds no photo")
+            raise UserError(
+                f"{bank.folder}: the split {split!r} of this bank holds no photo: make one of more "
+                "photos, or with a larger --test-share"
+            )
         if side > bank.side:
             raise UserError(
                 f"{bank.folder}: its squares are of {bank.side} px, images of {side} px are to be "

@@ -9,7 +9,7 @@ pairs by name), ``steps``, ``averaged`` (decay, if the weights are a moving aver
 ``config``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,8 +28,10 @@ def write_card(folder: Path, registry: ExpertRegistry) -> Path:
     """Write the model card into a folder of experts, atomically.
 
     Returns:
-        Path of the file: ``README.md``, or ``README.regionroute.md`` where somebody else's
-        ``README.md`` is in the folder.
+        Path of the file: ``README.md``, or `BESIDE_FILE` next to somebody else's ``README.md``.
+
+    Raises:
+        UserError: see `card`.
     """
     path = folder / CARD_FILE
     if path.exists() and not _is_ours(path):
@@ -49,7 +51,11 @@ def _is_ours(path: Path) -> bool:
 
 
 def card(registry: ExpertRegistry) -> str:
-    """Return the model card: Markdown with the hub's YAML header."""
+    """Return the model card: Markdown with the hub's YAML header.
+
+    Raises:
+        UserError: a value in the registry's ``extra`` that is not what this module says.
+    """
     header = yaml.safe_dump(_header(registry), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{header}---",
@@ -83,9 +89,8 @@ def _header(registry: ExpertRegistry) -> dict[str, Any]:
 
 def _base(registry: ExpertRegistry) -> str:
     path = PurePath(registry.base)
-    return (
-        path.name if path.is_absolute() else registry.base
-    )  # a local path means nothing elsewhere
+    # A local path means nothing elsewhere.
+    return path.name if path.is_absolute() else registry.base
 
 
 def _introduction(registry: ExpertRegistry) -> str:
@@ -97,7 +102,7 @@ def _introduction(registry: ExpertRegistry) -> str:
             f"{count} LoRA experts of rank {registry.rank}; in each layer the style embedding of "
             f"an example image selects {router.top_k} of them."
         )
-        if styles := registry.extra.get("styles"):
+        if styles := registry.trained_styles:
             text += f" Trained on: {', '.join(styles)}."
     else:
         text = f"{count} LoRA experts of rank {registry.rank}, one per style, selected by name."
@@ -106,8 +111,7 @@ def _introduction(registry: ExpertRegistry) -> str:
             f" A shared expert of rank {registry.shared_rank}, used by all samples, is part of "
             "each LoRA file."
         )
-    routing: Mapping[str, Any] = registry.extra.get("routing") or {}
-    if routing.get("branch") == "base":
+    if registry.facts("routing").get("branch") == "base":
         text += (
             "\n\nIn routed edits the base paints inside the gates and these experts provide the "
             "attention map only (`routing.branch: base`); in plain edits and blends they paint."
@@ -117,8 +121,7 @@ def _introduction(registry: ExpertRegistry) -> str:
 
 def _styles(registry: ExpertRegistry) -> str:
     if registry.learned:
-        files = [(entry.style, f"`{entry.file}`") for entry in registry.experts]
-        return _table(("expert", "file"), files)
+        return _table(("expert", "file"), [(e.style, f"`{e.file}`") for e in registry.experts])
     rows = [
         (style.name, style.words, f"`{entry.file}`")
         for style, entry in zip(registry.styles, registry.experts, strict=True)
@@ -138,11 +141,8 @@ def _loading(registry: ExpertRegistry) -> str:
         "",
     ]
     if not registry.learned:
-        lines += [
-            'Prompt: "make the dog in '
-            f'{registry.styles[0].words} style, keep other area unchanged".',
-            "",
-        ]
+        prompt = f"make the dog in {registry.styles[0].words} style, keep other area unchanged"
+        lines += [f'Prompt: "{prompt}".', ""]
     folder = PurePath(first.file).parent
     lines += [
         "Each file is an ordinary LoRA: load it with "
@@ -173,25 +173,22 @@ def _intended(registry: ExpertRegistry) -> str:
         lines.append(
             f"- Trained at {extra['resolution']} pixels: finer lines than that size shows are lost."
         )
-    if not registry.learned:
-        lines.append("- Only the styles of the table; others are the base's, without an expert.")
-    else:
-        lines.append(
-            "- An image in another style than those of the training is painted in the nearest of "
-            "them, or in a mixture."
-        )
+    lines.append(
+        "- An image in another style than those of the training is painted in the nearest of "
+        "them, or in a mixture."
+        if registry.learned
+        else "- Only the styles of the table; others are the base's, without an expert."
+    )
     if not (extra.get("metrics") or extra.get("slices")):
         lines.append("- Edits have not been scored; see below.")
     return "\n".join(lines)
 
 
 def _slices(registry: ExpertRegistry) -> str:
-    slices: Mapping[str, Mapping[str, Any]] = registry.extra.get("slices") or {}
-    heads = list(dict.fromkeys(name for values in slices.values() for name in values))
-    rows = [
-        (name, *(dict(_numbers(values)).get(head, "") for head in heads))
-        for name, values in slices.items()
-    ]
+    slices = registry.facts("slices")
+    scores = {name: dict(_numbers(values, f"slices.{name}")) for name, values in slices.items()}
+    heads = dict.fromkeys(head for values in scores.values() for head in values)
+    rows = [(name, *(values.get(head, "") for head in heads)) for name, values in scores.items()]
     return "## Scores by slice\n\n" + _table(("slice", *heads), rows) if rows else ""
 
 
@@ -204,26 +201,25 @@ def _settings(registry: ExpertRegistry) -> str:
         ("rank in training", extra.get("trained_rank")),
         ("layers", targets if isinstance(targets, str) else ", ".join(targets)),
         ("steps", extra.get("steps")),
-        ("weights", averaged and f"moving average, decay {averaged:g}"),
+        ("weights", averaged and f"moving average, decay {averaged}"),
         ("resolution", extra.get("resolution")),
         ("text tokens", extra.get("max_text_length")),
         ("style embedding", router.style_dim if router else None),
     ]
-    data: Mapping[str, Any] = extra.get("data") or {}
-    rows += [(f"data: {name}", value) for name, value in data.items()]
+    rows += [(f"data: {name}", value) for name, value in registry.facts("data").items()]
     return "## Training\n\n" + _table(
         ("", ""), [(name, str(value)) for name, value in rows if value is not None]
     )
 
 
 def _measured(registry: ExpertRegistry) -> str:
-    losses: Mapping[str, Any] = registry.extra.get("losses") or {}
-    metrics: Mapping[str, Any] = registry.extra.get("metrics") or {}
+    losses = _numbers(registry.facts("losses"), "losses")
+    metrics = _numbers(registry.facts("metrics"), "metrics")
     lines = ["## Measured", ""]
     if losses:
-        lines += [_table(("at the end of training", "mean"), list(_numbers(losses))), ""]
+        lines += [_table(("at the end of training", "mean"), losses), ""]
     if metrics:
-        lines.append(_table(("score", "mean (95% interval)"), list(_numbers(metrics))))
+        lines.append(_table(("score", "mean (95% interval)"), metrics))
     else:
         lines.append(
             "Edits with these experts have not been scored. `regionroute score` scores edits; "
@@ -232,12 +228,18 @@ def _measured(registry: ExpertRegistry) -> str:
     return "\n".join(lines)
 
 
-def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield name, f"{value['mean']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
-        else:
-            yield name, f"{value:.4g}"
+def _numbers(values: Any, key: str) -> list[tuple[str, str]]:
+    try:
+        return [(name, _number(value)) for name, value in values.items()]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        told = f"{REGISTRY_FILE}: extra.{key} must be numbers by name, fix or remove it"
+        raise UserError(told) from error
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+    return f"{value:.4g}"
 
 
 def _licence(registry: ExpertRegistry) -> str:
@@ -285,7 +287,7 @@ def update_card(
         The card.
 
     Raises:
-        UserError: no experts, no such summary or method.
+        UserError: no experts, no such summary or method, or see `card`.
     """
     registry = read_registry(folder)
     extra = dict(registry.extra)

@@ -1,7 +1,6 @@
 """Smaller files of finished experts: a lower rank, another precision; needs no base."""
 
 import shutil
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from regionroute.adapters.files.card import write_card
 from regionroute.adapters.files.export import file_scale
-from regionroute.adapters.files.formats import read_pairs
+from regionroute.adapters.files.formats import Pairs, layer_sizes, read_experts
 from regionroute.adapters.files.lora_file import PREFIX, write_lora_file
 from regionroute.adapters.files.precision import change, rounded
 from regionroute.adapters.files.registry import REGISTRY_FILE, ExpertRegistry, read_registry
@@ -18,8 +17,6 @@ from regionroute.adapters.files.router_file import read_router, write_router
 from regionroute.adapters.files.style_embeddings import FILE as EMBEDDINGS_FILE
 from regionroute.errors import UserError
 from regionroute.files import check_output_folder, write_json
-
-Pairs = Mapping[str, tuple[Tensor, Tensor]]  # A [R,in] and B [out,R] by module name
 
 
 def compress(
@@ -56,10 +53,10 @@ def compress(
         raise UserError(f"{out}: the folder is not empty, name a new one for the experts")
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out}: lies in the folder of the experts, name one outside")
-    experts, sizes = _read(folder, registry)
+    experts = read_experts(folder, registry, registry.experts)
+    sizes = layer_sizes(experts[0])
     states, changes = {}, {}
-    for entry in registry.experts:
-        pairs = experts[entry.file]
+    for entry, pairs in zip(registry.experts, experts, strict=True):
         state = _cut(pairs, registry.rank, new.rank)
         states[entry.file] = rounded(state, dtype, str(folder / entry.file))
         exact = _cut(pairs, registry.rank, registry.rank)  # as a state dict
@@ -81,23 +78,6 @@ def compress(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return changes
-
-
-def _read(
-    folder: Path, registry: ExpertRegistry
-) -> tuple[dict[str, Pairs], dict[str, tuple[int, int]]]:
-    """The experts by file, and their layers' numbers of inputs and outputs."""
-    experts: dict[str, Pairs] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    for entry in registry.experts:
-        pairs = read_pairs(folder / entry.file, registry)
-        found = {name: (a.shape[1], b.shape[0]) for name, (a, b) in pairs.items()}
-        if experts and found != sizes:
-            raise UserError(
-                f"{folder / entry.file}: other layers than the experts before it, export it again"
-            )
-        experts[entry.file], sizes = pairs, found
-    return experts, sizes
 
 
 def _copy_style_encoder(folder: Path, out: Path) -> None:

@@ -3,7 +3,8 @@
 Works on saved experts; the base is not needed.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
-from regionroute.adapters.files.export import file_scale, file_stem
+from regionroute.adapters.files.export import file_scale, file_stem, read_expert
 from regionroute.adapters.files.lora_file import (
     PREFIX,
     read_lora_file,
@@ -28,10 +29,13 @@ from regionroute.adapters.files.lora_names import (
     swap_halves,
 )
 from regionroute.adapters.files.lora_settings import PEFT_WEIGHT_NAME
-from regionroute.adapters.files.registry import ExpertRegistry, read_registry
+from regionroute.adapters.files.registry import ExpertEntry, ExpertRegistry, read_registry
+from regionroute.adapters.files.router_file import read_router
 from regionroute.errors import UserError
 
 FORMATS = ("diffusers", "peft", "comfyui")
+Pairs = dict[str, tuple[Tensor, Tensor]]  # A [R,in] and B [out,R] by module name
+_KEY = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_[AB]\.weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +43,12 @@ class Lora:
     """A LoRA apart from any file.
 
     Attributes:
-        pairs: A [R,in] and B [out,R] by diffusers' module name.
+        pairs: by diffusers' module name.
         rank: R.
         alpha: scale numerator: what it adds is (alpha/R) B A.
     """
 
-    pairs: dict[str, tuple[Tensor, Tensor]]
+    pairs: Pairs
     rank: int
     alpha: float
 
@@ -60,14 +64,13 @@ def read_blend(folder: str | PathLike[str], weights: Mapping[str, float]) -> Lor
         For one expert at weight 1 exactly its file; else its rank is k·r + rs.
 
     Raises:
-        UserError: no experts there, an unknown style, or a damaged file.
+        UserError: no experts there, an unknown style, a damaged file, or experts of other layers
+            than each other.
     """
     folder = Path(folder)
     registry = read_registry(folder)
-    experts = [
-        (read_pairs(folder / registry.experts[registry.index(style)].file, registry), weight)
-        for style, weight in weights.items()
-    ]
+    entries = [registry.experts[registry.index(style)] for style in weights]
+    experts = list(zip(read_experts(folder, registry, entries), weights.values(), strict=True))
     rank, shared = registry.rank, registry.shared_rank
     pairs = {}
     for name, (a, b) in experts[0][0].items():
@@ -133,7 +136,8 @@ def to_original(lora: Lora) -> dict[str, Tensor]:
     order are in its order, see `SWAPPED`.
 
     Raises:
-        UserError: a layer that the original model's names do not cover.
+        UserError: a layer that the original model's names do not cover, or layers that are one
+            there and take inputs of different sizes.
     """
     joined: dict[str, list[str]] = {}
     family = naming_family(lora.pairs)
@@ -159,6 +163,13 @@ def _join(
     if len(modules) == 1:
         return pairs[modules[0]]
     width = pairs[present[0]][0].shape[1]
+    for name in present:
+        own = pairs[name][0].shape[1]
+        if own != width:
+            raise UserError(
+                f'"{name}" takes {own} inputs and "{present[0]}" {width}, which are one layer in '
+                "ComfyUI: export the experts again from their training"
+            )
     sizes = [
         pairs[name][1].shape[0] if name in pairs else size
         for name, size in zip(modules, rows(modules, width), strict=True)
@@ -174,25 +185,78 @@ def _join(
     return a, b
 
 
-def read_pairs(path: Path, registry: ExpertRegistry) -> dict[str, tuple[Tensor, Tensor]]:
+def check_experts(folder: Path, registry: ExpertRegistry) -> None:
+    """Reads every file that a registry names, as `load_experts` does, but needs no base.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not fit the registry or the others.
+    """
+    sizes = layer_sizes(read_pairs(folder / registry.experts[0].file, registry))
+    router, count = registry.router, len(registry.experts)
+    common = read_router(folder / router.file, sizes, router, count) if router else {}
+    for entry in registry.experts:
+        read_expert(folder / entry.file, registry, sizes, common)
+
+
+def read_experts(
+    folder: Path, registry: ExpertRegistry, entries: Iterable[ExpertEntry]
+) -> list[Pairs]:
+    """What `read_pairs` gives, of several experts with the same layers.
+
+    Raises:
+        UserError: a damaged file, or one with other layers than those before it.
+    """
+    experts: list[Pairs] = []
+    for entry in entries:
+        path = folder / entry.file
+        pairs = read_pairs(path, registry)
+        wanted = layer_sizes(experts[0] if experts else pairs)
+        odd = wanted.items() ^ layer_sizes(pairs).items()
+        if odd:
+            raise UserError(
+                f'{path}: other layers than the experts before it, first "{min(odd)[0]}": '
+                "export it again"
+            )
+        experts.append(pairs)
+    return experts
+
+
+def layer_sizes(pairs: Pairs) -> dict[str, tuple[int, int]]:
+    """The layers' numbers of inputs and outputs."""
+    return {name: (a.shape[1], b.shape[0]) for name, (a, b) in pairs.items()}
+
+
+def read_pairs(path: Path, registry: ExpertRegistry) -> Pairs:
     """A [R,in] and B [out,R] of an expert's file by module name, the shared expert's ranks last.
 
     Raises:
-        UserError: a damaged file, or not of this registry's rank and alpha.
+        UserError: a damaged file, not of this registry's rank and alpha, with a tensor that is
+            missing, has another shape or is no expert's, or without any.
     """
     state, metadata = read_lora_file(path)
     found = metadata.get(f"{PREFIX}r"), metadata.get(f"{PREFIX}lora_alpha")
     if found != file_scale(registry):
         raise UserError(f"{path}: its rank and alpha are not the registry's, export it again")
-    names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in state]
-    try:
-        return {
-            name: (state[f"{PREFIX}{name}.lora_A.weight"], state[f"{PREFIX}{name}.lora_B.weight"])
-            for name in names
-            if not name.endswith(".lora_B.weight")
-        }
-    except KeyError as error:
-        raise UserError(f"{path}: the weight {error} is missing, export it again") from None
+    rank = file_scale(registry)[0]
+    names: list[str] = []
+    for key in state:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise UserError(f'{path}: "{key}" is no weight of an expert, export it again')
+        names.append(match[1])
+    if not names:
+        raise UserError(f"{path}: there are no weights in this file, export it again")
+    pairs = {}
+    for name in dict.fromkeys(names):
+        keys = [f"{PREFIX}{name}.lora_{side}.weight" for side in "AB"]
+        for key, axis, shape in zip(keys, (0, 1), (f"[{rank}, in]", f"[out, {rank}]"), strict=True):
+            if key not in state:
+                raise UserError(f'{path}: the weight "{key}" is missing, export it again')
+            size = state[key].shape
+            if len(size) != 2 or size[axis] != rank:
+                raise UserError(f'{path}: "{key}" is {[*size]}, expected {shape}: export it again')
+        pairs[name] = (state[keys[0]], state[keys[1]])
+    return pairs
 
 
 def _named(lora: Lora, prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """``experts.json``: which experts a folder holds, what they are and what they fit."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -108,17 +108,45 @@ class ExpertRegistry(BaseModel):
         """The styles in the order of the experts."""
         return [StyleSpec(entry.style, entry.phrase) for entry in self.experts]
 
+    @property
+    def trained_styles(self) -> list[str]:
+        """The styles of the training, by `extra`, where experts are chosen by example.
+
+        Raises:
+            UserError: it is something else than a list of texts.
+        """
+        styles = self.extra.get("styles") or []
+        if not (isinstance(styles, list | tuple) and all(isinstance(x, str) for x in styles)):
+            raise UserError(f"{REGISTRY_FILE}: extra.styles must list texts, fix or remove it")
+        return list(styles)
+
+    def facts(self, key: str) -> Mapping[str, Any]:
+        """An object of `extra`, empty where there is none.
+
+        Raises:
+            UserError: it is something else.
+        """
+        value = self.extra.get(key)
+        if not isinstance(value, Mapping | None):
+            raise UserError(
+                f"{REGISTRY_FILE}: extra.{key} must be an object, not {str(value)[:60]!r}: "
+                "fix or remove it"
+            )
+        return value or {}
+
     def index(self, style: str) -> int:
-        """The expert of a style, given by its name or by its phrase, in any case.
+        """The expert of a style, given by its name or, second, by its phrase, in any case.
 
         Raises:
             UserError: an unknown style; names the nearest.
         """
         wanted = style.strip().casefold()
-        for i, entry in enumerate(self.experts):
-            if wanted in (entry.style.casefold(), (entry.phrase or entry.style).casefold()):
-                return i
         known = [entry.style for entry in self.experts]
+        # All names before any phrase: one expert's phrase may be another one's name.
+        for texts in (known, [style.words for style in self.styles]):
+            for i, text in enumerate(texts):
+                if text.casefold() == wanted:
+                    return i
         near = difflib.get_close_matches(style, known, n=1, cutoff=0.0)[0]
         raise UserError(
             f'there is no expert for style "{style}", the nearest is "{near}" '
@@ -170,8 +198,10 @@ def read_registry(folder: str | PathLike[str]) -> ExpertRegistry:
         registry = ExpertRegistry.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}, fix or export it again") from error
+        where = ".".join(str(part) for part in first["loc"])  # empty: the object as a whole
+        said = first["msg"].removeprefix("Value error, ")
+        place = f"{path}: {where}" if where else path
+        raise UserError(f"{place}: {said}, fix or export it again") from error
     files = [entry.file for entry in registry.experts]
     for name in [*files, registry.router.file] if registry.router else files:
         file = PurePosixPath(name)

@@ -86,6 +86,8 @@ def _cut(file: Path, rows: int) -> list[Path]:
         parts.append(file.with_name(CUT.format(len(parts))))
         with atomic_write(parts[-1]) as temporary:
             temporary.write_bytes(b"".join(line.rstrip(b"\r\n") + b"\n" for line in part))
+    if not parts:
+        raise UserError(f"{file}: the manifest holds no samples to pack")
     file.rename(file.with_name(ASIDE))
     return parts
 

@@ -43,6 +43,62 @@ def test_show(tiny_experts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"pixel-art/{FILE}" in out
 
 
+def change_registry(source: Path, folder: Path, **values: Any) -> Path:
+    """A copy of experts whose experts.json has other values."""
+    shutil.copytree(source, folder)
+    path = folder / "experts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
+
+
+def test_show_prints_no_escapes(
+    tiny_experts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = [{"style": "\x1b[2Jink", "file": "\x1b]0;x\x07/y"}]
+    extra = {"license": "\x1b[31mmit"}
+    folder = change_registry(tiny_experts, tmp_path / "x", experts=evil, base="\x1b", extra=extra)
+    assert main(["experts", "show", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "\\x1b[2Jink" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("routing", 5),
+        ("metrics", 5),
+        ("metrics", {"Leak": "low"}),
+        ("metrics", {"Leak": {"mean": 1}}),
+        ("slices", 5),
+        ("slices", {"all": 5}),
+        ("data", [1]),
+        ("losses", {"flow": [1]}),
+    ],
+)
+def test_facts_that_the_card_cannot_show_are_one_sentence(
+    key: str,
+    value: Any,
+    tiny_experts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    extra = {"license": "mit", key: value}
+    folder = change_registry(tiny_experts, tmp_path / "x", extra=extra)
+    card = (folder / "README.md").read_bytes()
+    commands = [["card", str(folder)], ["push", str(folder), "--to-hub", "me/x", "--dry-run"]]
+    if key not in ("metrics", "slices"):  # of the old experts, not written
+        small = str(tmp_path / "small")
+        commands.append(["compress", str(folder), "--dtype", "float16", "--out", small])
+    for arguments in commands:
+        assert main(["experts", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: experts.json: extra.{key}")
+        assert error.count("\n") == 1
+    assert (folder / "README.md").read_bytes() == card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+
+
 @pytest.mark.parametrize("form", ["diffusers", "peft", "comfyui"])
 def test_files_of_other_programs_come_back_as_the_same_experts(
     form: str,

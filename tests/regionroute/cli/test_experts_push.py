@@ -6,6 +6,8 @@ import pytest
 
 from regionroute.cli.main import main
 
+FILE = "lines/pytorch_lora_weights.safetensors"
+
 
 @pytest.fixture
 def licensed(tiny_experts, tmp_path):
@@ -60,3 +62,46 @@ def test_the_card_has_use_limits_and_slices(licensed, tmp_path):
     assert "## Limits" in card
     assert "| size:small | 0.7 (0.4 to 0.6) |" in card
     assert card.startswith("---\nlicense: cc0-1.0\n")
+
+
+def rescaled(folder):
+    path = folder / "experts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rank": 3, "alpha": 5}))
+
+
+def replaced_by_a_folder(folder):
+    (folder / FILE).unlink()
+    (folder / FILE).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: (folder / FILE).unlink(),
+            "lines/pytorch_lora_weights.safetensors: no such",
+        ),
+        (replaced_by_a_folder, "lines/pytorch_lora_weights.safetensors: this is a folder"),
+        (lambda folder: (folder / FILE).write_bytes(b"x" * 99), "damaged"),
+        (rescaled, "rank and alpha are not the registry's"),
+    ],
+    ids=["missing", "folder", "damaged", "rank"],
+)
+def test_an_incomplete_folder_is_not_pushed(licensed, capsys, monkeypatch, damage, message):
+    import regionroute.hub
+
+    monkeypatch.setattr(regionroute.hub, "push", lambda upload: pytest.fail("it was sent"))
+    damage(licensed)
+    for options in ([], ["--dry-run"]):
+        assert main(["experts", "push", str(licensed), "--to-hub", "me/tiny", *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_a_file_whose_name_has_a_patterns_characters_is_pushed(licensed, capsys):
+    (licensed / "lines").rename(licensed / "[1]")
+    path = licensed / "experts.json"
+    path.write_text(path.read_text().replace("lines/", "./[1]/"))
+    assert main(["experts", "push", str(licensed), "--to-hub", "me/tiny", "--dry-run"]) == 0
+    assert "  [1]/pytorch_lora_weights.safetensors" in capsys.readouterr().out

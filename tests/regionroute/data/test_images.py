@@ -110,6 +110,16 @@ def test_truncated_pictures_are_refused(tmp_path, suffix):
         io.read_image(path)
 
 
+def test_damaged_pixels_are_not_taken_for_damaged_exif(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = _save(tmp_path / "a.png", Image.fromarray(noise))
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        io.open_image(path)
+
+
 def test_pictures_survive_the_disk_bit_by_bit(tmp_path):
     image = torch.arange(3 * 8 * 8).reshape(3, 8, 8) / 255
     io.write_image(tmp_path / "new" / "a.png", image, {"parameters": '{"seed": 3, "ü": "é"}'})

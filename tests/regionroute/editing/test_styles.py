@@ -264,7 +264,7 @@ def test_rows_take_examples(
     said = capsys.readouterr()
     assert "edited 1, skipped 0, failed 2" in said.out
     assert "broken.png" in said.err
-    assert "style_image replaces style and also" in said.err
+    assert "style_image takes the place of 'style' and 'also'" in said.err
     assert json.loads((files / "a.json").read_text())["style_image"] == "ref.png"
 
 

@@ -148,3 +148,10 @@ def test_the_digest_is_that_of_the_rows(monkeypatch, at_once, odd):
     wanted = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert TrainingExamples(rows).digest() == wanted
     assert TrainingExamples().digest() == hashlib.sha256(b"[]").hexdigest()[:16]
+
+
+def test_an_empty_manifest_is_refused_and_stays(tmp_path):
+    (tmp_path / "manifest.jsonl").touch()
+    with pytest.raises(UserError, match="holds no samples to pack"):
+        pack(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.jsonl"]

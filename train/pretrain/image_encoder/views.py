@@ -69,10 +69,11 @@ def load_views(
     if found is None:
         tensors: dict[str, Tensor] = {}
         words: Words = {}
-        for split, count in (("train", cfg.count), ("test", cfg.held_out)):
+        counts = {"train": cfg.count, "test": cfg.held_out}
+        composers = {split: composer_of(bank, split, cfg) for split in counts}  # none is empty
+        for split, composer in composers.items():
             words[split] = []
-            composer = composer_of(bank, split, cfg)
-            tensors |= _make(composer, count, seed, encoder, cfg, words[split])
+            tensors |= _make(composer, counts[split], seed, encoder, cfg, words[split])
         write_stored(path, made_with, tensors, words)
         found = tensors, words
     return {split: _views(split, *found) for split in ("train", "test")}

@@ -64,9 +64,10 @@ def load_images(
     if found is None:
         tensors: dict[str, Tensor] = {}
         words: Words = {}
-        for split, count in (("train", cfg.count), ("test", cfg.held_out)):
-            composer = composer_of(bank, split, cfg)
-            latents, masks, words[split] = _make(composer, count, seed, base, cfg)
+        counts = {"train": cfg.count, "test": cfg.held_out}
+        composers = {split: composer_of(bank, split, cfg) for split in counts}  # none is empty
+        for split, composer in composers.items():
+            latents, masks, words[split] = _make(composer, counts[split], seed, base, cfg)
             tensors |= {f"{split}.latents": latents, f"{split}.masks": masks}
         write_stored(path, made_with, tensors, words)
         found = tensors, words

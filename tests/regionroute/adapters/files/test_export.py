@@ -170,7 +170,7 @@ DAMAGES = {
     "escape": (edit_json(lambda v: v["experts"][0].update(file="../x")), "must lie inside"),
     "style twice": (
         edit_json(lambda v: v["experts"].append(v["experts"][0])),
-        "more than one entry, fix or export",
+        r'experts\.json: the style "pixel-art" has more than one entry, fix or export',
     ),
     "other base": (
         edit_json(lambda v: v.update(fingerprint="x")),
@@ -196,6 +196,14 @@ def test_damage_is_named_and_the_model_stays_as_it_was(saved, flux, damage):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="no adapted layers"):
         adapter_layers(flux)
+
+
+def test_a_name_wins_over_a_phrase_of_another_expert(saved):
+    edit_json(lambda v: v["experts"][0].update(style="ink", phrase="Line-Art"))(saved)
+    registry = read_registry(saved)
+    assert [registry.index(style) for style in ("line-art", "LINE-ART", "ink")] == [1, 1, 0]
+    edit_json(lambda v: v["experts"][1].update(style="lines"))(saved)
+    assert read_registry(saved).index("line-art") == 0
 
 
 def test_unknown_styles_name_the_nearest(saved, flux):

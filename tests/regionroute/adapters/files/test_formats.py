@@ -7,6 +7,7 @@ import torch
 from diffusers import FluxKontextPipeline
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from regionroute.adapters import (
@@ -18,6 +19,7 @@ from regionroute.adapters import (
     routed,
     save_experts,
 )
+from regionroute.adapters.files.compress import compress
 from regionroute.adapters.files.formats import Lora, read_blend, to_original, write_lora
 from regionroute.adapters.files.lora_names import modules_of, original_name
 from regionroute.data.manifest import StyleSpec
@@ -254,3 +256,69 @@ def test_mistakes(experts, tmp_path):
         write_lora(lora, tmp_path, "x", "a1111")
     with pytest.raises(UserError, match=r'"nowhere\.linear" has no name in ComfyUI'):
         to_original(Lora({"nowhere.linear": (torch.ones(1, 2), torch.ones(2, 1))}, 1, 1.0))
+
+
+A, B = (f"transformer.transformer_blocks.0.attn.to_q.lora_{side}.weight" for side in "AB")
+BROKEN = {
+    "no A": ({A: None}, rf'"{A}" is missing'),
+    "no B": ({B: None}, rf'"{B}" is missing'),
+    "no LoRA": ({"x": torch.ones(1)}, '"x" is no weight of an expert'),
+    "1-D": ({A: torch.ones(6)}, rf'"{A}" is \[6\], expected \[6, in\]'),
+    "another rank of A": ({A: torch.ones(5, 32)}, rf'"{A}" is \[5, 32\], expected \[6, in\]'),
+    "another rank of B": ({B: torch.ones(32, 5)}, rf'"{B}" is \[32, 5\], expected \[out, 6\]'),
+}
+
+
+@pytest.fixture
+def damage(make_flux, tmp_path):
+    """Gives ``damage(changes)``: a folder of experts where a file has them; None: a key is gone."""
+    folder = tmp_path / "experts"
+    save_experts(folder, adapted(make_flux()), STYLES, base_name="tiny", base_fingerprint="abc")
+
+    def damage(changes):
+        path = folder / "wax" / "pytorch_lora_weights.safetensors"
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+        state = load_file(path) | changes
+        save_file({key: x for key, x in state.items() if x is not None}, path, header)
+        return folder
+
+    return damage
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_damaged_experts_are_neither_exported_nor_compressed(damage, tmp_path, broken):
+    changes, message = BROKEN[broken]
+    folder = damage(changes)
+    for weights in ({"wax": 1.0}, BLEND):
+        with pytest.raises(UserError, match=rf"wax.*safetensors: .*{message}"):
+            read_blend(folder, weights)
+    with pytest.raises(UserError, match=rf"wax.*safetensors: .*{message}"):
+        compress(folder, tmp_path / "small", torch.float16, 2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{A: None, B: None}, {A: torch.ones(6, 31)}], ids=["missing", "narrow"]
+)
+def test_a_blend_of_other_layers_is_refused(damage, changes):
+    folder = damage(changes)
+    with pytest.raises(
+        UserError, match=r"wax.*other layers .* first \"transformer_blocks\.0.*to_q"
+    ):
+        read_blend(folder, BLEND)
+    read_blend(folder, {"wax": 1.0})
+
+
+def test_a_file_without_weights_is_refused(damage):
+    folder = damage({})
+    path = folder / "wax" / "pytorch_lora_weights.safetensors"
+    damage(dict.fromkeys(load_file(path)))
+    with pytest.raises(UserError, match="no weights in this file"):
+        read_blend(folder, {"wax": 1.0})
+
+
+def test_parts_of_one_layer_take_equal_inputs():
+    sizes = {"transformer_blocks.0.attn.to_q": 32, "transformer_blocks.0.attn.to_k": 31}
+    pairs = {name: (torch.ones(2, n), torch.ones(32, 2)) for name, n in sizes.items()}
+    with pytest.raises(UserError, match='to_k" takes 31 inputs'):
+        to_original(Lora(pairs, 2, 2.0))
