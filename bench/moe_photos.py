@@ -46,6 +46,7 @@ from regionroute.data.region_scores import masked_mean
 from regionroute.data.stats import describe, paired
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
+from regionroute.errors import UserError
 from regionroute.files import write_json
 from regionroute.pipeline import RegionRoutePipeline
 
@@ -92,7 +93,7 @@ def main() -> int:
             write_image(args.out / f"{name} {group}.png".replace(",", "").replace(" ", "-"), sheet)
     both = {"mixture": moe, "one LoRA per style": rival}
     result = provenance() | {
-        "steps": args.steps,
+        "steps": moe.registry.extra["steps"],
         "seeds": [0],
         "megabytes": dict(zip(both, map(_megabytes, (args.moe, args.rival)), strict=True)),
         "parameters": {name: _parameters(editor) for name, editor in both.items()},
@@ -130,18 +131,18 @@ def cases(out: Path, editor: Editor, artworks: Path, photos: int) -> list[Shown]
     tests = [s for s in read.samples if s.split == "test" and len(s.regions) == 1]
     random.Random(0).shuffle(tests)
     named = {entry.spec.name for entry in known}
+    styles = [
+        name for turn in range(photos) for name in sorted(trained) if turn == 0 or name in named
+    ]
+    if len(styles) > len(tests):
+        raise UserError(f"{out}: {len(tests)} test photos, {len(styles)} edits: lower --photos")
     found = [
         Shown(
             "named" if name in named else "more",
             _case(read, editor, sample, name, trained[name].build()),
             _a_picture(pictures / name, index),
         )
-        for index, (name, sample) in enumerate(
-            (name, sample)
-            for turn in range(photos)
-            for name, sample in zip(sorted(trained), tests[turn * len(trained) :], strict=False)
-            if turn == 0 or name in named
-        )
+        for index, (name, sample) in enumerate(zip(styles, tests, strict=False))
     ]
     others = [s for s in read.samples if s.split == "train" and "collage" not in s.flags]
     random.Random(1).shuffle(others)
@@ -283,14 +284,17 @@ def blends(editor: Editor, shown: list[Shown], distance: PerceptualDistance) -> 
 
 
 def _encoder_scores(shown: list[Shown], moe: Editor) -> dict[str, Any]:
-    """How often the mean nearest to a test photo's target is its style's: trained styles."""
+    """How often an example of a trained style is nearest to its own style's mean, and else."""
     means, encoder = moe.styles.embeddings, moe.styles.encoder
-    hits = [
-        float(means.nearest(encoder.embed(one.case.target).cpu())[0] == one.case.style)
+    found = [
+        (one.case.style, means.nearest(encoder.embed(one.example).cpu())[0])
         for one in shown
         if not one.group.startswith("unseen")
     ]
-    return {"nearest_mean_of_test_target": describe(hits)}
+    return {
+        "nearest_mean_of_example": describe([float(own == near) for own, near in found]),
+        "taken_for_another": [pair for pair in found if pair[0] != pair[1]],
+    }
 
 
 def _megabytes(folder: Path) -> float:
@@ -320,8 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rival", type=Path, required=True, help="experts by name, one per style")
     add("--artworks", type=Path, required=True, help="folder of twelve images (.jpg)")
     add("--weights", help="AlexNet weights for LPIPS")
-    add("--steps", type=int, default=120, help="training steps of both, for the record")
-    add("--photos", type=int, default=2, help="test photos per style; one of those in `more`")
+    add("--photos", type=int, default=2, help="test photos per named style; one of others")
     add("--out", type=Path, default=Path("out/moe/sheets"), help="folder of contact sheets")
     add_result_argument(parser, "moe_photos")
     return parser

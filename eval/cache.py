@@ -82,7 +82,7 @@ class ValueCache:
         self._read(path.read_bytes())
 
     def _read(self, data: bytes) -> None:
-        """Adds the records of a file's bytes to those known."""
+        """Add the records of a file's bytes to those known."""
         self._torn = bool(data) and not data.endswith(b"\n")
         for line in data.split(b"\n"):
             try:
@@ -117,7 +117,7 @@ class ValueCache:
         """Write the file anew in the order of keys, one line each.
 
         Its bytes then say nothing of the order in which workers measured. What another run has
-        added meanwhile is kept.
+        added until then is kept.
         """
         if self.path is None or not self.path.exists():
             return

@@ -11,6 +11,7 @@ from regionroute.adapters import (
     adapter_parameters,
     inject,
 )
+from regionroute.adapters.files.formats import read_experts
 from regionroute.adapters.style_encoder import encoder_identity
 from regionroute.compat import whole_size
 from regionroute.config.run import SIMILARITY_EXPERTS, save_config
@@ -123,14 +124,16 @@ def _read(
 
 
 def _first_experts(config: RunConfig, inputs: Inputs) -> str:
-    """Says which styles start from `experts.init_from`, whose folder is checked."""
-    start, own = Path(config.experts.init_from or ""), Path(config.output) / "experts"
+    """Say which styles start from `experts.init_from`, whose folder is checked."""
+    assert config.experts.init_from is not None
+    start, own = Path(config.experts.init_from), Path(config.output) / "experts"
     if start.resolve() == own.resolve():
         raise UserError(
             f"experts.init_from={start}: this run would overwrite these experts, set another output"
         )
     styles = [style.name for style in inputs.selection.styles]
     found = finished_experts(config.experts, inputs.backbone.fingerprint, styles)
+    read_experts(start, found, found.experts)  # for its errors, before anything is encoded
     known = [entry.style for entry in found.experts]
     new = [name for name in styles if name not in known]
     said = f"{', '.join(known)} start from {start}"

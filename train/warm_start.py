@@ -17,7 +17,6 @@ from regionroute.adapters.files.export import (
     load_expert_state_dict,
     read_expert,
 )
-from regionroute.adapters.files.lora_file import read_lora_file
 from regionroute.adapters.files.router_file import load_router_state_dict, read_router
 from regionroute.errors import UserError
 
@@ -35,7 +34,7 @@ GAP = 3.0
 def finished_experts(
     experts: ExpertsConfig, fingerprint: str, styles: Sequence[str]
 ) -> ExpertRegistry:
-    """The experts that a run starts from: their registry is checked, and that files can be read.
+    """The experts that a run starts from: their registry is checked.
 
     Args:
         experts: the run's settings, with `init_from`: a folder of experts by name, of the same
@@ -50,7 +49,7 @@ def finished_experts(
 
     Raises:
         UserError: other experts than the run's: base, rank, alpha, layers, router or styles (by
-            name one common style is enough, by example all must be trained); or a damaged file.
+            name one common style is enough, by example all must be trained).
     """
     assert experts.init_from is not None
     folder = Path(experts.init_from)
@@ -60,8 +59,6 @@ def finished_experts(
         registry = _select(folder, registry, styles)
     else:
         _check_all_trained(folder, registry, styles)
-    for entry in registry.experts:
-        read_lora_file(folder / entry.file)  # for its errors, before anything is encoded
     return registry
 
 

@@ -37,7 +37,7 @@ def moe_photos_cost() -> str:
                 arm,
                 f"{found['parameters'][arm] / 1e6:.2f} M",
                 f"{found['megabytes'][arm]:.1f} MB",
-                number(found["seconds_per_edit"][arm], ".1") + " s",
+                number(found["seconds_per_edit"][arm], ".2") + " s",
                 cell(routed["lpips_ratio"], "%"),
                 cell(routed["success"], "%"),
                 cell(blends["position"], ".2"),

@@ -31,6 +31,7 @@ __all__ = [
     "write_image",
 ]
 
+CELLS, REACH = 256, 16  # at most, of an image's side; how many colours reach into the transparent
 STRIP = 256  # rows of an image that are processed at a time, to bound the memory of large ones
 
 
@@ -68,8 +69,8 @@ class LoadedImage:
     """An image to edit, with what belongs to it besides its colours.
 
     Attributes:
-        rgb: [3,H,W] in [0,1], as stored (not converted where `icc_profile` is set); white where
-            nothing is seen.
+        rgb: [3,H,W] in [0,1], as stored (not converted where `icc_profile` is set); where nothing
+            is seen white, or the colours next to it.
         alpha: [1,H,W] in [0,1], None for an opaque image.
         icc_profile: what the colours mean, None: sRGB.
         exif: EXIF without the rotation, which is applied; None without any.
@@ -133,7 +134,28 @@ def split_alpha(values: Tensor) -> LoadedImage:
     rgb, alpha = values[:3], values[3:]
     if (alpha == 1).all():  # also of an image without alpha
         return LoadedImage(rgb)
-    return LoadedImage(torch.where(alpha > 0, rgb, 1.0), alpha, hidden=rgb)
+    return LoadedImage(torch.where(alpha > 0, rgb, _beside(rgb, alpha)), alpha, hidden=rgb)
+
+
+def _beside(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """White, but the colours of what is visible next to it, so that edits have no bright seam.
+
+    Args:
+        rgb: [3,H,W] in [0,1].
+        alpha: [1,H,W] in [0,1], not 1 everywhere.
+
+    Returns:
+        [3,H,W].
+    """
+    height, width = rgb.shape[-2:]
+    weighed = torch.cat([rgb * alpha, alpha])[None]
+    small = F.adaptive_avg_pool2d(weighed, (min(height, CELLS), min(width, CELLS)))
+    near = F.avg_pool2d(small, 2 * REACH + 1, stride=1, padding=REACH)
+    seen = near[:, 3:]
+    colours = (near[:, :3] / seen.clamp(min=1e-6)).clamp(max=1)
+    share = (4 * seen).clamp(max=1)  # 1 up to half the reach from a straight edge
+    blended = colours * share + 1 - share
+    return F.interpolate(blended, (height, width), mode="bilinear", align_corners=False)[0]
 
 
 def _with_alpha(image: Image.Image, source: str) -> Tensor:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Any, overload
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from regionroute.data.images import image_size, read_image, read_mask
@@ -56,8 +56,8 @@ class Region:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    object: Annotated[str, Field(min_length=1)]
-    style: Annotated[str, Field(min_length=1)]
+    object: str
+    style: str
     mask: str
     box: tuple[int, int, int, int]
     score: float = 1.0
@@ -328,4 +328,7 @@ def _sample_problem(sample: EditSample) -> str | None:
         problem = path_problem(relative)
         if problem:
             return f"path {relative!r} is refused: {problem}"
+    for number, region in enumerate(sample.regions):
+        if not region.object.strip() or not region.style.strip():
+            return f"regions.{number}: object and style must be words, not empty"
     return None

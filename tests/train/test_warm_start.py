@@ -223,6 +223,15 @@ def test_a_run_starts_from_anothers_experts_and_resumes_without_them(runs, capsy
     assert f"{file}: this LoRA file is damaged" in shown.err
     assert "to encode" not in shown.out + shown.err
     file.write_bytes(whole)
+    with safe_open(file, "pt") as opened:
+        keys, about = sorted(opened.keys()), opened.metadata()
+        less = {key: opened.get_tensor(key) for key in keys[1:]}
+    save_file(less, file, about)
+    assert runs("fresh", *given, "train.steps=1") == 2
+    shown = capsys.readouterr()
+    assert f"{file}: " in shown.err
+    assert "to encode" not in shown.out + shown.err
+    file.write_bytes(whole)
     shutil.rmtree(folder)
     assert runs("further", *given, "train.steps=2") == 0
     capsys.readouterr()

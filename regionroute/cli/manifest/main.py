@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.action == "collage":
         from pseudo_labels.collage import COLLAGES, make_collages
 
-        folder = args.path if args.path.is_dir() else args.path.parent
+        folder = args.path.parent if args.path.suffix == ".jsonl" else args.path
         samples = make_collages(folder, args.count, args.seed)
         print(f"{len(samples)} samples: {folder / COLLAGES}")
         print(f"train on them: data.manifest='{folder}/manifest*.jsonl' data.whole_targets=true")

@@ -70,6 +70,12 @@ def test_transparency_profile_and_exif_survive_an_edit(
     assert (edited.mode, edited.info["icc_profile"]) == ("RGBA", profile)
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_an_output_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"give a file name such as out\.png"):
+        check_destination(Destination(Path(name)), [])
+
+
 def test_a_stranger_s_json_is_not_overwritten(folder: Path) -> None:
     (folder / "dog.json").write_text(LABELME)
     for name in ("dog.png", "a.png"):

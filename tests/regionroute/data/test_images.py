@@ -120,6 +120,19 @@ def test_damaged_pixels_are_not_taken_for_damaged_exif(tmp_path):
         io.open_image(path)
 
 
+def test_what_is_transparent_has_the_colours_next_to_it():
+    image = torch.zeros(4, 100, 100)
+    image[0, :, :50], image[3, :, :50] = 1, 1  # red on the left, hidden black on the right
+    loaded = io.split_alpha(image)
+    red, white = torch.tensor([1.0, 0, 0]), torch.ones(3)
+    assert torch.equal(loaded.rgb[:, :, :50], image[:3, :, :50])
+    assert torch.allclose(loaded.rgb[:, 50, 53], red, atol=1e-5)
+    assert torch.allclose(loaded.rgb[:, 50, 80], white, atol=1e-5)
+    assert torch.equal(loaded.restored(loaded.rgb), image)
+    hidden = io.split_alpha(torch.zeros(4, 3, 5))
+    assert torch.equal(hidden.rgb, torch.ones(3, 3, 5))
+
+
 def test_pictures_survive_the_disk_bit_by_bit(tmp_path):
     image = torch.arange(3 * 8 * 8).reshape(3, 8, 8) / 255
     io.write_image(tmp_path / "new" / "a.png", image, {"parameters": '{"seed": 3, "ü": "é"}'})

@@ -169,7 +169,7 @@ DAMAGES = {
     "no experts": (edit_json(lambda v: v.update(experts=[])), "experts: "),
     "escape": (edit_json(lambda v: v["experts"][0].update(file="../x")), "must lie inside"),
     "style twice": (
-        edit_json(lambda v: v["experts"].append(v["experts"][0])),
+        edit_json(lambda v: v["experts"].append({**v["experts"][0], "style": "PIXEL-art"})),
         r'experts\.json: the style "pixel-art" has more than one entry, fix or export',
     ),
     "other base": (
