@@ -98,17 +98,22 @@ def test_the_prompt_inside_the_gates_is_the_one_of_training_on_large_bases(name,
 
 
 def test_the_packaged_experts_are_those_of_the_configurations():
-    registry = read_registry(nano_folder("nano-photos") / "experts")
+    base = nano_folder("nano-photos")
+    registry, mixture = (read_registry(base / name) for name in ("experts", "experts_by_example"))
     by_name, by_example = (
         load_config(str(CONFIGS / f"{name}.yaml")).experts
         for name in ("nano_photos", "nano_photos_by_example")
     )
     assert by_name.dtype == by_example.dtype == "float8"
-    assert by_name.targets == by_example.targets == registry.targets
-    # Each was trained further with the shared expert as part of its own; by example starts there.
-    assert by_name.rank + by_name.shared_rank == registry.rank == by_example.rank
-    assert registry.alpha == by_example.alpha == registry.rank
+    assert by_name.targets == by_example.targets == registry.targets == mixture.targets
+    # Each was trained further with the shared expert as part of its own.
+    assert by_name.rank + by_name.shared_rank == registry.rank == registry.alpha
     assert registry.router is None
+    assert (mixture.rank, mixture.alpha) == (by_example.rank, by_example.alpha)
+    assert mixture.router is not None
+    assert mixture.router.top_k == by_example.top_k
+    assert mixture.shared_rank == by_example.shared_rank
+    assert len(mixture.experts) == by_example.num_experts
 
 
 def test_styleexpert_at_full_size_is_the_papers():
