@@ -34,7 +34,7 @@ GAP = 3.0
 def finished_experts(
     experts: ExpertsConfig, fingerprint: str, styles: Sequence[str]
 ) -> ExpertRegistry:
-    """The experts that a run starts from: their registry is checked.
+    """The experts that a run starts from, checked by their registry alone.
 
     Args:
         experts: the run's settings, with `init_from`: a folder of experts by name, of the same
@@ -56,9 +56,8 @@ def finished_experts(
     registry = read_registry(folder)
     _check(folder, registry, experts, fingerprint)
     if experts.router == "style":
-        registry = _select(folder, registry, styles)
-    else:
-        _check_all_trained(folder, registry, styles)
+        return _select(folder, registry, styles)
+    _check_all_trained(folder, registry, styles)
     return registry
 
 

@@ -69,7 +69,7 @@ def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
             twice, an input, or a settings file's name that a file of another origin has.
     """
     if not destination.image.name:  # '', '.' and '/'
-        raise UserError(f"--out {destination.image}: give a file name such as out.png")
+        raise UserError(f"output {destination.image}: give a file name such as out.png")
     for path in destination.files:
         if path.suffix.lower() not in (".png", ".json"):
             raise UserError(

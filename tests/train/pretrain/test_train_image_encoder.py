@@ -213,6 +213,16 @@ def test_mistakes_are_one_sentence(arguments, tmp_path, capsys, settings, part):
     assert part in error
 
 
+def test_a_bank_without_test_photos_is_refused_before_images_are_made(bank_case, tmp_path, capsys):
+    bank = bank_case.make_bank(tmp_path, "--test-share", "0")
+    capsys.readouterr()
+    assert main([f"compositions.bank={bank}", *SMALL, f"output={tmp_path / 'run'}"]) == 2
+    shown = capsys.readouterr().err
+    assert "the split 'test' of this bank holds no photo" in shown
+    assert "--test-share" in shown
+    assert "train images" not in shown  # the progress bar
+
+
 def test_images_are_composed_in_more_detail_than_the_base_sees(bank_case, tmp_path):
     bank = ObjectBank(bank_case.make_bank(tmp_path, "--size", "64"))
     sharp = CompositionsConfig(side=32, detail=2, blurred=0, other_colours=0)

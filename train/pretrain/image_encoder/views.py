@@ -70,7 +70,8 @@ def load_views(
         tensors: dict[str, Tensor] = {}
         words: Words = {}
         counts = {"train": cfg.count, "test": cfg.held_out}
-        composers = {split: composer_of(bank, split, cfg) for split in counts}  # none is empty
+        # Both first: an empty split is an error, and images take minutes.
+        composers = {split: composer_of(bank, split, cfg) for split in counts}
         for split, composer in composers.items():
             words[split] = []
             tensors |= _make(composer, counts[split], seed, encoder, cfg, words[split])

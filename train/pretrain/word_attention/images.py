@@ -65,7 +65,8 @@ def load_images(
         tensors: dict[str, Tensor] = {}
         words: Words = {}
         counts = {"train": cfg.count, "test": cfg.held_out}
-        composers = {split: composer_of(bank, split, cfg) for split in counts}  # none is empty
+        # Both first: an empty split is an error, and images take minutes.
+        composers = {split: composer_of(bank, split, cfg) for split in counts}
         for split, composer in composers.items():
             latents, masks, words[split] = _make(composer, counts[split], seed, base, cfg)
             tensors |= {f"{split}.latents": latents, f"{split}.masks": masks}
