@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,10 @@ def test_slurm_script_runs_its_commands_in_order(tmp_path):
     environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2"}
     subprocess.run([bash, FOLDER / "slurm.sh"], check=True, env=environment, timeout=60)
+    for _ in range(100):  # the script does not wait for what it starts in the background
+        if log.read_text().count("ray start") == 2:
+            break
+        time.sleep(0.1)
     calls = [line for line in log.read_text().splitlines() if not line.startswith("sleep")]
     head = [line for line in calls if "ray start --head --port=6379 --block" in line]
     others = [line for line in calls if "ray start --address=n1:6379 --block" in line]
