@@ -54,7 +54,7 @@ def build_prompt(pairs: Sequence[tuple[str, str]]) -> Prompt:
         unchanged", with spans.
 
     Raises:
-        UserError: no pair, or an empty phrase.
+        UserError: no pair, an empty phrase, or one without letters.
 
     >>> build_prompt([("dog", "pixel-art"), ("cup", "line-art")]).text
     'make the dog in pixel-art style and the cup in line-art style, keep other area unchanged'
@@ -194,12 +194,17 @@ def token_indices(
         Ascending indices below ``max_length``, at least one.
 
     Raises:
-        UserError: the phrase is cut off, wholly or partly, or has no token.
+        UserError: the phrase is cut off, wholly or partly, has no token, or one that ends or pads
+            a text.
     """
-    phrase, shown = text[slice(*span)], said or text
-    whole = _overlapping(tokenizer(text, return_offsets_mapping=True, verbose=False), span)
+    phrase, shown = _short(text[slice(*span)]), _short(said or text)
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    whole = _overlapping(encoded, span)
     if not whole:
         raise UserError(f"prompt {shown!r}: {phrase!r} has no token in this base's vocabulary")
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    if special & {encoded["input_ids"][index] for index in whole}:
+        raise UserError(f"prompt {shown!r}: {phrase!r} is no word to this base but a control token")
     encoded = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=max_length)
     if _overlapping(encoded, span) != whole:
         raise UserError(
@@ -215,8 +220,16 @@ def _overlapping(encoded: BatchEncoding, span: Span) -> list[int]:
     return [index for index, (a, b) in enumerate(offsets) if a < span[1] and b > span[0]]
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else text[:119] + "…"
+
+
 def _phrase(phrase: str, kind: str) -> str:
     stripped = " ".join(phrase.split())
+    if stripped and not any(letter.isalnum() for letter in stripped):
+        raise UserError(
+            f"the {kind} {_short(stripped)!r} has no letters: give a word such as {_EXAMPLES[kind]}"
+        )
     if not stripped:
         raise UserError(
             f"the {kind} is empty: give a word such as {_EXAMPLES[kind]}, or mark it in the "

@@ -90,6 +90,12 @@ def test_empty_phrases_are_refused(pairs: list[tuple[str, str]]) -> None:
         build_prompt(pairs)
 
 
+@pytest.mark.parametrize("pair", [("...", "neon"), ("dog", "-_-")])
+def test_phrases_without_letters_are_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match="has no letters"):
+        build_prompt([pair])
+
+
 def test_marked_prompt_in_either_order() -> None:
     prompt = parse_marked("A {pixel-art} look for the [big dog]; {line-art} for the [cup].")
     assert prompt.text == "A pixel-art look for the big dog; line-art for the cup."
@@ -181,6 +187,19 @@ def test_a_half_truncated_phrase_is_refused(tokenizer: T5TokenizerFast) -> None:
     text = "make the zebra"
     with pytest.raises(UserError, match="lies beyond the 6 tokens"):
         token_indices(tokenizer, text, (9, 14), 6)
+
+
+def test_control_tokens_are_refused_and_unknown_words_are_not(tokenizer: T5TokenizerFast) -> None:
+    with pytest.raises(UserError, match="'</s>' is no word to this base"):
+        token_indices(tokenizer, "make the </s>", (9, 13), 32)
+    assert token_indices(tokenizer, "make the ⸘", (9, 10), 32)
+
+
+def test_a_long_prompt_is_not_told_in_full(tokenizer: T5TokenizerFast) -> None:
+    text = "dog " * 1000
+    with pytest.raises(UserError, match=r"dog…'") as error:
+        token_indices(tokenizer, text, (len(text) - 4, len(text) - 1), 32)
+    assert len(str(error.value)) < 300
 
 
 def test_text_after_the_phrase_may_be_cut(tokenizer: T5TokenizerFast) -> None:
