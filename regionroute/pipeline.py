@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from regionroute.adapters import eject, read_registry
+from regionroute.adapters import eject
 from regionroute.config.run import Quantize
 from regionroute.diffusion.flow import TIMESTEPS
 from regionroute.editing.editor import Editor
@@ -90,10 +90,8 @@ class RegionRoutePipeline:
             UserError: base or experts cannot be loaded.
         """
         base = str(base) if base is not None else bundled.default_base(experts)
-        if experts == "by_example":
-            experts = bundled.bundled_experts(base, by_example=True)
         if experts is not None and experts != "auto":
-            read_registry(bundled.experts_folder(experts))  # reported before a large base is loaded
+            experts = bundled.find_experts(experts, base)  # reported before a large base is loaded
         pipe = cls(load_base(base, torch_dtype, device, quantize, revision))
         pipe._quantized = pipe.backbone.quantized is not None
         if experts == "auto":
@@ -108,12 +106,13 @@ class RegionRoutePipeline:
 
         Args:
             experts: a folder with ``experts.json``, or a name as in metadata ("nano/experts");
-                "auto": those that come with the base.
+                "auto": those that come with the base; "by_example": those for style images.
 
         Raises:
-            UserError: they are missing, damaged, or for another base; no experts are loaded then.
+            UserError: there are none, and the present ones stay; or their weights are damaged or
+                for another base, and no experts are loaded then.
         """
-        folder = bundled.bundled_experts(self.backbone.name) if experts == "auto" else experts
+        folder = bundled.find_experts(experts, self.backbone.name)
         self.unload_experts()
         try:
             self.editor = Editor(self.backbone, folder)
@@ -246,7 +245,8 @@ class RegionRoutePipeline:
                 with one for each object, or one for all.
             style_image: a reference image of the style in place of ``style``, or a list with one
                 for each object; for experts trained with ``experts.router=similarity``.
-            prompt: own wording, with the object in [brackets] and the style in {braces}.
+            prompt: own wording, with the object in [brackets] and the style in {braces}; of
+                several objects it can only mark the pairs.
             strength: of the style, in [0,1]; below 1 only routed.
             region_mask: where to restyle, [H,W] of the image's size (PIL, or boolean, uint8 or
                 float in [0,1]), in place of the predicted region; a list for several objects.
@@ -303,8 +303,9 @@ class RegionRoutePipeline:
             for one in to_seeds(generator, seed, len(loaded))
         ]
         options = EditOptions(
-            num_inference_steps, guidance_scale, mode, lock_background, strength, instance,
-            refine_crop, sparse, force, sparse_quality,
+            steps=num_inference_steps, guidance=guidance_scale, mode=mode,
+            lock_background=lock_background, strength=strength, instance=instance,
+            refine_crop=refine_crop, sparse=sparse, force=force, sparse_quality=sparse_quality,
         )  # fmt: skip
         images = [one.rgb for one in loaded]
         results = self._edit(

@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,10 +138,8 @@ def _edit_many(args: argparse.Namespace) -> int:
     skipped = jobs.drop_existing() if args.skip_existing else 0
     written = 0
     if jobs.jobs:
-        options = EditOptions(
-            args.steps, args.guidance, args.mode, args.lock_background, args.strength,
-            args.instance, args.refine_crop, args.sparse, args.force, args.sparse_quality,
-        )  # fmt: skip
+        names = [field.name for field in fields(EditOptions)]
+        options = EditOptions(**{name: getattr(args, name) for name in names})
         size, engine = args.batch_size or 8, engine_of(args)
         if engine.on_ray:
             args.device = device_of(args)

@@ -23,7 +23,7 @@ examples:
   regionroute experts import pixel-art=weights/pixel-art.safetensors line-art=lines.safetensors \\
       --base black-forest-labs/FLUX.1-Kontext-dev --out experts
   regionroute experts compress runs/nano/experts --rank 8 --dtype float8 --out small
-  regionroute experts merge runs/nano/experts --style pixel-art --base nano --out pixel-art-base
+  regionroute experts merge runs/nano/experts --style pixel-art --out pixel-art-base
   regionroute experts card runs/nano/experts --scores scores/summary.json --license cc0-1.0
   regionroute experts push runs/nano/experts --to-hub me/nano-styles --dry-run"""
 
@@ -73,7 +73,7 @@ def parser() -> Parser:
     _add_out(small, "folder of the new experts")
     merge = action("merge", "Write a base with one expert, or a blend, merged into its weights.")
     merge.add_argument("--style", required=True, help='style, or a blend: "0.6 a + 0.4 b"')
-    add_base(merge, "nano")
+    add_base(merge, "that of the experts")
     add_dtype(merge)
     _add_out(merge, "folder of the base")
     card = action("card", "Write the model card again, with scores or a licence.")
@@ -230,11 +230,12 @@ def _merge(args: argparse.Namespace) -> None:
     check_output_folder(args.out)
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out}: the folder is not empty, name a new one for the merged base")
-    backbone = load_base(args.base, getattr(torch, args.dtype))
+    base = args.base or registry.base
+    backbone = load_base(base, getattr(torch, args.dtype))
     registry = load_experts(args.experts, backbone)
     merge(backbone.transformer, blend_weights(blend, registry), keep=False)
     save_base(backbone, args.out)
-    print(f"{args.base} with {args.style}: {args.out}")
+    print(f"{base} with {args.style}: {args.out}")
 
 
 def _card(args: argparse.Namespace) -> None:

@@ -41,6 +41,12 @@ class Prompt:
     object_spans: tuple[Span, ...]
     style_spans: tuple[Span, ...]
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(object phrase, style phrase) of each region."""
+        spans = zip(self.object_spans, self.style_spans, strict=True)
+        return [(self.text[slice(*o)], self.text[slice(*s)]) for o, s in spans]
+
 
 def build_prompt(pairs: Sequence[tuple[str, str]]) -> Prompt:
     """The template's prompt for one or several (object, style) pairs.

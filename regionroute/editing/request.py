@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -69,9 +69,7 @@ class EditRequest:
         given = self.object.strip() or self.style.strip() or self.also
         if given or not isinstance(self.prompt, str) or not _is_marked(self.prompt):
             return [(self.object, self.style), *self.also]
-        marked = parse_marked(self.prompt)
-        spans = zip(marked.object_spans, marked.style_spans, strict=True)
-        return [(marked.text[slice(*o)], marked.text[slice(*s)]) for o, s in spans]
+        return parse_marked(self.prompt).pairs
 
 
 @dataclass
@@ -162,17 +160,13 @@ class EditOptions:
         if self.refine_crop and not can_refine:
             raise UserError("refine_crop needs mode routed and a locked background")
         refine = can_refine and (refine_crop if self.refine_crop is None else self.refine_crop)
-        return EditOptions(
-            steps,
-            guidance,
-            chosen,
-            lock,
-            self.strength,
-            self.instance,
-            refine,
-            self.sparse,
-            self.force,
-            self.sparse_quality,
+        return replace(
+            self,
+            steps=steps,
+            guidance=guidance,
+            mode=chosen,
+            lock_background=lock,
+            refine_crop=refine,
         )
 
 
@@ -213,10 +207,12 @@ def plan_pairs(
 ) -> list[EditPlan]:
     """Plan each (object, style) pair of a request; arguments as of `plan_pair`.
 
-    Several pairs get a template prompt each: a map is read from the prompt of its own pair.
+    Several pairs get a template prompt each: a map is read from the prompt of its own pair. Of the
+    user's prompt only the marked pairs are taken then.
 
     Raises:
-        UserError: see `plan_pair`; or not one region, or not one style image for each pair.
+        UserError: see `plan_pair`; not one region, or not one style image for each pair; or a
+            prompt that does not mark just these pairs.
     """
     pairs = request.pairs
     if request.regions and len(request.regions) != len(pairs):
@@ -229,6 +225,8 @@ def plan_pairs(
         )
     if len(pairs) == 1:
         return [plan_pair(request, styles, find)]
+    if request.prompt is not None:
+        _check_marked(request.prompt, pairs)
     images = request.style_images
     single = [
         EditRequest(words, style, seed=request.seed, style_images=images[i : i + 1])
@@ -304,16 +302,27 @@ def _is_marked(text: str) -> bool:
     return any(mark in text for mark in "[]{}")
 
 
+def _check_marked(prompt: str | Prompt, pairs: list[tuple[str, str]]) -> None:
+    """Refuses wording that would be dropped: several pairs get the template's."""
+    if isinstance(prompt, str) and _is_marked(prompt) and parse_marked(prompt).pairs == pairs:
+        return
+    text = prompt if isinstance(prompt, str) else prompt.text
+    raise UserError(
+        f"prompt {text!r}: several objects get the template's wording; leave the prompt out, or "
+        'only mark all of them, as in "[dog] {neon}, [cup] {line-art}"'
+    )
+
+
 def _phrases(request: EditRequest) -> tuple[str, str]:
     """Object and style: as given, or from the marks of the prompt where they are not."""
     object_phrase, style = request.object, request.style
     has_image = bool(request.style_images)
     complete = object_phrase.strip() and (style.strip() or has_image)
     if isinstance(request.prompt, str) and _is_marked(request.prompt) and not complete:
-        marked = parse_marked(request.prompt)
-        object_phrase = object_phrase.strip() or marked.text[slice(*marked.object_spans[0])]
+        marked_object, marked_style = parse_marked(request.prompt).pairs[0]
+        object_phrase = object_phrase.strip() or marked_object
         if not has_image:
-            style = style.strip() or marked.text[slice(*marked.style_spans[0])]
+            style = style.strip() or marked_style
     return object_phrase, style
 
 
@@ -330,14 +339,13 @@ def _prompt(
         spans = find_spans(request.prompt, object_phrase, words)
         return Prompt(request.prompt, spans[:1], spans[1:])
     marked = parse_marked(request.prompt)
-    pairs = list(zip(marked.object_spans, marked.style_spans, strict=True))
     names = (style_phrase, style.words, style.name)
-    for object_span, style_span in pairs:
+    for object_span, style_span in zip(marked.object_spans, marked.style_spans, strict=True):
         if _same(marked.text, object_span, object_phrase) and (
             style.image is not None or any(_same(marked.text, style_span, x) for x in names)
         ):
             return Prompt(marked.text, (object_span,), (style_span,))
-    found = ", ".join(f"[{marked.text[slice(*o)]}] {{{marked.text[slice(*s)]}}}" for o, s in pairs)
+    found = ", ".join(f"[{one}] {{{other}}}" for one, other in marked.pairs)
     raise UserError(
         f"prompt {request.prompt!r}: it marks {found}, but the request is object "
         f"{object_phrase!r} in style {style_phrase or style.words!r}: mark that pair"

@@ -29,6 +29,24 @@ def default_base(experts: str | PathLike[str] | None) -> str:
     return read_registry(experts_folder(experts)).base
 
 
+def find_experts(experts: str | PathLike[str], base: str) -> Path:
+    """The folder of experts that are there and whose `experts.json` can be read.
+
+    Args:
+        experts: a folder, a name as of `experts_folder`, "auto" or "by_example".
+        base: whose experts the last two are.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    if experts in ("auto", "by_example"):
+        folder = bundled_experts(base, by_example=experts == "by_example")
+    else:
+        folder = experts_folder(experts)
+    read_registry(folder)
+    return folder
+
+
 def experts_folder(experts: str | PathLike[str]) -> Path:
     """The folder of experts: as given, or in the package for a name such as ``nano/experts``.
 
@@ -66,9 +84,9 @@ def bundled_experts(base: str, *, by_example: bool = False) -> Path:
     if folder is not None:
         return folder
     kind = "experts for style images" if by_example else "experts"
+    alone = "" if by_example else ", or edit with the base alone (--zero-shot, experts=None)"
     train = "experts.router=similarity " if by_example else ""
-    zero_shot = "" if by_example else ", or pass --zero-shot to use the base alone"
     raise UserError(
         f"base {base} comes without {kind}: train some with `regionroute train {train}"
-        f"base.name={base}` and pass --experts DIR{zero_shot}"
+        f"base.name={base}` and name their folder (--experts){alone}"
     )

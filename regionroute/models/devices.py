@@ -28,7 +28,7 @@ def pick_device(name: str | None) -> torch.device:
     # The error for an absent accelerator depends on how torch was built.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not usable here ({reason}); try cpu") from None
+        raise UserError(f"device {name}: not usable here ({reason}); try cpu") from None
     return device
 
 

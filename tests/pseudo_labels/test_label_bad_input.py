@@ -82,7 +82,7 @@ ARGUMENTS = [
     ([*GOOD, "--max-alike", "999"], "max_alike is 999"),
     ([*GOOD, "--exclude", "none.txt"], "none.txt: no such list of excluded samples"),
     ([*GOOD, "--preview", "0"], "--preview 0"),
-    ([*GOOD, "--device", "cuda:99"], "--device cuda:99: not usable here"),
+    ([*GOOD, "--device", "cuda:99"], "device cuda:99: not usable here"),
     ([*GOOD, "--lables", "x"], "unrecognized arguments: --lables"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -341,6 +342,11 @@ def test_experts_come_and_go(
     broken.mkdir()
     with pytest.raises(UserError, match=r"no experts\.json"):
         tiny.load_experts(broken)
+    assert tiny.editor.experts_dir == other  # still there
+    shutil.copytree(other, broken, dirs_exist_ok=True)
+    next(broken.rglob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(UserError, match="broken"):
+        tiny.load_experts(broken)
     assert torch.equal(edit(tiny), edit(bare))  # and nothing of the former is left
 
 
@@ -371,6 +377,8 @@ def test_experts_load_by_the_name_that_metadata_gives_them() -> None:
     assert second.metadata[0]["experts"] == name
     again.load_experts("nano/experts")
     assert again.editor.experts_dir == bundled_experts("nano")
+    again.load_experts("by_example")
+    assert again.editor.experts_dir == by_example
     with pytest.raises(UserError, match=r"nano/others: no experts\.json"):
         again.load_experts("nano/others")
 

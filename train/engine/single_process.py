@@ -8,7 +8,6 @@ from typing import Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel
-from torch import nn
 
 from regionroute.config.io import FILE_NAME, command_settings, load_config, save_config
 from regionroute.errors import UserError
@@ -95,16 +94,6 @@ def resume(settings: BaseModel, output: Path, fixed: Sequence[str] = (), **parts
     save_config(settings, output)  # only now: a refused run leaves the earlier one's
     rewind(output / LOG_FILE, start)
     return start
-
-
-def check_finite(network: nn.Module) -> None:
-    """Refuses weights that a training has ruined, before they replace what is saved.
-
-    Raises:
-        UserError: one of them is not finite.
-    """
-    if not all(weight.isfinite().all() for weight in network.parameters()):
-        raise UserError("the weights are not finite any more: lower lr and resume")
 
 
 def _check_same(settings: BaseModel, output: Path, fixed: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from regionroute.errors import UserError
 from regionroute.files import atomic_write
@@ -24,7 +25,17 @@ class Stateful(Protocol):
 
 
 def save_states(path: Path, step: int, **parts: Stateful) -> None:
-    """Write the parts' states and the number of steps done; the former file stays until then."""
+    """Write the parts' states and the number of steps done; the former file stays until then.
+
+    Raises:
+        UserError: a network's weights are not finite: the former file is what to resume from.
+    """
+    for part in parts.values():
+        if isinstance(part, nn.Module) and not all(w.isfinite().all() for w in part.parameters()):
+            raise UserError(
+                f"the weights of step {step} are not finite any more: lower the learning rate and "
+                "resume"
+            )
     state = {name: part.state_dict() for name, part in parts.items()}
     with atomic_write(path) as temporary:
         torch.save({**state, "step": step}, temporary)

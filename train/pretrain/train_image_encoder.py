@@ -35,7 +35,7 @@ from regionroute.errors import UserError, command
 from regionroute.models.backbone import Backbone
 from regionroute.models.image_encoder import ImageEncoder
 from regionroute.models.loading import load_base
-from train.engine.single_process import CHECKPOINT, LOG_FILE, check_finite, resume, run_training
+from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
 from train.monitor.logs import append_row
 from train.pretrain.image_encoder.config import ImageEncoderConfig
@@ -173,7 +173,6 @@ def train(
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 append_row(log, {"step": done, "loss": loss.item()})
             if done % cfg.save_every == 0 or done == cfg.steps:
-                check_finite(encoder)
                 save_states(output / CHECKPOINT, done, encoder=encoder, optimizer=optimizer)
             if done % cfg.validate_every == 0 or done == cfg.steps:
                 scores = validate(encoder, views, vocabulary)

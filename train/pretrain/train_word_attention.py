@@ -40,7 +40,7 @@ from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
 from regionroute.routing.gates import attention_concentration
 from train.engine.folders import replace_folder
-from train.engine.single_process import CHECKPOINT, LOG_FILE, check_finite, resume, run_training
+from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
 from train.monitor.logs import append_row
 from train.pretrain.image_encoder.file import load_image_encoder
@@ -145,7 +145,6 @@ def train(
                 bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()}, refresh=False)
                 append_row(log, {"step": done, **row})
             if done % cfg.save_every == 0 or done == cfg.steps:
-                check_finite(heads)
                 save_states(output / CHECKPOINT, done, heads=heads, optimizer=optimizer)
             if done % cfg.validate_every == 0 or done == cfg.steps:
                 scores = validate(heads, images["test"], words)

@@ -63,7 +63,7 @@ FITS = [
         "loss must have a weight above 0",
     ),
     ([*FIT, "fusion.scan=fused"], "mamba-ssm"),
-    ([*FIT, "--device", "cuda:9"], "--device cuda:9: not usable here"),
+    ([*FIT, "--device", "cuda:9"], "device cuda:9: not usable here"),
     ([*FIT, "--labels", "labels.jsonl"], "--labels goes with --region WORD"),
     ([*FIT, "--region", "mask.png"], "the mask of one photo"),
     ([*FIT, "--region", "dog", "--labels", "labels.jsonl"], "b.png is not listed"),

@@ -133,7 +133,7 @@ def test_a_merged_base_edits_as_the_expert_does(
 ) -> None:
     image = torch.rand(3, 24, 40, generator=torch.Generator().manual_seed(0))
     out = tmp_path / "merged"
-    arguments = ["experts", "merge", str(tiny_experts), "--base", str(tiny_base)]
+    arguments = ["experts", "merge", str(tiny_experts)]  # into the experts' own base
     assert main([*arguments, "--style", "pixel-art", "--out", str(out)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
     assert len({file.stat().st_mode for file in (out / "transformer").iterdir()}) == 1

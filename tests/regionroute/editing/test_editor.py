@@ -316,6 +316,17 @@ def test_a_prompt_may_come_marked_plain_or_with_its_spans(editor: Editor) -> Non
 
 
 @pytest.mark.parametrize(
+    "prompt", ["a quiet afternoon", "the [dog] in {pixel-art}", "[cup] {lines}, [dog] {pixel-art}"]
+)
+def test_wording_that_several_objects_would_drop_is_refused(editor: Editor, prompt: str) -> None:
+    both = EditRequest("dog", "pixel-art", prompt, also=(("cup", "lines"),))
+    with pytest.raises(UserError, match="leave the prompt out, or only mark"):
+        editor.check(both)
+    marked = dataclasses.replace(both, prompt="[dog] {pixel-art}, [cup] {lines}")
+    editor.check(marked, EditOptions(mode="routed"))
+
+
+@pytest.mark.parametrize(
     ("request_", "sentence"),
     [
         (EditRequest("dog", "cyberpunk"), "no expert for style.*the nearest is"),

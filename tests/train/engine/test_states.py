@@ -45,3 +45,15 @@ def test_a_wrong_checkpoint_is_told_of(tmp_path, spoil):
 
     with pytest.raises(UserError, match=r"checkpoint.pt: this checkpoint is damaged or of other"):
         load_states(path, **parts)
+
+
+@pytest.mark.parametrize("ruined", [float("nan"), float("inf")])
+def test_ruined_weights_do_not_replace_the_checkpoint(tmp_path, ruined):
+    network, optimizer = trained(1)
+    path = tmp_path / "checkpoint.pt"
+    save_states(path, 7, network=network, optimizer=optimizer)
+    with torch.no_grad():
+        network.bias[0] = ruined
+    with pytest.raises(UserError, match="step 8 are not finite"):
+        save_states(path, 8, network=network, optimizer=optimizer)
+    assert load_states(path, network=network, optimizer=optimizer) == 7
