@@ -158,7 +158,7 @@ class BatchScorer:
             if all(name in values for values in known):
                 columns[name] = [values[name] for values in known]
             else:
-                columns[name] = [_finite(value) for value in metric.update(batch).tolist()]
+                columns[name] = [_finite(value) for value in metric(batch).tolist()]
         for number, (source, edit) in enumerate(zip(sources, edits, strict=True)):
             record = {
                 "size": list(source.size),

@@ -6,7 +6,7 @@ the context's file name, and, as `regionroute edit` writes them, ``<id>.json`` (
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +18,7 @@ from eval.metrics.attention import MAP_LEVELS
 from regionroute.data.images import read_image
 from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
-from regionroute.files import read_json
+from regionroute.files import AnyPath, read_json
 
 FLOOR, CEILING = "floor", "ceiling"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -60,25 +60,36 @@ class Edit:
     remarks: list[Remark] = field(default_factory=list)
 
 
-def parse_edits(items: list[str]) -> dict[str, Path]:
-    """``name=folder`` or ``folder`` (named by its last part) to an ordered {name: folder}.
+def parse_edits(items: Mapping[str, AnyPath] | Sequence[str]) -> dict[str, Path]:
+    """The folders of edits by name, in order.
+
+    Args:
+        items: {name: folder}, or ``name=folder`` or ``folder`` (named by its last part) each.
 
     Raises:
         UserError: no such folder, a name used twice, or one of the two reserved names.
     """
     methods: dict[str, Path] = {}
-    for item in items:
-        name, _, folder = item.rpartition("=")
+    for name, folder in items.items() if isinstance(items, Mapping) else map(_named, items):
         path = Path(folder).expanduser()
-        name = name or path.resolve().name
-        if not folder or not path.is_dir():
-            raise UserError(f"--edits {item}: no folder {folder}, make the edits first")
+        if not str(folder) or not path.is_dir():
+            given = folder or f"{name}="
+            raise UserError(f"--edits {given}: no such folder, make the edits first")
         if name in (FLOOR, CEILING):
-            raise UserError(f"--edits {item}: the name {name!r} is reserved, choose another")
+            raise UserError(f"--edits {folder}: the name {name!r} is reserved, choose another")
         if name in methods:
-            raise UserError(f"--edits {item}: the name {name!r} is used twice, write NAME={folder}")
+            raise UserError(f"--edits {folder}: the name {name!r} is used twice, write NAME=DIR")
         methods[name] = path
     return methods
+
+
+def _named(item: str) -> tuple[str, str]:
+    """Name and folder; a folder that exists as written may have "=" in its path."""
+    name, equals, folder = item.partition("=")
+    path = Path(item).expanduser()
+    if not equals or path.is_dir():
+        return path.resolve().name, item
+    return name, folder
 
 
 class EditFinder:

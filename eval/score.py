@@ -160,7 +160,7 @@ def score(
         UserError: a file, name, network or condition that cannot be used.
     """
     networks = networks or ScoreNetworks()
-    methods = parse_edits(_items(edits))
+    methods = parse_edits(edits)
     text = metrics if isinstance(metrics, str) else ",".join(metrics)
     names = choose_metrics(text, judged=networks.judge is not None)
     thresholds = parse_thresholds(fail_if, list(methods), names)
@@ -203,13 +203,6 @@ def score(
     return ScoreReport(folder, rows, summary, violations(thresholds, summary), page)
 
 
-def _items(named: Mapping[str, AnyPath] | Sequence[str]) -> list[str]:
-    """``NAME=PLACE`` of each, as the command line has them."""
-    if isinstance(named, Mapping):
-        return [f"{name}={place}" for name, place in named.items()]
-    return list(named)
-
-
 def _load(given: ScoreNetworks, names: Sequence[str], out: Path, device: str) -> Networks:
     """What the metrics need, as far as it was given.
 
@@ -218,7 +211,7 @@ def _load(given: ScoreNetworks, names: Sequence[str], out: Path, device: str) ->
     """
     return load_networks(
         needs_of(names),
-        parse_places(_items(given.encoders)),
+        parse_places(given.encoders),
         lpips_weights=given.lpips_weights,
         clip=given.clip,
         judge=given.judge,

@@ -77,20 +77,23 @@ class Networks:
         return next(absent, None)
 
 
-def parse_places(items: Iterable[str]) -> dict[str, str]:
-    """``name=place`` of every --encoder to {name: place}.
+def parse_places(items: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
+    """Where each network of --encoder is.
+
+    Args:
+        items: {name: place}, or ``name=place`` each.
 
     Raises:
         UserError: not of this form, or an unknown name.
     """
+    pairs = items.items() if isinstance(items, Mapping) else (x.partition("=")[::2] for x in items)
     places = {}
-    for item in items:
-        name, equals, place = item.partition("=")
-        if not equals or not place:
-            raise UserError(f"--encoder {item}: write NAME=PLACE, names: {', '.join(_LOADERS)}")
+    for name, place in pairs:
+        if not place:
+            raise UserError(f"--encoder {name}: write NAME=PLACE, names: {', '.join(_LOADERS)}")
         if name not in _LOADERS:
             close = nearest(name, _LOADERS)
-            raise UserError(f"--encoder {item}: unknown name, the nearest known one is {close!r}")
+            raise UserError(f"--encoder {name}: unknown name, the nearest known one is {close!r}")
         places[name] = place
     return places
 

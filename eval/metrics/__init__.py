@@ -1,6 +1,6 @@
 """Regional metrics: pure functions, a file for each family, and the catalogue in words."""
 
-from eval.metrics.base import EvalBatch, Metric, MetricInfo, SampleMetric
+from eval.metrics.base import EvalBatch, MetricInfo, SampleMetric
 from eval.metrics.catalogue import CATALOGUE, GROUPS, MAP_METRICS
 
 __all__ = [
@@ -8,7 +8,6 @@ __all__ = [
     "GROUPS",
     "MAP_METRICS",
     "EvalBatch",
-    "Metric",
     "MetricInfo",
     "SampleMetric",
 ]

@@ -1,13 +1,12 @@
-"""What a metric gets and what it is: the batch, the description, the per-sample accumulator.
+"""What a metric gets and what it is: the batch, the description, the function.
 
 Shape legend: B batch, S regions of a sample, H W pixels, h w cells of an attention map's grid.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,37 +77,6 @@ class MetricInfo:
         return "↑" if self.better == "higher" else "↓"
 
 
-class Metric(Protocol):
-    """The interface of a metric; set metrics, which have no value per sample, return None."""
-
-    @property
-    def name(self) -> str:
-        """The key in every output file."""
-        ...
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether larger values are better."""
-        ...
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Networks and files required besides the images."""
-        ...
-
-    def update(self, batch: EvalBatch) -> Tensor | None:
-        """Adds a batch; returns its values [B], or None for a set metric."""
-        ...
-
-    def compute(self) -> dict[str, float]:
-        """Mean, std, n and n_invalid over all batches."""
-        ...
-
-    def reset(self) -> None:
-        """Forgets all values."""
-        ...
-
-
 @dataclass
 class SampleMetric:
     """A metric with one value per sample, computed by a pure function.
@@ -116,17 +84,14 @@ class SampleMetric:
     Attributes:
         info: the description.
         function: batch to values [B]; NaN where the metric is undefined.
-        needs: networks and files required besides the images.
         encoder: name and weight hash of the network used, empty if none.
         remark: added to the definition, such as the scope.
     """
 
     info: MetricInfo
     function: Callable[[EvalBatch], Tensor]
-    needs: frozenset[str] = frozenset()
     encoder: dict[str, str] = field(default_factory=dict)
     remark: str = ""
-    values: list[float] = field(default_factory=list, init=False)
 
     @property
     def name(self) -> str:
@@ -138,30 +103,7 @@ class SampleMetric:
         """The exact definition as it was computed."""
         return f"{self.info.definition}; {self.remark}" if self.remark else self.info.definition
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether larger values are better."""
-        return self.info.better == "higher"
-
     @torch.no_grad()
-    def update(self, batch: EvalBatch) -> Tensor:
-        """Values [B] of the batch, remembered for :meth:`compute`."""
-        values = self.function(batch).float().cpu()
-        self.values.extend(values.tolist())
-        return values
-
-    def compute(self) -> dict[str, float]:
-        """Mean and standard deviation over the valid values, their number and that of NaNs."""
-        values = np.asarray(self.values, dtype=np.float64)
-        valid = values[np.isfinite(values)]
-        some = len(valid) > 0
-        return {
-            "mean": float(valid.mean()) if some else float("nan"),
-            "std": float(valid.std()) if some else float("nan"),
-            "n": len(valid),
-            "n_invalid": len(values) - len(valid),
-        }
-
-    def reset(self) -> None:
-        """Forgets all values."""
-        self.values.clear()
+    def __call__(self, batch: EvalBatch) -> Tensor:
+        """Values [B] of the batch."""
+        return self.function(batch).float().cpu()

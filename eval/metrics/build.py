@@ -47,7 +47,7 @@ def build_metrics(
             continue
         remark = SCOPES[scope] if info.group in SCOPED else ""
         encoder = _identity(networks, info.needs)
-        metrics.append(SampleMetric(info, functions[name], frozenset(info.needs), encoder, remark))
+        metrics.append(SampleMetric(info, functions[name], encoder, remark))
     return metrics
 
 

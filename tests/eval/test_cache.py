@@ -29,13 +29,13 @@ def score(tiny_manifest, edits, tmp_path):
 def measured(monkeypatch):
     """Which (metric, ids, method) were really measured."""
     calls = []
-    update = SampleMetric.update
+    update = SampleMetric.__call__
 
     def counted(self, batch):
         calls.append((self.name, tuple(batch.ids), batch.method))
         return update(self, batch)
 
-    monkeypatch.setattr(SampleMetric, "update", counted)
+    monkeypatch.setattr(SampleMetric, "__call__", counted)
     return calls
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_measured_or_opened_twice(score, measured, monkeypatch):
 def test_a_killed_run_goes_on(score, measured, monkeypatch, tmp_path):
     whole = score(out="whole")
     measured.clear()
-    update = SampleMetric.update
+    update = SampleMetric.__call__
 
     def killed(self, batch):
         if "pair-2" in batch.ids:
@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on(score, measured, monkeypatch, tmp_path):
         return update(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleMetric, "update", killed)
+        patch.setattr(SampleMetric, "__call__", killed)
         with pytest.raises(FileNotFoundError):  # no scores yet
             score("--batch-size", "1")
     cache = tmp_path / "scores" / CACHE_FILE

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from eval import rses
-from eval.edits import GREY, NO_MAP, RESIZED, EditFinder, load_edit, map_path
+from eval.edits import GREY, NO_MAP, RESIZED, EditFinder, load_edit, map_path, parse_edits
 from eval.report import html
 from regionroute.data.images import read_image, write_image
 from regionroute.data.manifest import load_manifest
@@ -175,3 +175,11 @@ def test_a_source_with_nan_costs_every_method(tiny_manifest, edits, tmp_path, ca
     assert said.count("every method: ") == 1
     assert "1.context.tif: the image holds values that are not finite" in said
     assert "good: 1 of 4 failed" in said
+
+
+def test_folders_by_name_and_folders_with_an_equals_sign(tmp_path):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    assert parse_edits({"ours": folder}) == {"ours": folder}
+    assert parse_edits([str(folder)]) == {"lr=0.1": folder}
+    assert parse_edits([f"ours={folder}"]) == {"ours": folder}

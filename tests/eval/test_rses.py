@@ -233,7 +233,7 @@ def test_nothing_scored_is_exit_code_one(score, edits):
     ("arguments", "sentence"),
     [
         (["--manifest", "nowhere"], "no such manifest"),
-        (["--edits", "nowhere"], "no folder nowhere"),
+        (["--edits", "nowhere"], "no such folder"),
         (["--edits", "floor=EDITS"], "'floor' is reserved"),
         (["--edits", "half=EDITS"], "used twice"),
         (["--split", "tset"], "splits there: train, val"),

@@ -62,7 +62,7 @@ def test_the_function_takes_the_commands_way_of_naming_edits(tiny_manifest, edit
     named = [f"ours={edits['good']}", str(edits["half"])]
     report = eval.rses.score(tiny_manifest, named, tmp_path / "out", split="all", metrics="leak")
     assert list(report.methods) == ["ours", edits["half"].name]
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         eval.rses.score(tiny_manifest, {"ours": tmp_path / "nowhere"}, tmp_path / "out")
 
 

@@ -90,7 +90,7 @@ def test_the_scope_is_what_is_embedded(batch, scope):
     encoder = Embedder()
     found = Networks(clip=encoder, dino=encoder)
     metrics = build_metrics(found, ["clip_i", "dino", "clip_score", "clip_directional"], scope)
-    values = {metric.name: metric.update(batch) for metric in metrics}
+    values = {metric.name: metric(batch) for metric in metrics}
     for number in range(4):
         pair = [batch.output[number], batch.content[number]]
         if scope == "object":
@@ -135,7 +135,7 @@ def test_style_pictures_are_averaged_and_missing_ones_are_undefined(batch, tmp_p
     encoder = Embedder()
     found = Networks(csd=encoder, dreamsim=Sum(), styles=pictures)
     metrics = build_metrics(found, ["csd", "dreamsim"])
-    values = {metric.name: metric.update(batch) for metric in metrics}
+    values = {metric.name: metric(batch) for metric in metrics}
     view = box(batch.output[0], batch.mask[0])
     references = pictures.pictures("pixel-art")
     own, *others = encoder.encode_image([view, *references])
@@ -152,7 +152,7 @@ def test_vgg_metrics_know_an_edit_from_its_source(batch, assets, tmp_path):
     place = {"vgg": str(assets / "weights" / "lpips")}
     found = load_networks({"vgg", "styles"}, place, style_images=str(tmp_path))
     metrics = build_metrics(found, ["gram", "style_match", "vgg_content", "ssim"], "image")
-    values = {metric.name: metric.update(batch) for metric in metrics}
+    values = {metric.name: metric(batch) for metric in metrics}
     # The first edit is (up to eight bits) its style's image.
     assert values["gram"][0] < values["gram"][1] / 10
     assert values["style_match"][0] > 0.999 > values["style_match"][1]
