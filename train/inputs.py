@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from regionroute.attention import AttentionPlan
+from regionroute.config.deepspeed import zero_stage
 from regionroute.data.manifest import Manifest, load_manifest, manifest_file
 from regionroute.errors import UserError
 from regionroute.models.backbone import Backbone
@@ -25,7 +26,7 @@ from train.data.packed import packed_examples, sizes_of
 from train.data.references import References, find_references, without_style_words
 from train.data.selection import Selection, select
 from train.engine.distributed import Ranks
-from train.engine.engine import engine_settings, zero_stage
+from train.engine.engine import engine_settings
 from train.monitor.previews import choose
 from train.monitor.trackers import check_trackers
 from train.monitor.validation import choose_held_out

@@ -14,6 +14,7 @@ from regionroute.adapters import (
 from regionroute.adapters.files.formats import read_experts
 from regionroute.adapters.style_encoder import encoder_identity
 from regionroute.compat import whole_size
+from regionroute.config.deepspeed import zero_stage
 from regionroute.config.run import SIMILARITY_EXPERTS, save_config
 from regionroute.data.shards import manifest_file
 from regionroute.errors import UserError
@@ -28,7 +29,7 @@ from train.data.streamed import is_url, open_cache
 from train.engine import checkpoint, distributed
 from train.engine.distributed import Ranks
 from train.engine.ema import MovingAverage
-from train.engine.engine import build_engine, zero_stage
+from train.engine.engine import build_engine
 from train.engine.placement import place
 from train.engine.resume import Start, find_start, load_adapters_alone, restore
 from train.export import experts_writer

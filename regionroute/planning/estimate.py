@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from regionroute.adapters.style_encoder import FOLDER, SETTINGS_FILE, EncoderSettings
+from regionroute.config.deepspeed import GPU_BUCKET, LIVE, zero_section, zero_stage
 from regionroute.config.run import SIMILARITY_EXPERTS
 from regionroute.data.manifest import load_manifest
 from regionroute.data.shards import has_manifest, manifest_file
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 FP32 = 4
-GPU_BUCKET = 500_000_000  # values DeepSpeed reduces at a time, at most
 LIVE_VALUES = 1_000_000_000  # values ZeRO-3 keeps gathered, DeepSpeed's default
 # Optimizer state per trained value: two float32 moments; two 8-bit moments with a scale per 256
 # values; for Prodigy also the initial weights and a running sum.
@@ -263,24 +263,19 @@ def read_zero(config: RunConfig) -> Zero:
     """How DeepSpeed partitions, by ``train.zero_stage``, ``train.offload`` and ``train.deepspeed``.
 
     Raises:
-        UserError: the file is missing or not JSON.
+        UserError: see `regionroute.config.deepspeed.read_deepspeed_file`.
     """
-    section: Any = {}
-    if config.train.deepspeed:
-        values = read_json(config.train.deepspeed)
-        section = values.get("zero_optimization", {}) if isinstance(values, dict) else {}
-    if not isinstance(section, dict):
-        raise UserError(f"{config.train.deepspeed}: zero_optimization must be a JSON object")
+    section = zero_section(config)
 
     def on_host(key: str) -> bool:
         return (section.get(key) or {}).get("device", "none") in ("cpu", "nvme")
 
-    stage, offload = section.get("stage", config.train.zero_stage), config.train.offload
+    stage, offload = zero_stage(config), config.train.offload
     return Zero(
-        stage=int(stage),
+        stage=stage,
         offload_weights=stage == 3 and (offload == "all" or on_host("offload_param")),
         offload_optimizer=stage > 0 and (offload != "none" or on_host("offload_optimizer")),
-        live=int(section.get("stage3_max_live_parameters", LIVE_VALUES)),
+        live=int(section.get(LIVE, LIVE_VALUES)),
     )
 
 

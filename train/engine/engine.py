@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from regionroute.adapters import adapter_parameters
+from regionroute.config.deepspeed import GPU_BUCKET, read_deepspeed_file, zero_stage
 from regionroute.errors import UserError
 from train.engine import distributed
 from train.engine.distributed import Ranks
@@ -23,22 +22,6 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from regionroute.config.run import OptimConfig, RunConfig
-
-# DeepSpeed keys that our own configuration decides, and the key to set instead.
-OURS = {
-    "train_batch_size": "train.global_batch",
-    "train_micro_batch_size_per_gpu": "train.global_batch and train.accumulation",
-    "gradient_accumulation_steps": "train.accumulation",
-    "gradient_clipping": "optim.clip",
-    "optimizer": "the keys of optim",
-    "scheduler": "optim.schedule and optim.warmup",
-    "fp16": "base.dtype",
-    "bf16": "base.dtype",
-    "bfloat16": "base.dtype",
-    "torch_autocast": "base.dtype",
-    "amp": "base.dtype",
-}
-GPU_BUCKET = 500_000_000  # DeepSpeed's default, which it allocates whole
 
 
 class EngineModel:
@@ -148,44 +131,6 @@ def _offload(what: str) -> dict[str, Any]:
         "all": ("offload_optimizer", "offload_param"),
     }
     return {key: host for key in keys[what]}
-
-
-def zero_stage(config: RunConfig) -> int:
-    """The ZeRO stage in use: the DeepSpeed file's, if it names one, else train.zero_stage."""
-    if config.train.deepspeed:
-        section = read_deepspeed_file(config.train.deepspeed).get("zero_optimization", {})
-        stage: int = section.get("stage", config.train.zero_stage)
-        return stage
-    return config.train.zero_stage
-
-
-def read_deepspeed_file(path: str) -> dict[str, Any]:
-    """A DeepSpeed JSON file without the keys that say "auto".
-
-    Raises:
-        UserError: missing, not a JSON object, or it sets what the run's configuration decides.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"train.deepspeed: {path}: no such file, give a DeepSpeed JSON file")
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"train.deepspeed: {path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"train.deepspeed: {path}: must hold a JSON object")
-    values = {key: value for key, value in values.items() if value != "auto"}
-    for key in values:
-        if key in OURS:
-            raise UserError(f"train.deepspeed: {path}: remove {key!r} and set {OURS[key]} instead")
-    zero = values.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise UserError(f"train.deepspeed: {path}: zero_optimization must be a JSON object")
-    if type(zero.get("stage", 0)) is not int or zero.get("stage", 0) not in range(4):
-        raise UserError(
-            f"train.deepspeed: {path}: zero_optimization.stage must be 0, 1, 2 or 3, not "
-            f"{zero['stage']!r}"
-        )
-    return values
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pytest
 
 from regionroute.config.run import load_config
 from regionroute.errors import UserError
-from train.engine.engine import engine_settings, learning_rate_factor, merged, zero_stage
+from train.engine.engine import engine_settings, learning_rate_factor, merged
 
 
 def factors(*overrides, steps=10):
@@ -53,27 +53,6 @@ def test_a_deepspeed_file_is_merged_over_ours(tmp_path):
     assert settings["zero_optimization"]["stage"] == 3
     assert settings["zero_optimization"]["reduce_bucket_size"] == 7
     assert settings["wall_clock_breakdown"] is True
-    assert zero_stage(config) == 3
-    assert zero_stage(load_config(None, ["train.zero_stage=1"])) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ('{"train_batch_size": 4}', "remove 'train_batch_size' and set train.global_batch instead"),
-        ('{"bf16": {"enabled": true}}', "remove 'bf16' and set base.dtype instead"),
-        ("{", "not valid JSON"),
-        ("[1]", "must hold a JSON object"),
-        ('{"zero_optimization": 2}', "zero_optimization must be a JSON object"),
-        (None, "no such file"),
-    ],
-)
-def test_a_deepspeed_file_that_cannot_be_used_is_refused(tmp_path, text, sentence):
-    path = tmp_path / "ds.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=sentence):
-        engine_settings(load_config(None, [f"train.deepspeed={path}"]), 1, 7)
 
 
 def test_keys_left_to_auto_are_ours(tmp_path):
