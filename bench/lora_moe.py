@@ -179,7 +179,7 @@ def experts(base: nn.Module, targets: Any, shared_rank: int) -> nn.Module:
 
 def merged(model: nn.Module) -> nn.Module:
     """The model with two experts merged into its weights."""
-    merge(model, [0.6, 0.4] + [0.0] * (EXPERTS - 2), keep=False)
+    merge(model, [0.6, 0.4] + [0.0] * (EXPERTS - 2))
     return model
 
 

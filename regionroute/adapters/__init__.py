@@ -8,7 +8,7 @@ from regionroute.adapters.files.export import (
     save_experts,
 )
 from regionroute.adapters.files.lora_import import experts_from_loras, import_lora
-from regionroute.adapters.files.merge import Merge, merge
+from regionroute.adapters.files.merge import merge
 from regionroute.adapters.files.registry import ExpertRegistry, read_registry
 from regionroute.adapters.group import ActiveRoute
 from regionroute.adapters.inject import PRESETS, eject, inject, target_names
@@ -17,7 +17,7 @@ from regionroute.adapters.lora_moe import (
     adapter_layers,
     adapter_parameters,
 )
-from regionroute.adapters.route import given_rows, routed, routings
+from regionroute.adapters.route import routed, routings
 from regionroute.adapters.routers import (
     FixedRouter,
     RouteContext,
@@ -33,7 +33,6 @@ __all__ = [
     "ExpertRegistry",
     "FixedRouter",
     "LoRAMoELinear",
-    "Merge",
     "RouteContext",
     "Router",
     "Routing",
@@ -46,7 +45,6 @@ __all__ = [
     "eject",
     "expert_state_dict",
     "experts_from_loras",
-    "given_rows",
     "import_lora",
     "inject",
     "load_expert_state_dict",

@@ -5,13 +5,10 @@ R = k·r + rs. Sizes written 1|B may be 1: the same for all samples.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
 from regionroute.adapters.routers import RouteContext, Routing
-
-Stream = Literal["img", "txt", "joint"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,14 +17,11 @@ class Stack:
 
     Attributes:
         a: [1|B,R,in].
-        b: [1|B,R,out], times the weights where these depend neither on the token nor, while the
-            experts are the same for all, on the sample.
-        routing: has the weights that `b` lacks; None if it has them all.
+        b: [1|B,R,out], times the weights.
     """
 
     a: Tensor
     b: Tensor
-    routing: Routing | None
 
 
 @dataclass(eq=False)
@@ -39,14 +33,11 @@ class ActiveRoute:
         stacks: by layer (its id), with the state of the parameters they were made from; kept only
             where no gradient is asked for, so that sampling gathers and casts experts once.
         routings: decisions of learned routers by layer name, for losses and logs.
-        rows: positions of the tokens that the transformer is given among all [text, image], long
-            [B,R], the text's first, and the number of text tokens; None: it is given all.
     """
 
     context: RouteContext
     stacks: dict[int, tuple[object, Stack | None]] = field(default_factory=dict)
     routings: dict[str, Routing] = field(default_factory=dict)
-    rows: tuple[Tensor, int] | None = None
 
 
 @dataclass(eq=False)

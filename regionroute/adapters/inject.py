@@ -1,14 +1,13 @@
 """Puts LoRA experts into a transformer."""
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from regionroute.adapters.group import AdapterGroup, Stream
+from regionroute.adapters.group import AdapterGroup
 from regionroute.adapters.lora_moe import LoRAMoELinear
 from regionroute.adapters.routers import Router
 from regionroute.diffusion.families import family_of
@@ -16,11 +15,6 @@ from regionroute.errors import UserError
 
 # From few layers to many; what they mean is the family's, see `Family.targets`.
 PRESETS = ("regionroute", "styleexpert", "all")
-# Part of a block's module name -> it reads text tokens.
-_TEXT = re.compile(
-    r"(^|\.)(add_[qkv]_proj|to_add_out|ff_context|norm1_context|context_embedder"
-    r"|double_stream_modulation_txt)\b"
-)
 
 
 def inject(
@@ -68,7 +62,7 @@ def inject(
         layer = LoRAMoELinear(
             base, num_experts, rank, alpha,
             router=router() if router else None, shared_rank=shared_rank, dropout=dropout,
-            name=name, stream=stream_of(name), group=group, generator=generator,
+            name=name, group=group, generator=generator,
         )  # fmt: skip
         setattr(transformer.get_submodule(parent), child, layer)
     return names
@@ -115,13 +109,6 @@ def target_names(transformer: nn.Module, targets: str | Sequence[str]) -> list[s
         if not any(_matches(name, suffix) for name in linears):
             raise UserError(_no_such_target(suffix, linears))
     return [name for name in linears if any(_matches(name, suffix) for suffix in suffixes)]
-
-
-def stream_of(name: str) -> Stream:
-    """Which tokens pass through a module of a transformer, by its name in any family."""
-    if name.startswith("single_transformer_blocks."):
-        return "joint"
-    return "txt" if _TEXT.search(name) else "img"
 
 
 def _matches(name: str, suffix: str) -> bool:

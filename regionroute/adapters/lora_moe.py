@@ -1,4 +1,4 @@
-"""A frozen linear layer with a stack of LoRA experts, routed per sample or per token.
+"""A frozen linear layer with a stack of LoRA experts, routed per sample.
 
 Shape legend: B batch, N tokens, E experts, r rank, rs rank of the shared expert, k experts used at
 a time, R = k·r + rs. Sizes written 1|B may be 1: the same for all samples.
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regionroute.adapters.group import ActiveRoute, AdapterGroup, Stack, Stream
+from regionroute.adapters.group import ActiveRoute, AdapterGroup, Stack
 from regionroute.adapters.routers import Router, Routing, SimilarityRouter, StyleIdRouter
 
 
@@ -33,7 +33,6 @@ class LoRAMoELinear(nn.Module):
             others, unless a sample takes the bare base (`StyleIdRouter`).
         dropout: probability of dropping an input of the adapters while training.
         name: the base's module name in the transformer, used in files.
-        stream: which tokens pass through the layer.
         group: shared with the other layers of the transformer, None: a group of its own.
         generator: CPU generator that draws A, None: the global one.
 
@@ -52,7 +51,6 @@ class LoRAMoELinear(nn.Module):
         shared_rank: int = 0,
         dropout: float = 0.0,
         name: str = "",
-        stream: Stream = "img",
         group: AdapterGroup | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -66,7 +64,7 @@ class LoRAMoELinear(nn.Module):
         self.num_experts, self.rank, self.alpha = num_experts, rank, alpha
         self.shared_rank = shared_rank
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.name, self.stream = name, stream
+        self.name = name
         self.group = group or AdapterGroup()
         self.router = router or StyleIdRouter(num_experts)
         if isinstance(router, SimilarityRouter) and router.compat == "released" and not shared_rank:
@@ -104,8 +102,8 @@ class LoRAMoELinear(nn.Module):
 
         Raises:
             RuntimeError: no route context is set.
-            ValueError: the context is for another batch size or number of tokens, lacks what the
-                router reads, or names an unknown expert.
+            ValueError: the context is for another batch size, lacks what the router reads, or
+                names an unknown expert.
         """
         active = self.group.active
         if active is None:
@@ -129,14 +127,6 @@ class LoRAMoELinear(nn.Module):
             hidden = F.linear(tokens, stack.a[0])  # [B,N,R]
         else:
             hidden = torch.bmm(tokens, stack.a.mT)
-        if stack.routing is not None:
-            weights = self._weights(stack.routing)
-            if stack.routing.per_token and weights.shape[1] != tokens.shape[1]:
-                raise ValueError(
-                    f"{self.name or 'LoRAMoELinear'}: the route has weights for "
-                    f"{weights.shape[1]} tokens, the batch has {tokens.shape[1]}"
-                )
-            hidden = hidden * weights.to(hidden.dtype)
         if stack.b.shape[0] == 1:
             flat = out.reshape(-1, self.out_features)
             total = _plus_product(flat, hidden.flatten(0, 1), stack.b[0], scaling)
@@ -180,52 +170,19 @@ class LoRAMoELinear(nn.Module):
             # workers wait for each other's gradients.
             index, zero = index.new_zeros(1, 1), routing.weight.new_zeros(1, 1)
             routing = Routing(index, zero, shared=0.0)
-        # Weights that every row of the batch's experts has one of become part of B.
-        folded = not routing.per_token and routing.samples in (1, len(index))
-        a, b = self.lora_A[index], self.lora_B[index]  # [1|B,k,r,in], [1|B,k,out,r]
-        if folded:
-            b = b * routing.weight[..., None, None]
-        a, b = a.flatten(1, 2), b.mT.flatten(1, 2)  # [1|B,k·r,in], [1|B,k·r,out]
+        a = self.lora_A[index].flatten(1, 2)  # [1|B,k·r,in]
+        b = self.lora_B[index] * routing.weight[..., None, None]  # [1|B,k,out,r]
+        b = b.mT.flatten(1, 2)  # [1|B,k·r,out]
         if self.shared_rank:
-            shared = self.shared_B.mT.expand(len(b), -1, -1)
-            if folded and isinstance(routing.shared, Tensor):
+            shared = self.shared_B.mT[None]
+            if isinstance(routing.shared, Tensor):
                 shared = shared * routing.shared[:, None, None]
-            elif folded and routing.shared != 1:
+            elif routing.shared != 1:
                 shared = shared * routing.shared
             a = torch.cat([a, self.shared_A.expand(len(a), -1, -1)], 1)
-            b = torch.cat([b, shared], 1)
-        return Stack(a.to(dtype), b.to(dtype), None if folded else routing)
-
-    def _weights(self, routing: Routing) -> Tensor:
-        """The weights of all R columns, [1|B,1|N,R] fp32."""
-        weight = self._own_tokens(routing.weight, routing, 2)  # [1|B,1|N,k]
-        weight = weight.repeat_interleave(self.rank, -1)
-        if not self.shared_rank:
-            return weight
-        if isinstance(routing.shared, Tensor):
-            shared = self._own_tokens(routing.shared.float(), routing, 1)[..., None]
-        else:
-            shared = weight.new_full((1, 1, 1), routing.shared)
-        size = torch.broadcast_shapes(weight.shape[:2], shared.shape[:2])
-        return torch.cat([weight.expand(*size, -1), shared.expand(*size, self.shared_rank)], -1)
-
-    def _own_tokens(self, weight: Tensor, routing: Routing, plain: int) -> Tensor:
-        """Adds a dimension for the tokens where there is none, else takes this layer's part."""
-        if weight.ndim == plain:
-            return weight.unsqueeze(1)
-        joint = routing.text_len is not None or self.stream == "joint"
-        assert self.group.active is not None
-        if self.group.active.rows is not None and (joint or self.stream == "img"):
-            rows, text = self.group.active.rows
-            rows = rows if joint else rows[:, text:] - text
-            index = rows.view(*rows.shape, *(1,) * (weight.ndim - 2))
-            weight = weight.expand(len(rows), *weight.shape[1:])
-            weight = weight.gather(1, index.expand(-1, -1, *weight.shape[2:]))
-        if routing.text_len is None or self.stream == "joint":
-            return weight
-        if self.stream == "txt":
-            return weight[:, : routing.text_len]
-        return weight[:, routing.text_len :]
+            rows = max(len(b), len(shared))
+            b = torch.cat([x.expand(rows, -1, -1) for x in (b, shared)], 1)
+        return Stack(a.to(dtype), b.to(dtype))
 
     def expert_state_dict(self, expert: int) -> dict[str, Tensor]:
         """What an expert and the shared one add, as one LoRA of rank r+rs: fp32 copies on the CPU.

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from regionroute.adapters.group import ActiveRoute, AdapterGroup
-from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
+from regionroute.adapters.lora_moe import adapter_layers
 from regionroute.adapters.routers import RouteContext, Routing
 
 
@@ -33,26 +33,6 @@ def routed(model: nn.Module, context: RouteContext | ActiveRoute) -> Iterator[No
     finally:
         for group, before in zip(groups, previous, strict=True):
             group.active = before
-
-
-@contextmanager
-def given_rows(model: nn.Module, rows: Tensor, text: int) -> Iterator[None]:
-    """Weights per token are those of the tokens that the model is given, not of all.
-
-    Args:
-        model: the transformer; without adapted layers or a route nothing happens.
-        rows: positions of the given tokens among all [text, image], long [B,R], the text's first.
-        text: number of text tokens.
-    """
-    groups = {id(m.group): m.group for m in model.modules() if isinstance(m, LoRAMoELinear)}
-    active = [group.active for group in groups.values() if group.active is not None]
-    for one in active:
-        one.rows = rows, text
-    try:
-        yield
-    finally:
-        for one in active:
-            one.rows = None
 
 
 def routings(model: nn.Module) -> dict[str, Routing]:

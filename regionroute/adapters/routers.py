@@ -1,6 +1,6 @@
 """Which experts each sample of a batch uses, and with which weights.
 
-Shape legend: B batch, M tokens, E experts, k experts used at a time, Ds width of the style
+Shape legend: B batch, E experts, k experts used at a time, Ds width of the style
 embedding. Sizes written 1|B may be 1: the same for all samples.
 """
 
@@ -19,30 +19,21 @@ class Routing:
 
     Attributes:
         index: long [1|B,k], each in [0,E); k = 0 means no expert.
-        weight: fp32 [1|B,k], or [1|B,M,k] with a weight for every token; 0 switches an expert off.
+        weight: fp32 [1|B,k]; 0 switches an expert off.
         logits: fp32 [1|B,E] of a learned router, else None.
-        shared: weight of the shared expert, where there is one: a number, [1|B], or [1|B,M].
-        text_len: None: M counts the layer's own tokens. Else the weights are for the joint
-            sequence of that many text tokens and the image tokens, and each layer takes the part
-            that passes through it.
+        shared: weight of the shared expert, where there is one: a number, or [1|B].
     """
 
     index: Tensor
     weight: Tensor
     logits: Tensor | None = None
     shared: Tensor | float = 1.0
-    text_len: int | None = None
 
     @property
     def samples(self) -> int:
         """For how many samples it has weights: 1 or B."""
         shared = len(self.shared) if isinstance(self.shared, Tensor) else 1
         return max(len(self.index), len(self.weight), shared)
-
-    @property
-    def per_token(self) -> bool:
-        """Whether any weight depends on the token."""
-        return self.weight.ndim == 3 or (isinstance(self.shared, Tensor) and self.shared.ndim == 2)
 
 
 class Router(Protocol):
@@ -161,12 +152,11 @@ class StyleIdRouter(nn.Module):
 
 
 class FixedRouter(nn.Module):
-    """The same given weights in every layer: blends of experts, and gates for every token.
+    """The same given weights in every layer: blends of experts.
 
     Args:
-        weights: [E] for all samples, [B,E], or [B,M,E] for every token. May have a gradient.
-        shared: weight of the shared expert: a number, [B], or [B,M].
-        text_len: what M counts, see `Routing`.
+        weights: [E] for all samples, or [B,E]. May have a gradient.
+        shared: weight of the shared expert: a number, or [B].
 
     Raises:
         ValueError: another number of dimensions, or weights that are not finite.
@@ -175,27 +165,25 @@ class FixedRouter(nn.Module):
     weights: Tensor
     index: Tensor
 
-    def __init__(
-        self, weights: Tensor, *, shared: Tensor | float = 1.0, text_len: int | None = None
-    ) -> None:
+    def __init__(self, weights: Tensor, *, shared: Tensor | float = 1.0) -> None:
         super().__init__()
-        if weights.ndim not in (1, 2, 3) or weights.shape[-1] < 1:
-            raise ValueError(f"weights must be [E], [B,E] or [B,M,E], got {[*weights.shape]}")
+        if weights.ndim not in (1, 2) or weights.shape[-1] < 1:
+            raise ValueError(f"weights must be [E] or [B,E], got {[*weights.shape]}")
         if not bool(weights.isfinite().all()):
             raise ValueError("weights must be finite")
         self.num_experts = weights.shape[-1]
-        self.shared, self.text_len = shared, text_len
+        self.shared = shared
         weights = weights.float()
         weights = weights[None] if weights.ndim == 1 else weights
         used = torch.arange(self.num_experts, device=weights.device)
         if not weights.requires_grad:  # an expert that nobody uses need not be computed
-            used = used[(weights != 0).flatten(0, -2).any(0)]
+            used = used[(weights != 0).any(0)]
         self.register_buffer("index", used[None], persistent=False)
-        self.register_buffer("weights", weights[..., used], persistent=False)
+        self.register_buffer("weights", weights[:, used], persistent=False)
 
     def forward(self, context: RouteContext) -> Routing:
         """The given weights, whatever the context says."""
-        return Routing(self.index, self.weights, None, self.shared, self.text_len)
+        return Routing(self.index, self.weights, None, self.shared)
 
 
 class SimilarityRouter(nn.Module):

@@ -7,7 +7,7 @@ the given tokens and its keys and values from all N: fresh rows where there are 
 elsewhere. With every token given, a partial call equals a full one.
 
 Shape legend: B batch, H heads, N all tokens [text, noisy target, context], R tokens of a partial
-call, D head width, T text tokens.
+call, D head width.
 """
 
 from __future__ import annotations
@@ -51,26 +51,13 @@ class RowCache:
     """Stored keys and values of one sequence of calls with the same tokens.
 
     Classifier-free guidance makes two such sequences, each with a cache of its own.
-
-    Attributes:
-        drift: relative change of the text tokens' keys and values in the latest partial call
-            against the latest full one, mean over the blocks: ``|fresh − stored| / |stored|``.
-            Text tokens are fresh in every call, so this costs next to nothing; it predicts the
-            error of the stored rows. NaN before the first partial call.
     """
 
     def __init__(self) -> None:
         self._stored: dict[str, _Stored] = {}
-        self._text: dict[str, _Stored] = {}
         self._rotary: tuple[Tensor, Tensor] | None = None
-        self._changes: list[Tensor] = []
         self._rows: Tensor | None = None
         self._kept: Tensor | None = None
-
-    @property
-    def drift(self) -> float:
-        """See the class."""
-        return float(torch.stack(self._changes).mean()) if self._changes else float("nan")
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +102,7 @@ class RowCache:
 
     @contextmanager
     def partial(
-        self, transformer: nn.Module, rows: Tensor, text: int, keys: Tensor | None = None
+        self, transformer: nn.Module, rows: Tensor, keys: Tensor | None = None
     ) -> Iterator[None]:
         """The call inside is given the tokens `rows`, the text's first.
 
@@ -123,7 +110,6 @@ class RowCache:
             transformer: as in `full`.
             rows: positions of the given tokens among all N, long [B,R]; equal positions are
                 padding and must belong to equal tokens.
-            text: T, how many of them are text tokens.
             keys: which tokens are attended to, bool [B,N], the given ones among them; None: all.
 
         Raises:
@@ -132,7 +118,7 @@ class RowCache:
         if not self._stored:
             raise RuntimeError("a partial call needs a full one before it")
         assert self._rotary is not None
-        self._rows, self._kept, self._changes, self._length = rows, keys, [], text
+        self._rows, self._kept = rows, keys
         cos, sin = self._rotary
         # [B,R,1,D]: each sample has its own tokens, where the model knows one list for all.
         self._angles = cos[rows][:, :, None], sin[rows][:, :, None]
@@ -164,11 +150,9 @@ class RowCache:
             # Contiguous per head: the layout in which attention reads and partial calls write.
             keep = (key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous())
             self._stored[name] = _Stored(*keep)
-            self._text.pop(name, None)
             return core(query, key, value)
         query, key = rotate(query, *self._angles), rotate(key, *self._angles)
         stored = self._stored[name]
-        self._measure(name, stored, key, value)
         for sample, rows in enumerate(self._rows):
             stored.key[sample].index_copy_(1, rows, key[sample].transpose(0, 1))
             stored.value[sample].index_copy_(1, rows, value[sample].transpose(0, 1))
@@ -181,17 +165,6 @@ class RowCache:
             for q, k, v, kept in zip(query, stored.key, stored.value, self._kept, strict=True)
         ]
         return torch.cat(parts).transpose(1, 2)
-
-    def _measure(self, name: str, stored: _Stored, key: Tensor, value: Tensor) -> None:
-        """Notes how far the text's keys and values are from the latest full call's."""
-        size = self._length
-        if name not in self._text:
-            copies = (stored.key[:, :, :size].clone(), stored.value[:, :, :size].clone())
-            self._text[name] = _Stored(*copies)
-        before = self._text[name]
-        for fresh, old in ((key, before.key), (value, before.value)):
-            change = (fresh[:, :size].transpose(1, 2) - old).float().norm()
-            self._changes.append(change / old.float().norm().clamp(min=1e-12))
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def _merge(args: argparse.Namespace) -> None:
     base = args.base or registry.base
     backbone = load_base(base, getattr(torch, args.dtype))
     registry = load_experts(args.experts, backbone)
-    merge(backbone.transformer, blend_weights(blend, registry), keep=False)
+    merge(backbone.transformer, blend_weights(blend, registry))
     save_base(backbone, args.out)
     print(f"{base} with {args.style}: {args.out}")
 

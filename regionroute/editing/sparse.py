@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.adapters import given_rows
 from regionroute.attention.row_cache import RowCache, stored_bytes
 from regionroute.diffusion.flow import predict_rows, predict_velocity
 from regionroute.editing.request import EditOptions, SparseQuality
@@ -187,10 +186,7 @@ class BranchCalls:
         keys = None
         if kind == "local":
             keys = rows.new_zeros(1, text + 2 * total, dtype=torch.bool).scatter_(1, rows, True)
-        with (
-            given_rows(self.transformer, rows, text),
-            cache.partial(self.transformer, rows, text, keys),
-        ):
+        with cache.partial(self.transformer, rows, keys):
             return predict_rows(self.transformer, *given, image[None])
 
 

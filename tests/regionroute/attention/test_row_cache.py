@@ -6,14 +6,6 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from regionroute.adapters import (
-    FixedRouter,
-    RouteContext,
-    adapter_layers,
-    given_rows,
-    inject,
-    routed,
-)
 from regionroute.attention import AttentionPlan, AttentionRecorder
 from regionroute.attention.row_cache import RowCache
 from regionroute.diffusion.flow import predict_rows, predict_velocity
@@ -70,10 +62,9 @@ def test_all_tokens_anew_are_the_plain_call_whatever_is_stored(given):
     with cache.full(given[0]):
         predict_velocity(*stale(given))
     rows = torch.arange(2 * tokens).expand(2, -1)
-    with cache.partial(given[0], joint(rows, text), text):
+    with cache.partial(given[0], joint(rows, text)):
         anew = predict_rows(*given, rows)
     assert torch.equal(anew, predict_velocity(*given))
-    assert cache.drift > 0.1
 
 
 @torch.no_grad()
@@ -84,13 +75,12 @@ def test_some_tokens_over_fresh_keys_are_those_of_the_plain_call(given):
     with cache.full(given[0]):
         plain = predict_velocity(*given)
     rows = torch.tensor([[1, 5, 7], [0, 2, 2]])
-    with cache.partial(given[0], joint(rows, text), text):
+    with cache.partial(given[0], joint(rows, text)):
         some = predict_rows(*given, rows)
     there = some != 0
     torch.testing.assert_close(some[there], plain[there], atol=1e-6, rtol=1e-5)
     cells = there[:, 0].float()  # a token is 2x2 latent cells
     assert cells.sum((1, 2)).tolist() == [12.0, 8.0]
-    assert cache.drift < 1e-5
 
 
 @torch.no_grad()
@@ -109,7 +99,7 @@ def test_tokens_that_are_not_attended_to_do_not_matter(given):
         keys = torch.zeros(2, text + 2 * tokens, dtype=torch.bool).scatter_(1, every, True)
         with cache.full(given[0]):
             predict_velocity(*before)
-        with cache.partial(given[0], every, text, keys):
+        with cache.partial(given[0], every, keys):
             found.append(predict_rows(*given, rows))
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(found[0], found[2], atol=1e-6, rtol=1e-5)
@@ -123,7 +113,7 @@ def test_stale_keys_change_the_result(given):
     cache, rows = RowCache(), torch.tensor([[1, 5], [0, 2]])
     with cache.full(given[0]):
         predict_velocity(*stale(given))
-    with cache.partial(given[0], joint(rows, text), text):
+    with cache.partial(given[0], joint(rows, text)):
         some = predict_rows(*given, rows)
     assert (some - predict_velocity(*given))[some != 0].abs().max() > 1e-3
 
@@ -157,32 +147,10 @@ def test_processors_are_put_back_and_a_first_call_is_needed(given):
     rows = torch.tensor([[1], [2]])
     with (
         pytest.raises(RuntimeError, match="needs a full one"),
-        RowCache().partial(given[0], joint(rows, text), text),
+        RowCache().partial(given[0], joint(rows, text)),
     ):
         pass
     assert torch.equal(predict_velocity(*given), before)
-
-
-@torch.no_grad()
-def test_expert_weights_per_token_are_those_of_the_given_tokens(given):
-    text, tokens = sizes(given)
-    transformer, rest = copy.deepcopy(given[0]), given[1:]
-    inject(transformer, "styleexpert", 2, 4, 4)
-    for layer in adapter_layers(transformer).values():
-        torch.nn.init.normal_(layer.lora_B, std=0.1)
-    weights = torch.rand(2, text + 2 * tokens, 2, generator=torch.Generator().manual_seed(3))
-    cache, rows = RowCache(), torch.tensor([[1, 5, 7], [0, 2, 2]])
-    with routed(transformer, RouteContext(router=FixedRouter(weights, text_len=text))):
-        with cache.full(transformer):
-            plain = predict_velocity(transformer, *rest)
-        every = joint(rows, text)
-        with given_rows(transformer, every, text), cache.partial(transformer, every, text):
-            some = predict_rows(transformer, *rest, rows)
-        again = predict_velocity(transformer, *rest)
-    there = some != 0
-    torch.testing.assert_close(some[there], plain[there], atol=1e-5, rtol=1e-4)
-    assert torch.equal(again, plain)
-    assert (plain - predict_velocity(*given)).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -199,7 +167,7 @@ def test_compiled_blocks_meet_each_size_of_region_once(given):
 
     def partial(rows):
         every = joint(rows, text)
-        with cache.partial(transformer, every, text):
+        with cache.partial(transformer, every):
             return predict_rows(transformer, *rest, rows)
 
     wanted = [partial(rows) for rows in choices]

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from regionroute.adapters import FixedRouter, RouteContext
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.editing.sparse import LAST_RING, region_of, schedule
@@ -65,20 +64,6 @@ def test_low_precision(request, folder, how):
         pytest.importorskip("bitsandbytes")
     editor = Editor(load_base(str(request.getfixturevalue(folder)), **how))
     assert is_near(editor, guidance=3.0)
-
-
-def test_experts_with_weights_of_each_token(editor, monkeypatch):
-    length = editor.backbone.text_length
-    weights = torch.rand(1, length + 2 * SIDE**2, 2, generator=torch.Generator().manual_seed(1))
-    route = RouteContext(router=FixedRouter(weights, text_len=length))
-    uniform = edit(editor, CORNER, sparse=True)
-    monkeypatch.setattr(editor.styles, "route", lambda styles: route)
-    assert is_near(editor)
-    assert (edit(editor, CORNER, sparse=True) - uniform).abs().max() > 1e-3
-    # Two branches: each is routed by itself.
-    dense, sparse = (edit(editor, CORNER, OTHER, sparse=on) for on in (False, True))
-    changed = (dense - image()).square().mean()
-    assert (sparse - dense).square().mean() < 0.05 * changed
 
 
 OF_A_SIZE = [square(0, 0, 2), square(0, 6, 2), square(6, 6, 2)]
