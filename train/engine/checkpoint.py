@@ -26,11 +26,11 @@ from regionroute.adapters.files.lora_file import read_lora_file
 from regionroute.adapters.files.router_file import router_state_dict
 from regionroute.errors import UserError
 from regionroute.files import read_json, write_json
+from regionroute.folders import atomic_folder, remove_folder, replace_folder
 from train.engine import distributed
 from train.engine.checksums import write_checksums
 from train.engine.distributed import Ranks
 from train.engine.ema import FILE as AVERAGE_FILE
-from train.engine.folders import remove_folder, replace_folder
 from train.engine.weights import differing, read_adapters, write_adapters
 
 if TYPE_CHECKING:
@@ -167,13 +167,11 @@ def export(
     average: MovingAverage | None = None,
 ) -> None:
     """Writes the experts as one folder that replaces an older one; all processes must call it."""
-    partial = folder.with_name(f".{folder.name}.partial")
     applied = average.applied() if average else nullcontext()
     with applied, distributed.gathered(adapter_parameters(engine.module)):
         if ranks.main:
-            shutil.rmtree(partial, ignore_errors=True)
-            write_experts(partial)
-            replace_folder(partial, folder)
+            with atomic_folder(folder) as partial:
+                write_experts(partial)
     distributed.barrier()
 
 

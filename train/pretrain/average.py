@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_output_folder
-from train.engine.folders import replace_folder
+from regionroute.folders import atomic_folder
 
 CARD = "README.md"
 EXPERTS = "experts"  # theirs are the base's that they were trained on
@@ -56,21 +56,19 @@ def mean_of_bases(bases: list[Path], out: Path) -> None:
     for folder in bases:
         if not (folder / "model_index.json").is_file():
             raise UserError(f"{folder}: no base, it has no model_index.json")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(bases[-1], partial, ignore=shutil.ignore_patterns(EXPERTS))
-    for path in sorted(path for path in partial.rglob("*") if path.is_file()):
-        name = path.relative_to(partial)
-        others = [folder / name for folder in bases[:-1]]
-        if path.suffix == ".safetensors":
-            mean = _mean([_weights(file) for file in (*others, path)], name)
-            save_file(mean, path, metadata={"format": "pt"})
-        elif str(name) == CARD:
-            told = f"Its weights are the mean of those of {len(bases)} runs, the last of them:\n"
-            path.write_text(f"{told}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
-        else:
-            _check_same(path, others, bases, name)
-    replace_folder(partial, out)
+    with atomic_folder(out) as partial:
+        shutil.copytree(bases[-1], partial, ignore=shutil.ignore_patterns(EXPERTS))
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            name = path.relative_to(partial)
+            others = [folder / name for folder in bases[:-1]]
+            if path.suffix == ".safetensors":
+                mean = _mean([_weights(file) for file in (*others, path)], name)
+                save_file(mean, path, metadata={"format": "pt"})
+            elif str(name) == CARD:
+                told = f"Its weights are the mean of {len(bases)} runs, the last of them:\n"
+                path.write_text(f"{told}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+            else:
+                _check_same(path, others, bases, name)
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

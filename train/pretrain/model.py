@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,10 +23,10 @@ from transformers import (
 from regionroute.config.shipped import shipped_file
 from regionroute.errors import UserError
 from regionroute.files import atomic_write, numbered_lines, read_json, write_json
+from regionroute.folders import atomic_folder
 from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
 from regionroute.models.tokenizers import WORD_START, build_clip_tokenizer, build_t5_tokenizer
-from train.engine.folders import replace_folder
 from train.pretrain.alignment import Alignment
 from train.pretrain.config import AlignmentConfig, ModelConfig, PretrainConfig
 from train.pretrain.word_table import TABLE, WordTable
@@ -216,33 +215,31 @@ def save_base(
         tokenizer_2=model.tokenizer_2,
         transformer=model.transformer,
     )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for tokenizer in (model.tokenizer, model.tokenizer_2):
-        # What the last call asked for is no property of the tokenizer.
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
-    pipeline.to(torch.float16).save_pretrained(partial, safe_serialization=True)
-    pipeline.to(torch.float32)
-    if cfg.model.sentence_encoder:
-        store_in_float8(partial / "text_encoder_2" / "model.safetensors", TABLE)
-    if cfg.model.float8:
-        store_in_float8(partial / "transformer" / "diffusion_pytorch_model.safetensors")
-    for path in partial.glob("tokenizer*/tokenizer.json"):
-        # Laid out for reading a vocabulary takes three times the space.
-        text = json.dumps(read_json(path), ensure_ascii=False, separators=(",", ":"))
-        path.write_text(text, encoding="utf-8")
-    settings = {
-        "steps": cfg.edit_steps,
-        "guidance": 1.0,
-        "max_text_length": model.length,
-        "resolution": cfg.corpus.resolution,
-        "refine_crop": cfg.refine_crop,
-    }
-    write_json(partial / "regionroute.json", settings)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    replace_folder(partial, folder)
+    with atomic_folder(folder) as partial:
+        for tokenizer in (model.tokenizer, model.tokenizer_2):
+            # What the last call asked for is no property of the tokenizer.
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        # fp16 rather than bf16: these weights are of moderate size and three more bits are free.
+        pipeline.to(torch.float16).save_pretrained(partial, safe_serialization=True)
+        pipeline.to(torch.float32)
+        if cfg.model.sentence_encoder:
+            store_in_float8(partial / "text_encoder_2" / "model.safetensors", TABLE)
+        if cfg.model.float8:
+            store_in_float8(partial / "transformer" / "diffusion_pytorch_model.safetensors")
+        for path in partial.glob("tokenizer*/tokenizer.json"):
+            # Laid out for reading a vocabulary takes three times the space.
+            text = json.dumps(read_json(path), ensure_ascii=False, separators=(",", ":"))
+            path.write_text(text, encoding="utf-8")
+        settings = {
+            "steps": cfg.edit_steps,
+            "guidance": 1.0,
+            "max_text_length": model.length,
+            "resolution": cfg.corpus.resolution,
+            "refine_crop": cfg.refine_crop,
+        }
+        write_json(partial / "regionroute.json", settings)
+        (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def store_in_float8(file: Path, names: str = "*") -> None:

@@ -36,10 +36,10 @@ from regionroute.data.images import write_image
 from regionroute.data.object_bank import ObjectBank
 from regionroute.errors import UserError, command
 from regionroute.files import read_json, write_json
+from regionroute.folders import atomic_folder
 from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
 from regionroute.routing.gates import attention_concentration
-from train.engine.folders import replace_folder
 from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
 from train.engine.states import save_states
 from train.monitor.logs import append_row
@@ -241,18 +241,16 @@ def save_base_with(heads: WordHeads, folder: Path) -> None:
     source = resolve(heads.base.name)
     if not isinstance(source, Path):
         raise UserError(f"base={heads.base.name}: give an embedded base or a local folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("experts*"))
-    for name in ("transformer", "text_encoder_2", "vae"):
-        network = getattr(heads.base, name)
-        network.half().save_pretrained(partial / name, safe_serialization=True)
-        network.float()
-        about = read_json(partial / name / "config.json")
-        about.pop("_name_or_path", None)  # a path of this machine
-        write_json(partial / name / "config.json", about)
-    store_in_float8(partial / "text_encoder_2" / "model.safetensors", TABLE)
-    replace_folder(partial, folder)
+    with atomic_folder(folder) as partial:
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("experts*"))
+        for name in ("transformer", "text_encoder_2", "vae"):
+            network = getattr(heads.base, name)
+            network.half().save_pretrained(partial / name, safe_serialization=True)
+            network.float()
+            about = read_json(partial / name / "config.json")
+            about.pop("_name_or_path", None)  # a path of this machine
+            write_json(partial / name / "config.json", about)
+        store_in_float8(partial / "text_encoder_2" / "model.safetensors", TABLE)
 
 
 @torch.no_grad()

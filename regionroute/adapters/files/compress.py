@@ -17,6 +17,7 @@ from regionroute.adapters.files.router_file import read_router, write_router
 from regionroute.adapters.files.style_embeddings import FILE as EMBEDDINGS_FILE
 from regionroute.errors import UserError
 from regionroute.files import check_output_folder, write_json
+from regionroute.folders import atomic_folder
 
 
 def compress(
@@ -61,9 +62,7 @@ def compress(
         states[entry.file] = rounded(state, dtype, str(folder / entry.file))
         exact = _cut(pairs, registry.rank, registry.rank)  # as a state dict
         changes[entry.style] = change(exact, states[entry.file])
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_folder(out) as partial:
         _copy_style_encoder(folder, partial)
         if router := registry.router:
             common = read_router(folder / router.file, sizes, router, len(registry.experts))
@@ -72,11 +71,6 @@ def compress(
             write_lora_file(partial / file, state, *file_scale(new), list(sizes))
         write_card(partial, new)
         write_json(partial / REGISTRY_FILE, new.model_dump(by_alias=True))
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return changes
 
 

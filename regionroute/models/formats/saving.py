@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionroute.files import make_readable
+from regionroute.folders import atomic_folder
 from regionroute.models.source import INDEX_FILE, SETTINGS_FILE, read_index, resolve
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ def save_base(backbone: Backbone, out: Path) -> None:
     index = read_index(backbone.name, source, backbone.revision)
     if not isinstance(source, Path):
         source = Path(hf_hub_download(source, INDEX_FILE, revision=backbone.revision)).parent
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(out) as partial:
+        partial.mkdir(parents=True)
         for name in (INDEX_FILE, SETTINGS_FILE):
             if (source / name).is_file():
                 shutil.copy(source / name, partial / name)
@@ -39,8 +38,3 @@ def save_base(backbone: Backbone, out: Path) -> None:
         backbone.transformer.save_pretrained(partial / "transformer")
         for path in (partial / "transformer").iterdir():
             make_readable(path)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -6,7 +6,7 @@ from pseudo_labels.stylegallery.config import GalleryConfig
 from pseudo_labels.stylegallery.gallery import Gallery
 from pseudo_labels.stylegallery.networks import SemanticEncoder
 from pseudo_labels.stylegallery.page import loss_curve, region_image, write_page
-from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer, DiffusionClusterSegmenter
+from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.config.io import load_config
 from regionroute.data.images import write_image
@@ -151,19 +151,6 @@ def test_the_page_tells_everything(model, pictures, disc, tmp_path):
     tinted = region_image(result.content)
     assert tinted.shape == (3, 384, 384)
     assert loss_curve([[2, 1, 1], [1, 0.5, 0.5]])["lines"][0]["points"] == "0.0,0.0 720.0,100.0"
-
-
-def test_regions_as_a_segmenter(model, pictures):
-    gallery = build(model)
-    segmenter = DiffusionClusterSegmenter(gallery)
-    labels = segmenter.regions(pictures[0])
-    assert labels.shape == (1, 64, 64)
-    whole, part = segmenter.segment(pictures[0], [(0, 0, 64, 64), (10, 10, 50, 50)])
-    assert whole[0].all()
-    assert whole[1] == 1
-    assert part[0][:, 10:50, 10:50].sum() == part[0].sum() > 0
-    assert 0 < part[1] <= 1
-    assert segmenter.segment(pictures[0], []) == []
 
 
 def test_a_styles_file(pictures, disc, tmp_path):

@@ -33,7 +33,7 @@ def test_the_mean_lies_between_and_loads(bases, tmp_path):
     for key, tensor in first.items():
         torch.testing.assert_close(found[key], tensor + 0.5)
     card = (tmp_path / "mean" / "README.md").read_text()
-    assert "mean of those of 2 runs" in card
+    assert "mean of 2 runs" in card
     assert "# second" in card
     load_base(str(tmp_path / "mean"))
 

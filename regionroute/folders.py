@@ -1,7 +1,24 @@
-"""Folders that appear and disappear as a whole."""
+"""Folders that are complete or not there at all."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a hidden name beside a folder, to be made; it becomes `path` when the block ends well.
+
+    An older folder is replaced then. After an error nothing is left of the new one.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        replace_folder(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_folder(new: Path, old: Path) -> None:
