@@ -2,13 +2,13 @@ r"""A mixture of experts routed by an example image, against one LoRA per style,
 
 Data, encoder and both trainings: docs/howto/bases.md, "Experts by example". Then:
 
-    python bench/moe_photos.py --pairs out/moe --moe runs/nano_photos_by_example/experts \
-        --rival runs/nano_photos_one_each/experts \
+    python bench/moe_photos.py --pairs out/moe --moe MIXTURE MIXTURE_OF_SEED_1 ... \
+        --rival LORAS LORAS_OF_SEED_1 ... \
         --artworks STYLE_IMAGES --weights alexnet_features.safetensors
 
-Both start from the same experts by name and were trained for the same number of steps. One seed.
-Photos are those of the split "test", inside the true mask, edited at the model's own size. Styles,
-by group:
+Both start from the same experts by name and were trained for the same number of steps. With several
+seeds of both, an edit's numbers are the means over them; sheets show the first. Photos are those of
+the split "test", inside the true mask, edited at the model's own size. Styles, by group:
 
 - named: 14 styles of `small_experts`, in which both were trained.
 - more: those in which only the mixture was trained.
@@ -69,38 +69,45 @@ def main() -> int:
     """Edit, score and write the comparison."""
     args = _parser().parse_args()
     distance = load_lpips(lpips_weights(args.weights), "cpu")
-    moe, rival = (
-        RegionRoutePipeline.from_pretrained("nano-photos", experts=folder).editor
-        for folder in (args.moe, args.rival)
+    if len(args.moe) != len(args.rival):
+        raise UserError("--moe and --rival: give as many folders, one for each seed")
+    moes, rivals = (
+        [RegionRoutePipeline.from_pretrained("nano-photos", experts=x).editor for x in folders]
+        for folders in (args.moe, args.rival)
     )
+    moe, rival = moes[0], rivals[0]
     shown = cases(args.pairs, moe, args.artworks, args.photos)
     arms = {
-        "mixture": (moe, lambda one: EditRequest(one.case.word, "", style_images=(one.example,))),
-        "mixture, by name": (moe, lambda one: by_name(one)),
+        "mixture": (moes, lambda one: EditRequest(one.case.word, "", style_images=(one.example,))),
+        "mixture, by name": (moes, lambda one: by_name(one)),
         "one LoRA per style": (
-            rival,
+            rivals,
             lambda one: EditRequest(one.case.word, nearest(moe, rival, one)),
         ),
     }
     rows: dict[str, list[dict[str, Any]]] = {}
-    seconds = {}
-    for name, (editor, request) in arms.items():
+    seconds, seeds = {}, {}
+    for name, (editors, request) in arms.items():
         some = [one for one in shown if request(one) is not None]
-        rows[name], images, seconds[name] = score(editor, some, request, distance, name)
+        each = [score(editor, some, request, distance, name) for editor in editors]
+        _, images, seconds[name] = each[0]
+        rows[name] = mean_rows([found for found, _, _ in each])
+        seeds[name] = means_of_seeds([found for found, _, _ in each])
         for group in dict.fromkeys(one.group for one in some):
             places = [i for i, one in enumerate(some) if one.group == group]
             sheet = grid([some[i].case for i in places], [images[i] for i in places])
             write_image(args.out / f"{name} {group}.png".replace(",", "").replace(" ", "-"), sheet)
-    both = {"mixture": moe, "one LoRA per style": rival}
+    both = {"mixture": moes, "one LoRA per style": rivals}
     result = provenance() | {
         "steps": moe.registry.extra["steps"],
-        "seeds": [0],
-        "megabytes": dict(zip(both, map(_megabytes, (args.moe, args.rival)), strict=True)),
-        "parameters": {name: _parameters(editor) for name, editor in both.items()},
+        "seeds": len(moes),
+        "megabytes": dict(zip(both, map(_megabytes, (args.moe[0], args.rival[0])), strict=True)),
+        "parameters": {name: _parameters(editors[0]) for name, editors in both.items()},
         "styles": len(moe.styles.embeddings.by_name),
         "encoder": _encoder_scores(shown, moe),
         "seconds_per_edit": seconds,
         "groups": {name: by_group(some) for name, some in rows.items()},
+        "means of each seed": seeds,
         "mixture minus one LoRA": {
             group: {
                 name: paired(
@@ -113,9 +120,9 @@ def main() -> int:
             for group in dict.fromkeys(one.group for one in shown)
         },
         "routed": {
-            name: routed(editor, shown, arms[name][1], distance) for name, editor in both.items()
+            name: routed(editors, shown, arms[name][1], distance) for name, editors in both.items()
         },
-        "blends": {name: blends(editor, shown, distance) for name, editor in both.items()},
+        "blends": {name: blends(editors, shown, distance) for name, editors in both.items()},
     }
     write_json(args.result, result)
     show(result)
@@ -222,6 +229,34 @@ def score(
     return rows, images, sorted(times)[len(times) // 2]
 
 
+def mean_rows(each: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row for each edit: of its numbers the means over the seeds."""
+    return [
+        {
+            key: sum(row[key] for row in same) / len(same)
+            if isinstance(value, (int, float))
+            else value
+            for key, value in same[0].items()
+        }
+        for same in zip(*each, strict=True)
+    ]
+
+
+def means_of_seeds(each: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """For each group and measure the mean over its edits, seed by seed."""
+    return {
+        group: {
+            name: [
+                sum(row[name] for row in rows if row["group"] == group)
+                / sum(row["group"] == group for row in rows)
+                for rows in each
+            ]
+            for name in MEASURES
+        }
+        for group in _names(each[0], "group")
+    }
+
+
 def by_group(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means with intervals of each group, and of each style."""
     groups = {group: [r for r in rows if r["group"] == group] for group in _names(rows, "group")}
@@ -240,18 +275,32 @@ def _names(rows: list[dict[str, Any]], key: str) -> list[str]:
 
 
 def routed(
-    editor: Editor, shown: list[Shown], request: Any, distance: PerceptualDistance
+    editors: list[Editor], shown: list[Shown], request: Any, distance: PerceptualDistance
 ) -> dict[str, Any]:
     """The named styles as a user gets them: the model finds the object."""
-    rows = []
-    for one in tqdm([one for one in shown if one.group == "named"], desc="routed", unit="edit"):
-        [edit] = editor.edit_batch([one.case.image], [request(one)], ROUTED, want_map=True)
-        rows.append(measures(one.case, edit.image, edit.image, edit.region_map, distance))
+    named = [one for one in shown if one.group == "named"]
+    each = []
+    for editor in editors:
+        rows = []
+        for one in tqdm(named, desc="routed", unit="edit"):
+            [edit] = editor.edit_batch([one.case.image], [request(one)], ROUTED, want_map=True)
+            rows.append(measures(one.case, edit.image, edit.image, edit.region_map, distance))
+        each.append(rows)
     names = (*MEASURES, "leak", "coverage", "map_iou")
-    return {name: describe([row[name] for row in rows]) for name in names}
+    return {name: describe([row[name] for row in mean_rows(each)]) for name in names}
 
 
-def blends(editor: Editor, shown: list[Shown], distance: PerceptualDistance) -> dict[str, Any]:
+def blends(
+    editors: list[Editor], shown: list[Shown], distance: PerceptualDistance
+) -> dict[str, Any]:
+    """As `blend_rows`, with intervals over pairs of styles."""
+    rows = mean_rows([blend_rows(editor, shown, distance) for editor in editors])
+    return {name: describe([row[name] for row in rows]) for name in rows[0]}
+
+
+def blend_rows(
+    editor: Editor, shown: list[Shown], distance: PerceptualDistance
+) -> list[dict[str, float]]:
     """Is "0.5 A + 0.5 B" between A and B? Pairs of trained styles, one photo each.
 
     Returns:
@@ -260,7 +309,7 @@ def blends(editor: Editor, shown: list[Shown], distance: PerceptualDistance) -> 
         lpips: mean LPIPS to the nearer and to the farther one, relative to that of A to B.
     """
     named = [one for one in shown if one.group == "named"]
-    found: dict[str, list[float]] = {"position": [], "between": [], "nearer": [], "farther": []}
+    found = []
     for one, other in tqdm(list(itertools.pairwise(named))[:BLENDS], desc="blends"):
         a, b = one.case.style, other.case.style
         requests = [
@@ -276,11 +325,15 @@ def blends(editor: Editor, shown: list[Shown], distance: PerceptualDistance) -> 
             float(masked_mean(distance.spatial_map(x[None], y[None]), mask))
             for x, y in ((first, second), (first, mixed), (second, mixed))
         )
-        found["position"].append(float((line * part).sum() / line.square().sum()))
-        found["between"].append(float(max(to_first, to_second) < apart))
-        found["nearer"].append(min(to_first, to_second) / apart)
-        found["farther"].append(max(to_first, to_second) / apart)
-    return {name: describe(values) for name, values in found.items()}
+        found.append(
+            {
+                "position": float((line * part).sum() / line.square().sum()),
+                "between": float(max(to_first, to_second) < apart),
+                "nearer": min(to_first, to_second) / apart,
+                "farther": max(to_first, to_second) / apart,
+            }
+        )
+    return found
 
 
 def _encoder_scores(shown: list[Shown], moe: Editor) -> dict[str, Any]:
@@ -320,8 +373,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--pairs", type=Path, default=Path("out/moe"), help="folder of moe_photos_data.py")
-    add("--moe", type=Path, required=True, help="experts routed by an example image")
-    add("--rival", type=Path, required=True, help="experts by name, one per style")
+    add("--moe", type=Path, nargs="+", required=True, help="experts routed by an example image")
+    add("--rival", type=Path, nargs="+", required=True, help="experts by name, one per style")
     add("--artworks", type=Path, required=True, help="folder of twelve images (.jpg)")
     add("--weights", help="AlexNet weights for LPIPS")
     add("--photos", type=int, default=2, help="test photos per named style; one of others")
