@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -94,6 +95,12 @@ def resume(settings: BaseModel, output: Path, fixed: Sequence[str] = (), **parts
     save_config(settings, output)  # only now: a refused run leaves the earlier one's
     rewind(output / LOG_FILE, start)
     return start
+
+
+def warm_cosine(step: int, warmup: int, steps: int) -> float:
+    """Factor on the learning rate of a step, from 0: linear warm-up, then a cosine down to 1 %."""
+    warm = min(1.0, (step + 1) / max(1, warmup))
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _check_same(settings: BaseModel, output: Path, fixed: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ checkpoint when the same command is started again.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from regionroute.errors import UserError, command
 from regionroute.models.backbone import Backbone
 from regionroute.models.image_encoder import ImageEncoder
 from regionroute.models.loading import load_base
-from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
+from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training, warm_cosine
 from train.engine.states import save_states
 from train.monitor.logs import append_row
 from train.pretrain.image_encoder.config import ImageEncoderConfig
@@ -159,7 +158,7 @@ def train(
     with tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, unit="step") as bar:
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = group["factor"] * learning_rate(step, cfg)
+                group["lr"] = group["factor"] * cfg.lr * warm_cosine(step, cfg.warmup, cfg.steps)
             generator = Generator().manual_seed(cfg.seed * 1_000_003 + step)
             loss = _loss(cfg, encoder, views["train"], vocabulary, generator)
             if not torch.isfinite(loss):
@@ -178,12 +177,6 @@ def train(
                 scores = validate(encoder, views, vocabulary)
                 append_row(log, {"step": done, **scores})
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-
-
-def learning_rate(step: int, cfg: ImageEncoderConfig) -> float:
-    """Linear warm-up, then a cosine down to 1 %."""
-    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
-    return cfg.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / cfg.steps)))
 
 
 def _loss(

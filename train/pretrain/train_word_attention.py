@@ -17,7 +17,6 @@ checkpoint when the same command is started again.
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import shutil
@@ -40,7 +39,7 @@ from regionroute.folders import atomic_folder
 from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
 from regionroute.routing.gates import attention_concentration
-from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
+from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training, warm_cosine
 from train.engine.states import save_states
 from train.monitor.logs import append_row
 from train.pretrain.image_encoder.file import load_image_encoder
@@ -130,7 +129,7 @@ def train(
     with tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, unit="step") as bar:
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * schedule(step, cfg)
+                group["lr"] = group["rate"] * warm_cosine(step, cfg.warmup, cfg.steps)
             losses = _losses(cfg, heads, images["train"], words, step)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
@@ -150,12 +149,6 @@ def train(
                 scores = validate(heads, images["test"], words)
                 append_row(log, {"step": done, **scores})
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-
-
-def schedule(step: int, cfg: WordAttentionConfig) -> float:
-    """Factor on the rates: linear warm-up, then a cosine down to 1 %."""
-    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
-    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / cfg.steps)))
 
 
 def _losses(

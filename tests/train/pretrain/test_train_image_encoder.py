@@ -19,7 +19,6 @@ from train.pretrain.image_encoder.views import Views, composer_of, composition, 
 from train.pretrain.train_image_encoder import (
     Vocabulary,
     jittered,
-    learning_rate,
     main,
     new_encoder,
 )
@@ -184,14 +183,6 @@ def test_a_perfect_map_scores_one_and_a_blind_one_little():
     assert found["iou"] == pytest.approx(0.25)
     assert found["overlap"] == 1
     assert found["auc"] == 0.5
-
-
-def test_the_rate_rises_and_falls():
-    cfg = ImageEncoderConfig(steps=100, warmup=10, lr=1.0)
-    rates = [learning_rate(step, cfg) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[9]
-    assert rates[-1] < 0.02
 
 
 @pytest.mark.parametrize(
