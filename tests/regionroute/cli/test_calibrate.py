@@ -167,7 +167,7 @@ def test_wrong_map_places_are_one_sentence(tiny_base, pictures, tmp_path, capsys
         (["--seed", "-1"], "--seed -1"),
         (["--zero-shot"], "either --experts DIR or --zero-shot"),
         (["--out", "x.json"], "--out goes with --zero-shot"),
-        (["--device", "cuda:77"], "--device cuda:77"),
+        (["--device", "cuda:77"], "device cuda:77"),
         (["--experts", "nowhere"], "no experts.json here"),
         (["--manifest", "nowhere"], "no such manifest"),
         (["--many"], "unrecognized arguments: --many"),
