@@ -26,6 +26,7 @@ LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports
     "stores",
     "remote",
     "files",
+    "folders",
     "hub",
     "hub_names",
     "engines",

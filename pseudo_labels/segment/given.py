@@ -238,6 +238,8 @@ def _parse_object(
         raise UserError(f"{where}: an object must be written {{'word': ..., 'mask': ...}}")
     _need_text(where, entry, "word")
     word = " ".join(entry["word"].split())
+    if not any(letter.isalnum() for letter in word):
+        raise UserError(f"{where}: the word {word!r} has no letters")
     mask = None
     if "mask" in entry:
         _need_text(where, entry, "mask")

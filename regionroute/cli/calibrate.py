@@ -56,7 +56,7 @@ def parser() -> Parser:
     add("--dry-run", action="store_true", help="print the tables, write nothing")
     add_seed(parser, "the choice of images and of the noise")
     add_batch_size(parser)
-    add_base(parser, "that of the experts, else nano-photos")
+    add_base(parser, None, "that of the experts, else nano-photos")
     add_device(parser)
     add_dtype(parser)
     return parser

@@ -138,7 +138,7 @@ def parser() -> Parser:
     )
     _add_how(parser)
     model = parser.add_argument_group("model")
-    add_base(model, "the base of the experts, else nano-photos")
+    add_base(model, None, "the base of the experts, else nano-photos")
     model.add_argument(
         "--revision", metavar="NAME", help="branch, tag or commit of a hub id (its main branch)"
     )

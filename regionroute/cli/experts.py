@@ -73,7 +73,7 @@ def parser() -> Parser:
     _add_out(small, "folder of the new experts")
     merge = action("merge", "Write a base with one expert, or a blend, merged into its weights.")
     merge.add_argument("--style", required=True, help='style, or a blend: "0.6 a + 0.4 b"')
-    add_base(merge, "that of the experts")
+    add_base(merge, None, "that of the experts")
     add_dtype(merge)
     _add_out(merge, "folder of the base")
     card = action("card", "Write the model card again, with scores or a licence.")

@@ -60,13 +60,14 @@ def add_quantize(group: Group) -> None:
     )
 
 
-def add_base(group: Group, usual: str) -> None:
-    """``--base``; `usual` says what is meant without it."""
+def add_base(group: Group, default: str | None, usual: str = "") -> None:
+    """``--base``; `usual` says what is meant without it, if that is not `default`."""
     group.add_argument(
         "--base",
+        default=default,
         metavar="NAME",
         help="nano-photos, nano (scenes), a pipeline's folder, or a hub id, also ID@REVISION "
-        f"({usual})",
+        f"({usual or default})",
     )
 
 

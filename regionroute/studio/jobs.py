@@ -139,8 +139,10 @@ class SavedSettings(Sampling):
         """The prompt, if it is not the template's."""
         if not isinstance(self.prompt, str) or not self.prompt:
             return ""
-        start, _, end = build_prompt([(object_words(self.objects[0]), "|")]).text.partition("|")
-        of_template = self.prompt.startswith(start) and self.prompt.endswith(end)
+        template = build_prompt([(object_words(self.objects[0]), "any")])
+        start, end = template.style_spans[0]
+        before, after = template.text[:start], template.text[end:]
+        of_template = self.prompt.startswith(before) and self.prompt.endswith(after)
         return "" if of_template else self.prompt
 
     def regions(self) -> tuple[Tensor, ...]:

@@ -112,6 +112,7 @@ def test_masks_of_one_word_become_one_segment(folder):
         ({"image": 3, "objects": [{"word": "dog", "mask": "dog.png"}]}, "name must be text"),
         ({"file": "a.png", "mask": "dog.png"}, "needs 'word'"),
         ({"file": "a.png", "word": "  ", "mask": "dog.png"}, "needs 'word'"),
+        ({"file": "a.png", "word": "...", "mask": "dog.png"}, "has no letters"),
         ({"file": "a.png", "word": "dog", "mask": None}, "needs 'mask'"),
         ({"file_name": "a.png", "text": "dog"}, "'attn_list' must be a list"),
         ({"file_name": "a.png", "attn_list": [["dog"]]}, "must hold pairs"),
