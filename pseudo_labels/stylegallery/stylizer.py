@@ -1,4 +1,4 @@
-"""StyleGallery as a stylizer in styles files, and its regions as a segmenter.
+"""StyleGallery as a stylizer in styles files.
 
 styles:
   gallery-monet:

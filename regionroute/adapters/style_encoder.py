@@ -186,12 +186,11 @@ def new_tower(image_size: int, patch_size: int, width: int, layers: int, heads: 
     return SiglipVisionModel(config)
 
 
-def load_tower(source: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Load the image encoder of a SigLIP model from a folder or the hub.
+def load_tower(source: str) -> Any:
+    """Load the image encoder of a SigLIP model from a folder or the hub, in float32.
 
     Args:
         source: folder or hub id, also ``owner/name@revision``.
-        dtype: of its weights.
 
     Raises:
         UserError: it is missing, cannot be reached, is not a SigLIP model, or lacks weights.
@@ -204,7 +203,7 @@ def load_tower(source: str, dtype: torch.dtype = torch.float32) -> Any:
         )
     try:
         tower, report = SiglipVisionModel.from_pretrained(
-            repository, dtype=dtype, output_loading_info=True, **where
+            repository, dtype=torch.float32, output_loading_info=True, **where
         )
     # What transformers raises on files that are something else.
     except (OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:

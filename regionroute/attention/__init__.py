@@ -10,7 +10,7 @@ from regionroute.attention.maps import (
     region_map,
 )
 from regionroute.attention.plan import AttentionPlan
-from regionroute.attention.recorder import AttentionRecorder, layer_names
+from regionroute.attention.recorder import AttentionRecorder
 
 __all__ = [
     "AttentionPlan",
@@ -21,7 +21,6 @@ __all__ = [
     "combine_maps",
     "cover_loss",
     "focus_loss",
-    "layer_names",
     "map_scores",
     "mean_map",
     "normalised",

@@ -92,7 +92,6 @@ def attend_among(
     columns: Tensor,
     *,
     text_len: int | None,
-    scale: float | None = None,
     rows: slice | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -108,7 +107,6 @@ def attend_among(
         value: [B,H,N,D].
         columns: long [B,S] or [B,S,K] key positions of each sample, -1 = padding.
         text_len: the first so many keys are the rivals; None: the pair's own K tokens.
-        scale: factor on the logits, None: 1/sqrt(D).
         rows: query rows of `probs`; None: all.
         mask: of the attention, as in `attend`; the shares do not see it.
 
@@ -120,7 +118,7 @@ def attend_among(
     """
     wanted = _checked_columns(columns, query)
     query, key = query.to(value.dtype), key.to(value.dtype)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = query.shape[-1] ** -0.5
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     real = wanted.ge(0)[:, None, None]  # [B,1,1,S,K]
     with torch.autocast(device_type=query.device.type, enabled=False):

@@ -41,9 +41,9 @@ class AttentionRecorder:
     checkpointed blocks, these are not.
 
     Args:
-        layers: "all", or sites as `config.sites.parse_site` takes them: blocks as `layer_names`
-            gives them, whole ("double.0", "single.3"), of some heads ("double.1:0,3") or of
-            certain image tokens ("double.1.context:2"). Words in them are left to the plan.
+        layers: "all", or sites as `config.sites.parse_site` takes them: whole blocks ("double.0",
+            "single.3"), some heads ("double.1:0,3") or certain image tokens
+            ("double.1.context:2"). Words in them are left to the plan.
         queries: whose attention is read where a site does not say it: the noisy "target"
             tokens, the clean "context" tokens, or "both", which gives two maps a site,
             "double.0.target" and "double.0.context".
@@ -332,12 +332,6 @@ def _rows(sites: Sequence[AttentionSite], plan: AttentionPlan, tokens: int) -> s
         )
     starts = [_first_row(one, plan) for one in asked]
     return slice(min(starts), max(starts) + plan.image_len)
-
-
-def layer_names(transformer: nn.Module) -> list[str]:
-    """Names of the blocks that can be recorded: "double.0", ..., "single.0", ..."""
-    module, family = find_transformer(transformer)
-    return list(family.blocks(module))
 
 
 def stock_processor(name: str, attn: Any, family: Family) -> Any:

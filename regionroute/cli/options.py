@@ -43,13 +43,13 @@ def add_device(group: Group, default: str | None = None) -> None:
     )
 
 
-def add_dtype(group: Group, default: str | None = "float32", usual: str = "") -> None:
+def add_dtype(group: Group) -> None:
     """``--dtype`` of the networks."""
     group.add_argument(
         "--dtype",
         choices=DTYPES,
-        default=default,
-        help=f"number type of the networks; bfloat16 for FLUX on a GPU ({usual or default})",
+        default="float32",
+        help="number type of the networks; bfloat16 for FLUX on a GPU (float32)",
     )
 
 
@@ -71,21 +71,19 @@ def add_base(group: Group, default: str | None, usual: str = "") -> None:
     )
 
 
-def add_seed(group: Group, of: str, default: int = 0) -> None:
+def add_seed(group: Group, of: str) -> None:
     """``--seed``; `of` says what it decides."""
-    group.add_argument(
-        "--seed", type=int, default=default, metavar="N", help=f"seed of {of} ({default})"
-    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help=f"seed of {of} (0)")
 
 
-def add_batch_size(group: Group, default: int | None = 8, usual: int = 8) -> None:
+def add_batch_size(group: Group, default: int | None = 8) -> None:
     """``--batch-size`` in images of one size."""
     group.add_argument(
         "--batch-size",
         type=int,
         default=default,
         metavar="N",
-        help=f"images of one size that are processed together ({usual})",
+        help="images of one size that are processed together (8)",
     )
 
 
@@ -148,7 +146,7 @@ def device_of(args: argparse.Namespace) -> str:
     return str(pick_device(args.device))
 
 
-def add_manifest(group: Group, default_split: str = "test", what: str = "score") -> None:
+def add_manifest(group: Group, what: str = "score") -> None:
     """``--manifest`` (required) and ``--split``."""
     group.add_argument(
         "--manifest",
@@ -158,9 +156,9 @@ def add_manifest(group: Group, default_split: str = "test", what: str = "score")
     )
     group.add_argument(
         "--split",
-        default=default_split,
+        default="test",
         metavar="NAME",
-        help=f'split to {what}, "all" for every sample ({default_split})',
+        help=f'split to {what}, "all" for every sample (test)',
     )
 
 

@@ -40,7 +40,7 @@ class SiteSpec:
     """One or several attention sites, as a user writes them; `resolve_sites` finds them in a model.
 
     Attributes:
-        block: its name as `attention.layer_names` gives it, or "all".
+        block: its name, such as "double.0" or "single.3", or "all".
         tokens: the queries: tokens of the noisy "target" or of the "context" image; None: as the
             ``queries`` setting says.
         heads: numbers of the heads, ascending; None: the mean over all.

@@ -100,7 +100,7 @@ def predict_velocity(
         pooled: pooled text state, [B,P]; P is 0 where the family has none.
         sigma: [B] in [0,1].
         guidance: strength fed to guidance-distilled models (1.0 in training, 3.5 at inference);
-            ignored by models without a guidance embedding, see :func:`guided`.
+            ignored by models without a guidance embedding, see :func:`guide`.
 
     Returns:
         Predicted velocity, [B,C,h,w].
@@ -170,38 +170,8 @@ def predict_rows(
     return unpack(every[:, : target.shape[1]], height, width)
 
 
-def guided(
-    velocity: Tensor,
-    negative: Text | None,
-    transformer: Any,
-    noisy: Tensor,
-    context: Tensor,
-    sigma: Tensor,
-    guidance: float,
-) -> Tensor:
-    """Classifier-free guidance (arXiv:2207.12598), for bases without embedded guidance.
-
-    Args:
-        velocity: predicted for the prompt, [B,C,h,w].
-        negative: states of the empty prompt, [1,T,D] and [1,P]; None leaves `velocity` as it is.
-        transformer: see :func:`predict_velocity`, as all that follow.
-        noisy: [B,C,h,w].
-        context: [B,C,h',w'].
-        sigma: [B].
-        guidance: weight of the difference to the empty prompt's velocity; 1 changes nothing.
-
-    Returns:
-        [B,C,h,w].
-    """
-    if negative is None:
-        return velocity
-    embeds, pooled = (states.expand(len(noisy), *states.shape[1:]) for states in negative)
-    without = predict_velocity(transformer, noisy, context, embeds, pooled, sigma, guidance)
-    return guide(velocity, without, guidance)
-
-
 def guide(velocity: Tensor, without: Tensor, guidance: float) -> Tensor:
-    """``without + guidance · (velocity − without)``, the rule of classifier-free guidance."""
+    """``without + guidance · (velocity − without)``: classifier-free guidance, arXiv:2207.12598."""
     return without + guidance * (velocity - without)
 
 
@@ -220,8 +190,7 @@ def sample(
     *,
     steps: int,
     guidance: float,
-    noise: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    noise: Tensor,
     callback: StepCallback | None = None,
     observe: Callable[[int], AbstractContextManager[object]] | None = None,
     negative: Text | None = None,
@@ -236,25 +205,27 @@ def sample(
         pooled: [B,P].
         steps: number of model calls, at least 1.
         guidance: see :func:`predict_velocity`.
-        noise: starting point, [B,C,h,w]; drawn from ``generator`` if absent.
-        generator: a CPU generator.
+        noise: starting point, [B,C,h,w].
         callback: see :func:`denoise`.
         observe: gives a context manager for each step that surrounds its model call, for
             example one that records attention.
-        negative: see :func:`guided`.
+        negative: states of the empty prompt, [1,T,D] and [1,P], for classifier-free guidance of
+            bases without embedded guidance; None: without.
 
     Returns:
         Latents of the edited image, [B,C,h,w].
     """
-    if noise is None:
-        noise = torch.randn(context.shape, generator=generator)
 
     def velocity(step: int, latents: Tensor, sigma: Tensor) -> Tensor:
         with observe(step) if observe else nullcontext():
             speed = predict_velocity(
                 transformer, latents, context, prompt_embeds, pooled, sigma, guidance
             )
-        return guided(speed, negative, transformer, latents, context, sigma, guidance)
+        if negative is None:
+            return speed
+        embeds, empty = (states.expand(len(latents), *states.shape[1:]) for states in negative)
+        without = predict_velocity(transformer, latents, context, embeds, empty, sigma, guidance)
+        return guide(speed, without, guidance)
 
     shift = family_of(transformer).time_shift
     return denoise(velocity, scheduler, noise.to(prompt_embeds), steps, callback, shift=shift)

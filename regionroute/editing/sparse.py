@@ -73,16 +73,15 @@ class Region:
         return len(self.rows) == self.open.numel()
 
 
-def region_of(gate: Tensor, threshold: float = THRESHOLD, ring: int = RING) -> Region:
+def region_of(gate: Tensor, ring: int = RING) -> Region:
     """The tokens where a gate acts, and those around them.
 
     Args:
-        gate: [h,w] in [0,1].
-        threshold: a smaller gate counts as closed.
+        gate: [h,w] in [0,1]; below `THRESHOLD` it counts as closed.
         ring: tokens added on each side.
     """
     size = 2 * ring + 1
-    wanted = F.max_pool2d(gate[None].float(), size, stride=1, padding=ring)[0] >= threshold
+    wanted = F.max_pool2d(gate[None].float(), size, stride=1, padding=ring)[0] >= THRESHOLD
     rows = wanted.flatten().nonzero()[:, 0]
     step = max(1, wanted.numel() // _BUCKETS)
     padded = min(wanted.numel(), math.ceil(len(rows) / step) * step)

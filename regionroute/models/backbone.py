@@ -194,7 +194,7 @@ class Backbone:
         return self.family.token_indices(self, text, span)
 
     def negative(self, guidance: float) -> Text | None:
-        """What `flow.guided` takes: the empty prompt's states where they are needed, else None.
+        """What `flow.sample` takes: the empty prompt's states where they are needed, else None.
 
         Encoded once, so that they outlive the text encoders.
         """

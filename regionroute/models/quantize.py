@@ -73,7 +73,7 @@ def check_quantize(kind: Quantize) -> None:
     Raises:
         UserError: see `quantize_blocks`.
     """
-    _bitsandbytes() if kind == "nf4" else _torchao()
+    nf4_modules() if kind == "nf4" else _torchao()
 
 
 def nf4_modules() -> Any:
@@ -82,7 +82,11 @@ def nf4_modules() -> Any:
     Raises:
         UserError: it is not installed.
     """
-    return _bitsandbytes()
+    try:
+        from bitsandbytes import nn as modules
+    except ImportError as error:
+        raise _missing("nf4", "bitsandbytes") from error
+    return modules
 
 
 def nf4_code() -> Tensor:
@@ -119,7 +123,7 @@ def nf4_state(absmax: Tensor, shape: torch.Size, dtype: torch.dtype) -> dict[str
 
 
 def _nf4(layer: nn.Linear, device: str | torch.device) -> nn.Module:
-    modules = _bitsandbytes()
+    modules = nf4_modules()
     small: Any = modules.Linear4bit(
         layer.in_features,
         layer.out_features,
@@ -149,14 +153,6 @@ def _fp8(layer: nn.Linear, device: str | torch.device) -> nn.Module:
     del layer.weight
     layer.register_buffer("weight", weight, persistent=False)
     return layer.requires_grad_(False)
-
-
-def _bitsandbytes() -> Any:
-    try:
-        from bitsandbytes import nn as modules
-    except ImportError as error:
-        raise _missing("nf4", "bitsandbytes") from error
-    return modules
 
 
 def _torchao() -> tuple[Any, Any]:

@@ -112,17 +112,9 @@ def load_vgg(path: str | Path, setting: str = "--vgg ") -> VggFeatures:
         ) from error
 
 
-def empty_weights(convolutions: int = 13) -> dict[str, Tensor]:
-    """Weights of the right names and sizes without contents, for planning a run.
-
-    Args:
-        convolutions: 13 of VGG16, 16 of VGG19.
-    """
-    widths = [
-        width
-        for width, count in zip(WIDTHS, STAGES[convolutions], strict=True)
-        for _ in range(count)
-    ]
+def empty_weights() -> dict[str, Tensor]:
+    """Weights of VGG16's names and sizes without contents, for planning a run."""
+    widths = [width for width, count in zip(WIDTHS, STAGES[13], strict=True) for _ in range(count)]
     found = {}
     for number, (before, width) in enumerate(zip([3, *widths], widths, strict=False)):
         found[f"features.{number}.weight"] = torch.empty(width, before, 3, 3)

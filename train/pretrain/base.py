@@ -18,6 +18,7 @@ from regionroute.attention import AttentionPlan, AttentionRecorder, attention_lo
 from regionroute.config.losses import SupervisionConfig
 from regionroute.diffusion.flow import (
     add_noise,
+    draw_noise,
     draw_sigmas,
     predict_velocity,
     sample,
@@ -230,15 +231,16 @@ def validate(
     scores: dict[str, float] = {}
     for task, pairs in held_out.items():
         states, pooled = model.encode_text(*model.tokenize(pairs.prompts))
+        context = encode_images(codec, pairs.context)
         edited = sample(
             model.transformer,
             scheduler,
-            encode_images(codec, pairs.context),
+            context,
             states,
             pooled,
             steps=steps,
             guidance=1.0,
-            generator=torch.Generator().manual_seed(0),
+            noise=draw_noise(context.shape, 0),
         )
         picture = decode_latents(codec, edited)
         # 4: images are in [0,1] here, the error is given in [-1,1].

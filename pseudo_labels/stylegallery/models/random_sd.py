@@ -1,7 +1,6 @@
-"""A small Stable Diffusion of the real classes with random weights, for tests and dry runs."""
+"""A small Stable Diffusion of the real classes with random weights, for dry runs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,48 +92,3 @@ def _vae() -> Any:
         norm_num_groups=4,
         sample_size=64,
     )
-
-
-def save_random_pipeline(folder: Path, seed: int = 0) -> Path:
-    """Write a random model in the layout of a Stable Diffusion 1.5 folder.
-
-    Args:
-        folder: the folder, made if missing.
-        seed: seed of the weights.
-    """
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from regionroute.models.loading import quiet
-    from regionroute.models.tokenizers import build_clip_tokenizer
-
-    model = random_parts(seed)
-    tokenizer = build_clip_tokenizer(("a", "picture"), 16)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=TEXT_WIDTH,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=16,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-    pipeline = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=model.unet,
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    with quiet():
-        pipeline.save_pretrained(folder)
-    return folder

@@ -8,30 +8,25 @@ from torch import Tensor
 _BLOCK = 16  # tokens per block; blocks are processed in parallel, their tokens one by one
 
 
-def associative_scan(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
-    """h_l = decay_l h_{l-1} + drive_l by pairs (a, b)∘(a', b') = (a a', a' b + b').
-
-    About 3 L multiplications in 48 + 2 log2(L/16) vector operations, see `scan_in_place`. Products
-    of decays stay in [0, 1] where the decays do, so nothing overflows, unlike with cumulative sums
-    of logarithms. Not differentiable; `selective_scan` is.
-
-    Args:
-        decay: [L, ...].
-        drive: [L, ...], of the same shape.
-        reverse: run from the last token to the first, h_l = decay_l h_{l+1} + drive_l.
-
-    Returns:
-        h [L, ...], a new tensor.
-    """
-    return scan_in_place(decay.contiguous(), drive.clone(), reverse)
-
-
 def scan_in_place(decay: Tensor, drive: Tensor, reverse: bool = False) -> Tensor:
-    """Replace `drive` by h, see `associative_scan`; `decay` is unchanged.
+    """Replace `drive` by h_l = decay_l h_{l-1} + drive_l.
+
+    By pairs (a, b)∘(a', b') = (a a', a' b + b'), in about 3 L multiplications and
+    48 + 2 log2(L/16) vector operations. Products of decays stay in [0, 1] where the decays do, so
+    nothing overflows, unlike with cumulative sums of logarithms. Not differentiable;
+    `selective_scan` is.
 
     All blocks of tokens are processed in parallel, twice: first for the state after each block,
     then for every state; in between, Brent and Kung's scheme runs over the blocks. This moves half
     as much memory as their scheme over all tokens.
+
+    Args:
+        decay: [L, ...], unchanged.
+        drive: [L, ...], of the same shape.
+        reverse: run from the last token to the first, h_l = decay_l h_{l+1} + drive_l.
+
+    Returns:
+        `drive`.
     """
     length = len(drive)
     rest = length % _BLOCK

@@ -35,7 +35,8 @@ from regionroute.adapters.files.router_file import (
     load_router_state_dict,
     read_router,
     router_entry,
-    save_router,
+    router_state_dict,
+    write_router,
 )
 from regionroute.adapters.inject import inject, target_names
 from regionroute.adapters.lora_moe import LoRAMoELinear, adapter_layers
@@ -179,7 +180,7 @@ def save_experts(
         states[entry.file] = rounded(exact, dtype, entry.file)
         changes[entry.style] = change(exact, states[entry.file])
     if registry.router:
-        save_router(folder / registry.router.file, model, dtype)
+        write_router(folder / registry.router.file, router_state_dict(model), dtype)
     rank, alpha = file_scale(registry)
     for file, state in states.items():
         write_lora_file(folder / file, state, rank, alpha, list(layers))
@@ -194,21 +195,18 @@ def save_experts(
     return registry
 
 
-def load_experts(
-    folder: str | PathLike[str], backbone: Base, styles: Sequence[str] | None = None
-) -> ExpertRegistry:
+def load_experts(folder: str | PathLike[str], backbone: Base) -> ExpertRegistry:
     """Puts saved experts into a backbone's transformer; everything is checked before it changes.
 
     Args:
         folder: written by `save_experts`.
         backbone: the base the experts were trained on, without experts.
-        styles: names to load, None: all.
 
     Returns:
         The registry of what was loaded: its ``index(style)`` is the expert id for `RouteContext`.
 
     Raises:
-        UserError: no experts there, another base, an unknown style, or a damaged file.
+        UserError: no experts there, another base, or a damaged file.
         ValueError: the transformer already has experts.
     """
     folder = Path(folder)
@@ -219,7 +217,6 @@ def load_experts(
             f'({registry.fingerprint}), not on "{backbone.name}" ({backbone.fingerprint}): '
             "choose that base or other experts"
         )
-    registry = registry.select(styles)
     transformer = backbone.transformer
     sizes = {}
     for name in target_names(transformer, registry.targets):

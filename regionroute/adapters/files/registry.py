@@ -1,7 +1,7 @@
 """``experts.json``: which experts a folder holds, what they are and what they fit."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -160,23 +160,6 @@ class ExpertRegistry(BaseModel):
             UserError: an unknown style; names the nearest.
         """
         return self.experts[self.index(style)].style
-
-    def select(self, styles: Sequence[str] | None) -> "ExpertRegistry":
-        """The registry cut to some styles, in the order given; None: all.
-
-        Raises:
-            UserError: an unknown style, none at all, or experts that are not chosen by style.
-        """
-        if styles is None:
-            return self
-        if self.learned:
-            raise UserError(
-                "these experts are chosen by an example image and belong together: load them all"
-            )
-        if not styles:
-            raise UserError("no styles were asked for, name at least one")
-        chosen = [self.experts[self.index(style)] for style in dict.fromkeys(styles)]
-        return self.model_copy(update={"experts": chosen})
 
 
 def read_registry(folder: str | PathLike[str]) -> ExpertRegistry:

@@ -35,16 +35,8 @@ def router_entry(model: nn.Module) -> RouterEntry | None:
     return RouterEntry(shared_rank=shared) if shared else None
 
 
-def save_router(path: Path, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the shared expert and the gates of every layer, complete or not at all.
-
-    Under ZeRO-3 call it inside ``GatheredParameters(adapter_parameters(model))``.
-    """
-    write_router(path, router_state_dict(model), dtype)
-
-
 def write_router(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Writes what `router_state_dict` gave.
+    """Writes what `router_state_dict` gave, complete or not at all.
 
     Args:
         path: replaced if it is there.
@@ -64,6 +56,8 @@ def write_router(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) ->
 def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Shared experts and gates, fp32 copies on the CPU.
 
+    Under ZeRO-3 call it inside ``GatheredParameters(adapter_parameters(model))``.
+
     Returns:
         "transformer.<module>.shared_A" [rs,in], "….shared_B" [out,rs] and
         "….router.gate.weight" [E,Ds], those that there are.
@@ -81,7 +75,7 @@ def router_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def read_router(
     path: Path, sizes: Mapping[str, tuple[int, int]], entry: RouterEntry, num_experts: int
 ) -> dict[str, Tensor]:
-    """Reads and checks what `save_router` wrote.
+    """Reads and checks what `write_router` wrote.
 
     Args:
         path: the file.

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from pseudo_labels.stylegallery.models.random_sd import save_random_pipeline
+from pseudo_labels.stylegallery.models.random_sd import TEXT_WIDTH, random_parts
 from pseudo_labels.stylegallery.models.stable_diffusion import random_model
+from regionroute.models.loading import quiet
+from regionroute.models.tokenizers import build_clip_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +19,38 @@ def model():
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A random model in a folder's layout; do not write into it."""
-    return save_random_pipeline(tmp_path_factory.mktemp("sd") / "tiny")
+    """A random model in the layout of a Stable Diffusion 1.5 folder; do not write into it."""
+    model = random_parts()
+    tokenizer = build_clip_tokenizer(("a", "picture"), 16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=TEXT_WIDTH,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    pipeline = StableDiffusionPipeline(
+        vae=model.vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=model.unet,
+        scheduler=model.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("sd") / "tiny"
+    with quiet():
+        pipeline.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,7 @@ def test_round_trip(adapted, saved, make_flux, inputs):
     flux = make_flux()
     registry = load_experts(saved, base(flux))
     assert registry.styles == STYLES
+    assert registry.index("Pixel Art") == 0  # a phrase
     assert registry.extra == {"map_layers": ["double.1"]}
     for expert in range(3):
         assert torch.equal(run(flux, inputs, expert), run(adapted, inputs, expert))
@@ -107,13 +108,6 @@ def test_lower_precision_saves_its_bits_and_computes_nearly_the_same(
     save_experts(again, flux, STYLES, base_name="tiny", base_fingerprint="abc", dtype=dtype)
     for name in ("router.safetensors", f"line-art/{FILE}"):
         assert (again / name).read_bytes() == (tmp_path / "low" / name).read_bytes()
-
-
-def test_chosen_styles_only(adapted, saved, make_flux, inputs):
-    flux = make_flux()
-    registry = load_experts(saved, base(flux), styles=["line-art", "Pixel Art"])
-    assert [registry.index("line-art"), registry.index("PIXEL-ART")] == [0, 1]
-    assert torch.equal(run(flux, inputs, 1), run(adapted, inputs, 0))
 
 
 def test_state_dicts_round_trip_and_touch_one_expert(adapted, make_adapted):
@@ -206,11 +200,9 @@ def test_a_name_wins_over_a_phrase_of_another_expert(saved):
     assert read_registry(saved).index("line-art") == 0
 
 
-def test_unknown_styles_name_the_nearest(saved, flux):
+def test_unknown_styles_name_the_nearest(saved):
     with pytest.raises(UserError, match='style "pixle-art", the nearest is "pixel-art"'):
-        load_experts(saved, base(flux), styles=["pixle-art"])
-    with pytest.raises(UserError, match="no styles"):
-        load_experts(saved, base(flux), styles=[])
+        read_registry(saved).index("pixle-art")
 
 
 def test_a_failed_save_leaves_the_older_file(adapted, saved, monkeypatch):
