@@ -71,24 +71,25 @@ def parse_edits(items: Mapping[str, AnyPath] | Sequence[str]) -> dict[str, Path]
     """
     methods: dict[str, Path] = {}
     for name, folder in items.items() if isinstance(items, Mapping) else map(_named, items):
+        given = f"{name}={folder}" if name else folder
         path = Path(folder).expanduser()
+        name = name or path.resolve().name
         if not str(folder) or not path.is_dir():
-            given = folder or f"{name}="
             raise UserError(f"--edits {given}: no such folder, make the edits first")
         if name in (FLOOR, CEILING):
-            raise UserError(f"--edits {folder}: the name {name!r} is reserved, choose another")
+            raise UserError(f"--edits {given}: the name {name!r} is reserved, choose another")
         if name in methods:
-            raise UserError(f"--edits {folder}: the name {name!r} is used twice, write NAME=DIR")
+            raise UserError(f"--edits {given}: the name {name!r} is used twice, write NAME=DIR")
         methods[name] = path
     return methods
 
 
 def _named(item: str) -> tuple[str, str]:
-    """Name and folder; a folder that exists as written may have "=" in its path."""
-    name, equals, folder = item.partition("=")
-    path = Path(item).expanduser()
-    if not equals or path.is_dir():
-        return path.resolve().name, item
+    """Name, empty if none is given, and folder of ``name=folder`` or ``folder``."""
+    # A folder that exists as written may have "=" in its path.
+    if "=" not in item or Path(item).expanduser().is_dir():
+        return "", item
+    name, _, folder = item.partition("=")
     return name, folder
 
 

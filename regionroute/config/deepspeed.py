@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionroute.errors import UserError
+from regionroute.files import parse_json
 
 if TYPE_CHECKING:
     from regionroute.config.run import RunConfig
@@ -60,10 +60,7 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
     where = f"train.deepspeed: {path}"
     if not Path(path).is_file():
         raise UserError(f"{where}: no such file, give a DeepSpeed JSON file")
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from error
+    values = parse_json(Path(path).read_bytes(), where)
     if not isinstance(values, dict):
         raise UserError(f"{where}: must hold a JSON object")
     values = _without_auto(values)
@@ -82,11 +79,12 @@ def _check_zero(where: str, zero: Any) -> None:
             f"{where}: zero_optimization.stage must be 0, 1, 2 or 3, not {zero['stage']!r}"
         )
     for key in SECTIONS:
-        if not isinstance(zero.get(key) or {}, dict):
+        if not isinstance(zero.get(key), dict | None):
             raise UserError(f"{where}: zero_optimization.{key} must be a JSON object")
     live = zero.get(LIVE, 1)
-    if type(live) not in (int, float) or not live >= 0:
-        raise UserError(f"{where}: zero_optimization.{LIVE} must be a number, not {live!r}")
+    whole = type(live) is int or (isinstance(live, float) and live.is_integer())  # such as 1e9
+    if not whole or live < 0:
+        raise UserError(f"{where}: zero_optimization.{LIVE} must be a whole number, not {live!r}")
 
 
 def _without_auto(values: dict[str, Any]) -> dict[str, Any]:

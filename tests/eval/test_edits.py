@@ -183,3 +183,10 @@ def test_folders_by_name_and_folders_with_an_equals_sign(tmp_path):
     assert parse_edits({"ours": folder}) == {"ours": folder}
     assert parse_edits([str(folder)]) == {"lr=0.1": folder}
     assert parse_edits([f"ours={folder}"]) == {"ours": folder}
+    assert parse_edits([f"={folder}"]) == parse_edits({"": folder}) == {"lr=0.1": folder}
+
+
+@pytest.mark.parametrize("item", ["nowhere/lr=0.1", "ours=nowhere/lr=0.1", "nowhere", "ours="])
+def test_a_missing_folder_is_named_as_it_was_given(item):
+    with pytest.raises(UserError, match=f"^--edits {item}: no such folder"):
+        parse_edits([item])

@@ -12,15 +12,32 @@ from regionroute.errors import UserError
     [
         ('{"train_batch_size": 4}', "remove 'train_batch_size' and set train.global_batch instead"),
         ('{"bf16": {"enabled": true}}', "remove 'bf16' and set base.dtype instead"),
-        ("{", "not valid JSON"),
+        ("{", "this is not JSON"),
+        ('{"a": ' * 500 + "1" + "}" * 500, "this JSON cannot be read"),
+        ('{"a": ' * 9999, "this JSON cannot be read"),
         ("[1]", "must hold a JSON object"),
         ('{"zero_optimization": 2}', "zero_optimization must be a JSON object"),
         ('{"zero_optimization": {"stage": "3"}}', "stage must be 0, 1, 2 or 3, not '3'"),
         ('{"zero_optimization": {"stage": 7}}', "stage must be 0, 1, 2 or 3, not 7"),
+        ('{"zero_optimization": {"stage": true}}', "stage must be 0, 1, 2 or 3, not True"),
         ('{"zero_optimization": {"offload_param": "cpu"}}', "offload_param must be a JSON object"),
         (
-            '{"zero_optimization": {"stage3_max_live_parameters": "many"}}',
-            "stage3_max_live_parameters must be a number, not 'many'",
+            '{"zero_optimization": {"offload_optimizer": false}}',
+            "offload_optimizer must be a JSON object",
+        ),
+        *(
+            (
+                f'{{"zero_optimization": {{"stage3_max_live_parameters": {value}}}}}',
+                f"stage3_max_live_parameters must be a whole number, not {shown}",
+            )
+            for value, shown in [
+                ('"many"', "'many'"),
+                ("1e999", "inf"),
+                ("NaN", "nan"),
+                ("1.5", "1.5"),
+                ("-1", "-1"),
+                ("true", "True"),
+            ]
         ),
         (None, "no such file"),
     ],
@@ -29,7 +46,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, text, sentence):
     path = tmp_path / "ds.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=rf"train\.deepspeed: .*ds\.json.*{sentence}"):
         zero_stage(load_config(None, [f"train.deepspeed={path}"]))
 
 

@@ -62,6 +62,26 @@ def test_keys_left_to_auto_are_ours(tmp_path):
     assert engine_settings(config, 1, 7)["gradient_clipping"] == 0.5
 
 
+@pytest.mark.parametrize(
+    "zero",
+    ["auto", {"stage": "auto", "offload_param": "auto", "stage3_max_live_parameters": "auto"}],
+)
+def test_zero_keys_left_to_auto_are_ours(tmp_path, zero):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    ours = load_config(None, ["train.zero_stage=2"])
+    config = load_config(None, [f"train.deepspeed={path}", "train.zero_stage=2"])
+    assert engine_settings(config, 1, 7) == engine_settings(ours, 1, 7)
+
+
+@pytest.mark.parametrize("stage", ["3", 7])
+def test_a_stage_that_is_none_is_refused(tmp_path, stage):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    with pytest.raises(UserError, match=r"ds\.json: zero_optimization\.stage must be 0, 1, 2 or 3"):
+        engine_settings(load_config(None, [f"train.deepspeed={path}"]), 1, 7)
+
+
 def test_merging_keeps_both_sides_of_nested_settings():
     assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {
         "a": {"b": 1, "c": 4},
