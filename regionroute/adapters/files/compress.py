@@ -71,6 +71,8 @@ def compress(
             write_lora_file(partial / file, state, *file_scale(new), list(sizes))
         write_card(partial, new)
         write_json(partial / REGISTRY_FILE, new.model_dump(by_alias=True))
+        if out.exists():
+            out.rmdir()  # refuses a folder that was filled meanwhile
     return changes
 
 

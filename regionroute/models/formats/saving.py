@@ -38,3 +38,5 @@ def save_base(backbone: Backbone, out: Path) -> None:
         backbone.transformer.save_pretrained(partial / "transformer")
         for path in (partial / "transformer").iterdir():
             make_readable(path)
+        if out.exists():
+            out.rmdir()  # refuses a folder that is not empty
