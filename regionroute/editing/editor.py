@@ -33,11 +33,14 @@ from regionroute.editing.request import (
     EditResult,
     Mode,
     plan_pairs,
+)
+from regionroute.editing.sampler import Sampler
+from regionroute.editing.sampling_job import (
+    SamplingJob,
+    SamplingResult,
     stack_images,
     stack_regions,
 )
-from regionroute.editing.sampler import Sampler
-from regionroute.editing.sampling_job import SamplingJob, SamplingResult
 from regionroute.editing.sparse import images_at_once
 from regionroute.editing.styles import Styles
 from regionroute.errors import UserError

@@ -6,12 +6,11 @@ Shape legend: B images, S (object, style) pairs per image, H W pixels, h w the t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from regionroute.config.sites import Word
@@ -26,7 +25,6 @@ from regionroute.data.prompts import (
 )
 from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.errors import UserError
-from regionroute.routing.gates import normalize_gates
 from regionroute.routing.instances import INSTANCES, Instance
 
 Mode = Literal["plain", "routed"]
@@ -262,40 +260,6 @@ def plan_pair(
     spans = prompt.style_spans[0], prompt.object_spans[0]
     tokens = [find(prompt.text, span) for span in spans]
     return EditPlan(object_phrase, style, prompt, request.seed, *tokens)
-
-
-def stack_images(images: Sequence[Tensor], requests: Sequence[EditRequest]) -> Tensor:
-    """The images of a batch, [B,3,H,W]; a single one is not copied.
-
-    Raises:
-        ValueError: not as many requests as images, or images of several sizes.
-    """
-    if len(images) != len(requests) or not images:
-        raise ValueError(f"{len(images)} images and {len(requests)} requests")
-    if len({image.shape for image in images}) != 1:
-        raise ValueError("the images of a batch must have one size")
-    return images[0][None] if len(images) == 1 else torch.stack(list(images))
-
-
-def stack_regions(requests: Sequence[EditRequest], sources: Tensor) -> Tensor | None:
-    """The regions given with the requests of a batch, [B,S,H,W]; None if there are none.
-
-    Raises:
-        UserError: a region of another size than the images.
-        ValueError: some requests have regions, others do not.
-    """
-    if not any(request.regions for request in requests):
-        return None
-    size = tuple(sources.shape[-2:])
-    for region in (region for request in requests for region in request.regions):
-        if tuple(region.shape) != size:
-            raise UserError(
-                f"a region map is {region.shape[-1]}x{region.shape[-2]}, but the image is "
-                f"{size[1]}x{size[0]}: give a map of the image's size"
-            )
-    if len({len(request.regions) for request in requests}) != 1:
-        raise ValueError("either all images of a batch have regions, or none")
-    return normalize_gates(torch.stack([torch.stack(request.regions) for request in requests]))
 
 
 def _is_marked(text: str) -> bool:
