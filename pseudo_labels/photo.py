@@ -148,7 +148,7 @@ def _usable(
             kept.append((dataclasses.replace(segment, mask=mask), checks))
     objects = []
     for segment, checks in kept:
-        key = settings_hash([REVISION, size, _bits(segment.mask)])[:8]
+        key = settings_hash([REVISION, size, segment.mask.bool().numpy().tobytes().hex()])[:8]
         others = [other for other, _ in kept if other is not segment]
         file = f"masks/{job.slug}-{slug(segment.word)}-{key}.png"
         objects.append(PhotoObject(segment, file, _flags(segment, others), checks))
@@ -169,10 +169,6 @@ def _fit(image: Tensor, size: int, photo: LabelledPhoto) -> Tensor:
     if scale < 1:
         stored = stored.resize((width, height), Image.Resampling.LANCZOS)
     return from_pil(stored)
-
-
-def _bits(mask: Tensor) -> str:
-    return mask.bool().numpy().tobytes().hex()
 
 
 def _flags(segment: Segment, others: Sequence[Segment]) -> tuple[str, ...]:

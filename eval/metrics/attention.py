@@ -4,18 +4,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regionroute.data.region_scores import MAP_BOUNDARY, map_iou, share_inside
+from regionroute.data.region_scores import map_iou, share_inside
 
 MAP_LEVELS = 256  # a map file's value / 256 puts the boundary 128 exactly at .5
 
 
-def attention_iou(region_map: Tensor, mask: Tensor, boundary: float = MAP_BOUNDARY) -> Tensor:
-    """Intersection over union of (map > boundary) with the mask on the map's grid: [B].
+def attention_iou(region_map: Tensor, mask: Tensor) -> Tensor:
+    """Intersection over union of (map > `MAP_BOUNDARY`) with the mask on the map's grid: [B].
 
     Args:
         region_map: [B,1,h,w] in [0,1].
         mask: [B,1,H,W] in {0,1}.
-        boundary: map values above it count as "on the object".
 
     Returns:
         [B] in [0,1], NaN for an empty mask.
@@ -26,7 +25,7 @@ def attention_iou(region_map: Tensor, mask: Tensor, boundary: float = MAP_BOUNDA
     if region_map.ndim != 4 or region_map.shape[:2] != (mask.shape[0], 1):
         raise ValueError(f"map {list(region_map.shape)} does not fit mask {list(mask.shape)}")
     part = F.adaptive_avg_pool2d(mask.float(), (region_map.shape[2], region_map.shape[3]))
-    return map_iou(region_map[:, 0].float(), part[:, 0], boundary)
+    return map_iou(region_map[:, 0].float(), part[:, 0])
 
 
 def attention_share(region_map: Tensor, mask: Tensor) -> Tensor:

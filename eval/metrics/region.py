@@ -39,30 +39,19 @@ def success(output: Tensor, content: Tensor, target: Tensor, mask: Tensor) -> Te
     return torch.where(ratio.isnan(), ratio, (ratio < SUCCESS_RATIO).float())
 
 
-def leak(
-    output: Tensor, content: Tensor, mask: Tensor, threshold: float = CHANGE_THRESHOLD
-) -> Tensor:
-    """Share of background pixels that changed: [B].
-
-    Args:
-        output: edited images [B,3,H,W] in [0,1].
-        content: unedited images [B,3,H,W] in [0,1].
-        mask: [B,1,H,W], 1 on the object.
-        threshold: a pixel changed when the largest of its three channel differences is above this.
-    """
-    return masked_mean(_changed(output, content, threshold), 1 - mask)
+def leak(output: Tensor, content: Tensor, mask: Tensor) -> Tensor:
+    """Share of background pixels that changed by more than `CHANGE_THRESHOLD`: [B]."""
+    return masked_mean(_changed(output, content), 1 - mask)
 
 
-def coverage(
-    output: Tensor, content: Tensor, mask: Tensor, threshold: float = CHANGE_THRESHOLD
-) -> Tensor:
-    """Share of the object's pixels that changed, by the same threshold as `leak`: [B]."""
-    return masked_mean(_changed(output, content, threshold), mask)
+def coverage(output: Tensor, content: Tensor, mask: Tensor) -> Tensor:
+    """Share of the object's pixels that changed by more than `CHANGE_THRESHOLD`: [B]."""
+    return masked_mean(_changed(output, content), mask)
 
 
-def _changed(output: Tensor, content: Tensor, threshold: float) -> Tensor:
-    """1 where a pixel changed: [B,1,H,W]."""
+def _changed(output: Tensor, content: Tensor) -> Tensor:
+    """1 where the largest of a pixel's three channel differences is above it: [B,1,H,W]."""
     if output.shape != content.shape:
         raise ValueError(f"images differ in shape: {output.shape} and {content.shape}")
     difference = (output.float() - content.float()).abs().amax(1, keepdim=True)
-    return torch.where(difference.isnan(), difference, (difference > threshold).float())
+    return torch.where(difference.isnan(), difference, (difference > CHANGE_THRESHOLD).float())

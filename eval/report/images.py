@@ -52,9 +52,9 @@ def heat_colours(values: Tensor) -> Tensor:
     return (_HEAT[lower] * (1 - weight) + _HEAT[lower + 1] * weight).permute(2, 0, 1)
 
 
-def heat_gradient(steps: int = 24) -> list[str]:
-    """The heat's colours from 0 to 1 as CSS, for a legend."""
-    colours = (heat_colours(torch.linspace(0, 1, steps)[None]) * 255).round().int()
+def heat_gradient() -> list[str]:
+    """The heat's colours at 24 steps from 0 to 1 as CSS, for a legend."""
+    colours = (heat_colours(torch.linspace(0, 1, 24)[None]) * 255).round().int()
     return [f"rgb({red} {green} {blue})" for red, green, blue in colours[:, 0].T.tolist()]
 
 

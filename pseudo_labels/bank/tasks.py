@@ -32,6 +32,7 @@ RECOLOUR_PROMPTS = (
     "turn the {word} {colour}, keep other area unchanged",
 )
 
+RECOLOURS = 3  # recoloured objects of a scene
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.90, 0.10, 0.12),
     "green": (0.10, 0.65, 0.20),
@@ -72,15 +73,12 @@ def recolour(image: Tensor, colour: str) -> Tensor:
     return (shade + highlight * (1 - shade)).clamp(0, 1)
 
 
-def pretraining_pairs(
-    scene: Scene, rng: np.random.Generator, recolours: int = 3
-) -> list[PretrainingPair]:
+def pretraining_pairs(scene: Scene, rng: np.random.Generator) -> list[PretrainingPair]:
     """All pairs of one scene: a copy, every style, some recoloured objects and a tint.
 
     Args:
         scene: the scene.
         rng: draws words and colours.
-        recolours: number of recoloured objects.
 
     Returns:
         Pairs in a fixed order (copy, styles, recolours, tint).
@@ -91,7 +89,7 @@ def pretraining_pairs(
         prompt = _wording(STYLE_PROMPTS, rng).format(style=style)
         pairs.append(PretrainingPair("style", prompt, stylize(image)))
     names = list(COLOURS)
-    for colour in rng.permutation(len(names))[:recolours]:
+    for colour in rng.permutation(len(names))[:RECOLOURS]:
         word = scene.words()[rng.integers(len(scene.words()))]
         target = torch.where(scene.mask(word) > 0.5, recolour(image, names[colour]), image)
         prompt = _wording(RECOLOUR_PROMPTS, rng).format(word=word, colour=names[colour])

@@ -16,19 +16,13 @@ from regionroute.files import write_text
 FILE_NAME = "review.html"
 
 
-def write_review(
-    out: Path,
-    samples: Sequence[EditSample],
-    rejected: Sequence[Rejection],
-    title: str = "Training pairs",
-) -> Path:
+def write_review(out: Path, samples: Sequence[EditSample], rejected: Sequence[Rejection]) -> Path:
     """Write the page; it needs nothing but the images in the folder of the data set.
 
     Args:
         out: folder of the data set.
         samples: its samples.
         rejected: what is not in it, and why.
-        title: heading of the page.
 
     Returns:
         Path of the page.
@@ -43,7 +37,6 @@ def write_review(
         )
         .get_template(FILE_NAME)
         .render(
-            title=title,
             samples=cards,
             photos=len({sample.context for sample in samples}),
             styles=_each(region.style for sample in samples for region in sample.regions),

@@ -92,13 +92,11 @@ def _shade(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
 
 
-def _jitter(rng: np.random.Generator, colour: Colour, amount: int = 18) -> Colour:
-    r, g, b = (int(np.clip(c + rng.integers(-amount, amount + 1), 0, 255)) for c in colour)
-    return (r, g, b)
-
-
 def _pick(rng: np.random.Generator, *colours: Colour) -> Colour:
-    return _jitter(rng, colours[rng.integers(len(colours))])
+    """One of the colours, a little changed."""
+    chosen = colours[rng.integers(len(colours))]
+    r, g, b = (int(np.clip(c + rng.integers(-18, 19), 0, 255)) for c in chosen)
+    return (r, g, b)
 
 
 def _darker(colour: Colour, percent: int) -> Colour:

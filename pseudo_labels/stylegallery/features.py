@@ -5,7 +5,6 @@ Shape legend: C channels, c latent channels, h w cells of the feature grid, T ti
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,20 +29,6 @@ class ImageFeatures:
     mix: Tensor
     latent: Tensor
     inverted: Tensor
-
-
-class FeatureSource(Protocol):
-    """A source of image features: the diffusion model, or another network.
-
-    Attributes:
-        fingerprint: changes whenever the same image would give other features.
-    """
-
-    fingerprint: str
-
-    def describe(self, image: Tensor) -> ImageFeatures:
-        """Features of an image [3, H, W] in [0, 1]."""
-        ...
 
 
 def time_weights(steps: int, midpoint: float = 0.7, sharpness: float = 5.0) -> Tensor:
@@ -123,7 +108,7 @@ def sample(
 
 
 class DiffusionFeatures:
-    """The features of StyleGallery, as a `FeatureSource`.
+    """The features of StyleGallery; `fingerprint` changes whenever they would.
 
     Args:
         model: the diffusion model.

@@ -14,7 +14,7 @@ from pseudo_labels.stylegallery.cache import StageCache, tensor_hash
 from pseudo_labels.stylegallery.clusters import find_regions, to_grid
 from pseudo_labels.stylegallery.config import GalleryConfig
 from pseudo_labels.stylegallery.energy import AttentionEnergy, ReferenceBank
-from pseudo_labels.stylegallery.features import DiffusionFeatures, FeatureSource, ImageFeatures
+from pseudo_labels.stylegallery.features import DiffusionFeatures, ImageFeatures
 from pseudo_labels.stylegallery.matching import Match, RegionMatcher, RegionSet
 from pseudo_labels.stylegallery.models.base import GalleryModel
 from pseudo_labels.stylegallery.networks import (
@@ -95,7 +95,6 @@ class Gallery:
         semantic: DINOv2 or the image encoder of nano-photos, None to match without it.
         depth: depth estimator; regions that reach from near to far are split. None: no splits.
         masks: Segment Anything, required with ``clusters.source=sam``.
-        features: source of features, None for the diffusion model.
         cache: folder of cached stages, None for no cache.
         bank: bytes of CPU memory for keys and values of the references, reused for further images.
         progress: show progress bars.
@@ -112,7 +111,6 @@ class Gallery:
         semantic: SemanticEncoder | WordAlignedEncoder | None = None,
         depth: DepthEstimator | None = None,
         masks: MaskGenerator | None = None,
-        features: FeatureSource | None = None,
         cache: Path | None = None,
         bank: int = 0,
         progress: bool = True,
@@ -129,8 +127,7 @@ class Gallery:
             )
         self.model, self.config = model, config
         self.semantic, self.depth, self.masks = semantic, depth, masks
-        self.inversion = DiffusionFeatures(model, config.features, progress)
-        self.source: FeatureSource = features or self.inversion
+        self.features = DiffusionFeatures(model, config.features, progress)
         self.cache = StageCache(cache)
         self.bank = ReferenceBank(bank) if bank else None
         self.matcher = RegionMatcher(config.matching)
@@ -200,10 +197,10 @@ class Gallery:
 
     def _features(self, image: Tensor, key: str) -> ImageFeatures:
         def make() -> dict[str, Tensor]:
-            found = self.source.describe(image)
+            found = self.features.describe(image)
             return {"mix": found.mix, "latent": found.latent, "inverted": found.inverted}
 
-        facts = [REVISION, key, self.source.fingerprint]
+        facts = [REVISION, key, self.features.fingerprint]
         return ImageFeatures(**self.cache.make("features", facts, make))
 
     def _labels(
@@ -227,7 +224,8 @@ class Gallery:
 
         networks = [item and item.fingerprint for item in (self.depth, self.masks)]
         given = None if user is None else tensor_hash(user)
-        facts = [REVISION, key, self.source.fingerprint, config, self.config.seed, networks, given]
+        source = [key, self.features.fingerprint, config, self.config.seed]
+        facts = [REVISION, *source, networks, given]
         return self.cache.make("regions", facts, make)["labels"]
 
     def _tokens(self, image: Tensor, key: str) -> Tensor | None:
@@ -249,7 +247,7 @@ class Gallery:
         facts = [
             REVISION,
             self.model.fingerprint,
-            self.source.fingerprint,
+            self.features.fingerprint,
             self.config.energy,
             [[item.key, tensor_hash(item.labels)] for item in pictures],
             [[match.region, match.reference, match.cluster] for match in matches],
@@ -314,7 +312,7 @@ class Gallery:
     def _timesteps(self) -> list[int]:
         config = self.config.energy
         if config.mode == "guided":
-            return guided_timesteps(self.inversion.last_timestep, config.steps)
+            return guided_timesteps(self.features.last_timestep, config.steps)
         return energy_timesteps(config, self.model.training_steps, self.model.offset)
 
 

@@ -175,7 +175,7 @@ def find_clusters(features: Tensor, user: Tensor | None = None) -> Tensor:
     return relabel(labels)
 
 
-def _kmeans(points: Tensor, count: int, iterations: int = 30) -> Tensor:
+def _kmeans(points: Tensor, count: int) -> Tensor:
     """Labels from 1 of points [n, C]; starts from points that are far from each other."""
     centres = points[(points - points.mean(0)).square().sum(1).argmin()][None]
     while len(centres) < count:
@@ -184,7 +184,7 @@ def _kmeans(points: Tensor, count: int, iterations: int = 30) -> Tensor:
             break
         centres = torch.cat([centres, points[nearest.argmax()][None]])
     labels = torch.cdist(points, centres).argmin(1)
-    for _ in range(iterations):
+    for _ in range(30):
         hot = F.one_hot(labels, len(centres)).to(points.dtype)
         sizes = hot.sum(0)[:, None]
         centres = torch.where(sizes > 0, hot.T @ points / sizes.clamp(min=1), centres)

@@ -57,7 +57,7 @@ class Codec(nn.Module):
         return F.pad(images, (0, right, 0, below), mode="replicate") if right or below else images
 
 
-def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
+def load_codec(name: str) -> Codec:
     """Load a VAE by folder (of a VAE, or of a pipeline with ``vae`` in it), hub id, or `RANDOM`.
 
     Raises:
@@ -86,7 +86,7 @@ def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         remedy = "copy the whole folder again" if local else "give a folder, or check the name"
         raise UserError(f"--vae {name}: cannot be loaded, {remedy} ({reason})") from error
-    return Codec(vae.to(device), path.name if local else used_name(name, commit))
+    return Codec(vae, path.name if local else used_name(name, commit))
 
 
 def patch_codec(

@@ -219,13 +219,13 @@ def _crop(images: Tensor, share: float, generator: Generator) -> Tensor:
     return images[..., top : top + height, left : left + width]
 
 
-def _warp(images: Tensor, generator: Generator, distortion: float = 0.5) -> Tensor:
-    """A random perspective: each corner moves inwards by at most half of `distortion`."""
+def _warp(images: Tensor, generator: Generator) -> Tensor:
+    """A random perspective: each corner moves inwards by at most a quarter of each side."""
     from torchvision.transforms.functional import perspective
 
     height, width = images.shape[-2:]
     corners = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
-    moves = torch.rand(4, 2, generator=generator) * distortion / 2
+    moves = torch.rand(4, 2, generator=generator) / 4
     moved = []
     for (x, y), (dx, dy) in zip(corners, moves.tolist(), strict=True):
         across, down = round(dx * width), round(dy * height)

@@ -15,14 +15,7 @@ from pseudo_labels.stylemamba.measures import directional_score, ssim
 from pseudo_labels.stylemamba.modules.fusion import StyleFusion
 from pseudo_labels.stylemamba.networks import Names, load_parts, read_images
 from pseudo_labels.stylemamba.objective import Parts
-from pseudo_labels.stylemamba.saved import (
-    SavedStyle,
-    StyleFacts,
-    codec_facts,
-    png_metadata,
-    vae_name,
-    warning,
-)
+from pseudo_labels.stylemamba.saved import SavedStyle, StyleFacts, png_metadata, vae_name, warning
 from regionroute.data.images import from_pil, to_pil, write_image
 from regionroute.files import write_jsonl
 
@@ -85,7 +78,7 @@ def assemble(
     facts = StyleFacts(
         styles=list(names),
         fusion=config.fusion,
-        codec=codec_facts(parts.codec),
+        codec=parts.codec.facts | {"channels": parts.codec.channels},
         vae=vae_name(networks.vae),
         encoder=parts.encoder.facts,
         style_input=getattr(config, options).style_input,

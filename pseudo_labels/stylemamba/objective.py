@@ -4,7 +4,6 @@ The networks are frozen but differentiable: gradients flow through the codec's d
 encoders into the fusion module, and nowhere else.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -162,7 +161,7 @@ class Objective:
             terms["neutral"] = (moved * neutral).sum() / neutral.sum().clamp(min=1)
             weights["neutral"] = 1.0
         return Result(
-            _weighted(terms, weights),
+            torch.stack([weights[name] * value for name, value in terms.items()]).sum(),
             {name: value.detach() for name, value in terms.items()},
             now.detach(),
             styled.detach(),
@@ -221,7 +220,3 @@ class Objective:
             return images
         fill = source.pictures.mean((2, 3), keepdim=True)
         return hide(images, source.outside, fill)
-
-
-def _weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()

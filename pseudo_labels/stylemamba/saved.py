@@ -208,11 +208,6 @@ def warning(random: Sequence[str]) -> str | None:
     return f"random weights ({' and '.join(random)}): a dry run, the image is meaningless"
 
 
-def codec_facts(codec: Codec) -> dict[str, Any]:
-    """Facts of a codec with its number of channels."""
-    return codec.facts | {"channels": codec.channels}
-
-
 def vae_name(name: str) -> str:
     """Name of a codec that is valid in any working folder."""
     if name in (PATCH, RANDOM):

@@ -205,9 +205,8 @@ def _padded(image: Image.Image) -> Image.Image:
     return to_pil(F.pad(from_pil(image), (0, right, 0, below), mode="replicate"))
 
 
-def paint_like(image: Tensor, references: Sequence[Image.Image], threads: int = 1) -> Tensor:
+def paint_like(image: Tensor, references: Sequence[Image.Image]) -> Tensor:
     """An image [3, H, W] in [0, 1] painted like reference images, of the same shape."""
-    painted = from_pil(
-        _engine(threads).stylize_with(_padded(to_pil(image)), list(references), max_size=0)
-    )
+    padded = _padded(to_pil(image))
+    painted = from_pil(_engine(1).stylize_with(padded, list(references), max_size=0))
     return painted[:, : image.shape[-2], : image.shape[-1]].contiguous()

@@ -38,8 +38,8 @@ def remedies(plan: Plan) -> list[Remedy]:
     for setting, why, change in _changes(plan):
         config = change(plan)
         if config is not None:
-            changed = make_plan(config, plan.machine, plan.step, plan.data)
-            found.append(Remedy(setting, why, changed))
+            other = make_plan(config, plan.machine, plan.step, plan.data)
+            found.append(Remedy(setting, why, other))
     better = [remedy for remedy in found if remedy.plan.bytes_in_step < plan.bytes_in_step]
     return sorted(better, key=lambda remedy: remedy.plan.bytes_in_step)
 
@@ -50,35 +50,30 @@ def _changes(plan: Plan) -> list[Change]:
     return [
         ("train.gradient_checkpointing=true", "recomputes blocks, about 4/3 of the time",
          lambda p: None if p.config.train.gradient_checkpointing
-         else _changed(p, "train", gradient_checkpointing=True)),
+         else changed(p.config, "train", gradient_checkpointing=True)),
         ("train.zero_stage=3", "partitions the frozen weights, which are gathered in every pass",
          lambda p: None if p.zero.stage == 3 or p.machine.gpus == 1 or p.config.train.deepspeed
-         else _changed(p, "train", zero_stage=3)),
+         else changed(p.config, "train", zero_stage=3)),
         (f"train.accumulation={micro}", "one pair per pass, same steps",
-         lambda p: None if p.micro_batch == 1 else _changed(p, "train", accumulation=micro)),
+         lambda p: None if p.micro_batch == 1
+         else changed(p.config, "train", accumulation=micro)),
         ("base.dtype=bfloat16", "half of the frozen weights and activations",
          lambda p: None if p.config.base.dtype == "bfloat16"
-         else _changed(p, "base", dtype="bfloat16")),
+         else changed(p.config, "base", dtype="bfloat16")),
         (f"data.resolution={half}", "a quarter of the image tokens, and less detail",
-         lambda p: _changed(p, "data", resolution=half) if half >= 16 else None),
+         lambda p: changed(p.config, "data", resolution=half) if half >= 16 else None),
     ]  # fmt: skip
 
 
-def _changed(plan: Plan, section: str, **values: Any) -> RunConfig:
-    part = getattr(plan.config, section).model_copy(update=values)
-    return plan.config.model_copy(update={section: part})
+def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    """The configuration with other values in one section."""
+    part = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update={section: part})
 
 
 def without_supervision(config: RunConfig) -> RunConfig:
     """The configuration with both weights of the supervision at 0."""
-    off = config.supervision.model_copy(update={"focus": 0.0, "cover": 0.0})
-    return config.model_copy(update={"supervision": off})
-
-
-def checkpointing(config: RunConfig, on: bool) -> RunConfig:
-    """The configuration with gradient checkpointing on or off."""
-    train = config.train.model_copy(update={"gradient_checkpointing": on})
-    return config.model_copy(update={"train": train})
+    return changed(config, "supervision", focus=0.0, cover=0.0)
 
 
 def retraced(plan: Plan, config: RunConfig) -> Plan:

@@ -9,7 +9,7 @@ import torch
 
 from regionroute.attention.row_cache import stored_bytes
 from regionroute.planning.estimate import Plan, cache_bytes, disk_bytes
-from regionroute.planning.remedies import checkpointing, remedies, retraced, without_supervision
+from regionroute.planning.remedies import changed, remedies, retraced, without_supervision
 
 
 def numbers(plan: Plan) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row(shown if name == "activations" else name, size)
     yield _row("reserve (--reserve)", plan.reserve)
     yield _row("total", plan.bytes_in_step)
-    other = retraced(plan, checkpointing(plan.config, not on))
+    other = retraced(plan, changed(plan.config, "train", gradient_checkpointing=not on))
     yield _row(f"  with checkpointing {'off' if on else 'on'}", other.bytes_in_step)
     supervision = plan.config.supervision
     if supervision.focus or supervision.cover:

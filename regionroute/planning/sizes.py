@@ -221,11 +221,11 @@ def _text_run(
     config = kind.config_class(**_plain(base.parts[part]))
     # CLIP pads to a length of its own.
     length = config.max_position_embeddings if kind is CLIPTextModel else text
-    return lambda: kind(config), lambda model: base.family.states(model, _words(length), None)
 
+    def run(model: Any) -> None:
+        base.family.states(model, torch.zeros(1, length, dtype=torch.long), None)
 
-def _words(length: int) -> torch.Tensor:
-    return torch.zeros(1, length, dtype=torch.long)
+    return lambda: kind(config), run
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

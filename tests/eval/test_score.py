@@ -62,6 +62,22 @@ def test_the_function_takes_the_commands_way_of_naming_edits(tiny_manifest, edit
     named = [f"ours={edits['good']}", str(edits["half"])]
     report = eval.rses.score(tiny_manifest, named, tmp_path / "out", split="all", metrics="leak")
     assert list(report.methods) == ["ours", edits["half"].name]
+
+
+def test_a_folder_with_an_equals_sign_is_scored_either_way(tiny_manifest, edits, tmp_path):
+    folder = edits["good"].rename(edits["good"].with_name("lr=0.1"))
+    report = eval.rses.score(
+        tiny_manifest, {"ours": folder}, tmp_path / "function", split="all", metrics="leak"
+    )
+    arguments = ["--manifest", str(tiny_manifest), "--split", "all", "--metrics", "leak"]
+    for name, item in (("named", f"ours={folder}"), ("plain", str(folder))):
+        eval.rses.main([*arguments, "--edits", item, "--out", str(tmp_path / name)])
+    named, plain = (read_json(tmp_path / n / "summary.json") for n in ("named", "plain"))
+    assert named == report.summary
+    assert plain["edits"] == {"lr=0.1": folder.as_posix()}
+
+
+def test_a_missing_folder_is_refused(tiny_manifest, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         eval.rses.score(tiny_manifest, {"ours": tmp_path / "nowhere"}, tmp_path / "out")
 

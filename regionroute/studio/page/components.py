@@ -85,12 +85,11 @@ class Blobs(OrderedDict[str, Any]):
             return found
 
 
-def reported(output: Any, also: tuple[Any, ...] = ()) -> Callable[[Any], Any]:
+def reported(output: Any) -> Callable[[Any], Any]:
     """Decorate a handler: user mistakes become a message in `output`, all else stays as it is.
 
     Args:
         output: the HTML component for messages.
-        also: components to leave alone explicitly, for handlers that return a list.
     """
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ def scene():
 
 
 def test_every_task_occurs_and_none_restyles_a_region(scene):
-    pairs = pretraining_pairs(scene, np.random.default_rng(0), recolours=3)
+    pairs = pretraining_pairs(scene, np.random.default_rng(0))
 
     assert [pair.task for pair in pairs] == ["copy"] + ["style"] * len(FILTERS) + [
         "recolour"

@@ -22,7 +22,7 @@ from regionroute.planning.estimate import (
     step_memory,
 )
 from regionroute.planning.estimate import make_plan as make_any_plan
-from regionroute.planning.remedies import checkpointing, remedies, retraced, without_supervision
+from regionroute.planning.remedies import changed, remedies, retraced, without_supervision
 from regionroute.planning.sizes import (
     KLEIN,
     KLEIN_DISTILLED,
@@ -133,7 +133,7 @@ def test_operations_are_those_of_the_formula():
 def test_checkpointing_keeps_less_and_computes_more():
     config = load_config(None, [])
     plain = trace_step(TINY, config, SHAPE)
-    saved = trace_step(TINY, checkpointing(config, True), SHAPE)
+    saved = trace_step(TINY, changed(config, "train", gradient_checkpointing=True), SHAPE)
     assert saved.kept < plain.kept / 3
     assert saved.activations < plain.activations
     assert plain.flops < saved.flops < 1.5 * plain.flops
@@ -210,7 +210,7 @@ def test_experts_chosen_by_pictures_have_gates():
 
 
 def test_same_trace_twice():
-    config = checkpointing(load_config(None, []), True)
+    config = load_config(None, ["train.gradient_checkpointing=true"])
     assert trace_step(TINY, config, SHAPE) == trace_step(TINY, config, SHAPE)
 
 
@@ -253,6 +253,32 @@ def test_the_deepspeed_file_decides(tmp_path):
     )
     found = read_zero(load_config(None, [f"train.deepspeed={file}", "train.zero_stage=1"]))
     assert found == Zero(3, offload_weights=True, offload_optimizer=False, live=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"zero_optimization": "auto"}', Zero(1)),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_param": "auto", '
+            '"stage3_max_live_parameters": "auto"}}',
+            Zero(3),
+        ),
+        ('{"zero_optimization": {"stage": 3, "offload_param": null}}', Zero(3)),
+        ('{"zero_optimization": {"stage3_max_live_parameters": 1e9}}', Zero(1, live=10**9)),
+        ('{"zero_optimization": {"stage": "3"}}', "zero_optimization.stage must be"),
+        ('{"zero_optimization": {"stage": 7}}', "zero_optimization.stage must be"),
+    ],
+)
+def test_the_deepspeed_file_is_read_as_in_training(tmp_path, text, found):
+    file = tmp_path / "zero.json"
+    file.write_text(text)
+    config = load_config(None, [f"train.deepspeed={file}", "train.zero_stage=1"])
+    if isinstance(found, Zero):
+        assert read_zero(config) == found
+    else:
+        with pytest.raises(UserError, match=rf"zero\.json: {found}"):
+            read_zero(config)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +326,7 @@ def test_remedies_are_planned_and_help():
     found = {remedy.setting: remedy.plan.bytes_in_step for remedy in remedies(plan)}
     assert {"train.gradient_checkpointing=true", "train.accumulation=8"} <= found.keys()
     assert all(size < plan.bytes_in_step for size in found.values())
-    again = retraced(plan, checkpointing(plan.config, True))
+    again = retraced(plan, changed(plan.config, "train", gradient_checkpointing=True))
     assert found["train.gradient_checkpointing=true"] == again.bytes_in_step
 
 
