@@ -95,6 +95,25 @@ class StudioPage:
         """Wait until the history shows a number of edits."""
         self.expect(self.locator("#history button img")).to_have_count(count)
 
+    def advanced(self, selector: str, value: str | None = None) -> None:
+        """Fill a field behind "Advanced", or check it without a value.
+
+        Gradio may reset what is filled while the panel opens: filled again until it is kept.
+        """
+        field = self.locator(selector)
+        if not field.is_visible():
+            self.click("#advanced > button")
+
+        def kept() -> bool:
+            if value is None:
+                field.check()
+            else:
+                field.fill(value)
+            self.wait_for_timeout(500)
+            return bool(field.is_checked() if value is None else field.input_value() == value)
+
+        self.until(kept, f"{selector} does not keep what is filled in")
+
     def choose_style(self, number: int, style: str) -> None:
         field = self.locator(f"#style-{number} input")
         field.fill(style)

@@ -135,8 +135,7 @@ def test_upload_edit_brush_and_the_same_bytes_as_the_command(
     assert regions[1][int(y), int(x)] < 1, "only to that of its object"
     assert (regions[0].numpy() > shown - 0.01).all(), "the stroke adds to the region"
 
-    page.click("#advanced > button")
-    page.fill("#seed input", "7")
+    page.advanced("#seed input", "7")
     with page.expect_file_chooser() as chooser:
         page.click("#load-settings")
     chooser.value.set_files(first)
@@ -203,8 +202,7 @@ def test_each_mistake_shows_one_clear_message(
     (tmp_path / "absent").mkdir()
     unchanged, _ = page.downloaded(tmp_path / "absent")
     assert Image.open(unchanged).convert("RGB").tobytes() == Image.open(photo).tobytes()
-    page.click("#advanced > button")
-    page.check("#force input")
+    page.advanced("#force input")
     page.click("#edit")
     page.edits(2)
     page.expect(page.locator("#message")).not_to_contain_text("left unchanged")
@@ -218,13 +216,12 @@ def test_a_long_run_shows_its_steps_and_can_be_cancelled(
     page = open_page()
     page.upload(photo)
     page.fill("#object-1 textarea, #object-1 input", "cup")
-    page.click("#advanced > button")
-    page.fill("#steps textarea, #steps input", "1000")
+    page.advanced("#steps input", "1000")
     page.click("#edit")
     page.locator("text=/Sampling/ >> visible=true").first.wait_for()
     page.click("#cancel")
     page.said("Cancelled")
-    page.fill("#steps textarea, #steps input", "1")
+    page.advanced("#steps input", "1")
     page.click("#edit")
     page.said("Done in")
 
