@@ -7,15 +7,24 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yields a hidden name beside a folder, to be made; it becomes `path` when the block ends well.
 
-    An older folder is replaced then. After an error nothing is left of the new one.
+    Args:
+        path: the folder, or a link to it, which stays.
+        replace: an older folder; else one that is not empty is refused. After an error nothing is
+            left of the new one.
+
+    Raises:
+        OSError: the older folder is not empty, and not to be replaced.
     """
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         yield partial
+        if not replace and path.exists():
+            path.rmdir()  # refuses one that is not empty
         replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

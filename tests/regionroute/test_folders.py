@@ -29,3 +29,24 @@ def test_an_error_leaves_the_older_one(tmp_path):
         interrupted()
     assert (tmp_path / "new" / "file").read_text() == "older"
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_link_stays_and_its_folder_is_written(tmp_path):
+    for target in ("there", "not there yet"):
+        link = tmp_path / f"link to {target}"
+        link.symlink_to(tmp_path / target)
+    (tmp_path / "there").mkdir()
+    for link in list(tmp_path.glob("link*")):
+        with atomic_folder(link, replace=False) as partial:
+            write(partial, "new")
+        assert link.is_symlink()
+        assert (link / "file").read_text() == "new"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_holds_something_can_be_refused(tmp_path):
+    write(tmp_path / "new", "older")
+    with pytest.raises(OSError, match="new"), atomic_folder(tmp_path / "new", replace=False) as one:
+        write(one, "newer")
+    assert (tmp_path / "new" / "file").read_text() == "older"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

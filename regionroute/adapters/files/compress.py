@@ -62,7 +62,7 @@ def compress(
         states[entry.file] = rounded(state, dtype, str(folder / entry.file))
         exact = _cut(pairs, registry.rank, registry.rank)  # as a state dict
         changes[entry.style] = change(exact, states[entry.file])
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, replace=False) as partial:
         _copy_style_encoder(folder, partial)
         if router := registry.router:
             common = read_router(folder / router.file, sizes, router, len(registry.experts))
@@ -71,8 +71,6 @@ def compress(
             write_lora_file(partial / file, state, *file_scale(new), list(sizes))
         write_card(partial, new)
         write_json(partial / REGISTRY_FILE, new.model_dump(by_alias=True))
-        if out.exists():
-            out.rmdir()  # refuses a folder that was filled meanwhile
     return changes
 
 

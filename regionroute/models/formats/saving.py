@@ -27,7 +27,7 @@ def save_base(backbone: Backbone, out: Path) -> None:
     index = read_index(backbone.name, source, backbone.revision)
     if not isinstance(source, Path):
         source = Path(hf_hub_download(source, INDEX_FILE, revision=backbone.revision)).parent
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, replace=False) as partial:
         partial.mkdir(parents=True)
         for name in (INDEX_FILE, SETTINGS_FILE):
             if (source / name).is_file():
@@ -38,5 +38,3 @@ def save_base(backbone: Backbone, out: Path) -> None:
         backbone.transformer.save_pretrained(partial / "transformer")
         for path in (partial / "transformer").iterdir():
             make_readable(path)
-        if out.exists():
-            out.rmdir()  # refuses a folder that is not empty
