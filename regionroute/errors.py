@@ -21,6 +21,7 @@ _REMEDIES = {
     errno.EPERM: "no permission: change the file's rights or choose another place",
     errno.EROFS: "the file system is read-only: choose another place",
     errno.EEXIST: "a file of this name is in the way: remove it or choose another place",
+    errno.ENOTEMPTY: "the folder is not empty: choose another",
     errno.EISDIR: "this is a folder where a file is needed",
     errno.ENOTDIR: "a part of this path is a file where a folder is needed",
     errno.ENAMETOOLONG: "the file name is too long: choose a shorter one",

@@ -5,6 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from regionroute.errors import UserError
+from regionroute.files import AnyPath, check_output_folder, shown_path
+
+
+def check_new_folder(path: AnyPath) -> None:
+    """As `check_output_folder`, for a folder that must not hold anything yet.
+
+    Raises:
+        UserError: it cannot be made, is not empty, or is the current folder.
+    """
+    check_output_folder(path)
+    folder = Path(path).resolve()
+    if folder == Path.cwd():
+        raise UserError(f"{shown_path(path)}: this is the current folder, name a new one")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{shown_path(path)}: the folder is not empty, name a new one")
+
 
 @contextmanager
 def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:

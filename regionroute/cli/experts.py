@@ -221,15 +221,13 @@ def _merge(args: argparse.Namespace) -> None:
     import torch
 
     from regionroute.adapters import blend_weights, load_experts, merge, parse_blend, read_registry
-    from regionroute.files import check_output_folder
+    from regionroute.folders import check_new_folder
     from regionroute.models.formats.saving import save_base
     from regionroute.models.loading import load_base
 
     registry = read_registry(args.experts)
     blend = parse_blend(args.style, registry.name)
-    check_output_folder(args.out)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"{args.out}: the folder is not empty, name a new one for the merged base")
+    check_new_folder(args.out)
     base = args.base or registry.base
     backbone = load_base(base, getattr(torch, args.dtype))
     registry = load_experts(args.experts, backbone)

@@ -1,6 +1,7 @@
 import pytest
 
-from regionroute.folders import atomic_folder
+from regionroute.errors import UserError
+from regionroute.folders import atomic_folder, check_new_folder
 
 
 def write(folder, text):
@@ -50,3 +51,11 @@ def test_a_folder_that_holds_something_can_be_refused(tmp_path):
         write(one, "newer")
     assert (tmp_path / "new" / "file").read_text() == "older"
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize(("out", "told"), [(".", "current folder"), ("missing/../..", "not empty")])
+def test_a_new_folder_is_judged_by_where_it_leads(tmp_path, monkeypatch, out, told):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=told):
+        check_new_folder(out)

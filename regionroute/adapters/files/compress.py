@@ -16,8 +16,8 @@ from regionroute.adapters.files.registry import REGISTRY_FILE, ExpertRegistry, r
 from regionroute.adapters.files.router_file import read_router, write_router
 from regionroute.adapters.files.style_embeddings import FILE as EMBEDDINGS_FILE
 from regionroute.errors import UserError
-from regionroute.files import check_output_folder, write_json
-from regionroute.folders import atomic_folder
+from regionroute.files import write_json
+from regionroute.folders import atomic_folder, check_new_folder
 
 
 def compress(
@@ -49,9 +49,7 @@ def compress(
     folder, out = Path(folder), Path(out)
     registry = read_registry(folder)
     new = _registry(registry, rank)
-    check_output_folder(out)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: the folder is not empty, name a new one for the experts")
+    check_new_folder(out)
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out}: lies in the folder of the experts, name one outside")
     experts = read_experts(folder, registry, registry.experts)
