@@ -320,9 +320,9 @@ def test_a_prompt_may_come_marked_plain_or_with_its_spans(editor: Editor) -> Non
 )
 def test_wording_that_several_objects_would_drop_is_refused(editor: Editor, prompt: str) -> None:
     both = EditRequest("dog", "pixel-art", prompt, also=(("cup", "lines"),))
-    with pytest.raises(UserError, match="leave the prompt out, or only mark"):
+    with pytest.raises(UserError, match=r"order, \[dog\] {pixel-art}, \[cup\] {lines}"):
         editor.check(both)
-    marked = dataclasses.replace(both, prompt="[dog] {pixel-art}, [cup] {lines}")
+    marked = dataclasses.replace(both, prompt="[Dog ] {pixel-art}, [cup] {lines}")
     editor.check(marked, EditOptions(mode="routed"))
 
 
