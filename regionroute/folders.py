@@ -9,16 +9,30 @@ from regionroute.errors import UserError
 from regionroute.files import AnyPath, check_output_folder, shown_path
 
 
-def check_new_folder(path: AnyPath) -> None:
-    """As `check_output_folder`, for a folder that must not hold anything yet.
+def check_atomic_folder(path: AnyPath) -> Path:
+    """Refuses a folder that `atomic_folder` could not make or replace; returns it without links.
 
     Raises:
-        UserError: it cannot be made, is not empty, or is the current folder.
+        UserError: it or a part of its path is a file, there is no permission, the current folder
+            is in it, or a file system is mounted there.
     """
     check_output_folder(path)
     folder = Path(path).resolve()
-    if folder == Path.cwd():
-        raise UserError(f"{shown_path(path)}: this is the current folder, name a new one")
+    check_output_folder(folder.parent)  # it is made there under another name first
+    if Path.cwd().is_relative_to(folder):
+        raise UserError(f"{shown_path(path)}: the current folder is in it, choose another folder")
+    if folder.is_mount():
+        raise UserError(f"{shown_path(path)}: a disk is mounted there, name a folder inside it")
+    return folder
+
+
+def check_new_folder(path: AnyPath) -> None:
+    """As `check_atomic_folder`, for a folder that must not hold anything yet.
+
+    Raises:
+        UserError: the same, or it is not empty.
+    """
+    folder = check_atomic_folder(path)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{shown_path(path)}: the folder is not empty, name a new one")
 
@@ -27,15 +41,17 @@ def check_new_folder(path: AnyPath) -> None:
 def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yields a hidden name beside a folder, to be made; it becomes `path` when the block ends well.
 
+    After an error nothing is left of the new one, and an older one is as it was.
+
     Args:
         path: the folder, or a link to it, which stays.
-        replace: an older folder; else one that is not empty is refused. After an error nothing is
-            left of the new one.
+        replace: whether an older folder is replaced; if not, it must be missing or empty.
 
     Raises:
+        UserError: see `check_atomic_folder`.
         OSError: the older folder is not empty, and not to be replaced.
     """
-    path = path.resolve()
+    path = check_atomic_folder(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

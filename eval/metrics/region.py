@@ -50,7 +50,7 @@ def coverage(output: Tensor, content: Tensor, mask: Tensor) -> Tensor:
 
 
 def _changed(output: Tensor, content: Tensor) -> Tensor:
-    """1 where the largest of a pixel's three channel differences is above it: [B,1,H,W]."""
+    """1 where a pixel's largest channel difference is above `CHANGE_THRESHOLD`: [B,1,H,W]."""
     if output.shape != content.shape:
         raise ValueError(f"images differ in shape: {output.shape} and {content.shape}")
     difference = (output.float() - content.float()).abs().amax(1, keepdim=True)

@@ -27,6 +27,7 @@ OURS = {
     "amp": "base.dtype",
 }
 SECTIONS = ("offload_param", "offload_optimizer")
+DEVICES = ("none", "cpu", "nvme")  # of an offload section
 LIVE = "stage3_max_live_parameters"  # values ZeRO-3 keeps gathered
 
 
@@ -55,7 +56,8 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
     """A DeepSpeed JSON file without the keys that say "auto", in all its sections.
 
     Raises:
-        UserError: missing, not a JSON object, or it sets what the run's configuration decides.
+        UserError: missing, not a JSON object, or it sets what the run's configuration decides,
+            or a wrong value of those read here.
     """
     where = f"train.deepspeed: {path}"
     if not Path(path).is_file():
@@ -67,6 +69,9 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
     for key in values:
         if key in OURS:
             raise UserError(f"{where}: remove {key!r} and set {OURS[key]} instead")
+    steps = values.get("steps_per_print")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise UserError(f"{where}: steps_per_print must be a whole number from 1, not {steps!r}")
     _check_zero(where, values.get("zero_optimization", {}))
     return values
 
@@ -81,6 +86,12 @@ def _check_zero(where: str, zero: Any) -> None:
     for key in SECTIONS:
         if not isinstance(zero.get(key), dict | None):
             raise UserError(f"{where}: zero_optimization.{key} must be a JSON object")
+        device = (zero.get(key) or {}).get("device", "none")
+        if device not in DEVICES:
+            raise UserError(
+                f"{where}: zero_optimization.{key}.device must be one of {', '.join(DEVICES)}, "
+                f"not {device!r}"
+            )
     live = zero.get(LIVE, 1)
     whole = type(live) is int or (isinstance(live, float) and live.is_integer())  # such as 1e9
     if not whole or live < 0:

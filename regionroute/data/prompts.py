@@ -138,7 +138,8 @@ def parse_marked(text: str) -> Prompt:
         The text without marks, and the spans in it.
 
     Raises:
-        UserError: a mark without its partner, marks inside marks, an empty phrase, or not one
+        UserError: a mark without its partner, marks inside marks, an empty phrase or
+            one without letters, or not one
             style for each object.
     """
     plain, end = "", 0
@@ -149,7 +150,9 @@ def parse_marked(text: str) -> Prompt:
         phrase, end = match[0][1:-1], match.end()
         if not phrase.strip():
             raise UserError(f"prompt {text!r}: {match[0]} marks nothing; put a phrase inside")
-        spans = objects if match[0].startswith("[") else styles
+        is_object = match[0].startswith("[")
+        _phrase(phrase, "object" if is_object else "style")
+        spans = objects if is_object else styles
         spans.append((len(plain), len(plain) + len(phrase)))
         plain += phrase
     plain += text[end:]

@@ -101,19 +101,18 @@ def object_cells(masks: Tensor) -> Tensor:
     return torch.where(half.any(-1).any(-1)[..., None, None], half, masks > 0)
 
 
-def map_iou(region_map: Tensor, masks: Tensor, boundary: float = MAP_BOUNDARY) -> Tensor:
-    """Intersection over union of (region map > boundary) with the object on the map's grid.
+def map_iou(region_map: Tensor, masks: Tensor) -> Tensor:
+    """Intersection over union of (region map > `MAP_BOUNDARY`) with the object on the map's grid.
 
     Args:
         region_map: [...,h,w] in [0,1].
         masks: soft masks on the same grid, broadcastable to it; see `object_cells`.
-        boundary: cells above it count as "on the object".
 
     Returns:
         [...] in [0,1], NaN for an empty mask.
     """
     wanted = object_cells(masks)
-    found = region_map > boundary
+    found = region_map > MAP_BOUNDARY
     union = (found | wanted).sum((-2, -1))
     iou = (found & wanted).sum((-2, -1)) / union.clamp(min=1)
     return iou.masked_fill(~wanted.any(-1).any(-1), torch.nan)

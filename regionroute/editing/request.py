@@ -6,7 +6,7 @@ Shape legend: B images, S (object, style) pairs per image, H W pixels, h w the t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -224,7 +224,7 @@ def plan_pairs(
     if len(pairs) == 1:
         return [plan_pair(request, styles, find)]
     if request.prompt is not None:
-        _check_marked(request)
+        _check_marked(request.prompt, request)
     images = request.style_images
     single = [
         EditRequest(words, style, seed=request.seed, style_images=images[i : i + 1])
@@ -266,26 +266,22 @@ def _is_marked(text: str) -> bool:
     return any(mark in text for mark in "[]{}")
 
 
-def _check_marked(request: EditRequest) -> None:
+def _check_marked(prompt: str | Prompt, request: EditRequest) -> None:
     """Refuses wording that would be dropped: several pairs get the template's."""
-    assert request.prompt is not None
-    text = request.prompt if isinstance(request.prompt, str) else request.prompt.text
-    marked = parse_marked(text).pairs if _is_marked(text) else []
     compared = 1 if request.style_images else 2  # of a pair: images stand for the style's words
-    if [_plain(pair[:compared]) for pair in marked] == [
-        _plain(pair[:compared]) for pair in request.pairs
-    ]:
-        return
-    asked = ", ".join(f"[{words}] {{{style or 'style'}}}" for words, style in request.pairs)
+    if isinstance(prompt, str) and _is_marked(prompt):
+        marked, asked = (
+            [[_plain(phrase) for phrase in pair[:compared]] for pair in pairs]
+            for pairs in (parse_marked(prompt).pairs, request.pairs)
+        )
+        if marked == asked:
+            return
+    shown = prompt if isinstance(prompt, str) else prompt.text
+    marks = ", ".join(f"[{words}] {{{style or 'style'}}}" for words, style in request.pairs)
     raise UserError(
-        f"prompt {text!r}: several objects get the template's wording; leave the prompt out, or "
-        f"mark just the pairs of the request in their order, {asked}"
+        f"prompt {shown!r}: several objects get the template's wording; leave the prompt out, or "
+        f"mark just the pairs of the request in their order, {marks}"
     )
-
-
-def _plain(phrases: Iterable[str]) -> tuple[str, ...]:
-    """Phrases for comparison, whatever their case and spaces."""
-    return tuple(" ".join(phrase.casefold().split()) for phrase in phrases)
 
 
 def _phrases(request: EditRequest) -> tuple[str, str]:
@@ -328,4 +324,9 @@ def _prompt(
 
 
 def _same(text: str, span: Span, phrase: str) -> bool:
-    return _plain((text[slice(*span)],)) == _plain((phrase,))
+    return _plain(text[slice(*span)]) == _plain(phrase)
+
+
+def _plain(phrase: str) -> str:
+    """A phrase for comparison: its case and spaces do not matter."""
+    return " ".join(phrase.casefold().split())

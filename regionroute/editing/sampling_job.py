@@ -1,7 +1,7 @@
-"""A batch of images to edit, as the sampler takes it and as it is put together, and the result.
+"""A batch of images to edit, as the sampler takes it, its result, and the stacking of images.
 
 Shape legend: B images, S (object, style) pairs per image, C latent channels, H W latent rows and
-columns, h w image tokens.
+columns (pixels in `stack_images` and `stack_regions`), h w image tokens.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regionroute.errors import Parser, UserError, command
-from regionroute.files import check_output_folder
-from regionroute.folders import atomic_folder
+from regionroute.folders import atomic_folder, check_atomic_folder
 
 CARD = "README.md"
 EXPERTS = "experts"  # theirs are the base's that they were trained on
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if len(args.bases) < 2:
         raise UserError("bases: give two or more folders")
-    check_output_folder(args.out)
+    check_atomic_folder(args.out)
     mean_of_bases(args.bases, args.out)
     print(f"mean of {len(args.bases)} bases saved in {args.out}")
     return 0

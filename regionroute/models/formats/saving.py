@@ -20,6 +20,9 @@ def save_base(backbone: Backbone, out: Path) -> None:
     Args:
         backbone: loaded from files; the other parts are copied from them.
         out: new or empty folder.
+
+    Raises:
+        OSError: `out` is not empty.
     """
     from huggingface_hub import hf_hub_download
 

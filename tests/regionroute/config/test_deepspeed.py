@@ -14,7 +14,7 @@ from regionroute.errors import UserError
         ('{"bf16": {"enabled": true}}', "remove 'bf16' and set base.dtype instead"),
         ("{", "this is not JSON"),
         ('{"a": ' * 500 + "1" + "}" * 500, "this JSON cannot be read"),
-        ('{"a": ' * 9999, "this JSON cannot be read"),
+        ('{"a": ' * 100_000, "this JSON cannot be read"),
         ("[1]", "must hold a JSON object"),
         ('{"zero_optimization": 2}', "zero_optimization must be a JSON object"),
         ('{"zero_optimization": {"stage": "3"}}', "stage must be 0, 1, 2 or 3, not '3'"),
@@ -25,6 +25,11 @@ from regionroute.errors import UserError
             '{"zero_optimization": {"offload_optimizer": false}}',
             "offload_optimizer must be a JSON object",
         ),
+        (
+            '{"zero_optimization": {"offload_param": {"device": "gpu"}}}',
+            "offload_param.device must be one of none, cpu, nvme, not 'gpu'",
+        ),
+        ('{"steps_per_print": "x"}', "steps_per_print must be a whole number from 1, not 'x'"),
         *(
             (
                 f'{{"zero_optimization": {{"stage3_max_live_parameters": {value}}}}}',

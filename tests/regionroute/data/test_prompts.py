@@ -110,6 +110,8 @@ def test_marked_prompt_in_either_order() -> None:
         ("turn the [do[g]] into {x}", "no partner|nested"),
         ("turn the [{dog}] into {x}", "nested"),
         ("turn the [] into {x}", "marks nothing"),
+        ("turn the [???] into {x}", "object '\\?\\?\\?' has no letters"),
+        ("turn the [dog] into {-}", "style '-' has no letters"),
         ("turn the [dog] into x", "1 \\[objects\\] and 0 \\{styles\\}"),
         ("turn the [dog] and [cup] into {x}", "2 \\[objects\\] and 1 \\{styles\\}"),
         ("turn the dog into x", "0 \\[objects\\]"),

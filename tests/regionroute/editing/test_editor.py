@@ -484,11 +484,11 @@ def test_of_two_objects_the_absent_one_alone_is_left(
 def test_presence_is_asked_by_the_words_of_the_template(
     editor: Editor, presence: dict[str, float]
 ) -> None:
-    presence |= {"teddy bear": 0.3, "-": 0.4}
+    presence |= {"teddy bear": 0.3, "a -": 0.4}
     named = EditRequest("The  Teddy-bear", "pixel-art")
     marked, bare = (
         EditRequest("", "", f"make [{phrase}] in {{pixel-art}} style")
-        for phrase in ("a Teddy-bear", "-")
+        for phrase in ("a Teddy-bear", "a -")
     )
     for request, value in ((named, 0.3), (marked, 0.3), (bare, 0.4)):
         edit = editor.edit(picture(32, 32), request, EditOptions(1, mode="routed"))

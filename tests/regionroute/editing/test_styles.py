@@ -94,6 +94,21 @@ def test_an_example_of_a_style_edits_as_its_name_does(editor: Editor, mode: str)
     assert "nearest_trained_style" not in named.settings
 
 
+def test_with_examples_marks_are_compared_by_their_objects(editor: Editor) -> None:
+    images = (example("ink"), example("oil"))
+    routed = EditOptions(mode="routed")
+    for prompt, fits in (
+        ("[Dog] {this}, [cup] {that}", True),
+        ("[cup] {this}, [dog] {that}", False),
+    ):
+        two = EditRequest("dog", "", prompt, also=(("cup", ""),), style_images=images)
+        if fits:
+            editor.check(two, routed)
+        else:
+            with pytest.raises(UserError, match=r"order, \[dog\] {style}, \[cup\] {style}"):
+                editor.check(two, routed)
+
+
 def test_a_blend_lies_between_its_styles(editor: Editor) -> None:
     ink, oil, half = (
         editor.styles.resolve(style).embedding for style in ("ink", "oil", "0.5 ink + 0.5 oil")

@@ -74,10 +74,9 @@ def test_zero_keys_left_to_auto_are_ours(tmp_path, zero):
     assert engine_settings(config, 1, 7) == engine_settings(ours, 1, 7)
 
 
-@pytest.mark.parametrize("stage", ["3", 7])
-def test_a_stage_that_is_none_is_refused(tmp_path, stage):
+def test_an_unknown_stage_is_refused(tmp_path):
     path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    path.write_text(json.dumps({"zero_optimization": {"stage": 7}}))
     with pytest.raises(UserError, match=r"ds\.json: zero_optimization\.stage must be 0, 1, 2 or 3"):
         engine_settings(load_config(None, [f"train.deepspeed={path}"]), 1, 7)
 
