@@ -87,7 +87,7 @@ def image_metadata(
         assert sampled.absent is not None
         absent = sampled.absent[row].tolist()
         facts["warnings"] = [
-            _warning(plan.object, value, missing)
+            _warning(plan.object, value, confidence, missing)
             for plan, value, missing in zip(plans, values, absent, strict=True)
             if missing or value < confidence
         ]
@@ -133,13 +133,13 @@ def mask_from_text(text: str) -> Tensor:
         ) from None
 
 
-def _warning(phrase: str, value: float, absent: bool) -> str:
+def _warning(phrase: str, value: float, confidence: float, absent: bool) -> str:
     if absent:
         return (
             f'"{phrase}" was not found in the image, so it was left unchanged; use force '
             "(--force) to edit all the same"
         )
     return (
-        f'"{phrase}" was hardly found in the image: the attention on its region is only '
-        f"{value:.2g} times the average"
+        f'"{phrase}" was hardly found in the image: the attention on its region is '
+        f"{value:.2g} times the average, {confidence:.2g} or more is usual"
     )
