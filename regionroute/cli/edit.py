@@ -18,7 +18,7 @@ from regionroute.models.devices import pick_device
 from regionroute.remote import staged
 
 if TYPE_CHECKING:
-    from regionroute.editing.batch import Jobs
+    from regionroute.editing.batch import Job, Jobs
     from regionroute.editing.editor import Editor
     from regionroute.pipeline import RegionRoutePipeline
 
@@ -143,9 +143,10 @@ def _edit_many(args: argparse.Namespace) -> int:
         size, engine = args.batch_size or 8, engine_of(args)
         if engine.on_ray:
             args.device = device_of(args)
-        by_example = all(job.style_image is not None for job in jobs.jobs)
-        load = functools.partial(_editor, args, by_example)
-        written = run_jobs(load, jobs, options, size, args.keep_exif, engine)
+        for by_example, some in _by_experts(jobs.jobs, args).items():
+            jobs.jobs = some
+            load = functools.partial(_editor, args, by_example)
+            written += run_jobs(load, jobs, options, size, args.keep_exif, engine)
     found = f"failed {len(jobs.problems)}, warnings {len(jobs.warnings)}"
     print(f"edited {written}, skipped {skipped}, {found}")
     lines = {"note": jobs.notes, "warning": jobs.warnings, "error": jobs.problems}
@@ -153,6 +154,18 @@ def _edit_many(args: argparse.Namespace) -> int:
         for sentence in sentences:
             print(f"{kind}: {printable(sentence)}", file=sys.stderr)
     return 1 if jobs.problems else 0
+
+
+def _by_experts(jobs: list[Job], args: argparse.Namespace) -> dict[bool, list[Job]]:
+    """Jobs for packaged experts by name (False) and by example (True), or all for given ones."""
+    if args.experts or args.zero_shot:
+        return {False: jobs}
+    # Those by example first: not every base has them, and that is better told before any edit.
+    groups = {
+        kind: [job for job in jobs if (job.style_image is not None) == kind]
+        for kind in (True, False)
+    }
+    return {kind: some for kind, some in groups.items() if some}
 
 
 def _editor(args: argparse.Namespace, by_example: bool) -> Editor:

@@ -201,11 +201,14 @@ def test_the_old_name_of_refine_crop_is_an_alias(
 # Many images
 
 
-def test_a_batch_of_style_images_takes_the_experts_for_them(photo: Path, tmp_path: Path) -> None:
-    given = row(image=str(photo), style=None, style_image=str(photo), object="square", out="a.png")
-    rows = write_rows(tmp_path / "rows.jsonl", given)
+def test_rows_take_the_experts_for_their_kind_of_style(photo: Path, tmp_path: Path) -> None:
+    common = {"image": str(photo), "object": "square"}
+    shown = row(**common, style=None, style_image=str(photo), out="a.png")
+    rows = write_rows(tmp_path / "rows.jsonl", row(**common, style="line-art", out="b.png"), shown)
     assert cli.main(["edit", "--batch", str(rows), "--base", "nano", "--force"]) == 0
-    assert json.loads((tmp_path / "a.json").read_text())["nearest_trained_style"]
+    shown, named = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert shown["nearest_trained_style"]
+    assert named["style"] == "line-art"
 
 
 def test_zero_shot_has_no_style_images(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
