@@ -6,9 +6,9 @@ prints them with the descriptions as comments.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar, get_args, overload
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from regionroute.config import io as config_io
 from regionroute.config.base import (
@@ -269,21 +269,10 @@ class RunConfig(Section):
         return self
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-@overload
-def load_config(path: AnyPath | None, overrides: Sequence[str] = ...) -> RunConfig: ...
-@overload
-def load_config(path: AnyPath | None, overrides: Sequence[str], model: type[Model]) -> Model: ...
-
-
-def load_config(
-    path: AnyPath | None, overrides: Sequence[str] = (), model: type[BaseModel] = RunConfig
-) -> BaseModel:
-    """Reads settings as `config_io.load_config` does, those of a training run by default.
+def load_config(path: AnyPath | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads the settings of a training run, see `regionroute.config.io.load_config`.
 
     Raises:
         UserError: a missing or unreadable file, an unknown key, a wrong value.
     """
-    return config_io.load_config(path, overrides, model)
+    return config_io.load_config(path, overrides, RunConfig)

@@ -13,6 +13,7 @@ from regionroute.adapters import (
     read_registry,
     target_names,
 )
+from regionroute.config import io as config_io
 from regionroute.config.io import known_keys
 from regionroute.config.run import RunConfig, load_config
 from regionroute.diffusion.families import family_of
@@ -144,7 +145,7 @@ MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear")
 )  # fmt: skip
 def test_the_parameter_totals_of_styleexpert_in_the_docs(shared_rank, modulation, millions):
     experts = load_config(str(CONFIGS / "kontext_styleexpert.yaml")).experts
-    heads = load_config(str(CONFIGS / "style_encoder.yaml"), (), StyleEncoderConfig).head
+    heads = config_io.load_config(str(CONFIGS / "style_encoder.yaml"), (), StyleEncoderConfig).head
     style_dim = len(heads.levels) * heads.tokens * heads.width
     with torch.device("meta"):
         flux = FluxTransformer2DModel.from_config(KONTEXT_PARTS["transformer"])
@@ -166,7 +167,7 @@ def test_the_parameter_totals_of_styleexpert_in_the_docs(shared_rank, modulation
 
 @pytest.mark.parametrize(("name", "width"), [("nano_style_encoder", 192), ("style_encoder", 3072)])
 def test_the_style_encoders_configurations_load(name, width):
-    config = load_config(str(CONFIGS / f"{name}.yaml"), (), StyleEncoderConfig)
+    config = config_io.load_config(str(CONFIGS / f"{name}.yaml"), (), StyleEncoderConfig)
     assert len(config.head.levels) * config.head.tokens * config.head.width == width
     assert (config.tower.name is None) == (name == "nano_style_encoder")
 

@@ -211,12 +211,12 @@ class _Other(Section):
 
 
 def test_any_model_can_be_loaded():
-    config = load_config(None, ["name=x", "codec.levels=[4]"], _Other)
+    config = config_io.load_config(None, ["name=x", "codec.levels=[4]"], _Other)
     assert config == _Other(name="x", codec=_Codec(levels=[4]))
     with pytest.raises(UserError, match="defaults: name must be given"):
-        load_config(None, [], _Other)
+        config_io.load_config(None, [], _Other)
     with pytest.raises(UserError, match=r"nearest known one is 'codec\.levels'"):
-        load_config(None, ["codec.level=[4]"], _Other)
+        config_io.load_config(None, ["codec.level=[4]"], _Other)
 
 
 class _Inner(Section):
@@ -237,12 +237,12 @@ class _Outer(Section):
 
 
 def test_what_is_not_given_is_as_in_the_default_of_the_group_above():
-    middle = load_config(None, ["middle.height=6"], _Outer).middle
+    middle = config_io.load_config(None, ["middle.height=6"], _Outer).middle
     assert middle == _Middle(inner=_Inner(sizes={"b": 3}, depth=4), width=5, height=6)
-    inner = load_config(None, ["middle.inner.sizes={c: 7}"], _Outer).middle.inner
+    inner = config_io.load_config(None, ["middle.inner.sizes={c: 7}"], _Outer).middle.inner
     assert inner == _Inner(sizes={"c": 7}, depth=4)  # a value is replaced as a whole
     with pytest.raises(UserError, match=r"middle\.inner\.deep"):
-        load_config(None, ["middle.inner.deep=1"], _Outer)
+        config_io.load_config(None, ["middle.inner.deep=1"], _Outer)
 
 
 @pytest.mark.parametrize(
