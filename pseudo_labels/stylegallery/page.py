@@ -20,6 +20,7 @@ from pseudo_labels.stylegallery.gallery import AnalysedImage, GalleryResult
 from pseudo_labels.stylegallery.stylizer import AttentionEnergyStylizer
 from regionroute.data.images import to_pil, write_image
 from regionroute.files import atomic_write, write_json
+from regionroute.settings_files import versions
 
 _SIDE = 384  # longer side of displayed images in pixels
 _CURVE = (720, 200)
@@ -33,7 +34,7 @@ def write_result(
     stylizer: AttentionEnergyStylizer,
     page: Path | None = None,
 ) -> list[str]:
-    """Write ``out``, next to it a JSON record of all settings, and the page.
+    """Write ``out``, its settings file beside it, and the page.
 
     Args:
         out: PNG, written last.
@@ -55,6 +56,7 @@ def write_result(
         "settings": stylizer.config,
         **({"networks": stylizer.networks} if stylizer.networks else {}),
         **stylizer.remarks,
+        "versions": versions(),
     }
     warnings = []
     if stylizer.remarks:

@@ -16,6 +16,7 @@ from pseudo_labels.stylemamba.saved import SavedStyle, load_style, png_metadata,
 from regionroute.data.images import read_image, write_image
 from regionroute.errors import UserError
 from regionroute.files import write_json
+from regionroute.settings_files import versions
 
 
 def apply_style(
@@ -75,6 +76,7 @@ def apply_style(
         "encoder": saved.facts.encoder,
         "codec": saved.facts.codec,
         "random_weights": saved.facts.random,
+        "versions": versions(),
     }
     if said := warning(saved.facts.random):
         facts["warnings"] = [said]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pseudo_labels.stylegallery.gallery import Choice
 
 PRESETS = ("full", "pairs", "lcm", "hyper-sd")
-RECORD = frozenset({"photo", "references", "matches"})  # keys of the JSON next to an image
 EPILOG = """\
 examples:
   regionroute gallery photo.jpg --references refs/ --out out.png --page out.html
@@ -184,7 +183,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if args.out.resolve() == args.photo.resolve():
         raise UserError(f"{args.out}: this is the photo, choose another name")
     inputs = [args.photo, args.references, args.region, args.labels, args.config]
-    check_image_output(args.out, [*inputs, args.sam, args.lora], RECORD)
+    check_image_output(args.out, [*inputs, args.sam, args.lora])
     if args.page:
         check_output_file(args.page)
         check_inputs_kept([args.page], filter(None, inputs))

@@ -13,7 +13,8 @@ from typing import Any
 
 from regionroute.engines.base import ENGINES, EngineSettings
 from regionroute.errors import Parser, UserError
-from regionroute.files import check_inputs_kept, check_output_file, read_json
+from regionroute.files import check_inputs_kept, check_output_file
+from regionroute.settings_files import check_settings_file
 
 # A parser or one of its groups; argparse has no public name for what they share.
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -270,34 +271,21 @@ def check_workers(args: argparse.Namespace) -> None:
         raise UserError(f"--workers {args.workers}: must be at most {MOST_WORKERS}")
 
 
-def check_image_output(
-    out: Path, inputs: Iterable[str | Path | None], record: frozenset[str]
-) -> None:
-    """Refuse, before any work, an image or the JSON record next to it that costs another file.
+def check_image_output(out: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse, before any work, an image or the settings file beside it that costs another file.
 
     Args:
         out: the image.
         inputs: everything that is read; a folder counts with the files in it, None and what is no
             file or folder not at all.
-        record: keys by which a record of the same command is recognised; it is replaced.
 
     Raises:
         UserError: no file can be written there, an input, or a JSON file of another origin.
     """
-    facts = out.with_suffix(".json")
-    for path in (out, facts):
+    files = [out, out.with_suffix(".json")]
+    for path in files:
         check_output_file(path)
     read = [Path(name) for name in inputs if name is not None]
-    files = [one for path in read if path.is_dir() for one in path.iterdir()]
-    check_inputs_kept([out, facts], [*files, *(path for path in read if path.is_file())])
-    if not facts.exists():
-        return
-    try:
-        found = read_json(facts)
-    except UserError:
-        found = None
-    if not (isinstance(found, dict) and record <= found.keys()):
-        raise UserError(
-            f"{facts}: the settings of {out.name} would overwrite this file, which is not from "
-            "this command: choose another name for the output"
-        )
+    inside = [one for path in read if path.is_dir() for one in path.iterdir()]
+    check_inputs_kept(files, [*inside, *(path for path in read if path.is_file())])
+    check_settings_file(out)

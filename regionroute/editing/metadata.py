@@ -7,7 +7,6 @@ import binascii
 import dataclasses
 import io
 from collections.abc import Sequence
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from regionroute.errors import UserError
 from regionroute.hub_names import used_name
 from regionroute.models.backbone import Backbone
 from regionroute.models.embedded import NAMES, nano_folder
+from regionroute.settings_files import versions
 
 
 def batch_metadata(
@@ -70,7 +70,7 @@ def image_metadata(
         "object": plans[0].object if one else [plan.object for plan in plans],
         "style": plans[0].style.name if one else [plan.style.name for plan in plans],
         "seed": plans[0].seed,
-        "versions": {name: version(name) for name in ("regionroute", "torch", "diffusers")},
+        "versions": versions(),
     }
     nearest = [plan.style.nearest for plan in plans if plan.style.nearest]
     if nearest:

@@ -21,10 +21,10 @@ from regionroute.errors import UserError
 from regionroute.files import (
     check_inputs_kept,
     check_output_file,
-    read_json,
     shown_path,
     write_json,
 )
+from regionroute.settings_files import check_settings_file
 
 PANEL = 256  # pixels; smaller images are enlarged for the side-by-side
 MARGIN, LABEL_HEIGHT = 8, 22
@@ -81,22 +81,7 @@ def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
     if len(set(destination.files)) < len(destination.files):
         raise UserError(f"{destination.image}: two of its files have the same name, change one")
     check_inputs_kept(destination.files, inputs)
-    settings = destination.image.with_suffix(".json")
-    if os.path.exists(settings) and not is_settings_file(settings):
-        raise UserError(
-            f"{settings}: the settings of {destination.image.name} would overwrite this file, "
-            "which is not an edit's settings: choose another name for the output"
-        )
-
-
-def is_settings_file(path: Path) -> bool:
-    """Whether a file is one of the settings files that edits write next to their images."""
-    try:
-        found = read_json(path)
-    except (UserError, OSError):
-        return False
-    versions = found.get("versions") if isinstance(found, dict) else None
-    return isinstance(versions, dict) and "regionroute" in versions
+    check_settings_file(destination.image)
 
 
 def write_edit(

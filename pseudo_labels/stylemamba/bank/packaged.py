@@ -17,6 +17,7 @@ from regionroute.data.images import read_image, write_image
 from regionroute.errors import UserError
 from regionroute.files import file_hash, write_json
 from regionroute.models.embedded import PHOTOS
+from regionroute.settings_files import versions
 
 _REGION = 0.5  # boundary of a region in the base's map
 
@@ -114,6 +115,7 @@ def apply_bank(
         "region": word or region,
         "feather": feather if mask is not None else None,
         "bank": file_hash(folder / FACTS_FILE)[:16],
+        "versions": versions(),
     }
     if warnings:
         facts["warnings"] = warnings

@@ -138,7 +138,7 @@ class ExpertRegistry(BaseModel):
         """The expert of a style, given by its name or, second, by its phrase, in any case.
 
         Raises:
-            UserError: an unknown style; names the nearest.
+            UserError: an unknown style; names those there are.
         """
         wanted = style.strip().casefold()
         known = [entry.style for entry in self.experts]
@@ -147,17 +147,18 @@ class ExpertRegistry(BaseModel):
             for i, text in enumerate(texts):
                 if text.casefold() == wanted:
                     return i
-        near = difflib.get_close_matches(style, known, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(wanted, known, n=1)
+        hint = f', the nearest is "{near[0]}"' if near else ""
         raise UserError(
-            f'there is no expert for style "{style}", the nearest is "{near}" '
-            f"(known: {', '.join(known)})"
+            f'there is no expert for style "{style}"{hint} (known: {", ".join(known)}); '
+            "`regionroute teach` makes one from images of the style"
         )
 
     def name(self, style: str) -> str:
         """A style's name, given by its name or by its phrase, in any case.
 
         Raises:
-            UserError: an unknown style; names the nearest.
+            UserError: an unknown style; names those there are.
         """
         return self.experts[self.index(style)].style
 

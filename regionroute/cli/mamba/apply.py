@@ -11,7 +11,6 @@ from pathlib import Path
 from regionroute.cli.options import add_device, add_region, check_image_output, command_parser
 from regionroute.errors import Parser, UserError
 
-RECORD = frozenset({"photo", "styles", "strength", "feather"})  # keys of the JSON next to an image
 EPILOG = """\
 examples:
   regionroute mamba apply photo.jpg --style "ukiyo-e woodblock print" --out out.png
@@ -144,7 +143,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out}: images are written as PNG, give a name that ends in .png")
     if args.out.resolve() == args.photo.resolve():
         raise UserError(f"{args.out}: this is the photo, choose another name")
-    check_image_output(args.out, [args.photo, args.region, args.labels], RECORD)
+    check_image_output(args.out, [args.photo, args.region, args.labels])
 
 
 def _names(given: Sequence[str]) -> tuple[list[str], list[float] | None]:

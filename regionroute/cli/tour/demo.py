@@ -141,5 +141,5 @@ def _score(watch: Stopwatch, out: Path) -> None:
     watch.run("scores", ["score", *given, "--out", str(out / "scores")])
     watch.report(out, "RegionRoute demo: photos, only the named object is restyled")
     slices = read_json(out / "scores" / "summary.json")["methods"][NEW_STYLE]["slices"]
-    residual = slices["all"]["in_mask_relative"]["mean"]
+    residual = slices["all"]["in_mask_ratio"]["mean"]
     print(f"residual error on the objects: {residual:.0%} of that of the unedited photos")

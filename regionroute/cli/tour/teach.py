@@ -13,7 +13,8 @@ from typing import NamedTuple
 from regionroute.cli.options import add_base, add_seed, command_parser
 from regionroute.cli.tour.stages import Stopwatch, check_arguments
 from regionroute.errors import Parser, UserError, command
-from regionroute.files import atomic_write, read_json, write_jsonl
+from regionroute.files import atomic_write, file_hash, read_json, write_json, write_jsonl
+from regionroute.folders import remove_folder
 from regionroute.models import embedded as nano
 
 EXAMPLES = """\
@@ -23,16 +24,18 @@ examples:
   regionroute teach --style-images my_style/ --photos photos/ --name my-style --object dog
 
 Give twenty photos that show one object each, better more. What the object is called: "word" in
-PHOTOS/labels.jsonl (see `regionroute label --help`, which takes masks too), or --object, or the
-photo's name (grey_cat-02.jpg: "grey cat"; IMG_0042.jpg: "object"). Where it is: the mask or box of
-labels.jsonl, or U2-Net-p finds it. A quarter of the photos, chosen by their content, is set aside
-and not trained on.
+PHOTOS/labels.jsonl (see `regionroute label --help`, which takes masks too); without that file,
+--object, or the photo's name (grey_cat-02.jpg: "grey cat"; IMG_0042.jpg: "object"). Where it is:
+the mask or box of labels.jsonl, or U2-Net-p finds it (looked for in ~/.u2net, else downloaded;
+--grounder salient:FILE names the file). A quarter of the photos, chosen by their content, is set
+aside and not trained on.
 
-A second run in the same folder resumes where the first stopped. The exit code is 1 if the style was
-not learned."""
+The same command again resumes where it was stopped; with other style images, photos, words, base or
+seed it trains anew. The exit code is 1 if the style was not learned."""
 
-STYLE_FILE = "style.yaml"
-WRITTEN = (STYLE_FILE, "labels.jsonl", "run", "experts")  # in --out, replaced by a second run
+STYLE_FILE, LABELS_FILE = "style.yaml", "labels.jsonl"
+TAUGHT_FILE = "taught.json"  # in the run's folder: what it is trained on
+WRITTEN = (STYLE_FILE, LABELS_FILE, "run", "experts")  # in --out, replaced by a second run
 FEWEST = 6  # photos, so that there is one to test and a few to train on
 GENERIC = "object"
 # Names that cameras and programs give.
@@ -87,7 +90,7 @@ def parser() -> Parser:
     add("--photos", type=Path, metavar="DIR", help="photos that are restyled to train on")
     add("--before", type=Path, metavar="DIR", help="photos, in place of --photos")
     add("--after", type=Path, metavar="DIR", help="the same photos in the style, names equal")
-    add("--object", metavar="WORD", help="what all photos show (by their labels or names)")
+    add("--object", metavar="WORD", help="what all photos show, if they have no labels.jsonl")
     add("--phrase", metavar="WORDS", help="words for the style in prompts (the name)")
     finder = "finds objects without mask and box: salient[:FILE], yolox:FILE or a hub id (salient)"
     add("--grounder", default="salient", metavar="NAME", help=finder)
@@ -139,13 +142,18 @@ def _check(args: argparse.Namespace) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", args.name):
         raise UserError(f"--name {args.name}: use letters, digits, '-' and '_'")
     from pseudo_labels.segment.folder import list_photos
+    from pseudo_labels.segment.given import read_labels
     from pseudo_labels.stylize.paired import images_by_stem
 
     for folder in (args.style_images, args.after):
         if folder is not None:
             images_by_stem(folder)
     photos: Path = args.photos or args.before
-    count = len(list_photos(photos, [GENERIC])[0])
+    labels = photos / LABELS_FILE
+    if args.object and labels.is_file():
+        raise UserError(f"--object {args.object}: {labels} names the objects, leave the option out")
+    found, _ = read_labels(labels) if labels.is_file() else list_photos(photos, [GENERIC])
+    count = len(found)
     if count < FEWEST:
         raise UserError(f"{photos}: {count} photos are too few, give {FEWEST} or more, better 20")
     _check_out(args.out, args.name)
@@ -211,9 +219,9 @@ def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Rec
             f"    stylizer: {stylizer}\n    settings: {{{key}: {place}}}\n",
             encoding="utf-8",
         )
-    labels = photos / "labels.jsonl"
-    if args.object or not labels.is_file():
-        labels = args.out / "labels.jsonl"
+    labels = photos / LABELS_FILE
+    if not labels.is_file():
+        labels = args.out / LABELS_FILE
         write_jsonl(labels, label_rows(photos, args.object))
     how = ["--labels", str(labels), "--images", str(photos), "--styles", str(style)]
     how += ["--grounder", args.grounder, "--segmenter", "grabcut", "--whole"]
@@ -250,6 +258,7 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     """Trains, and copies the experts of the best validation to ``out/experts``."""
     steps = args.steps or recipe.steps
     every, run = max(1, steps // ROUNDS), args.out / "run"
+    _begin(run, args)
     settings = [
         f"base.name={args.base}", f"data.manifest={args.out / 'pairs'}", f"output={run}",
         f"seed={args.seed}", f"train.steps={steps}", "experts.styles=null",
@@ -270,6 +279,20 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     made.rename(args.out / "experts")
 
 
+def _begin(run: Path, args: argparse.Namespace) -> None:
+    """Removes the folder of a run that was trained on something else; notes what it will be on.
+
+    A resumed run would report experts of the former pairs as those of the new ones.
+    """
+    pairs = sorted((args.out / "pairs").glob("manifest*.jsonl"))
+    taught = {"pairs": [file_hash(file) for file in pairs], "base": args.base, "seed": args.seed}
+    note = run / TAUGHT_FILE
+    if run.is_dir() and not (note.is_file() and read_json(note) == taught):
+        print("the pairs, the base or the seed are not those of the last run: it starts anew")
+        remove_folder(run)
+    write_json(note, taught)
+
+
 def _test(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     """Edits and scores the photos set aside; report and model card."""
     out, experts = args.out, str(args.out / "experts")
@@ -288,7 +311,7 @@ def _verdict(args: argparse.Namespace) -> int:
     """Says whether the style was learned; 0 if it was."""
     summary = read_json(args.out / "scores" / "summary.json")
     scores = summary["methods"][args.name]["slices"]["all"]
-    left, success = scores["in_mask_relative"], scores["success"]["mean"]
+    left, success = scores["in_mask_ratio"], scores["success"]["mean"]
     found = (
         f"on {left['n']} photos set aside the edit leaves {left['mean']:.0%} of the difference "
         f"between photo and target on the object, success {success:.0%}"

@@ -79,11 +79,11 @@ def test_an_output_without_a_name_is_refused(name: str) -> None:
 def test_a_stranger_s_json_is_not_overwritten(folder: Path) -> None:
     (folder / "dog.json").write_text(LABELME)
     for name in ("dog.png", "a.png"):
-        with pytest.raises(UserError, match=r"dog\.json: .*not an edit's settings|overwrite"):
+        with pytest.raises(UserError, match=r"dog\.json: .*not the settings of an image|overwrite"):
             check_destination(Destination(folder / name), [folder / "a.png"])
     jobs = read_rows(rows(folder, row(out="dog.png"), row()))
     assert len(jobs.jobs) == 1
-    assert "not an edit's settings" in jobs.problems[0]
+    assert "not the settings of an image" in jobs.problems[0]
     assert (folder / "dog.json").read_text() == LABELME
     (folder / "dog.json").write_text(json.dumps({"versions": {"regionroute": "1"}}))
     check_destination(Destination(folder / "dog.png"), [folder / "a.png"])  # an edit made again
@@ -130,7 +130,7 @@ def test_no_row_edits_the_edit_of_another(folder: Path, later: dict[str, str]) -
 
 def test_a_batch_does_not_overwrite_its_own_file(folder: Path) -> None:
     jobs = read_rows(rows(folder, row(out="rows.png"), name="rows.json"))
-    assert "not an edit's settings" in jobs.problems[0]
+    assert "not the settings of an image" in jobs.problems[0]
 
 
 def test_a_manifest_s_images_are_not_overwritten(tiny_manifest: Path) -> None:

@@ -38,7 +38,7 @@ def test_the_photos_are_there_and_every_box_lies_in_its_photo(tmp_path):
 
 
 def test_stages_follow_each_other(started, tmp_path):
-    slices = {"all": {"in_mask_relative": {"mean": 0.4}}}
+    slices = {"all": {"in_mask_ratio": {"mean": 0.4}}}
     write_json(
         tmp_path / "out" / "demo" / "scores" / "summary.json",
         {"methods": {demo.NEW_STYLE: {"slices": slices}}},

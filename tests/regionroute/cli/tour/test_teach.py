@@ -10,7 +10,7 @@ from PIL import Image
 from regionroute.cli.main import main as regionroute
 from regionroute.cli.tour import stages, teach
 from regionroute.config.run import load_config
-from regionroute.files import read_json, read_jsonl, write_json
+from regionroute.files import read_json, read_jsonl, write_json, write_jsonl
 from regionroute.models import embedded as nano
 
 
@@ -46,7 +46,7 @@ def started(monkeypatch, folders):
 
 
 def scored(folder, left, success):
-    slices = {"all": {"in_mask_relative": {"mean": left, "n": 3}, "success": {"mean": success}}}
+    slices = {"all": {"in_mask_ratio": {"mean": left, "n": 3}, "success": {"mean": success}}}
     write_json(folder / "scores" / "summary.json", {"methods": {"mine": {"slices": slices}}})
 
 
@@ -107,9 +107,32 @@ def test_it_says_so_when_nothing_was_learned(started, folders, capsys, left, suc
     assert "\nlearned" not in said
 
 
+def test_a_run_on_other_pairs_is_not_resumed(started, folders, capsys):
+    out = folders / "here"
+    scored(out, 0.2, 1.0)
+    steps = out / "run" / "steps-so-far"
+    for manifest, seed, resumed in (
+        ("one", "0", False),
+        ("one", "0", True),
+        ("another", "0", False),
+        ("another", "1", False),
+        ("another", "1", True),
+    ):
+        (out / "pairs").mkdir(exist_ok=True)
+        (out / "pairs" / "manifest.jsonl").write_text(manifest)
+        assert regionroute([*TEACH, "--out", "here", "--seed", seed]) == 0
+        assert steps.exists() == resumed
+        steps.touch()
+    assert capsys.readouterr().out.count("it starts anew") == 2
+    (out / "run" / "taught.json").unlink()  # of an earlier version: nobody knows
+    assert regionroute([*TEACH, "--out", "here", "--seed", "1"]) == 0
+    assert not steps.exists()
+
+
 def test_pairs_and_labels_that_are_there(started, folders):
     scored(folders / "here", 0.2, 1.0)
-    (folders / "photos" / "labels.jsonl").write_text("{}")
+    rows = [{"file": f"dog_{number:02d}.png", "word": "puppy"} for number in range(7)]
+    write_jsonl(folders / "photos" / "labels.jsonl", rows)
     pairs = ["teach", "--name", "mine", "--before", "photos", "--after", "after", "--out", "here"]
     assert regionroute(pairs) == 0
     styles = (folders / "here" / "style.yaml").read_text()
@@ -117,8 +140,18 @@ def test_pairs_and_labels_that_are_there(started, folders):
     assert f'after: "{folders / "after"}"' in styles
     assert started[0][started[0].index("--labels") + 1] == "photos/labels.jsonl"
     assert not (folders / "here" / "labels.jsonl").exists()
-    assert regionroute([*pairs, "--object", "cat"]) == 0  # a word of one's own
-    assert read_jsonl(folders / "here" / "labels.jsonl")[0]["objects"] == [{"word": "cat"}]
+
+
+def test_a_word_for_all_photos(started, folders, refused):
+    scored(folders / "out" / "teach" / "mine", 0.2, 1.0)
+    assert regionroute([*TEACH, "--object", "cat"]) == 0
+    rows = read_jsonl(folders / "out" / "teach" / "mine" / "labels.jsonl")
+    assert rows[0]["objects"] == [{"word": "cat"}]
+    write_jsonl(folders / "photos" / "labels.jsonl", [{"file": "dog_00.png", "word": "puppy"}])
+    told = refused(regionroute, [*TEACH, "--object", "cat"])
+    assert "--object cat: photos/labels.jsonl names the objects, leave the option out" in told
+    told = refused(regionroute, TEACH)  # images without a label, such as masks, do not count
+    assert "photos: 1 photos are too few, give 6 or more" in told
 
 
 @pytest.mark.parametrize(

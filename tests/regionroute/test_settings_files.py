@@ -1,6 +1,6 @@
-"""Files of edits."""
+"""Which JSON beside an image is its settings file."""
 
-from regionroute.editing.outputs import is_settings_file
+from regionroute.settings_files import is_settings_file
 
 
 def test_settings_files_are_recognised(tmp_path):

@@ -1,0 +1,39 @@
+"""Settings files: the JSON that a command writes beside an image it made (out.png, out.json)."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from regionroute.errors import UserError
+from regionroute.files import AnyPath, read_json, shown_path
+
+
+def versions() -> dict[str, str]:
+    """What a settings file says under "versions"; a file of ours is recognised by it."""
+    return {name: version(name) for name in ("regionroute", "torch", "diffusers")}
+
+
+def is_settings_file(path: AnyPath) -> bool:
+    """Whether a file is the settings file of an image that one of our commands made."""
+    try:
+        found = read_json(path)
+    except (UserError, OSError):
+        return False
+    made_by = found.get("versions") if isinstance(found, dict) else None
+    return isinstance(made_by, dict) and "regionroute" in made_by
+
+
+def check_settings_file(image: Path) -> None:
+    """Refuses, before any work, an image whose settings would overwrite a file of another origin.
+
+    Args:
+        image: to be written.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    settings = image.with_suffix(".json")
+    if settings.exists() and not is_settings_file(settings):
+        raise UserError(
+            f"{shown_path(settings)}: the settings of {image.name} would overwrite this file, "
+            "which is not the settings of an image: choose another name for the output"
+        )
