@@ -20,6 +20,7 @@ from regionroute.cli.options import (
     engine_of,
 )
 from regionroute.errors import Parser, UserError
+from regionroute.files import check_input_file, check_png_name
 
 EPILOG = """\
 one image:
@@ -218,7 +219,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
     Raises:
         UserError: none or several of image, batch and manifest; options of another of these;
-            numbers out of range.
+            numbers out of range; files of a single edit that cannot be.
     """
     modes = [name for name in ("image", "batch", "manifest") if getattr(args, name)]
     if len(modes) != 1:
@@ -254,6 +255,9 @@ def _check_mode(args: argparse.Namespace, mode: str) -> None:
     if mode == "image":
         if not args.out:
             raise UserError("--out is missing: name the PNG to write")
+        check_png_name(args.out)
+        for path in (args.image, *(args.region_map or ()), *(args.style_image or ())):
+            check_input_file(path, "image")
         _check_words(args)
     if mode == "manifest" and not args.out_dir:
         raise UserError("--out-dir is missing: name the folder for the manifest's edits")

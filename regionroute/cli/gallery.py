@@ -176,8 +176,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    if args.out.suffix.lower() != ".png":
-        raise UserError(f"{args.out}: images are written as PNG, give a name that ends in .png")
     if args.page and args.page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{args.page}: give the page a name that ends in .html")
     if args.out.resolve() == args.photo.resolve():

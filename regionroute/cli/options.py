@@ -13,7 +13,7 @@ from typing import Any
 
 from regionroute.engines.base import ENGINES, EngineSettings
 from regionroute.errors import Parser, UserError
-from regionroute.files import check_inputs_kept, check_output_file
+from regionroute.files import check_inputs_kept, check_output_file, check_png_name
 from regionroute.settings_files import check_settings_file
 
 # A parser or one of its groups; argparse has no public name for what they share.
@@ -280,8 +280,9 @@ def check_image_output(out: Path, inputs: Iterable[str | Path | None]) -> None:
             file or folder not at all.
 
     Raises:
-        UserError: no file can be written there, an input, or a JSON file of another origin.
+        UserError: no PNG can be written there, an input, or a JSON file of another origin.
     """
+    check_png_name(out)
     files = [out, out.with_suffix(".json")]
     for path in files:
         check_output_file(path)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from regionroute.data.colour import profile_name, profile_of, profile_space, to_
 from regionroute.data.image_files import ORIENTATION, image_size, opened
 from regionroute.data.masks import read_mask, read_soft_mask
 from regionroute.errors import UserError
-from regionroute.files import AnyPath, atomic_write, shown_path
+from regionroute.files import AnyPath, atomic_write, check_png_name, shown_path
 
 __all__ = [
     "LoadedImage",
@@ -254,8 +253,7 @@ def write_image(
         UserError: the name does not end in ``.png``.
         ValueError: another shape, or values that are not finite.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise UserError(f"{path}: images are written as PNG, give a name that ends in .png")
+    check_png_name(path)
     info = PngImagePlugin.PngInfo()
     for key, text in (metadata or {}).items():
         info.add_text(key, text)

@@ -21,7 +21,7 @@ from regionroute.errors import UserError
 from regionroute.files import (
     check_inputs_kept,
     check_output_file,
-    shown_path,
+    check_png_name,
     write_json,
 )
 from regionroute.settings_files import check_settings_file
@@ -71,10 +71,8 @@ def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
     if not destination.image.name:  # '', '.' and '/'
         raise UserError(f"output {destination.image}: give a file name such as out.png")
     for path in destination.files:
-        if path.suffix.lower() not in (".png", ".json"):
-            raise UserError(
-                f"{shown_path(path)}: images are written as PNG, give a name that ends in .png"
-            )
+        if path.suffix.lower() != ".json":
+            check_png_name(path)
         if os.path.isdir(path):
             raise UserError(f"{path}: this is a folder, give a file name such as {path}/out.png")
         check_output_file(path)

@@ -143,7 +143,10 @@ class Sampler:
                 absent = presence < self.routing.presence
             gates = token_gates(maps * ~absent[..., None, None], self.routing)
             keep, instances = choose_instances(gates, job.instance)
-            gates, shown = gates * keep, boundary_map(maps, self.routing) * keep
+            # An image that stays as it is shows where its objects were looked for.
+            mapped = ~absent | absent.all(1, keepdim=True)
+            gates = gates * keep
+            shown = boundary_map(maps, self.routing) * keep * mapped[..., None, None]
         acting = widen_gates(gates, self.routing) if job.lock_background else gates
         calls = self._calls(job, acting)
         if calls is None and first is not None:

@@ -139,8 +139,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--labels goes with --region WORD")
     if args.prompt and (args.name or not args.encoder):
         raise UserError("--prompt replaces --name and needs --encoder NAME")
-    if args.out.suffix.lower() != ".png":
-        raise UserError(f"{args.out}: images are written as PNG, give a name that ends in .png")
     if args.out.resolve() == args.photo.resolve():
         raise UserError(f"{args.out}: this is the photo, choose another name")
     check_image_output(args.out, [args.photo, args.region, args.labels])

@@ -620,7 +620,10 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     assert "turn the [dog]" in done.stdout
 
 
-def test_examples_in_the_help_are_accepted() -> None:
+def test_examples_in_the_help_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     text = re.sub(r"\\\n\s+", "", edit_command.EPILOG)
     examples = [
         line.split("edit ", 1)[1] for line in text.splitlines() if "regionroute edit" in line
@@ -629,6 +632,9 @@ def test_examples_in_the_help_are_accepted() -> None:
     for example in examples:
         words = re.findall(r'"[^"]*"|\S+', example)
         arguments = edit_command.parser().parse_args([word.strip('"') for word in words])
+        for path in (arguments.image, *(arguments.style_image or arguments.region_map or ())):
+            if path:
+                path.touch()
         edit_command.check_arguments(arguments)
 
 

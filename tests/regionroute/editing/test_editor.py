@@ -475,10 +475,15 @@ def test_of_two_objects_the_absent_one_alone_is_left(
     routed = EditOptions(steps=1, mode="routed", lock_background=False)
     both = EditRequest("dog", "pixel-art", also=(("cup", "line-art"),))
 
-    result = editor.edit(image, both, routed)
+    result = editor.edit(image, both, routed, want_map=True)
     assert result.settings["left_unchanged"] == ["cup"]
-    alone = editor.edit(image, EditRequest("dog", "pixel-art"), routed)
+    alone = editor.edit(image, EditRequest("dog", "pixel-art"), routed, want_map=True)
     assert torch.allclose(result.image, alone.image, atol=1e-4)
+    assert torch.allclose(result.region_map, alone.region_map, atol=1e-4)
+    presence["dog"] = 0.2
+    neither = editor.edit(image, both, routed, want_map=True)
+    assert torch.equal(neither.image, image)
+    assert neither.region_map.max() > 0.5  # where it looked
 
 
 def test_presence_is_asked_by_the_words_of_the_template(
