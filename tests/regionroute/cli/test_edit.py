@@ -620,9 +620,7 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     assert "turn the [dog]" in done.stdout
 
 
-def test_examples_in_the_help_are_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_examples_in_the_help_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = re.sub(r"\\\n\s+", "", edit_command.EPILOG)
     examples = [
