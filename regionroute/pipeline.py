@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from regionroute.adapters import eject
+from regionroute.adapters import eject, read_registry
 from regionroute.config.run import Quantize
 from regionroute.diffusion.flow import TIMESTEPS
 from regionroute.editing.editor import Editor
@@ -130,9 +130,11 @@ class RegionRoutePipeline:
 
     @property
     def styles(self) -> list[str]:
-        """Names of the loaded experts' styles; empty without experts."""
-        registry = self.editor.registry
-        return [style.name for style in registry.styles] if registry else []
+        """Names that `style` takes; empty without experts."""
+        # After a style image those by example are loaded; a name loads the others again.
+        folder = bundled.find_bundled_experts(self.backbone.name) if self._follow_bundled else None
+        registry = read_registry(folder) if folder else self.editor.registry
+        return registry.style_names if registry else []
 
     @property
     def components(self) -> dict[str, Any]:

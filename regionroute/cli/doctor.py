@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 
 from regionroute.cli.options import command_parser
 from regionroute.errors import Parser, UserError, command
+from regionroute.models.devices import quiet_libraries
 
 PACKAGE = "regionroute"
 IMPORTED = ("torch", "torchvision", "diffusers", "transformers", "peft", "deepspeed", "lpips")
@@ -54,6 +56,8 @@ def check_packages(requirements: list[str] | None = None) -> Iterator[Finding]:
 
 def check_imports(names: tuple[str, ...] = IMPORTED) -> Iterator[Finding]:
     """Do the large libraries import together?"""
+    with suppress(Exception):  # it imports torch, which may be what is broken
+        quiet_libraries()
     for name in names:
         try:
             importlib.import_module(name)

@@ -70,7 +70,7 @@ class Engine:
             UserError: a base or experts that are not offered, or that cannot be read.
         """
         folder = self._experts_folder(self._known_base(base), experts)
-        return [] if folder is None else [style.name for style in read_registry(folder).styles]
+        return [] if folder is None else read_registry(folder).style_names
 
     def load(self, base: str = "", experts: str = AUTO) -> RegionRoutePipeline:
         """The pipeline of a base and its experts, loaded at most once.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import regionroute
 from regionroute import RegionRoutePipeline
+from regionroute.adapters import read_registry
 from regionroute.cli import main as cli
 from regionroute.data.images import from_pil, read_soft_mask, to_pil
 from regionroute.errors import UserError
@@ -357,7 +358,10 @@ def test_bundled_experts_follow_the_kind_of_call() -> None:
         {"style_image": photo(64, 64, 3)},
         {"style": "pixel-art"},
     ]
-    used = [pipe(photo(64, 64), "circle", **call).metadata[0]["experts"] for call in calls]
+    used, named = [], pipe.styles
+    for call in calls:
+        used.append(pipe(photo(64, 64), "circle", **call).metadata[0]["experts"])
+        assert pipe.styles == named  # they can be named, whichever experts are loaded
     assert [Path(folder).name for folder in used] == ["experts", "experts_by_example", "experts"]
     pipe.load_experts(bundled_experts("nano"))  # chosen by the user: kept
     with pytest.raises(UserError, match="chosen by the name of a style"):
@@ -377,7 +381,10 @@ def test_experts_load_by_the_name_that_metadata_gives_them() -> None:
     assert second.metadata[0]["experts"] == name
     again.load_experts("nano/experts")
     assert again.editor.experts_dir == bundled_experts("nano")
+    assert again.styles == read_registry(bundled_experts("nano")).style_names
     again.load_experts("by_example")
+    assert again.styles == read_registry(by_example).trained_styles
+    again(photo(64, 64), object="circle", style=again.styles[0])
     assert again.editor.experts_dir == by_example
     with pytest.raises(UserError, match=r"nano/others: no experts\.json"):
         again.load_experts("nano/others")

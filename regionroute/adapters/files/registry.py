@@ -109,6 +109,11 @@ class ExpertRegistry(BaseModel):
         return [StyleSpec(entry.style, entry.phrase) for entry in self.experts]
 
     @property
+    def style_names(self) -> list[str]:
+        """What an edit may name: the experts' styles, or those that are known by example."""
+        return self.trained_styles if self.learned else [entry.style for entry in self.experts]
+
+    @property
     def trained_styles(self) -> list[str]:
         """The styles of the training, by `extra`, where experts are chosen by example.
 
