@@ -1,6 +1,5 @@
 """Flow-matching pre-training of nano's transformer and text encoders."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from regionroute.attention import AttentionPlan, AttentionRecorder, attention_loss
 from regionroute.config.losses import SupervisionConfig
@@ -25,11 +23,8 @@ from regionroute.diffusion.flow import (
     velocity_target,
 )
 from regionroute.diffusion.latents import decode_latents, encode_images
-from regionroute.errors import UserError
 from regionroute.models.codec import PatchCodec
-from train.engine.single_process import CHECKPOINT, LOG_FILE
-from train.engine.states import save_states
-from train.monitor.logs import append_row
+from train.engine.loop import train_steps
 from train.perceptual import PerceptualLoss
 from train.pretrain.config import BaseTrainingConfig
 from train.pretrain.model import NanoModel
@@ -122,37 +117,13 @@ def train_base(
     Raises:
         UserError: the loss is not finite, or a vision network's weights cannot be read.
     """
-    log = output / LOG_FILE
-    perceptual = _perceptual(cfg, codec)
-    averages: dict[str, float] = {}
-    clock = time.perf_counter()
-    steps = range(start, cfg.steps)
-    with tqdm(steps, initial=start, total=cfg.steps, desc="base", unit="step") as bar:
-        for step, pairs in zip(bar, source.batches(start), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, cfg)
-            losses = _losses(cfg, model, perceptual, pairs)
-            loss = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the loss of step {step} is {loss.item()}: lower base.lr and resume"
-                )
-            _update(loss, model, optimizer, cfg.clip)
-            for name, value in losses.items():
-                averages[name] = 0.99 * averages.get(name, value.item()) + 0.01 * value.item()
-            if (step + 1) % cfg.log_every == 0:
-                bar.set_postfix({k: f"{v:.4f}" for k, v in averages.items()}, refresh=False)
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                pace = seconds / cfg.log_every
-                append_row(log, {"step": step + 1, **averages, "seconds_per_step": pace})
-            if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                save_states(output / CHECKPOINT, step + 1, model=model, optimizer=optimizer)
-            if (step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps:
-                scores = validate(model, codec, source.held_out(step), edit_steps)
-                append_row(log, {"step": step + 1, "validation": scores})
-                bar.write(
-                    f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
-                )
+    perceptual, batches = _perceptual(cfg, codec), source.batches(start)
+    train_steps(
+        "base", cfg, output, start,
+        lambda step: _losses(cfg, model, perceptual, next(batches)), optimizer,
+        lambda step: [learning_rate(step, cfg)], "base.lr", cfg.clip,
+        lambda step: validate(model, codec, source.held_out(step), edit_steps), model=model,
+    )  # fmt: skip
 
 
 def _perceptual(cfg: BaseTrainingConfig, codec: PatchCodec) -> PerceptualLoss | None:
@@ -160,13 +131,6 @@ def _perceptual(cfg: BaseTrainingConfig, codec: PatchCodec) -> PerceptualLoss | 
         return None
     decode = partial(decode_latents, codec)
     return PerceptualLoss(cfg.perceptual, decode, "base.perceptual.network=")
-
-
-def _update(loss: Tensor, model: NanoModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _losses(

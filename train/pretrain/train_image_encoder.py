@@ -26,7 +26,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from regionroute.data.images import write_image
 from regionroute.data.object_bank import ObjectBank
@@ -34,9 +33,8 @@ from regionroute.errors import UserError, command
 from regionroute.models.backbone import Backbone
 from regionroute.models.image_encoder import ImageEncoder
 from regionroute.models.loading import load_base
-from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training, warm_cosine
-from train.engine.states import save_states
-from train.monitor.logs import append_row
+from train.engine.loop import train_steps
+from train.engine.single_process import resume, run_training, warm_cosine
 from train.pretrain.image_encoder.config import ImageEncoderConfig
 from train.pretrain.image_encoder.file import save_image_encoder
 from train.pretrain.image_encoder.scores import localisation
@@ -147,36 +145,22 @@ def train(
 ) -> None:
     """Trains in place, with checkpoints and a log in the output folder.
 
-    A step's images and words depend on (seed, step) alone: an interrupted run gives the same
-    network.
-
     Raises:
         UserError: the loss is not finite.
     """
-    output = Path(cfg.output)
-    log = output / LOG_FILE
-    with tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, unit="step") as bar:
-        for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = group["factor"] * cfg.lr * warm_cosine(step, cfg.warmup, cfg.steps)
-            generator = Generator().manual_seed(cfg.seed * 1_000_003 + step)
-            loss = _loss(cfg, encoder, views["train"], vocabulary, generator)
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss of step {step} is {loss.item()}: lower lr and resume")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(encoder.parameters(), cfg.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % cfg.log_every == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                append_row(log, {"step": done, "loss": loss.item()})
-            if done % cfg.save_every == 0 or done == cfg.steps:
-                save_states(output / CHECKPOINT, done, encoder=encoder, optimizer=optimizer)
-            if done % cfg.validate_every == 0 or done == cfg.steps:
-                scores = validate(encoder, views, vocabulary)
-                append_row(log, {"step": done, **scores})
-                bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+
+    def losses(step: int) -> dict[str, Tensor]:
+        generator = Generator().manual_seed(cfg.seed * 1_000_003 + step)
+        return {"loss": _loss(cfg, encoder, views["train"], vocabulary, generator)}
+
+    def rates(step: int) -> tuple[float, float]:
+        rate = cfg.lr * warm_cosine(step, cfg.warmup, cfg.steps)
+        return rate, cfg.slow * rate
+
+    train_steps(
+        "image encoder", cfg, Path(cfg.output), start, losses, optimizer, rates, "lr", cfg.clip,
+        lambda step: validate(encoder, views, vocabulary), encoder=encoder,
+    )  # fmt: skip
 
 
 def _loss(
@@ -234,11 +218,9 @@ def _dice(probability: Tensor, truth: Tensor) -> Tensor:
 
 
 def _optimizer(encoder: ImageEncoder, cfg: ImageEncoderConfig) -> torch.optim.Optimizer:
-    slow = {encoder.word_map, encoder.zero_shot.weight}
-    groups = [
-        {"params": [p for p in encoder.parameters() if p not in slow], "factor": 1.0},
-        {"params": [encoder.word_map, encoder.zero_shot.weight], "factor": cfg.slow},
-    ]
+    slow = [encoder.word_map, encoder.zero_shot.weight]
+    others = [p for p in encoder.parameters() if not any(p is q for q in slow)]
+    groups = [{"params": others}, {"params": slow}]
     return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
 
 

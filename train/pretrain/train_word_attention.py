@@ -28,7 +28,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from regionroute.attention.losses import cover_loss, focus_loss
 from regionroute.data.images import write_image
@@ -39,9 +38,8 @@ from regionroute.folders import atomic_folder
 from regionroute.models.loading import load_base
 from regionroute.models.source import resolve
 from regionroute.routing.gates import attention_concentration
-from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training, warm_cosine
-from train.engine.states import save_states
-from train.monitor.logs import append_row
+from train.engine.loop import train_steps
+from train.engine.single_process import resume, run_training, warm_cosine
 from train.pretrain.image_encoder.file import load_image_encoder
 from train.pretrain.image_encoder.scores import auc, iou
 from train.pretrain.model import store_in_float8
@@ -93,8 +91,8 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     start_heads(heads, images["train"], words.all, cfg.seed, cfg.sharpness)
     optimizer = torch.optim.AdamW(
         [
-            {"params": heads.head_weights(), "rate": cfg.lr},
-            {"params": heads.text_weights(), "rate": cfg.text_lr},
+            {"params": heads.head_weights()},
+            {"params": heads.text_weights()},
         ],
         lr=cfg.lr,
         weight_decay=0.0,
@@ -118,37 +116,20 @@ def train(
 ) -> None:
     """Trains in place, with checkpoints and a log in the output folder.
 
-    A step's images and words depend on (seed, step) alone: an interrupted run gives the same base.
-
     Raises:
         UserError: the loss is not finite.
     """
-    output = Path(cfg.output)
-    log = output / LOG_FILE
-    weights = [*heads.head_weights(), *heads.text_weights()]
-    with tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, unit="step") as bar:
-        for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * warm_cosine(step, cfg.warmup, cfg.steps)
-            losses = _losses(cfg, heads, images["train"], words, step)
-            loss = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss of step {step} is {loss.item()}: lower lr and resume")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % cfg.log_every == 0:
-                row = {name: value.item() for name, value in losses.items()}
-                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()}, refresh=False)
-                append_row(log, {"step": done, **row})
-            if done % cfg.save_every == 0 or done == cfg.steps:
-                save_states(output / CHECKPOINT, done, heads=heads, optimizer=optimizer)
-            if done % cfg.validate_every == 0 or done == cfg.steps:
-                scores = validate(heads, images["test"], words)
-                append_row(log, {"step": done, **scores})
-                bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+
+    def rates(step: int) -> tuple[float, float]:
+        share = warm_cosine(step, cfg.warmup, cfg.steps)
+        return cfg.lr * share, cfg.text_lr * share
+
+    train_steps(
+        "word heads", cfg, Path(cfg.output), start,
+        lambda step: _losses(cfg, heads, images["train"], words, step),
+        optimizer, rates, "lr", cfg.clip,
+        lambda step: validate(heads, images["test"], words), heads=heads,
+    )  # fmt: skip
 
 
 def _losses(

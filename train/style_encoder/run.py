@@ -24,7 +24,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from regionroute.adapters.style_encoder import (
     FOLDER,
@@ -35,13 +34,12 @@ from regionroute.adapters.style_encoder import (
     save_style_encoder,
 )
 from regionroute.data.images import write_image
-from regionroute.errors import UserError, command
+from regionroute.errors import command
 from regionroute.files import write_json
 from regionroute.hub_names import commit_of_model, used_name
 from regionroute.models.devices import pick_device
-from train.engine.single_process import CHECKPOINT, LOG_FILE, resume, run_training
-from train.engine.states import save_states
-from train.monitor.logs import append_row
+from train.engine.loop import train_steps
+from train.engine.single_process import resume, run_training
 from train.style_encoder.config import StyleEncoderConfig
 from train.style_encoder.contrastive import info_nce, nearest_neighbours
 from train.style_encoder.images import (
@@ -97,7 +95,8 @@ def train(cfg: StyleEncoderConfig, output: Path) -> None:
     styles = styles_of(pictures)
     labels = torch.tensor([styles.index(picture.style) for picture in pictures])
     data = StyleData(pictures, bank, labels, training, held_out)
-    scores = train_encoder(cfg, encoder, optimizer, data, start)
+    train_encoder(cfg, encoder, optimizer, data, start)
+    scores = validate(encoder, data) if data.held_out else {}
     save_style_encoder(output / FOLDER, encoder)
     write_json(output / FOLDER / "scores.json", scores)
     if held_out:
@@ -144,44 +143,19 @@ def make_optimizer(encoder: StyleEncoder, cfg: StyleEncoderConfig) -> Any:
 
 def train_encoder(
     cfg: StyleEncoderConfig, encoder: StyleEncoder, optimizer: Any, data: StyleData, start: int
-) -> dict[str, float]:
+) -> None:
     """Trains in place, with checkpoints and a log in the output folder.
-
-    A step's images depend on (seed, step) alone: an interrupted run gives the same encoder.
-
-    Returns:
-        The last validation.
 
     Raises:
         UserError: the loss is not finite.
     """
-    output, scores = Path(cfg.output), {}
-    log = output / LOG_FILE
     encoder.train()
-    with tqdm(
-        range(start, cfg.steps), initial=start, total=cfg.steps, desc="style encoder", unit="step"
-    ) as bar:
-        for step in bar:
-            loss = _loss(cfg, encoder, data, step)
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the loss of step {step} is {loss.item()}: lower optim.lr and start again"
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(encoder.parameters(), cfg.optim.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % cfg.log_every == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                append_row(log, {"step": done, "loss": loss.item()})
-            if done % cfg.save_every == 0 or done == cfg.steps:
-                save_states(output / CHECKPOINT, done, encoder=encoder, optimizer=optimizer)
-            if data.held_out and (done % cfg.validate_every == 0 or done == cfg.steps):
-                scores = validate(encoder, data)
-                append_row(log, {"step": done, **scores})
-                bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-    return scores or (validate(encoder, data) if data.held_out else {})
+    train_steps(
+        "style encoder", cfg, Path(cfg.output), start,
+        lambda step: {"loss": _loss(cfg, encoder, data, step)}, optimizer,
+        lambda step: [cfg.optim.lr], "optim.lr", cfg.optim.clip,
+        (lambda step: validate(encoder, data)) if data.held_out else None, encoder=encoder,
+    )  # fmt: skip
 
 
 def _loss(cfg: StyleEncoderConfig, encoder: StyleEncoder, data: StyleData, step: int) -> Tensor:

@@ -153,7 +153,7 @@ def test_the_perceptual_loss_is_of_the_pictures_that_a_step_from_noise_gives(
 
     monkeypatch.setattr("train.pretrain.base.add_noise", keep)
     monkeypatch.setattr("train.pretrain.base.predict_velocity", know_the_answer)
-    monkeypatch.setattr("train.pretrain.base._update", lambda *given: None)
+    monkeypatch.setattr("train.engine.loop._update", lambda *given: None)
     assert main([f"output={tmp_path / 'known'}", "base.steps=1", *perceptual]) == 0
     row = json.loads((tmp_path / "known" / "log.jsonl").read_text().splitlines()[0])
     assert row["loss"] == pytest.approx(0, abs=1e-6)
