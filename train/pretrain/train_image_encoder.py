@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 # Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -220,7 +221,7 @@ def _dice(probability: Tensor, truth: Tensor) -> Tensor:
 def _optimizer(encoder: ImageEncoder, cfg: ImageEncoderConfig) -> torch.optim.Optimizer:
     slow = [encoder.word_map, encoder.zero_shot.weight]
     others = [p for p in encoder.parameters() if not any(p is q for q in slow)]
-    groups = [{"params": others}, {"params": slow}]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": slow}]
     return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
 
 
