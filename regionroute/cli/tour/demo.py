@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from regionroute.cli.options import command_parser
-from regionroute.cli.tour.stages import Stopwatch, run_tour
+from regionroute.cli.tour.stages import Stopwatch, begin_run, run_tour
 from regionroute.cli.tour.teach import ONE_STEP
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import read_json, write_jsonl
@@ -32,8 +32,8 @@ examples:
   regionroute demo
   regionroute demo --out out/long --steps 400
 
-A second run in the same folder resumes where the first stopped. `regionroute study` measures what
-attention supervision does, on scenes with exact targets."""
+The same command again resumes where it was stopped; with another seed it trains anew.
+`regionroute study` measures what attention supervision does, on scenes with exact targets."""
 
 
 def parser() -> Parser:
@@ -102,6 +102,7 @@ def _label(watch: Stopwatch, labels: Path, out: Path) -> None:
 
 
 def _train(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:
+    begin_run(out / "run", out / "pairs", seed=args.seed)
     settings = [
         f"data.manifest={out / 'pairs'}",
         f"output={out / 'run'}",

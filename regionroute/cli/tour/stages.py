@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regionroute.errors import Parser, UserError
-from regionroute.files import check_output_folder, write_json
+from regionroute.files import check_output_folder, file_hash, read_json, write_json
+from regionroute.folders import remove_folder
+
+NOTE_FILE = "trained_on.json"
 
 
 @dataclass
@@ -89,6 +92,37 @@ def run_tour(
     minutes = (time.perf_counter() - began) / 60
     print(f"report: {out / 'report.html'}   ({minutes:.1f} minutes)")
     return 0
+
+
+def begin_run(run: Path, pairs: Path, **facts: object) -> None:
+    """Removes the folder of a run that was trained on something else; notes what it will be on.
+
+    A resumed run would report experts of the former pairs as those of the new ones.
+
+    Args:
+        run: its folder.
+        pairs: folder of the manifest.
+        facts: what else has to be as it was, such as the seed.
+
+    Raises:
+        UserError: there is something else in the folder, or another process is writing to it.
+    """
+    from train.engine.output_lock import locked_output
+
+    manifests = sorted(pairs.glob("manifest*.jsonl"))
+    trained_on = {"pairs": [file_hash(file) for file in manifests], **facts}
+    note = run / NOTE_FILE
+    if run.exists():
+        with locked_output(run):
+            if not note.is_file():
+                raise UserError(
+                    f"{run}: nothing says what this run was trained on: delete it, or name "
+                    "another --out"
+                )
+            if read_json(note) != trained_on:
+                print("the pairs or settings are not those of the last run: training anew")
+                remove_folder(run)
+    write_json(note, trained_on)
 
 
 def check_arguments(args: argparse.Namespace, least: Mapping[str, int]) -> None:

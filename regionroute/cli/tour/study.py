@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regionroute.cli.options import command_parser
-from regionroute.cli.tour.stages import Stopwatch, run_tour
+from regionroute.cli.tour.stages import Stopwatch, begin_run, run_tour
 from regionroute.errors import Parser, command
 from regionroute.files import read_json
 
@@ -38,7 +38,7 @@ examples:
   regionroute study --out out/long --steps 2000
   regionroute study --train 128 --test 64 --seed 3
 
-A second run in the same folder resumes where the first stopped."""
+The same command again resumes where it was stopped; with another seed it trains anew."""
 
 
 def parser() -> Parser:
@@ -81,6 +81,7 @@ def _make_scenes(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:
 def _train(
     watch: Stopwatch, args: argparse.Namespace, out: Path, arm: str, overrides: Sequence[str]
 ) -> None:
+    begin_run(out / arm, out / "scenes", seed=args.seed)
     settings = [f"data.manifest={out / 'scenes'}", f"output={out / arm}", f"seed={args.seed}"]
     settings += [f"data.cache={out / 'cache'}", *overrides]
     if args.steps is not None:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from regionroute.cli.options import add_base, add_seed, command_parser
-from regionroute.cli.tour.stages import Stopwatch, check_arguments
+from regionroute.cli.tour.stages import Stopwatch, begin_run, check_arguments
 from regionroute.errors import Parser, UserError, command
-from regionroute.files import atomic_write, file_hash, read_json, write_json, write_jsonl
-from regionroute.folders import remove_folder
+from regionroute.files import atomic_write, read_json, write_jsonl
 from regionroute.models import embedded as nano
 
 EXAMPLES = """\
@@ -34,7 +33,6 @@ The same command again resumes where it was stopped; with other style images, ph
 seed it trains anew. The exit code is 1 if the style was not learned."""
 
 STYLE_FILE, LABELS_FILE = "style.yaml", "labels.jsonl"
-TAUGHT_FILE = "taught.json"  # in the run's folder: what it is trained on
 WRITTEN = (STYLE_FILE, LABELS_FILE, "run", "experts")  # in --out, replaced by a second run
 FEWEST = 6  # photos, so that there is one to test and a few to train on
 GENERIC = "object"
@@ -258,7 +256,7 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     """Trains, and copies the experts of the best validation to ``out/experts``."""
     steps = args.steps or recipe.steps
     every, run = max(1, steps // ROUNDS), args.out / "run"
-    _begin(run, args)
+    begin_run(run, args.out / "pairs", base=args.base, seed=args.seed)
     settings = [
         f"base.name={args.base}", f"data.manifest={args.out / 'pairs'}", f"output={run}",
         f"seed={args.seed}", f"train.steps={steps}", "experts.styles=null",
@@ -277,20 +275,6 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     shutil.copytree(run / "checkpoints" / f"step-{best:06d}" / "experts", made)
     shutil.rmtree(args.out / "experts", ignore_errors=True)
     made.rename(args.out / "experts")
-
-
-def _begin(run: Path, args: argparse.Namespace) -> None:
-    """Removes the folder of a run that was trained on something else; notes what it will be on.
-
-    A resumed run would report experts of the former pairs as those of the new ones.
-    """
-    pairs = sorted((args.out / "pairs").glob("manifest*.jsonl"))
-    taught = {"pairs": [file_hash(file) for file in pairs], "base": args.base, "seed": args.seed}
-    note = run / TAUGHT_FILE
-    if run.is_dir() and not (note.is_file() and read_json(note) == taught):
-        print("the pairs, the base or the seed are not those of the last run: it starts anew")
-        remove_folder(run)
-    write_json(note, taught)
 
 
 def _test(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:

@@ -63,7 +63,7 @@ def test_every_stage_is_a_command_with_arguments_it_takes(monkeypatch, tmp_path,
 
     monkeypatch.setattr(stages.subprocess, "run", start)
     monkeypatch.setattr(study, "_headline", lambda out: None)
-    slices = {"all": {"in_mask_relative": {"mean": 0.4}}}
+    slices = {"all": {"in_mask_ratio": {"mean": 0.4}}}
     methods = {demo.NEW_STYLE: {"slices": slices}}
     write_json(tmp_path / "out" / "scores" / "summary.json", {"methods": methods})
     assert tour.main(["--out", "out", "--steps", "3"]) == 0

@@ -10,7 +10,7 @@ from PIL import Image
 from regionroute.cli.main import main as regionroute
 from regionroute.cli.tour import stages, teach
 from regionroute.config.run import load_config
-from regionroute.files import read_json, read_jsonl, write_json, write_jsonl
+from regionroute.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from regionroute.models import embedded as nano
 
 
@@ -110,7 +110,6 @@ def test_it_says_so_when_nothing_was_learned(started, folders, capsys, left, suc
 def test_a_run_on_other_pairs_is_not_resumed(started, folders, capsys):
     out = folders / "here"
     scored(out, 0.2, 1.0)
-    steps = out / "run" / "steps-so-far"
     for manifest, seed, resumed in (
         ("one", "0", False),
         ("one", "0", True),
@@ -118,15 +117,11 @@ def test_a_run_on_other_pairs_is_not_resumed(started, folders, capsys):
         ("another", "1", False),
         ("another", "1", True),
     ):
-        (out / "pairs").mkdir(exist_ok=True)
-        (out / "pairs" / "manifest.jsonl").write_text(manifest)
+        write_text(out / "pairs" / "manifest.jsonl", manifest)
         assert regionroute([*TEACH, "--out", "here", "--seed", seed]) == 0
-        assert steps.exists() == resumed
-        steps.touch()
-    assert capsys.readouterr().out.count("it starts anew") == 2
-    (out / "run" / "taught.json").unlink()  # of an earlier version: nobody knows
-    assert regionroute([*TEACH, "--out", "here", "--seed", "1"]) == 0
-    assert not steps.exists()
+        assert (out / "run" / "of-the-last-run").exists() == resumed
+        (out / "run" / "of-the-last-run").touch()
+    assert capsys.readouterr().out.count("training anew") == 2
 
 
 def test_pairs_and_labels_that_are_there(started, folders):

@@ -1,0 +1,29 @@
+"""What the tours' stages share."""
+
+import pytest
+
+from regionroute.cli.tour.stages import begin_run
+from regionroute.errors import UserError
+from regionroute.files import write_text
+from train.engine.output_lock import locked_output
+
+
+def test_a_run_of_unknown_origin_or_of_another_process_is_left_alone(tmp_path):
+    run, pairs = tmp_path / "run", tmp_path / "pairs"
+    write_text(pairs / "manifest.jsonl", "one")
+    write_text(run / "experts.json", "of a long training")
+    with pytest.raises(UserError, match="run: nothing says what this run was trained on: delete"):
+        begin_run(run, pairs, seed=0)
+    assert [file.name for file in run.iterdir()] == ["experts.json"]
+
+    ours = tmp_path / "ours"
+    begin_run(ours, pairs, seed=0)
+    kept = ours / "checkpoint"
+    kept.touch()
+    with locked_output(ours), pytest.raises(UserError, match="another run is writing"):
+        begin_run(ours, pairs, seed=1)
+    assert kept.exists()
+    begin_run(ours, pairs, seed=0)
+    assert kept.exists()
+    begin_run(ours, pairs, seed=1)
+    assert not kept.exists()
