@@ -3,7 +3,6 @@
 Both block types put the tokens in one row: [text, noisy target image, context image].
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from regionroute.attention.columns import NORMS, Norm, attend, attend_among
 from regionroute.attention.dispatch import BACKENDS, Backend
 from regionroute.attention.plan import AttentionPlan
-from regionroute.compat import in_backward_pass, uses_default_attention
+from regionroute.attention.processors import BlockProcessor, replaced
+from regionroute.compat import in_backward_pass
 from regionroute.config.sites import AttentionSite, Queries, Tokens, parse_sites, resolve_sites
 from regionroute.diffusion.families import Family, find_transformer
 
@@ -110,15 +110,11 @@ class AttentionRecorder:
         module, family = find_transformer(transformer)
         blocks = family.blocks(module)
         with self._reading(transformer, plan) as chosen:
-            stock = {name: stock_processor(name, blocks[name], family) for name in chosen}
-            try:
-                for name, sites in chosen.items():
-                    kind = _recording_kind(stock[name])
-                    blocks[name].set_processor(kind(self, family, sites))
+            read = {name: blocks[name] for name in chosen}
+            with replaced(
+                read, family, lambda name: _RecordingProcessor(self, family, chosen[name])
+            ):
                 yield
-            finally:
-                for name, processor in stock.items():
-                    blocks[name].set_processor(processor)
 
     @contextmanager
     def cores(self, transformer: nn.Module, plan: AttentionPlan) -> Iterator[dict[str, Core]]:
@@ -254,34 +250,26 @@ class AttentionRecorder:
             )
 
 
-class _RecordingProcessor:
-    """The family's attention step by step, with its core handed to the recorder."""
+class _RecordingProcessor(BlockProcessor):
+    """Hands the attention to the recorder."""
 
     def __init__(
         self, recorder: AttentionRecorder, family: Family, sites: Sequence[AttentionSite]
     ) -> None:
+        super().__init__(family)
         self.recorder = recorder
-        self.family = family
         self.sites = sites
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        # [B,N,H,D]; a double block gets the text separately, and it goes first.
-        query, key, value, rest = self.family.project(attn, hidden_states, encoder_hidden_states)
-        if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-
-        if attention_mask is not None and attention_mask.ndim == 2:
-            attention_mask = attention_mask[:, None, None]  # [B,N]: of the keys
-        out = self._attend(query, key, value, attention_mask)
-        return self.family.finish(attn, out.flatten(2, 3).to(query.dtype), rest)
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rotary: Any
+    ) -> Tensor:
+        """See `BlockProcessor`."""
+        if rotary is not None:
+            query = apply_rotary_emb(query, rotary, sequence_dim=1)
+            key = apply_rotary_emb(key, rotary, sequence_dim=1)
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None]  # [B,N]: of the keys
+        return self._attend(query, key, value, mask)
 
     # A method of the processor: the compiler then sees nothing of what differs between blocks and
     # recorders, and one compiled block serves them all.
@@ -291,29 +279,6 @@ class _RecordingProcessor:
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """From [B,N,H,D] to [B,N,H,D]."""
         return self.recorder._core(self.sites, query, key, value, mask)
-
-
-class _JoinedRecordingProcessor(_RecordingProcessor):
-    """For blocks that take all tokens together and have no text argument."""
-
-    def __call__(  # type: ignore[override]
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
-
-
-def text_comes_apart(stock: Any) -> bool:
-    """Whether a block hands its stock processor the text as an argument of its own."""
-    return "encoder_hidden_states" in inspect.signature(type(stock).__call__).parameters
-
-
-def _recording_kind(stock: Any) -> type[_RecordingProcessor]:
-    """The one that is called as the stock processor is: its arguments come by their places."""
-    return _RecordingProcessor if text_comes_apart(stock) else _JoinedRecordingProcessor
 
 
 def _first_row(tokens: Tokens, plan: AttentionPlan) -> int:
@@ -332,19 +297,3 @@ def _rows(sites: Sequence[AttentionSite], plan: AttentionPlan, tokens: int) -> s
         )
     starts = [_first_row(one, plan) for one in asked]
     return slice(min(starts), max(starts) + plan.image_len)
-
-
-def stock_processor(name: str, attn: Any, family: Family) -> Any:
-    """The block's processor.
-
-    Raises:
-        ValueError: processors that replace it would not compute the same.
-    """
-    processor = attn.get_processor()
-    if type(processor) not in family.processors:
-        raise ValueError(f"{name}: cannot record with a {type(processor).__name__}")
-    if attn.fused_projections:
-        raise ValueError(f"{name}: cannot record fused projections, call unfuse_qkv_projections()")
-    if not uses_default_attention(processor):
-        raise ValueError(f"{name}: cannot record another attention backend than PyTorch's own")
-    return processor

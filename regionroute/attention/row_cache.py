@@ -13,7 +13,7 @@ call, D head width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regionroute.attention.recorder import Core, stock_processor, text_comes_apart
+from regionroute.attention.processors import BlockProcessor, replaced
+from regionroute.attention.recorder import Core
 from regionroute.diffusion.families import find_transformer
 from regionroute.diffusion.family import Family
 
@@ -125,19 +126,15 @@ class RowCache:
         with self._processors(transformer, {}):
             yield
 
-    @contextmanager
-    def _processors(self, transformer: nn.Module, cores: Mapping[str, Core]) -> Iterator[None]:
+    def _processors(
+        self, transformer: nn.Module, cores: Mapping[str, Core]
+    ) -> AbstractContextManager[None]:
         module, family = find_transformer(transformer)
-        blocks = family.blocks(module)
-        stock = {name: stock_processor(name, attn, family) for name, attn in blocks.items()}
-        try:
-            for name, attn in blocks.items():
-                kind = _Processor if text_comes_apart(stock[name]) else _JoinedProcessor
-                attn.set_processor(kind(self, family, name, cores.get(name, _plain)))
-            yield
-        finally:
-            for name, processor in stock.items():
-                blocks[name].set_processor(processor)
+
+        def make(name: str) -> _CachedProcessor:
+            return _CachedProcessor(family, self, name, cores.get(name, _plain))
+
+        return replaced(family.blocks(module), family, make)
 
     def attend(
         self, name: str, core: Core, query: Tensor, key: Tensor, value: Tensor, rotary: Any
@@ -185,40 +182,26 @@ def _plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
-class _Processor:
-    """The family's attention with its core handed to the cache."""
+class _CachedProcessor(BlockProcessor):
+    """Hands the attention to the cache."""
 
-    def __init__(self, cache: RowCache, family: Family, name: str, core: Core) -> None:
-        self.cache, self.family, self.name, self.core = cache, family, name, core
+    def __init__(self, family: Family, cache: RowCache, name: str, core: Core) -> None:
+        super().__init__(family)
+        self.cache, self.name, self.core = cache, name, core
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        if attention_mask is not None:
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rotary: Any
+    ) -> Tensor:
+        """See `BlockProcessor`.
+
+        Raises:
+            ValueError: there is a mask.
+        """
+        if mask is not None:
             raise ValueError("attention masks do not go with stored keys")
-        query, key, value, rest = self.family.project(attn, hidden_states, encoder_hidden_states)
-        out = self._attend(query, key, value, image_rotary_emb)
-        return self.family.finish(attn, out.flatten(2, 3).to(query.dtype), rest)
+        return self._attend(query, key, value, rotary)
 
     # As in the recorder: the compiler sees nothing of what differs between blocks and calls.
     @torch.compiler.disable(reason="keys are stored aside: compile without fullgraph=True")
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, rotary: Any) -> Tensor:
         return self.cache.attend(self.name, self.core, query, key, value, rotary)
-
-
-class _JoinedProcessor(_Processor):
-    """Of blocks that get text and image tokens as one sequence."""
-
-    def __call__(  # type: ignore[override]
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from pseudo_labels.stylegallery.config import FlowConfig
 from pseudo_labels.stylegallery.models.attention import Attend, Recorded, recording
 from pseudo_labels.stylegallery.models.base import GalleryModel
-from regionroute.attention.recorder import stock_processor, text_comes_apart
+from regionroute.attention.processors import BlockProcessor, called_as, stock_processor
+from regionroute.diffusion.family import Processor
 from regionroute.diffusion.flow import TIMESTEPS, add_noise, predict_velocity
 from regionroute.models.backbone import Backbone
 
@@ -145,17 +146,16 @@ class FlowModel(GalleryModel):
         tokens = latents.shape[-2] // 2 * (latents.shape[-1] // 2)
         rows = slice(self._text[0].shape[1], self._text[0].shape[1] + tokens)
 
-        def make(attn: Any, attend: Attend) -> _Processor:
-            kind = _Processor if text_comes_apart(attn.processor) else _JoinedProcessor
-            return kind(self, rows, attend)
+        def make(attn: Any, attend: Attend) -> Processor:
+            return called_as(attn.processor, _FlowProcessor(self, rows, attend))
 
         with recording([attn for _, attn in chosen], inputs_only, make) as record:
             self.predict(latents, timestep, clean)
         return record
 
 
-class _Processor:
-    """The family's attention, with that among the noisy target's own tokens recorded.
+class _FlowProcessor(BlockProcessor):
+    """Records attention among the noisy target's own tokens.
 
     Args:
         model: gives the family and whether positions count.
@@ -164,34 +164,15 @@ class _Processor:
     """
 
     def __init__(self, model: FlowModel, rows: slice, attend: Attend) -> None:
-        self._family, self._positions = model.backbone.family, model.config.positions
-        self._rows, self._attend = rows, attend
+        super().__init__(model.backbone.family)
+        self._positions, self._rows, self._attend = model.config.positions, rows, attend
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Any:
-        query, key, value, rest = self._family.project(attn, hidden_states, encoder_hidden_states)
-        placed = [apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key)]
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rotary: Any
+    ) -> Tensor:
+        """See `BlockProcessor`."""
+        placed = [apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key)]
         mine = [*(placed if self._positions else (query, key)), value]
         self._attend(*(x[:, self._rows].transpose(1, 2) for x in mine))
         every = [x.transpose(1, 2) for x in (*placed, value)]
-        out = F.scaled_dot_product_attention(*every).transpose(1, 2)
-        return self._family.finish(attn, out.flatten(2, 3).to(query.dtype), rest)
-
-
-class _JoinedProcessor(_Processor):
-    """For blocks that take all tokens together and have no text argument."""
-
-    def __call__(  # type: ignore[override]
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Any:
-        return super().__call__(attn, hidden_states, None, attention_mask, image_rotary_emb)
+        return F.scaled_dot_product_attention(*every).transpose(1, 2)
