@@ -277,8 +277,8 @@ class RegionRoutePipeline:
             callback_on_step_end: called after each step as ``callback(pipe, step, timestep,
                 {"latents": latents})`` with latents [B,C,h,w]; may return ``{"latents": ...}`` to
                 replace them, set ``pipe._interrupt = True`` to stop, or raise.
-            output_region_maps: return region maps; the map of an object that was not found shows
-                where the model looked for it.
+            output_region_maps: return region maps, of the objects that were edited; of an image in
+                which none was found, where the model looked.
             output_type: of images and maps: "pil", "np" or "pt".
 
         Returns:

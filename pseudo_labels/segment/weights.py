@@ -78,7 +78,7 @@ def _fetch(file: WeightsFile, path: Path) -> Path:
     except OSError as error:
         raise UserError(
             f"{file.name}: it is not on this machine and could not be fetched ({error}); get "
-            f"{file.url} and put it into {path.parent}, or name the file, as in salient:FILE"
+            f"{file.url} and put it into {path.parent}, or name the file, see `regionroute label --help`"
         ) from error
     return path
 

@@ -111,8 +111,8 @@ def parser() -> Parser:
         "--map",
         type=Path,
         metavar="PNG",
-        help="write the region map here; its boundary is at 128. The map of an object that was "
-        "not found shows where the model looked for it",
+        help="write the region map here; its boundary is at 128. It is of the objects that were "
+        "edited; if none was found, it shows where the model looked",
     )
     one.add_argument(
         "--side-by-side",

@@ -195,9 +195,10 @@ def read_index(spec: str, source: Path | str, revision: str | None = None) -> di
     """``model_index.json`` of a folder or of a repository on the hub.
 
     Raises:
-        UserError: not JSON, or of a pipeline of no known family.
+        UserError: not JSON, of a pipeline of no known family, or it cannot be had.
     """
-    index = _read_object(find_index(spec, source, revision))
+    with explained(spec, source):
+        index = _read_object(find_index(spec, source, revision))
     found = index.get("_class_name")
     if named(found) is None:
         raise UserError(f"base {spec}: this is a {found}, but editing needs a {KNOWN}")

@@ -156,7 +156,8 @@ class ExpertRegistry(BaseModel):
         hint = f', the nearest is "{near[0]}"' if near else ""
         raise UserError(
             f'there is no expert for style "{style}"{hint} (known: {", ".join(known)}); '
-            "`regionroute teach` makes one from images of the style"
+            "name the folder of experts that have it (--experts), or make one with "
+            "`regionroute teach`"
         )
 
     def name(self, style: str) -> str:

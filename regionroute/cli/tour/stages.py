@@ -111,6 +111,7 @@ def begin_run(run: Path, pairs: Path, **facts: object) -> None:
 
     manifests = sorted(pairs.glob("manifest*.jsonl"))
     trained_on = {"pairs": [file_hash(file) for file in manifests], **facts}
+    run = run.resolve()  # a link to another disk stays one
     note = run / NOTE_FILE
     if run.exists():
         with locked_output(run):

@@ -33,7 +33,16 @@ The same command again resumes where it was stopped; with other style images, ph
 seed it trains anew. The exit code is 1 if the style was not learned."""
 
 STYLE_FILE, LABELS_FILE = "style.yaml", "labels.jsonl"
-WRITTEN = (STYLE_FILE, LABELS_FILE, "run", "experts")  # in --out, replaced by a second run
+WRITTEN = (
+    STYLE_FILE,
+    LABELS_FILE,
+    "pairs",
+    "run",
+    "experts",
+    "edits",
+    "scores",
+    "report.html",
+)  # in --out, replaced by a second run
 FEWEST = 6  # photos, so that there is one to test and a few to train on
 GENERIC = "object"
 # Names that cameras and programs give.
@@ -95,7 +104,7 @@ def parser() -> Parser:
     add_base(parser, nano.USUAL)
     add("--steps", type=int, metavar="N", help="training steps (by the base)")
     add_seed(parser, "experts and noise")
-    add("--out", type=Path, metavar="DIR", help="folder for everything (out/teach/NAME)")
+    add("--out", metavar="DIR", help="folder for everything (out/teach/NAME)")
     return parser
 
 
@@ -113,8 +122,10 @@ def main(argv: list[str] | None = None) -> int:
         UserError: wrong arguments or files, or a stage failed.
     """
     args = parser().parse_args(argv)
-    args.out = args.out or Path("out/teach") / args.name
+    if args.out is None:
+        args.out = f"out/teach/{args.name}"
     check_arguments(args, {"steps": 1, "seed": 0})
+    args.out = Path(args.out)
     photos = _check(args)
     recipe, watch, began = recipe_of(args.base), Stopwatch(), time.perf_counter()
     _label(watch, args, photos, recipe)
@@ -129,7 +140,8 @@ def _check(args: argparse.Namespace) -> Path:
     """The folder of photos.
 
     Raises:
-        UserError: neither or both kinds of input, a missing folder, too few photos.
+        UserError: neither or both kinds of input, a missing folder, one inside the photos', too few
+            photos.
     """
     by_images, by_pairs = (args.style_images, args.photos), (args.before, args.after)
     for given, other in ((by_images, by_pairs), (by_pairs, by_images)):
@@ -137,8 +149,12 @@ def _check(args: argparse.Namespace) -> Path:
             break
     else:
         raise UserError("give --style-images and --photos, or --before and --after")
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", args.name):
-        raise UserError(f"--name {args.name}: use letters, digits, '-' and '_'")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", args.name, re.ASCII):
+        raise UserError(f"--name {args.name}: use letters a to z, digits, '-' and '_'")
+    for option in ("object", "phrase"):
+        words = getattr(args, option)
+        if words is not None and not any(letter.isalnum() for letter in words):
+            raise UserError(f"--{option} {words!r}: give a word, or leave the option out")
     from pseudo_labels.segment.folder import list_photos
     from pseudo_labels.segment.given import read_labels
     from pseudo_labels.stylize.paired import images_by_stem
@@ -147,13 +163,25 @@ def _check(args: argparse.Namespace) -> Path:
         if folder is not None:
             images_by_stem(folder)
     photos: Path = args.photos or args.before
+    for option in ("style_images", "after", "out"):
+        folder = getattr(args, option)
+        if folder is not None and folder.resolve().is_relative_to(photos.resolve()):
+            raise UserError(
+                f"--{option.replace('_', '-')} {folder}: it is inside the folder of the photos "
+                f"({photos}), and what it holds would count as photos: name another folder"
+            )
     labels = photos / LABELS_FILE
     if args.object and labels.is_file():
         raise UserError(f"--object {args.object}: {labels} names the objects, leave the option out")
-    found, _ = read_labels(labels) if labels.is_file() else list_photos(photos, [GENERIC])
-    count = len(found)
-    if count < FEWEST:
-        raise UserError(f"{photos}: {count} photos are too few, give {FEWEST} or more, better 20")
+    if labels.is_file():
+        (found, rejected), source = read_labels(labels), labels
+    else:
+        (found, rejected), source = list_photos(photos, [GENERIC]), photos
+    if len(found) < FEWEST:
+        first = f"; not used: {rejected[0].reason}" if rejected else ""
+        raise UserError(
+            f"{source}: {len(found)} photos are too few, give {FEWEST} or more, better 20{first}"
+        )
     _check_out(args.out, args.name)
     return photos
 
@@ -162,8 +190,7 @@ def _check_out(out: Path, name: str) -> None:
     """Refuse a folder in which files of another origin would be replaced.
 
     Raises:
-        UserError: it holds experts, a run, labels or a style, and not of an earlier `teach` of
-            this name.
+        UserError: it holds files of these names, and not of an earlier `teach` of this style.
     """
     taken = [part for part in WRITTEN if (out / part).exists()]
     style = out / STYLE_FILE
@@ -176,7 +203,7 @@ def _check_out(out: Path, name: str) -> None:
 
 
 def _style_head(name: str) -> str:
-    return f"styles:\n  {name}:\n"
+    return f"# written by `regionroute teach --name {name}`\n"
 
 
 def recipe_of(base: str) -> Recipe:
@@ -210,10 +237,11 @@ def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Rec
     stylizer, key, folder = ("painting", "reference", args.style_images)
     if args.after:
         stylizer, key, folder = ("pairs", "after", args.after)
-    style, place = args.out / STYLE_FILE, json.dumps(str(folder.resolve()))
+    style, place = args.out / STYLE_FILE, _quoted(str(folder.resolve()))
     with atomic_write(style) as temporary:
         temporary.write_text(
-            f"{_style_head(args.name)}    phrase: {json.dumps(args.phrase or args.name)}\n"
+            f'{_style_head(args.name)}styles:\n  "{args.name}":\n'
+            f"    phrase: {_quoted(args.phrase or args.name)}\n"
             f"    stylizer: {stylizer}\n    settings: {{{key}: {place}}}\n",
             encoding="utf-8",
         )
@@ -227,6 +255,11 @@ def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Rec
     # The photos were chosen by hand, and so was the style.
     how += ["--max-area", "0.9", "--max-border", "1", "--min-structure", "-1"]
     watch.run("labels", ["label", *how, "--out", str(args.out / "pairs")])
+
+
+def _quoted(text: str) -> str:
+    """A text in YAML; JSON's escapes of characters beyond 16 bits are none of YAML's."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def label_rows(photos: Path, word: str | None) -> list[dict[str, object]]:

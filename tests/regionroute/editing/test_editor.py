@@ -329,7 +329,10 @@ def test_wording_that_several_objects_would_drop_is_refused(editor: Editor, prom
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        (EditRequest("dog", "cyberpunk"), "no expert for style .*known: .*regionroute teach"),
+        (
+            EditRequest("dog", "cyberpunk"),
+            "no expert for style .*known: .*--experts.*regionroute teach",
+        ),
         (EditRequest("", "pixel-art"), "the object is empty"),
         (EditRequest("dog", ""), "the style is empty"),
         (EditRequest("", "", "no marks at all"), "is empty"),

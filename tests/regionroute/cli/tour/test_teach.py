@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from PIL import Image
 
 from regionroute.cli.main import main as regionroute
@@ -45,9 +46,11 @@ def started(monkeypatch, folders):
     return commands
 
 
-def scored(folder, left, success):
+def scored(folder, left, success, name="mine"):
+    """An earlier `teach` with scores that the last stage will read."""
+    write_text(folder / "style.yaml", f"# written by `regionroute teach --name {name}`\n")
     slices = {"all": {"in_mask_ratio": {"mean": left, "n": 3}, "success": {"mean": success}}}
-    write_json(folder / "scores" / "summary.json", {"methods": {"mine": {"slices": slices}}})
+    write_json(folder / "scores" / "summary.json", {"methods": {name: {"slices": slices}}})
 
 
 TEACH = ["teach", "--name", "mine", "--style-images", "style", "--photos", "photos"]
@@ -146,7 +149,12 @@ def test_a_word_for_all_photos(started, folders, refused):
     told = refused(regionroute, [*TEACH, "--object", "cat"])
     assert "--object cat: photos/labels.jsonl names the objects, leave the option out" in told
     told = refused(regionroute, TEACH)  # images without a label, such as masks, do not count
-    assert "photos: 1 photos are too few, give 6 or more" in told
+    assert "photos/labels.jsonl: 1 photos are too few, give 6 or more" in told
+    (folders / "photos" / "labels.jsonl").write_text("{")
+    told = refused(regionroute, TEACH)
+    assert (
+        "0 photos are too few, give 6 or more, better 20; not used: photos/labels.jsonl:1" in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,16 +164,41 @@ def test_a_word_for_all_photos(started, folders, refused):
         ([*TEACH[1:], "--after", "after"], "give --style-images and --photos, or"),
         (["--name", "a b", *TEACH[3:]], "--name a b: use letters"),
         ([*TEACH[1:4], "none", *TEACH[5:]], "none: no such folder of images"),
-        ([*TEACH[1:6], "style"], "style: 2 photos are too few, give 6 or more"),
+        ([*TEACH[1:6], "two"], "two: 2 photos are too few, give 6 or more"),
         ([*TEACH[1:], "--base", "nowhere/at/all"], "nowhere/at/all"),
         ([*TEACH[1:], "--steps", "0"], "--steps 0: must be at least 1"),
+        ([*TEACH[1:], "--out", ""], "the folder's name is empty"),
+        ([*TEACH[1:], "--out", "photos"], "--out photos: it is inside the folder of the photos"),
+        ([*TEACH[1:], "--out", "photos/out/mine"], "would count as photos: name another folder"),
+        ([*TEACH[1:4], "photos/style", *TEACH[5:]], "photos/style: it is inside"),
+        ([*TEACH[1:], "--object", "!"], "--object '!': give a word"),
+        ([*TEACH[1:], "--phrase", ""], "--phrase '': give a word"),
+        (["--name", "café", *TEACH[3:]], "--name café: use letters a to z"),
     ],
 )
 def test_mistakes_end_before_the_first_stage(folders, refused, arguments, message):
+    shutil.copytree("style", "photos/style")
+    shutil.copytree("style", "two")
     assert message in refused(regionroute, ["teach", *arguments])
 
 
-@pytest.mark.parametrize("name", ["experts/experts.json", "labels.jsonl", "style.yaml"])
+def test_names_and_words_are_what_they_are_in_yaml(started, folders):
+    (folders / "style").rename(folders / "stil 🎨: #1")
+    scored(folders / "here", 0.2, 1.0, "null")
+    given = ["--style-images", "stil 🎨: #1", "--photos", "photos", "--phrase", "yes ✨🎨"]
+    assert regionroute(["teach", "--name", "null", *given, "--out", "here"]) == 0
+    [(name, style)] = yaml.safe_load((folders / "here" / "style.yaml").read_text())[
+        "styles"
+    ].items()
+    assert name == "null"
+    assert style["phrase"] == "yes ✨🎨"
+    assert style["settings"] == {"reference": str(folders / "stil 🎨: #1")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["experts/experts.json", "labels.jsonl", "style.yaml", "pairs/manifest.jsonl", "scores/a"],
+)
 def test_files_of_another_origin_are_not_replaced(started, folders, refused, name):
     """Such as the experts of a long training, in the folder of its run."""
     file = folders / "runs" / name
