@@ -78,7 +78,8 @@ def _fetch(file: WeightsFile, path: Path) -> Path:
     except OSError as error:
         raise UserError(
             f"{file.name}: it is not on this machine and could not be fetched ({error}); get "
-            f"{file.url} and put it into {path.parent}, or name the file, see `regionroute label --help`"
+            f"{file.url} and put it into {path.parent}, or name the file, see "
+            "`regionroute label --help`"
         ) from error
     return path
 

@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from regionroute.cli.options import add_base, add_seed, command_parser
 from regionroute.cli.tour.stages import Stopwatch, begin_run, check_arguments
-from regionroute.errors import Parser, UserError, command
+from regionroute.cli.tour.teach_checks import (
+    GENERIC,
+    LABELS_FILE,
+    STYLE_FILE,
+    check_teach,
+    style_head,
+)
+from regionroute.errors import Parser, command
 from regionroute.files import atomic_write, read_json, write_jsonl
 from regionroute.models import embedded as nano
 
@@ -32,19 +39,6 @@ aside and not trained on.
 The same command again resumes where it was stopped; with other style images, photos, words, base or
 seed it trains anew. The exit code is 1 if the style was not learned."""
 
-STYLE_FILE, LABELS_FILE = "style.yaml", "labels.jsonl"
-WRITTEN = (
-    STYLE_FILE,
-    LABELS_FILE,
-    "pairs",
-    "run",
-    "experts",
-    "edits",
-    "scores",
-    "report.html",
-)  # in --out, replaced by a second run
-FEWEST = 6  # photos, so that there is one to test and a few to train on
-GENERIC = "object"
 # Names that cameras and programs give.
 _MADE_UP = re.compile(
     r"img|dsc[a-z]?|pxl|mvimg|photo|image|picture|screenshot|scan|unnamed|untitled|file|copy", re.I
@@ -126,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         args.out = f"out/teach/{args.name}"
     check_arguments(args, {"steps": 1, "seed": 0})
     args.out = Path(args.out)
-    photos = _check(args)
+    photos = check_teach(args)
     recipe, watch, began = recipe_of(args.base), Stopwatch(), time.perf_counter()
     _label(watch, args, photos, recipe)
     _train(watch, args, recipe)
@@ -134,76 +128,6 @@ def main(argv: list[str] | None = None) -> int:
     minutes = (time.perf_counter() - began) / 60
     print(f"report: {args.out / 'report.html'}   ({minutes:.1f} minutes)")
     return _verdict(args)
-
-
-def _check(args: argparse.Namespace) -> Path:
-    """The folder of photos.
-
-    Raises:
-        UserError: neither or both kinds of input, a missing folder, one inside the photos', too few
-            photos.
-    """
-    by_images, by_pairs = (args.style_images, args.photos), (args.before, args.after)
-    for given, other in ((by_images, by_pairs), (by_pairs, by_images)):
-        if all(given) and not any(other):
-            break
-    else:
-        raise UserError("give --style-images and --photos, or --before and --after")
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", args.name, re.ASCII):
-        raise UserError(f"--name {args.name}: use letters a to z, digits, '-' and '_'")
-    for option in ("object", "phrase"):
-        words = getattr(args, option)
-        if words is not None and not any(letter.isalnum() for letter in words):
-            raise UserError(f"--{option} {words!r}: give a word, or leave the option out")
-    from pseudo_labels.segment.folder import list_photos
-    from pseudo_labels.segment.given import read_labels
-    from pseudo_labels.stylize.paired import images_by_stem
-
-    for folder in (args.style_images, args.after):
-        if folder is not None:
-            images_by_stem(folder)
-    photos: Path = args.photos or args.before
-    for option in ("style_images", "after", "out"):
-        folder = getattr(args, option)
-        if folder is not None and folder.resolve().is_relative_to(photos.resolve()):
-            raise UserError(
-                f"--{option.replace('_', '-')} {folder}: it is inside the folder of the photos "
-                f"({photos}), and what it holds would count as photos: name another folder"
-            )
-    labels = photos / LABELS_FILE
-    if args.object and labels.is_file():
-        raise UserError(f"--object {args.object}: {labels} names the objects, leave the option out")
-    if labels.is_file():
-        (found, rejected), source = read_labels(labels), labels
-    else:
-        (found, rejected), source = list_photos(photos, [GENERIC]), photos
-    if len(found) < FEWEST:
-        first = f"; not used: {rejected[0].reason}" if rejected else ""
-        raise UserError(
-            f"{source}: {len(found)} photos are too few, give {FEWEST} or more, better 20{first}"
-        )
-    _check_out(args.out, args.name)
-    return photos
-
-
-def _check_out(out: Path, name: str) -> None:
-    """Refuse a folder in which files of another origin would be replaced.
-
-    Raises:
-        UserError: it holds files of these names, and not of an earlier `teach` of this style.
-    """
-    taken = [part for part in WRITTEN if (out / part).exists()]
-    style = out / STYLE_FILE
-    ours = style.is_file() and style.read_bytes().startswith(_style_head(name).encode())
-    if taken and not ours:
-        raise UserError(
-            f"--out {out}: its {taken[0]} is not of an earlier `teach --name {name}` and would be "
-            "replaced; name another folder"
-        )
-
-
-def _style_head(name: str) -> str:
-    return f"# written by `regionroute teach --name {name}`\n"
 
 
 def recipe_of(base: str) -> Recipe:
@@ -240,7 +164,7 @@ def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Rec
     style, place = args.out / STYLE_FILE, _quoted(str(folder.resolve()))
     with atomic_write(style) as temporary:
         temporary.write_text(
-            f'{_style_head(args.name)}styles:\n  "{args.name}":\n'
+            f'{style_head(args.name)}styles:\n  "{args.name}":\n'
             f"    phrase: {_quoted(args.phrase or args.name)}\n"
             f"    stylizer: {stylizer}\n    settings: {{{key}: {place}}}\n",
             encoding="utf-8",

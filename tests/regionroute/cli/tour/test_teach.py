@@ -183,16 +183,16 @@ def test_mistakes_end_before_the_first_stage(folders, refused, arguments, messag
 
 
 def test_names_and_words_are_what_they_are_in_yaml(started, folders):
-    (folders / "style").rename(folders / "stil 🎨: #1")
+    (folders / "style").rename(folders / "style 🎨: #1")
     scored(folders / "here", 0.2, 1.0, "null")
-    given = ["--style-images", "stil 🎨: #1", "--photos", "photos", "--phrase", "yes ✨🎨"]
+    given = ["--style-images", "style 🎨: #1", "--photos", "photos", "--phrase", "yes ✨🎨"]
     assert regionroute(["teach", "--name", "null", *given, "--out", "here"]) == 0
     [(name, style)] = yaml.safe_load((folders / "here" / "style.yaml").read_text())[
         "styles"
     ].items()
     assert name == "null"
     assert style["phrase"] == "yes ✨🎨"
-    assert style["settings"] == {"reference": str(folders / "stil 🎨: #1")}
+    assert style["settings"] == {"reference": str(folders / "style 🎨: #1")}
 
 
 @pytest.mark.parametrize(
