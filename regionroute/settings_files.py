@@ -13,12 +13,17 @@ def versions() -> dict[str, str]:
 
 
 def is_settings_file(path: AnyPath) -> bool:
-    """Whether a file is the settings file of an image that one of our commands made."""
+    """Whether a file is the settings file of an image that one of our commands made.
+
+    Runs and scores say their versions too; of an image the file names the prompt or the photo.
+    """
     try:
         found = read_json(path)
     except (UserError, OSError):
         return False
-    made_by = found.get("versions") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not {"prompt", "photo"} & found.keys():
+        return False
+    made_by = found.get("versions")
     return isinstance(made_by, dict) and "regionroute" in made_by
 
 

@@ -76,7 +76,7 @@ def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
         if os.path.isdir(path):
             raise UserError(f"{path}: this is a folder, give a file name such as {path}/out.png")
         check_output_file(path)
-    if len(set(destination.files)) < len(destination.files):
+    if len({os.path.realpath(path) for path in destination.files}) < len(destination.files):
         raise UserError(f"{destination.image}: two of its files have the same name, change one")
     check_inputs_kept(destination.files, inputs)
     check_settings_file(destination.image)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from regionroute.cli.options import command_parser
-from regionroute.cli.tour.stages import Stopwatch, begin_run, run_tour
+from regionroute.cli.tour.stages import Stopwatch, begin_run, override, run_tour
 from regionroute.cli.tour.teach import ONE_STEP
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import read_json, write_jsonl
@@ -104,8 +104,8 @@ def _label(watch: Stopwatch, labels: Path, out: Path) -> None:
 def _train(watch: Stopwatch, args: argparse.Namespace, out: Path) -> None:
     begin_run(out / "run", out / "pairs", seed=args.seed)
     settings = [
-        f"data.manifest={out / 'pairs'}",
-        f"output={out / 'run'}",
+        override("data.manifest", out / "pairs"),
+        override("output", out / "run"),
         f"train.steps={args.steps}",
         f"seed={args.seed}",
         "experts.styles=null",

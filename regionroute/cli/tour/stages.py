@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +94,17 @@ def run_tour(
     minutes = (time.perf_counter() - began) / 60
     print(f"report: {out / 'report.html'}   ({minutes:.1f} minutes)")
     return 0
+
+
+def override(key: str, value: object) -> str:
+    """``key=value`` for a command that takes settings; quoted where YAML would read otherwise."""
+    from regionroute.config.yaml_text import parse_yaml
+
+    text = str(value)
+    with suppress(UserError):
+        if parse_yaml(text, key) == text:
+            return f"{key}={text}"
+    return f"{key}={json.dumps(text, ensure_ascii=False)}"
 
 
 def begin_run(run: Path, pairs: Path, **facts: object) -> None:

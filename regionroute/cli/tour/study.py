@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regionroute.cli.options import command_parser
-from regionroute.cli.tour.stages import Stopwatch, begin_run, run_tour
+from regionroute.cli.tour.stages import Stopwatch, begin_run, override, run_tour
 from regionroute.errors import Parser, command
 from regionroute.files import read_json
 
@@ -82,8 +82,8 @@ def _train(
     watch: Stopwatch, args: argparse.Namespace, out: Path, arm: str, overrides: Sequence[str]
 ) -> None:
     begin_run(out / arm, out / "scenes", seed=args.seed)
-    settings = [f"data.manifest={out / 'scenes'}", f"output={out / arm}", f"seed={args.seed}"]
-    settings += [f"data.cache={out / 'cache'}", *overrides]
+    settings = [override("data.manifest", out / "scenes"), override("output", out / arm)]
+    settings += [override("data.cache", out / "cache"), f"seed={args.seed}", *overrides]
     if args.steps is not None:
         settings.append(f"train.steps={args.steps}")
     watch.run(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from regionroute.cli.options import add_base, add_seed, command_parser
-from regionroute.cli.tour.stages import Stopwatch, begin_run, check_arguments
+from regionroute.cli.tour.stages import Stopwatch, begin_run, check_arguments, override
 from regionroute.cli.tour.teach_checks import (
     GENERIC,
     LABELS_FILE,
@@ -215,7 +215,8 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     every, run = max(1, steps // ROUNDS), args.out / "run"
     begin_run(run, args.out / "pairs", base=args.base, seed=args.seed)
     settings = [
-        f"base.name={args.base}", f"data.manifest={args.out / 'pairs'}", f"output={run}",
+        override("base.name", args.base), override("data.manifest", args.out / "pairs"),
+        override("output", run),
         f"seed={args.seed}", f"train.steps={steps}", "experts.styles=null",
         # From whole photos, and under the prompt that edits use.
         "data.whole_targets=true", "flow.mask_weight=1.0",

@@ -85,7 +85,7 @@ def test_a_stranger_s_json_is_not_overwritten(folder: Path) -> None:
     assert len(jobs.jobs) == 1
     assert "not the settings of an image" in jobs.problems[0]
     assert (folder / "dog.json").read_text() == LABELME
-    (folder / "dog.json").write_text(json.dumps({"versions": {"regionroute": "1"}}))
+    (folder / "dog.json").write_text(json.dumps({"prompt": "x", "versions": {"regionroute": "1"}}))
     check_destination(Destination(folder / "dog.png"), [folder / "a.png"])  # an edit made again
 
 
@@ -103,7 +103,7 @@ def test_no_input_of_a_request_is_overwritten(
     folder: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     (folder / "link.png").symlink_to(folder / "b.png")
-    (folder / "o.json").write_text(json.dumps({"versions": {"regionroute": "1"}}))
+    (folder / "o.json").write_text(json.dumps({"prompt": "x", "versions": {"regionroute": "1"}}))
     before = {path: path.read_bytes() for path in folder.iterdir()}
     style = [] if "--style-image" in options or "--style" in options else ["--style", "lines"]
     arguments = [option.format(f=folder) for option in options]

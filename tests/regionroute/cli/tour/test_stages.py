@@ -2,10 +2,19 @@
 
 import pytest
 
-from regionroute.cli.tour.stages import begin_run
+from regionroute.cli.tour.stages import begin_run, override
+from regionroute.config.run import load_config
 from regionroute.errors import UserError
 from regionroute.files import write_text
 from train.engine.output_lock import locked_output
+
+
+@pytest.mark.parametrize(
+    "path", ["out/x", "w/a #b", "w/a: b, c", "null", "1e5", "it's", "[x]", " 🎨"]
+)
+def test_a_folder_of_any_name_is_the_same_in_a_setting(path):
+    config = load_config(None, [override("output", path)])
+    assert config.output == path
 
 
 def test_a_run_of_unknown_origin_or_of_another_process_is_left_alone(tmp_path):
