@@ -113,18 +113,6 @@ def _identities(path: AnyPath) -> list[object]:
     return found
 
 
-def check_png_name(path: AnyPath) -> None:
-    """Refuses a name for an image that does not end in .png.
-
-    Raises:
-        UserError: it does not.
-    """
-    if Path(path).suffix.lower() != ".png":
-        raise UserError(
-            f"{shown_path(path)}: images are written as PNG, give a name that ends in .png"
-        )
-
-
 def check_output_folder(path: AnyPath) -> None:
     """Refuses, before any work is done, a folder that could not be made or written in.
 

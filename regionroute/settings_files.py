@@ -1,10 +1,22 @@
-"""Settings files: the JSON that a command writes beside an image it made (out.png, out.json)."""
+"""What a command makes: an image, out.png, and beside it the settings file, out.json."""
 
 from importlib.metadata import version
 from pathlib import Path
 
 from regionroute.errors import UserError
 from regionroute.files import AnyPath, read_json, shown_path
+
+
+def check_png_name(path: AnyPath) -> None:
+    """Refuses a name for an image that does not end in .png.
+
+    Raises:
+        UserError: it does not.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(
+            f"{shown_path(path)}: images are written as PNG, give a name that ends in .png"
+        )
 
 
 def versions() -> dict[str, str]:

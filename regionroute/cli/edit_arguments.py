@@ -20,7 +20,8 @@ from regionroute.cli.options import (
     engine_of,
 )
 from regionroute.errors import Parser, UserError
-from regionroute.files import check_input_file, check_png_name
+from regionroute.files import check_input_file
+from regionroute.settings_files import check_png_name
 
 EPILOG = """\
 one image:
@@ -255,7 +256,9 @@ def _check_mode(args: argparse.Namespace, mode: str) -> None:
     if mode == "image":
         if not args.out:
             raise UserError("--out is missing: name the PNG to write")
-        check_png_name(args.out)
+        for path in (args.out, args.map, args.side_by_side):
+            if path is not None:
+                check_png_name(path)
         for path in (args.image, *(args.region_map or ()), *(args.style_image or ())):
             check_input_file(path, "image")
         _check_words(args)

@@ -13,8 +13,8 @@ from typing import Any
 
 from regionroute.engines.base import ENGINES, EngineSettings
 from regionroute.errors import Parser, UserError
-from regionroute.files import check_inputs_kept, check_output_file, check_png_name
-from regionroute.settings_files import check_settings_file
+from regionroute.files import check_inputs_kept, check_output_file
+from regionroute.settings_files import check_png_name, check_settings_file
 
 # A parser or one of its groups; argparse has no public name for what they share.
 Group = argparse.ArgumentParser | argparse._ArgumentGroup

@@ -13,7 +13,8 @@ from regionroute.data.colour import profile_name, profile_of, profile_space, to_
 from regionroute.data.image_files import ORIENTATION, image_size, opened
 from regionroute.data.masks import read_mask, read_soft_mask
 from regionroute.errors import UserError
-from regionroute.files import AnyPath, atomic_write, check_png_name, shown_path
+from regionroute.files import AnyPath, atomic_write, shown_path
+from regionroute.settings_files import check_png_name
 
 __all__ = [
     "LoadedImage",

@@ -21,10 +21,9 @@ from regionroute.errors import UserError
 from regionroute.files import (
     check_inputs_kept,
     check_output_file,
-    check_png_name,
     write_json,
 )
-from regionroute.settings_files import check_settings_file
+from regionroute.settings_files import check_png_name, check_settings_file
 
 PANEL = 256  # pixels; smaller images are enlarged for the side-by-side
 MARGIN, LABEL_HEIGHT = 8, 22

@@ -41,6 +41,7 @@ def train_steps(
     settings: LoopSettings,
     output: Path,
     start: int,
+    *,
     losses: Callable[[int], Mapping[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     rates: Callable[[int], Sequence[float]],
@@ -48,7 +49,7 @@ def train_steps(
     clip: float,
     validate: Callable[[int], Mapping[str, float]] | None,
     **parts: Stateful,
-) -> None:
+) -> Mapping[str, float]:
     """Trains, with checkpoints and a log in the output folder.
 
     An interrupted run gives the same weights as an undisturbed one if the losses of a step depend
@@ -67,10 +68,14 @@ def train_steps(
         validate: scores of the weights after a step, by name; None: nothing to validate on.
         parts: networks by the names that `resume` got.
 
+    Returns:
+        The last validation's scores; empty if there was none.
+
     Raises:
         UserError: the loss is not finite.
     """
-    since: list[dict[str, float]] = []  # the last row
+    unlogged: list[dict[str, float]] = []
+    scores: Mapping[str, float] = {}
     with tqdm(
         range(start, settings.steps), name, settings.steps, initial=start, unit="step"
     ) as bar:
@@ -84,19 +89,20 @@ def train_steps(
                     f"the loss of step {step} is {loss.item()}: lower {rate_key} and resume"
                 )
             _update(loss, optimizer, clip)
-            since.append({term: value.item() for term, value in terms.items()})
+            unlogged.append({term: value.item() for term, value in terms.items()})
             done = step + 1
             if done % settings.log_every == 0:
-                means = _means(since)
+                means = _means(unlogged)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()}, refresh=False)
                 append_row(output / LOG_FILE, {"step": done, **means})
-                since.clear()
+                unlogged.clear()
             if done % settings.save_every == 0 or done == settings.steps:
                 save_states(output / CHECKPOINT, done, optimizer=optimizer, **parts)
             if validate and (done % settings.validate_every == 0 or done == settings.steps):
                 scores = validate(step)
                 append_row(output / LOG_FILE, {"step": done, **scores})
                 bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    return scores
 
 
 def _update(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> None:

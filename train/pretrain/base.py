@@ -119,11 +119,18 @@ def train_base(
     """
     perceptual, batches = _perceptual(cfg, codec), source.batches(start)
     train_steps(
-        "base", cfg, output, start,
-        lambda step: _losses(cfg, model, perceptual, next(batches)), optimizer,
-        lambda step: [learning_rate(step, cfg)], "base.lr", cfg.clip,
-        lambda step: validate(model, codec, source.held_out(step), edit_steps), model=model,
-    )  # fmt: skip
+        "base",
+        cfg,
+        output,
+        start,
+        losses=lambda step: _losses(cfg, model, perceptual, next(batches)),
+        optimizer=optimizer,
+        rates=lambda step: [learning_rate(step, cfg)],
+        rate_key="base.lr",
+        clip=cfg.clip,
+        validate=lambda step: validate(model, codec, source.held_out(step), edit_steps),
+        model=model,
+    )
 
 
 def _perceptual(cfg: BaseTrainingConfig, codec: PatchCodec) -> PerceptualLoss | None:

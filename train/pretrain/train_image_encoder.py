@@ -159,9 +159,18 @@ def train(
         return rate, cfg.slow * rate
 
     train_steps(
-        "image encoder", cfg, Path(cfg.output), start, losses, optimizer, rates, "lr", cfg.clip,
-        lambda step: validate(encoder, views, vocabulary), encoder=encoder,
-    )  # fmt: skip
+        "image encoder",
+        cfg,
+        Path(cfg.output),
+        start,
+        losses=losses,
+        optimizer=optimizer,
+        rates=rates,
+        rate_key="lr",
+        clip=cfg.clip,
+        validate=lambda step: validate(encoder, views, vocabulary),
+        encoder=encoder,
+    )
 
 
 def _loss(
@@ -219,9 +228,11 @@ def _dice(probability: Tensor, truth: Tensor) -> Tensor:
 
 
 def _optimizer(encoder: ImageEncoder, cfg: ImageEncoderConfig) -> torch.optim.Optimizer:
-    slow = [encoder.word_map, encoder.zero_shot.weight]
-    others = [p for p in encoder.parameters() if not any(p is q for q in slow)]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": slow}]
+    slow = {encoder.word_map, encoder.zero_shot.weight}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in encoder.parameters() if p not in slow]},
+        {"params": [encoder.word_map, encoder.zero_shot.weight]},
+    ]
     return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
 
 

@@ -90,10 +90,7 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     words = Words(base, images["train"], cfg.farthest, surroundings)
     start_heads(heads, images["train"], words.all, cfg.seed, cfg.sharpness)
     optimizer = torch.optim.AdamW(
-        [
-            {"params": heads.head_weights()},
-            {"params": heads.text_weights()},
-        ],
+        [{"params": heads.head_weights()}, {"params": heads.text_weights()}],
         lr=cfg.lr,
         weight_decay=0.0,
     )
@@ -125,11 +122,18 @@ def train(
         return cfg.lr * share, cfg.text_lr * share
 
     train_steps(
-        "word heads", cfg, Path(cfg.output), start,
-        lambda step: _losses(cfg, heads, images["train"], words, step),
-        optimizer, rates, "lr", cfg.clip,
-        lambda step: validate(heads, images["test"], words), heads=heads,
-    )  # fmt: skip
+        "word heads",
+        cfg,
+        Path(cfg.output),
+        start,
+        losses=lambda step: _losses(cfg, heads, images["train"], words, step),
+        optimizer=optimizer,
+        rates=rates,
+        rate_key="lr",
+        clip=cfg.clip,
+        validate=lambda step: validate(heads, images["test"], words),
+        heads=heads,
+    )
 
 
 def _losses(

@@ -13,7 +13,7 @@ resumes from its checkpoint when the same command is started again.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,7 @@ def train(cfg: StyleEncoderConfig, output: Path) -> None:
     styles = styles_of(pictures)
     labels = torch.tensor([styles.index(picture.style) for picture in pictures])
     data = StyleData(pictures, bank, labels, training, held_out)
-    train_encoder(cfg, encoder, optimizer, data, start)
-    scores = validate(encoder, data) if data.held_out else {}
+    scores = train_encoder(cfg, encoder, optimizer, data, start)
     save_style_encoder(output / FOLDER, encoder)
     write_json(output / FOLDER / "scores.json", scores)
     if held_out:
@@ -143,19 +142,30 @@ def make_optimizer(encoder: StyleEncoder, cfg: StyleEncoderConfig) -> Any:
 
 def train_encoder(
     cfg: StyleEncoderConfig, encoder: StyleEncoder, optimizer: Any, data: StyleData, start: int
-) -> None:
+) -> Mapping[str, float]:
     """Trains in place, with checkpoints and a log in the output folder.
+
+    Returns:
+        The last validation.
 
     Raises:
         UserError: the loss is not finite.
     """
     encoder.train()
-    train_steps(
-        "style encoder", cfg, Path(cfg.output), start,
-        lambda step: {"loss": _loss(cfg, encoder, data, step)}, optimizer,
-        lambda step: [cfg.optim.lr], "optim.lr", cfg.optim.clip,
-        (lambda step: validate(encoder, data)) if data.held_out else None, encoder=encoder,
-    )  # fmt: skip
+    scores = train_steps(
+        "style encoder",
+        cfg,
+        Path(cfg.output),
+        start,
+        losses=lambda step: {"loss": _loss(cfg, encoder, data, step)},
+        optimizer=optimizer,
+        rates=lambda step: [cfg.optim.lr],
+        rate_key="optim.lr",
+        clip=cfg.optim.clip,
+        validate=(lambda step: validate(encoder, data)) if data.held_out else None,
+        encoder=encoder,
+    )
+    return scores or (validate(encoder, data) if data.held_out else {})
 
 
 def _loss(cfg: StyleEncoderConfig, encoder: StyleEncoder, data: StyleData, step: int) -> Tensor:

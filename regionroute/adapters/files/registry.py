@@ -152,8 +152,9 @@ class ExpertRegistry(BaseModel):
             for i, text in enumerate(texts):
                 if text.casefold() == wanted:
                     return i
-        near = difflib.get_close_matches(wanted, known, n=1)
-        hint = f', the nearest is "{near[0]}"' if near else ""
+        names = {name.casefold(): name for name in known}
+        near = difflib.get_close_matches(wanted, names, n=1)
+        hint = f', the nearest is "{names[near[0]]}"' if near else ""
         raise UserError(
             f'there is no expert for style "{style}"{hint} (known: {", ".join(known)}); '
             "name the folder of experts that have it (--experts), or make one with "

@@ -118,11 +118,14 @@ def begin_run(run: Path, pairs: Path, **facts: object) -> None:
         facts: what else has to be as it was, such as the seed.
 
     Raises:
-        UserError: there is something else in the folder, or another process is writing to it.
+        UserError: no pairs; there is something else in the folder, or another process is writing
+            to it.
     """
     from train.engine.output_lock import locked_output
 
     manifests = sorted(pairs.glob("manifest*.jsonl"))
+    if not manifests:
+        raise UserError(f"{pairs}: no manifest.jsonl of training pairs in this folder")
     trained_on = {"pairs": [file_hash(file) for file in manifests], **facts}
     run = run.resolve()  # a link to another disk stays one
     note = run / NOTE_FILE

@@ -18,7 +18,7 @@ CONFIG = "nano"
 ARMS = {"without": ("supervision.focus=0", "supervision.cover=0"), "with": ()}
 # How the held-out scenes are edited: by which arm's experts (None: the base alone), and how.
 SINGLE = "flag:single"
-FORMATS = {"in_mask_relative": ".0%", "success": ".0%", "leak": ".1%", "attention_iou": ".2f"}
+FORMATS = {"in_mask_ratio": ".0%", "success": ".0%", "leak": ".1%", "attention_iou": ".2f"}
 METHODS = {
     "zero-shot": (None, "plain"),
     "without-plain": ("without", "plain"),
@@ -125,7 +125,7 @@ def _headline(out: Path) -> None:
         slices = methods[name]["slices"]
         text = {key: _number(entry["mean"], key) for key, entry in slices.get(part, {}).items()}
         print(
-            f"  {name:13} in-mask error {text.get('in_mask_relative', '–')} of unedited"
+            f"  {name:13} in-mask error {text.get('in_mask_ratio', '–')} of unedited"
             f" | success {text.get('success', '–')} | background error {text.get('mse_bg', '–')}"
             f" | leak {text.get('leak', '–')} | attention IoU {text.get('attention_iou', '–')}"
         )

@@ -28,6 +28,7 @@ from regionroute.data.images import open_image, read_image
 from regionroute.editing import batch
 from regionroute.editing.editor import Editor
 from regionroute.editing.outputs import enlarge_map, overlay, side_by_side
+from regionroute.errors import UserError
 from regionroute.models.loading import load_base
 
 Run = Callable[..., int]
@@ -634,6 +635,29 @@ def test_examples_in_the_help_are_accepted(tmp_path: Path, monkeypatch: pytest.M
             if path:
                 path.touch()
         edit_command.check_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.png"], "none.png: no such image"),
+        (["photo.png", "--style-image", "none.jpg"], "none.jpg: no such image"),
+        (["photo.png", "--region-map", "."], "this is a folder"),
+        (["photo.png", "--out", "out.jpg"], "out.jpg: images are written as PNG"),
+        (["photo.png", "--map", "map.jpg"], "map.jpg: images are written as PNG"),
+        (["photo.png", "--side-by-side", "two"], "two: images are written as PNG"),
+    ],
+)
+def test_files_that_cannot_be_are_refused_before_anything_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.png").touch()
+    style = [] if "--style-image" in arguments else ["--style", "neon"]
+    given = ["--object", "dog", *style, *([] if "--out" in arguments else ["--out", "out.png"])]
+    parsed = edit_command.parser().parse_args([*arguments, *given])
+    with pytest.raises(UserError, match=re.escape(message)):
+        edit_command.check_arguments(parsed)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

@@ -11,13 +11,14 @@ from regionroute.files import read_jsonl, write_json
 
 
 @pytest.fixture
-def started(monkeypatch, tmp_path):
+def started(monkeypatch, tmp_path, leave_pairs):
     """The commands of the stages, none of which runs."""
     monkeypatch.chdir(tmp_path)
     commands = []
 
     def start(command, **_):
         commands.append(" ".join(command[1:]))
+        leave_pairs(command)
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(stages.subprocess, "run", start)

@@ -19,6 +19,8 @@ def test_a_folder_of_any_name_is_the_same_in_a_setting(path):
 
 def test_a_run_of_unknown_origin_or_of_another_process_is_left_alone(tmp_path):
     run, pairs = tmp_path / "run", tmp_path / "pairs"
+    with pytest.raises(UserError, match="pairs: no manifest"):
+        begin_run(run, pairs, seed=0)
     write_text(pairs / "manifest.jsonl", "one")
     write_text(run / "experts.json", "of a long training")
     with pytest.raises(UserError, match="run: nothing says what this run was trained on: delete"):

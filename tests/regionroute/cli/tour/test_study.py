@@ -8,7 +8,7 @@ from regionroute.cli.main import COMMANDS
 from regionroute.cli.tour import demo, stages, study
 from regionroute.config.run import load_config
 from regionroute.errors import UserError
-from regionroute.files import write_json
+from regionroute.files import write_json, write_text
 
 
 def test_the_two_arms_differ_in_supervision_alone(monkeypatch, tmp_path):
@@ -22,6 +22,7 @@ def test_the_two_arms_differ_in_supervision_alone(monkeypatch, tmp_path):
         return Finished()
 
     monkeypatch.setattr(stages.subprocess, "run", start)
+    write_text(tmp_path / "scenes" / "manifest.jsonl", "")
     args = study.parser().parse_args(["--out", str(tmp_path), "--steps", "7", "--seed", "5"])
     for arm, overrides in study.ARMS.items():
         study._train(stages.Stopwatch(), args, tmp_path, arm, overrides)
@@ -53,12 +54,13 @@ def test_a_failed_stage_stops_the_tour_and_names_it(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("tour", [demo, study])
-def test_every_stage_is_a_command_with_arguments_it_takes(monkeypatch, tmp_path, tour):
+def test_every_stage_is_a_command_with_arguments_it_takes(monkeypatch, tmp_path, tour, leave_pairs):
     monkeypatch.chdir(tmp_path)
     commands = []
 
     def start(command, **_):
         commands.append(command[3:])
+        leave_pairs(command)
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(stages.subprocess, "run", start)

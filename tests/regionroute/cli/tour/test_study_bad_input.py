@@ -76,7 +76,7 @@ def test_a_full_disk_between_the_stages(folder, refused, monkeypatch):
 
 
 def test_scenes_without_a_single_object_have_a_headline_too(folder, capsys):
-    numbers = {"in_mask_relative": 0.25, "mse_bg": 0.0045, "attention_iou": None}
+    numbers = {"in_mask_ratio": 0.25, "mse_bg": 0.0045, "attention_iou": None}
     slices = {"all": {name: {"mean": value} for name, value in numbers.items()}}
     scores = folder / "out" / "study" / "scores"
     write_json(scores / "codec.json", {"slices": slices})

@@ -28,12 +28,13 @@ def folders(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def started(monkeypatch, folders):
+def started(monkeypatch, folders, leave_pairs):
     """The commands of the stages, none of which runs; training leaves what it would."""
     commands = []
 
     def start(command, **_):
         commands.append(command[3:])
+        leave_pairs(command)
         if "train" in command:
             [run] = [part.split("=")[1] for part in command if part.startswith("output=")]
             write_json(folders / run / "run.json", {"best_step": 20})
