@@ -19,7 +19,7 @@ from _shared import add_result_argument, provenance
 from torch import Tensor
 
 from regionroute.attention import attend
-from regionroute.attention.dispatch import BACKENDS
+from regionroute.config.choices import BACKENDS
 from regionroute.errors import UserError
 from regionroute.files import write_json
 

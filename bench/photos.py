@@ -36,10 +36,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.encoders.features import PerceptualDistance, load_lpips
+from regionroute.config.choices import Mode
 from regionroute.data.images import write_image
 from regionroute.data.stats import describe
 from regionroute.editing.editor import Editor
-from regionroute.editing.request import EditOptions, EditRequest, Mode
+from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.files import write_json
 from regionroute.pipeline import RegionRoutePipeline
 

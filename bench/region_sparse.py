@@ -27,8 +27,8 @@ from _shared import add_result_argument, paired_seconds, provenance
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import Tensor
 
+from regionroute.config.choices import SPARSE_QUALITIES
 from regionroute.diffusion.flow import predict_velocity
-from regionroute.editing.request import SPARSE_QUALITIES
 from regionroute.editing.sparse import LAST_RING, BranchCalls, Kind, Region, region_of, schedule
 from regionroute.files import write_json
 

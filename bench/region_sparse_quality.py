@@ -37,12 +37,13 @@ from _shared import add_result_argument, provenance
 from torch import Tensor
 from tqdm import tqdm
 
+from regionroute.config.choices import SparseQuality
 from regionroute.data.region_scores import in_mask_ratio
 from regionroute.data.stats import paired
 from regionroute.diffusion.latents import pack
 from regionroute.editing import sparse
 from regionroute.editing.editor import Editor
-from regionroute.editing.request import EditOptions, EditRequest, EditResult, SparseQuality
+from regionroute.editing.request import EditOptions, EditRequest, EditResult
 from regionroute.editing.sparse import BranchCalls, Kind, region_of
 from regionroute.files import read_json, write_json
 from regionroute.pipeline import RegionRoutePipeline

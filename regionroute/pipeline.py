@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regionroute.adapters import eject, read_registry
-from regionroute.config.run import Quantize
+from regionroute.config.choices import Instance, Mode, Quantize, SparseQuality
 from regionroute.diffusion.flow import TIMESTEPS
 from regionroute.editing.editor import Editor
 from regionroute.editing.inputs import (
@@ -32,14 +32,13 @@ from regionroute.editing.inputs import (
     to_seeds,
     to_tensors,
 )
-from regionroute.editing.request import EditOptions, EditRequest, EditResult, Mode, SparseQuality
+from regionroute.editing.request import EditOptions, EditRequest, EditResult
 from regionroute.editing.sampler import Interrupted
 from regionroute.errors import UserError
 from regionroute.models import bundled
 from regionroute.models.backbone import Backbone
 from regionroute.models.devices import pick_device
 from regionroute.models.loading import load_base
-from regionroute.routing.instances import Instance
 
 StepEndCallback: TypeAlias = Callable[
     ["RegionRoutePipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from regionroute.routing.instances import INSTANCES
+from regionroute.config.choices import INSTANCES
 
 from .api import CATEGORY, io
 from .edits import edit_inputs, edit_outputs, edited, pipeline_options, run_edit

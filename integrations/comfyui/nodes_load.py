@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .api import CATEGORY, Pipeline, io, pick_device
 
 if TYPE_CHECKING:
-    from regionroute.config.run import Quantize
+    from regionroute.config.choices import Quantize
 
 
 class Load(io.ComfyNode):

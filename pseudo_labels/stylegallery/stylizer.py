@@ -22,9 +22,10 @@ from pseudo_labels.stylegallery import networks, offline
 from pseudo_labels.stylegallery.config import PRESETS, GalleryConfig
 from pseudo_labels.stylegallery.gallery import REVISION, AnalysedImage, Gallery, GalleryResult
 from pseudo_labels.stylegallery.models.base import RANDOM
-from pseudo_labels.stylegallery.models.loading import DEFAULT, DTYPES, load_model, source_hash
+from pseudo_labels.stylegallery.models.loading import DEFAULT, load_model, source_hash
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
+from regionroute.config.choices import DTYPES
 from regionroute.config.io import load_config
 from regionroute.data.images import read_image
 from regionroute.data.manifest import StyleSpec

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
@@ -29,6 +29,7 @@ from torch import Generator, Tensor
 from pseudo_labels.segment.weights import fingerprint
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
+from regionroute.config.choices import Dtype
 from regionroute.data.images import from_pil, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.data.prompts import RESTYLE_TEMPLATE
@@ -44,7 +45,6 @@ from regionroute.hub_names import (
 from regionroute.models.devices import pick_device
 
 TEMPLATE = "a picture in {style} style"  # for pipelines whose prompt describes the result
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _REVISION = 1  # part of the fingerprint; raise when this module's own arithmetic changes
 
 
@@ -84,7 +84,7 @@ class DiffusionSettings(Section):
         description="several LoRAs used together, in place of `lora`: for example a style LoRA and "
         "one that keeps the content (OmniConsistency), each with its scale",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     device: str | None = Field(None, description="null: a GPU if there is one")
 
     @model_validator(mode="after")
@@ -215,7 +215,7 @@ def _pipeline(model: str, dtype: str, device: str) -> tuple[Any, str]:
     try:
         used = used_name(model, hub_commit(model, "model_index.json"))
         source, where = hub_arguments(used)
-        options = {"dtype": _DTYPES[dtype], **where}
+        options = {"dtype": getattr(torch, dtype), **where}
         try:
             pipeline = AutoPipelineForImage2Image.from_pretrained(source, **options)
         except ValueError:  # its list lacks editors such as InstructPix2Pix

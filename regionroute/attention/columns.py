@@ -4,19 +4,18 @@ Shape legend: B batch, H heads, N all tokens, R chosen query rows, D head width,
 (object, style) pairs of a sample, K tokens of a pair's phrase.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regionroute.attention.dispatch import Backend, choose_backend, flex_attention
+from regionroute.attention.dispatch import choose_backend, flex_attention
 from regionroute.attention.kernels import fused_attention
+from regionroute.config.choices import Backend
 
 # Which keys share the softmax: all (`attend`), the text's, or the phrase's own (`attend_among`).
-Norm = Literal["full", "text", "selected"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
 
 # Logits [B,H,rows,N] that "dense" holds at a time: 256 MB in fp32.
 _CHUNK_ELEMENTS = 2**26

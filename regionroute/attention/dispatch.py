@@ -3,16 +3,14 @@
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regionroute.attention.kernels import KERNELS, fused_attention
+from regionroute.config.choices import BACKENDS, Backend
 from regionroute.errors import UserError
-
-Backend = Literal["auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 # Tried in this order by "auto", as PyTorch's own attention does. "dense" takes any input.
 _PREFERRED = ("cpu", "flash", "efficient", "dense")

@@ -5,7 +5,7 @@ sample's valid objects (0 if there is none). A row depends on nothing outside it
 """
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,7 @@ from torch import Tensor
 
 from regionroute.attention.maps import mean_map
 from regionroute.attention.plan import AttentionPlan
-
-FocusInput = Literal["ratio", "prob"]
-CoverMode = Literal["logratio", "prob"]
+from regionroute.config.choices import Aggregate, CoverMode, FocusInput
 
 # Below every attention probability that matters (1e-4 is typical), above fp32's underflow.
 EPS = 1e-12
@@ -41,7 +39,7 @@ class LossSettings(Protocol):
         """Sharpness of `cover_loss`."""
 
     @property
-    def aggregate(self) -> Literal["layer", "map"]:
+    def aggregate(self) -> Aggregate:
         """Whether losses or maps are averaged over the layers."""
 
 

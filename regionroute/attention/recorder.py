@@ -12,11 +12,11 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from regionroute.attention.columns import NORMS, Norm, attend, attend_among
-from regionroute.attention.dispatch import BACKENDS, Backend
+from regionroute.attention.columns import attend, attend_among
 from regionroute.attention.plan import AttentionPlan
 from regionroute.attention.processors import BlockProcessor, replaced
 from regionroute.compat import in_backward_pass
+from regionroute.config.choices import BACKENDS, NORMS, Backend, Norm
 from regionroute.config.sites import AttentionSite, Queries, Tokens, parse_sites, resolve_sites
 from regionroute.diffusion.families import Family, find_transformer
 

@@ -93,7 +93,8 @@ def check_attention() -> Iterator[Finding]:
     """Which kernels can supervise attention here, in bfloat16 with heads as wide as Flux's."""
     import torch
 
-    from regionroute.attention.dispatch import BACKENDS, refusal_of
+    from regionroute.attention.dispatch import refusal_of
+    from regionroute.config.choices import BACKENDS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     heads = torch.zeros(1, 1, 16, 128, device=device, dtype=torch.bfloat16)

@@ -19,6 +19,7 @@ from regionroute.cli.options import (
     command_parser,
     engine_of,
 )
+from regionroute.config.choices import BACKENDS, INSTANCES, MODES, SPARSE_QUALITIES
 from regionroute.errors import Parser, UserError
 from regionroute.files import check_input_file
 from regionroute.settings_files import check_png_name
@@ -66,10 +67,6 @@ BLOCK[.target|.context][:HEADS][@object]: double.1 (mean over the heads), double
 2, queries of the source image), all@object (every block, the object word). Several sites have
 equal weight."""
 
-MODES = ("routed", "plain")
-SPARSE_QUALITIES = ("fast", "balanced", "high")
-BACKENDS = ("auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense")
-INSTANCES = ("all", "largest", "leftmost", "rightmost", "topmost", "bottommost")
 ONE = (
     "object",
     "style",

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionroute.cli.options import DTYPES, add_base, add_dtype, command_parser
+from regionroute.cli.options import add_base, add_dtype, command_parser
+from regionroute.config.choices import DTYPES
 from regionroute.errors import Parser, UserError, command, printable
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionroute.cli.options import (
-    DTYPES,
     add_device,
     add_region,
     check_image_output,
     command_parser,
     given,
 )
+from regionroute.config.choices import DTYPES
 from regionroute.config.io import dump_config, load_config
 from regionroute.errors import Parser, UserError, command
 from regionroute.files import check_inputs_kept, check_output_file

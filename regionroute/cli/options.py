@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from regionroute.config.choices import DTYPES, QUANTIZE
 from regionroute.engines.base import ENGINES, EngineSettings
 from regionroute.errors import Parser, UserError
 from regionroute.files import check_inputs_kept, check_output_file
@@ -19,8 +20,6 @@ from regionroute.settings_files import check_png_name, check_settings_file
 # A parser or one of its groups; argparse has no public name for what they share.
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
-DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZE = ("nf4", "fp8")
 MOST_WORKERS = 256  # processes; more than this is a slip of the finger
 
 

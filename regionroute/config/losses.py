@@ -12,6 +12,7 @@ from regionroute.config.base import (
     Positive,
     Section,
 )
+from regionroute.config.choices import Aggregate, Backend, CoverMode, FocusInput, Norm, Timesteps
 from regionroute.config.sites import Queries, parse_sites
 from regionroute.errors import UserError
 
@@ -40,9 +41,7 @@ class PerceptualConfig(Section):
 class FlowConfig(Section):
     """Flow matching."""
 
-    timesteps: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="distribution of the training timesteps"
-    )
+    timesteps: Timesteps = Field("uniform", description="distribution of the training timesteps")
     mean: float = Field(0.0, description="logit_normal: mean before the sigmoid")
     std: Positive = Field(1.0, description="logit_normal: standard deviation before the sigmoid")
     mask_weight: Positive = Field(
@@ -79,31 +78,29 @@ class SupervisionConfig(Section):
         description="image tokens used as queries of the attention maps, for layers that do not "
         "name them",
     )
-    norm: Literal["full", "text", "selected"] = Field(
+    norm: Norm = Field(
         "full",
         description="keys of the softmax: full (all keys), text (all text tokens), or selected "
         "(the style tokens only, losses per token, as in the published code)",
     )
-    focus_input: Literal["ratio", "prob"] = Field(
+    focus_input: FocusInput = Field(
         "ratio",
         description="input of the softmax in Focus: ratio (log of the map; with tau 1 the softmax "
         "is the map over its sum) or prob (the map itself, as published)",
     )
-    backend: Literal["auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense"] = (
-        Field(
-            "auto",
-            description="kernel of the supervised attention: auto takes the first of cpu, flash, "
-            "efficient, dense that runs here; `regionroute doctor` lists them; norm full only",
-        )
+    backend: Backend = Field(
+        "auto",
+        description="kernel of the supervised attention: auto takes the first of cpu, flash, "
+        "efficient, dense that runs here; `regionroute doctor` lists them; norm full only",
     )
     tau: Positive = Field(1.0, description="temperature of the softmax over pixels in Focus")
-    cover_mode: Literal["logratio", "prob"] = Field(
+    cover_mode: CoverMode = Field(
         "logratio",
         description="input of the sigmoid in Cover: logratio (log of the map over its mean) or "
         "prob (the map itself, as published)",
     )
     alpha: Positive = Field(1.0, description="scale of the input of the sigmoid in Cover")
-    aggregate: Literal["layer", "map"] = Field(
+    aggregate: Aggregate = Field(
         "layer",
         description="layer: average the losses of the layers' maps; map: one loss of their mean "
         "map",

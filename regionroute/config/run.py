@@ -6,7 +6,7 @@ prints them with the descriptions as comments.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from regionroute.config.base import (
     Positive,
     Section,
 )
+from regionroute.config.choices import Dtype, FileDtype, Quantize
 from regionroute.config.data import DataConfig
 from regionroute.config.io import add_config_arguments, dump_config, save_config
 from regionroute.config.losses import FlowConfig, PerceptualConfig, SupervisionConfig
@@ -45,8 +46,6 @@ __all__ = [
     "save_config",
 ]
 
-Quantize = Literal["nf4", "fp8"]
-QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 SIMILARITY_EXPERTS = 16  # experts a layer under router similarity, as published
 
 
@@ -63,7 +62,7 @@ class BaseConfig(Section):
         description="branch, tag or commit of a base on the hub; null: its main branch. The "
         "commit used is written into the run's config.yaml and experts",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         "float32",
         description="precision of the frozen weights; the experts' weights stay in float32, with "
         "bfloat16 autocast computes their products in bfloat16",
@@ -128,7 +127,7 @@ class ExpertsConfig(Section):
     load_balance: NonNegative = Field(
         0.0, description="router similarity: weight of the load-balancing loss"
     )
-    dtype: Literal["float32", "bfloat16", "float16", "float8"] = Field(
+    dtype: FileDtype = Field(
         "float32",
         description="precision of the exported files; training keeps float32 weights; float8 "
         "(e4m3) is for weights above 0.01, as high learning rates give",

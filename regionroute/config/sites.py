@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from regionroute.config.choices import Norm
 from regionroute.errors import UserError
 
 Queries = Literal["target", "context", "both"]
@@ -101,7 +102,7 @@ class MapChoice(BaseModel):
 
     layers: list[str] = Field([ALL], description="attention sites, or the text `all`")
     queries: Queries = Field("target", description="for sites that name neither target nor context")
-    norm: Literal["full", "text", "selected"] = "full"
+    norm: Norm = "full"
     combine: Combine = Field(
         "mean",
         description="mean of the maps as they are, of the maps over their own means, or their "

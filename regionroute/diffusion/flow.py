@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from regionroute.config.choices import Timesteps
 from regionroute.diffusion.families import Text, family_of
 from regionroute.diffusion.latents import pack, unpack
 
@@ -31,7 +32,7 @@ StepCallback: TypeAlias = Callable[[int, float, Tensor], None]
 
 def draw_sigmas(
     n: int,
-    timesteps: Literal["uniform", "logit_normal"] = "uniform",
+    timesteps: Timesteps = "uniform",
     mean: float = 0.0,
     std: float = 1.0,
     generator: torch.Generator | None = None,

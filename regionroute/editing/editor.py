@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regionroute.adapters import ExpertRegistry, load_experts
-from regionroute.attention.dispatch import Backend
+from regionroute.config.choices import Backend, Mode
 from regionroute.config.run import RoutingConfig
 from regionroute.config.sites import AttentionSite, MapChoice
 from regionroute.data.images import resize
@@ -31,7 +31,6 @@ from regionroute.editing.request import (
     EditPlan,
     EditRequest,
     EditResult,
-    Mode,
     plan_pairs,
 )
 from regionroute.editing.sampler import Sampler

@@ -9,10 +9,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
+from regionroute.config.choices import (
+    INSTANCES,
+    MODES,
+    SPARSE_QUALITIES,
+    Instance,
+    Mode,
+    SparseQuality,
+)
 from regionroute.config.sites import Word
 from regionroute.data.prompts import (
     Prompt,
@@ -25,12 +33,7 @@ from regionroute.data.prompts import (
 )
 from regionroute.editing.styles import ResolvedStyle, Styles
 from regionroute.errors import UserError
-from regionroute.routing.instances import INSTANCES, Instance
 
-Mode = Literal["plain", "routed"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-SparseQuality = Literal["fast", "balanced", "high"]
-SPARSE_QUALITIES: tuple[SparseQuality, ...] = get_args(SparseQuality)
 MAX_STEPS = 1000  # number of training timesteps of the scheduler
 
 

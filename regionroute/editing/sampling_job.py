@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regionroute.config.choices import Instance, Mode, SparseQuality
 from regionroute.diffusion.flow import StepCallback
-from regionroute.editing.request import EditPlan, EditRequest, Mode, SparseQuality
+from regionroute.editing.request import EditPlan, EditRequest
 from regionroute.errors import UserError
 from regionroute.routing.gates import normalize_gates
-from regionroute.routing.instances import Instance
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.attention.row_cache import RowCache, stored_bytes
+from regionroute.config.choices import SparseQuality
 from regionroute.diffusion.flow import predict_rows, predict_velocity
-from regionroute.editing.request import EditOptions, SparseQuality
+from regionroute.editing.request import EditOptions
 from regionroute.errors import UserError
 from regionroute.models.backbone import Backbone
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from regionroute.config.run import Quantize
+from regionroute.config.choices import Quantize
 from regionroute.data.images import resize
 from regionroute.data.prompts import Span
 from regionroute.diffusion.families import Family, Text

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from regionroute.config.run import Quantize
+from regionroute.config.choices import Quantize
 from regionroute.errors import UserError
 from regionroute.files import read_json, settings_hash
 from regionroute.hub_names import commit_of, split_revision

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regionroute.config.run import Quantize
+from regionroute.config.choices import Quantize
 from regionroute.errors import UserError
 
 BLOCKS = "transformer_blocks."  # part of the names of all that is stored in fewer bits

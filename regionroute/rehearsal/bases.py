@@ -13,7 +13,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from regionroute.config.run import Quantize
+from regionroute.config.choices import Quantize
 from regionroute.diffusion.families import Family, family_of_config
 from regionroute.errors import UserError, nearest
 from regionroute.files import read_json, write_json

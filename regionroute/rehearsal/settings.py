@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from regionroute.config.run import Quantize
+from regionroute.config.choices import Quantize
 from regionroute.errors import UserError
 from regionroute.files import read_json, write_json
 from regionroute.rehearsal.bases import Shape

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regionroute.config.run import Quantize
+from regionroute.config.choices import Quantize
 from regionroute.files import atomic_write, write_json
 from regionroute.models.formats.packed import NAME, STATE
 from regionroute.models.quantize import BLOCKS, nf4_bytes, nf4_code, nf4_state

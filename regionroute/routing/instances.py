@@ -6,15 +6,13 @@ components of the gates; two that touch on the token grid are one.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-Instance = Literal["all", "largest", "leftmost", "rightmost", "topmost", "bottommost"]
-INSTANCES: tuple[Instance, ...] = get_args(Instance)
+from regionroute.config.choices import Instance
+
 _AROUND = np.ones((3, 3))  # 8-connectivity
 
 

@@ -12,13 +12,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from regionroute.config.choices import Instance, Mode, SparseQuality
 from regionroute.data.image_files import opened
 from regionroute.data.prompts import build_prompt, object_words
 from regionroute.editing.metadata import mask_from_text
-from regionroute.editing.request import Mode, SparseQuality
 from regionroute.errors import UserError
 from regionroute.files import parse_json, read_json
-from regionroute.routing.instances import Instance
 
 AUTO, NONE = "bundled", "none"  # names of experts besides those of the settings
 PARAMETERS = "parameters"  # key of the PNG's text

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _INDEX = "model_index.json"
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 _PARTS = {
     "unet": "UNet2DConditionModel",
@@ -92,13 +91,13 @@ def _load_flow(
     from regionroute.models.loading import load_base
 
     facts = settings_hash([source_hash(name), dtype, config])
-    return FlowModel(load_base(name, DTYPES[dtype]), config, facts, device, offload)
+    return FlowModel(load_base(name, getattr(torch, dtype)), config, facts, device, offload)
 
 
 def _load_stable_diffusion(
     name: str, dtype: str, device: torch.device, offload: bool, lora: str | None
 ) -> StableDiffusion:
-    parts, alphas, offset, used = _read_parts(name, DTYPES[dtype])
+    parts, alphas, offset, used = _read_parts(name, getattr(torch, dtype))
     if lora is not None:
         _merge_lora(parts["unet"], lora)
     identity = [source_hash(name), dtype, source_hash(lora) if lora else None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from regionroute.cli.options import DTYPES, QUANTIZE, add_device, command_parser
+from regionroute.cli.options import add_device, command_parser
 from regionroute.cli.start import import_pipeline
+from regionroute.config.choices import DTYPES, QUANTIZE
 from regionroute.errors import Parser, UserError, command
 
 OWN_SEGMENTERS = ("auto", "offline", "grabcut")

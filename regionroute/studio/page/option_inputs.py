@@ -9,9 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from regionroute.editing.request import MODES, SPARSE_QUALITIES
+from regionroute.config.choices import INSTANCES, MODES, SPARSE_QUALITIES
 from regionroute.errors import UserError
-from regionroute.routing.instances import INSTANCES
 from regionroute.studio.engine import Engine
 from regionroute.studio.jobs import AUTO, NONE, JobOptions, SavedSettings
 

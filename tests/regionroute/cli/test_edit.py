@@ -21,8 +21,6 @@ from PIL import Image
 from regionroute import pipeline
 from regionroute.cli import edit_arguments as edit_command
 from regionroute.cli import main as cli
-from regionroute.cli import options
-from regionroute.config.run import QUANTIZE
 from regionroute.config.sites import MapChoice
 from regionroute.data.images import open_image, read_image
 from regionroute.editing import batch
@@ -688,7 +686,3 @@ def test_every_command_teaches_with_an_example(
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert text.count(f"regionroute {name}") > 1  # once in the usage, and in an example
-
-
-def test_the_command_offers_every_way_to_store_a_base() -> None:
-    assert options.QUANTIZE == QUANTIZE

@@ -135,7 +135,6 @@ def test_defaults_that_help_states_are_those_of_the_library():
     from pseudo_labels.label import label
     from pseudo_labels.segment.loading import DEFAULT_GROUNDER, FinderSettings
     from pseudo_labels.stylegallery.config import PRESETS
-    from pseudo_labels.stylegallery.models.loading import DTYPES
     from pseudo_labels.stylegallery.networks import DINO
     from pseudo_labels.stylegallery.stylizer import GallerySettings
     from pseudo_labels.stylemamba.networks import Names
@@ -163,7 +162,6 @@ def test_defaults_that_help_states_are_those_of_the_library():
         assert stated(gallery.parser(), name) == GallerySettings.model_fields[name].default
     assert stated(gallery.parser(), "dino") == DINO
     assert tuple(PRESETS) == gallery.PRESETS
-    assert set(options.DTYPES) == set(DTYPES)
 
 
 def test_old_names_are_read_and_name_the_new_one(capsys):

@@ -187,7 +187,7 @@ def test_a_broken_routing_section_is_one_sentence(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"mode": "magic"}, "plain, routed"),
+        ({"mode": "magic"}, "routed, plain"),
         ({"mode": "routed", "strength": -0.1}, "between 0 and 1"),
         ({"mode": "plain", "strength": 0.5}, "needs mode routed"),
         ({"mode": "plain", "also": (("cup", "lines"),)}, "one object at a time"),

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from regionroute.cli import edit_arguments as edit_command
+from regionroute.config.choices import INSTANCES
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.errors import UserError
 from regionroute.models.backbone import Backbone
-from regionroute.routing.instances import INSTANCES, choose_instances
+from regionroute.routing.instances import choose_instances
 
 # Three parts: top left (4 tokens), right (2), bottom (1, soft around it).
 GATES = torch.zeros(1, 1, 8, 8)
