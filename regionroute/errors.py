@@ -75,6 +75,11 @@ def remedy(error: OSError) -> str | None:
     return _REMEDIES.get(error.errno) if error.errno is not None else None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest; its class if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known name most like `word`, for the sentence that refuses it.
 

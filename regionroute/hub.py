@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regionroute.errors import UserError, printable
+from regionroute.errors import UserError, first_line, printable
 from regionroute.files import AnyPath
 
 RepoType = Literal["model", "dataset"]
@@ -120,7 +120,7 @@ def push(upload: Upload) -> str:
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise UserError(
             f"{upload.repo}: the hub refused the upload; log in with `hf auth login` as somebody "
-            f"who may write there ({str(error).splitlines()[0]})"
+            f"who may write there ({first_line(error)})"
         ) from error
     except unreachable as error:
         raise UserError(

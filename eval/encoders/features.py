@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from eval.encoders.trust import check_features, check_trained, tensors_hash
 from regionroute.data.images import to_pil
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.hub_names import commit_of_model, hub_arguments, used_name
 
 LPIPS_VARIABLE = "REGIONROUTE_LPIPS"
@@ -296,8 +296,3 @@ def _pooled(features: Any) -> Tensor:
     """The embedding: transformers 5 wraps it into an output object, 4 gave the tensor itself."""
     result: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return result
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the rest."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

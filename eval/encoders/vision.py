@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from eval.encoders.csd import CsdEncoder, convert_csd
 from eval.encoders.extras import dreamsim_network, inception_network
 from eval.encoders.features import (
-    first_line,
     open_pretrained,
     read_weights,
     shown_name,
@@ -25,7 +24,7 @@ from eval.encoders.features import (
 )
 from eval.encoders.trust import check_features, check_trained, named_by_hash, tensors_hash
 from regionroute.data.images import to_pil
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.models.vgg import VggFeatures
 
 DREAMSIM_FILES = (

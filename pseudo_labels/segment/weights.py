@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import atomic_write, file_hash, text_hash
 
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed as a whole
@@ -97,8 +97,9 @@ def onnx_session(path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class of its own for every way to fail
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: this is no ONNX network, or it is damaged ({reason})") from error
+        raise UserError(
+            f"{path}: this is no ONNX network, or it is damaged ({first_line(error)})"
+        ) from error
 
 
 @functools.cache

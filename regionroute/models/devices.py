@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,7 @@ def pick_device(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     # The error for an absent accelerator depends on how torch was built.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name}: not usable here ({reason}); try cpu") from None
+        raise UserError(f"device {name}: not usable here ({first_line(error)}); try cpu") from None
     return device
 
 

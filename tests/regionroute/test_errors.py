@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from regionroute.errors import Parser, UserError, command, nearest
+from regionroute.errors import Parser, UserError, command, first_line, nearest
 
 FULL = Path("/dev/full")  # a device on which every write finds the disk full
 
@@ -143,3 +143,8 @@ def test_a_reader_that_left_gets_no_traceback():
 )
 def test_nearest(word, closest):
     assert nearest(word, ["output", "train.steps", "train.keep", "optim.lr", "seed"]) == closest
+
+
+def test_the_first_line_of_an_error():
+    assert first_line(ValueError("\nwhat is wrong\nwhere")) == "what is wrong"
+    assert first_line(ValueError()) == "ValueError"
