@@ -17,7 +17,8 @@ from regionroute.cli.options import (
 )
 from regionroute.config.io import dump_config, load_config
 from regionroute.errors import Parser, UserError, command
-from regionroute.files import check_inputs_kept, check_output_file
+from regionroute.files import check_inputs_kept
+from regionroute.settings_files import check_page_output
 
 if TYPE_CHECKING:
     from pseudo_labels.stylegallery.gallery import Choice
@@ -176,14 +177,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    if args.page and args.page.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{args.page}: give the page a name that ends in .html")
     if args.out.resolve() == args.photo.resolve():
         raise UserError(f"{args.out}: this is the photo, choose another name")
     inputs = [args.photo, args.references, args.region, args.labels, args.config]
     check_image_output(args.out, [*inputs, args.sam, args.lora])
     if args.page:
-        check_output_file(args.page)
+        check_page_output(args.page)
         check_inputs_kept([args.page], filter(None, inputs))
 
 

@@ -8,6 +8,7 @@ import torch
 from regionroute.cli.main import main as regionroute
 from regionroute.cli.options import check_image_output
 from regionroute.data.images import read_image, write_image
+from regionroute.settings_files import check_page_output
 
 BASE = ["gallery", "photo.png", "--references", "refs", "--out", "out.png", "--model", "random",
         "--dino", "random", "--cache", "cache", "--device", "cpu", "size=64", "features.steps=2",
@@ -31,6 +32,7 @@ def folder(tmp_path, pictures, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
     (tmp_path / "dog.json").write_text('{"version": "5.2.1", "shapes": []}')  # of LabelMe
+    (tmp_path / "mine.html").write_text("<title>of another origin</title>")
     (tmp_path / "labels.jsonl").write_text(
         '{"file": "photo.png", "word": "disc", "mask": "mask.png"}\n'
     )
@@ -53,6 +55,7 @@ CASES = [
     ([*BASE, "--region", "mask.png", "--out", "mask.png"], "this would overwrite the input"),
     ([*BASE, "--out", "dog.png"], "dog.json: the settings of dog.png would overwrite this file"),
     ([*BASE, "--page", "page.txt"], "ends in .html"),
+    ([*BASE, "--page", "mine.html"], "mine.html: this file is not a page of regionroute"),
     ([*BASE, "--only-region"], "--only-region needs --region"),
     ([*BASE, "--labels", "labels.jsonl"], "--labels goes with --region"),
     ([*BASE, "--region", "nowhere.png"], "no such mask"),
@@ -108,6 +111,7 @@ def test_a_good_run_writes_picture_page_and_facts(folder, capsys):
     assert torch.equal(photo[:, :20], out[:, :20])
     assert (folder / "page.html").is_file()
     check_image_output(folder / "out.png", ["refs", None])  # it may be made again
+    check_page_output(folder / "page.html")
 
 
 def test_help_and_settings_teach(capsys):
