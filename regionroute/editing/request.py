@@ -6,7 +6,7 @@ Shape legend: B images, S (object, style) pairs per image, H W pixels, h w the t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -209,8 +209,8 @@ def plan_pairs(
     user's prompt only the marked pairs are taken then.
 
     Raises:
-        UserError: see `plan_pair`; not one region, or not one style image for each pair; or a
-            prompt that does not mark just these pairs.
+        UserError: see `plan_pair`; not one region, or not one style image for each pair; one object
+            twice without regions; or a prompt that does not mark just these pairs.
     """
     pairs = request.pairs
     if request.regions and len(request.regions) != len(pairs):
@@ -223,6 +223,8 @@ def plan_pairs(
         )
     if len(pairs) == 1:
         return [plan_pair(request, styles, find)]
+    if not request.regions:
+        _check_distinct([words for words, _ in pairs])
     if request.prompt is not None:
         _check_marked(request.prompt, request)
     images = request.style_images
@@ -264,6 +266,19 @@ def plan_pair(
 
 def _is_marked(text: str) -> bool:
     return any(mark in text for mark in "[]{}")
+
+
+def _check_distinct(objects: Sequence[str]) -> None:
+    """Refuses an object named twice: two equal maps share the region, and half a style each."""
+    seen: set[str] = set()
+    for phrase in objects:
+        words = object_words(phrase)
+        if words and words in seen:
+            raise UserError(
+                f"object {phrase!r} is named twice: name it once, with a blend for two styles, or "
+                "give a region map for each"
+            )
+        seen.add(words)
 
 
 def _check_marked(prompt: str | Prompt, request: EditRequest) -> None:
