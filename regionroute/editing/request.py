@@ -286,7 +286,7 @@ def _check_marked(prompt: str | Prompt, request: EditRequest) -> None:
     compared = 1 if request.style_images else 2  # of a pair: images stand for the style's words
     if isinstance(prompt, str) and _is_marked(prompt):
         marked, asked = (
-            [[_plain(phrase) for phrase in pair[:compared]] for pair in pairs]
+            [[object_words(phrase) for phrase in pair[:compared]] for pair in pairs]
             for pairs in (parse_marked(prompt).pairs, request.pairs)
         )
         if marked == asked:
@@ -339,9 +339,5 @@ def _prompt(
 
 
 def _same(text: str, span: Span, phrase: str) -> bool:
-    return _plain(text[slice(*span)]) == _plain(phrase)
-
-
-def _plain(phrase: str) -> str:
-    """A phrase for comparison: its case and spaces do not matter."""
-    return " ".join(phrase.casefold().split())
+    """Whether a marked phrase is this one; case, spaces and hyphens do not matter."""
+    return object_words(text[slice(*span)]) == object_words(phrase)

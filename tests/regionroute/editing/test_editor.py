@@ -322,7 +322,7 @@ def test_wording_that_several_objects_would_drop_is_refused(editor: Editor, prom
     both = EditRequest("dog", "pixel-art", prompt, also=(("cup", "lines"),))
     with pytest.raises(UserError, match=r"order, \[dog\] {pixel-art}, \[cup\] {lines}"):
         editor.check(both)
-    marked = dataclasses.replace(both, prompt="[Dog ] {pixel-art}, [cup] {lines}")
+    marked = dataclasses.replace(both, prompt="[Dog ] {Pixel art}, [cup] {lines}")
     editor.check(marked, EditOptions(mode="routed"))
 
 
