@@ -276,6 +276,12 @@ def _check_words(args: argparse.Namespace) -> None:
         for name in ("object",) if args.style_image else ("object", "style"):
             if not all(words.strip() for words in getattr(args, name) or [""]):
                 raise UserError(f"--{name} is missing or empty: give a word, or mark a --prompt")
+    objects = len(args.object or [""])
+    if args.region_map and args.object and len(args.region_map) != objects:
+        raise UserError(
+            f"{len(args.region_map)} --region-map for {objects} --object: give one for each, in "
+            "the same order"
+        )
     name = "--style-image" if args.style_image else "--style"
-    if len(args.object or [""]) != len(args.style_image or args.style or [""]):
+    if objects != len(args.style_image or args.style or [""]):
         raise UserError(f"give as many {name} as --object, in the same order")
