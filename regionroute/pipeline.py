@@ -249,7 +249,7 @@ class RegionRoutePipeline:
                 for each object; for experts trained with ``experts.router=similarity``.
             prompt: own wording, with the object in [brackets] and the style in {braces}; of
                 several objects it can only mark the pairs.
-            strength: of the style, in [0,1]; below 1 only routed.
+            strength: of the style, in [0,1]; 0 is the image itself; below 1 only routed.
             region_mask: where to restyle, [H,W] of the image's size (PIL, or boolean, uint8 or
                 float in [0,1]), in place of the predicted region; a list for several objects.
             mode: "routed": the region map decides where the style acts; "plain": the prompt alone,

@@ -123,7 +123,7 @@ def parser() -> Parser:
     )
     one.add_argument(
         "--region-map", type=Path, metavar="PNG", action="append",
-        help="restyle here (white) instead of in the predicted region; one per object",
+        help="restyle here (white; grey: in part), not in the predicted region; one per object",
     )  # fmt: skip
     many = parser.add_argument_group("many images")
     many.add_argument("--batch", type=Path, metavar="JSONL", help="edit the rows of this file")
@@ -179,8 +179,9 @@ def _add_how(parser: Parser) -> None:
         help="kernel of the attention that maps are read from, see `regionroute doctor` (auto)",
     )  # fmt: skip
     how.add_argument(
-        "--strength", type=float, default=1.0, help="strength of the style, 0 to 1, when routed (1)"
-    )
+        "--strength", type=float, default=1.0,
+        help="strength of the style, from 0 (the photo itself) to 1, when routed (1)",
+    )  # fmt: skip
     how.add_argument(
         "--instance", choices=INSTANCES, default="all",
         help="edit this one of several objects of the word, when routed (all)",

@@ -101,7 +101,7 @@ class EditOptions:
         mode: "plain" conditions on the whole prompt, as the paper does; "routed" applies each
             style where the region map of its pair says, see `regionroute.routing.gates`.
         lock_background: keep all pixels outside the region bit for bit.
-        strength: of the style inside the region, in [0,1]; below 1 only routed.
+        strength: of the style inside the region, in [0,1]; 0 is the source; below 1 only routed.
         instance: which of several objects of a word, see `regionroute.routing.instances`; routed.
         refine_crop: restyle small objects of large images once more in a crop around them, see
             `regionroute.editing.refine_crop`; needs a locked background.
