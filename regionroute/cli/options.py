@@ -171,7 +171,8 @@ def add_styles(group: Group, default: str) -> None:
         metavar="FILE",
         help=f"styles file, or a packaged one: {', '.join(packaged_styles())} ({default})",
     )
-    group.add_argument("--only", metavar="A,B", help="use only these styles of the file (all)")
+    only = "use only these styles of the file (all)"
+    group.add_argument("--only", type=comma_list, metavar="A,B", help=only)
 
 
 def add_region(group: Group, verb: str) -> None:
