@@ -112,6 +112,8 @@ class RegionRoutePipeline:
             UserError: there are none, and the present ones stay; or their weights are damaged or
                 for another base, and no experts are loaded then.
         """
+        if experts is None:  # what `from_pretrained` takes
+            raise UserError("experts None: name them; unload_experts() leaves the base alone")
         folder = bundled.find_experts(experts, self.backbone.name)
         self.unload_experts()
         try:
