@@ -5,6 +5,9 @@ import json
 import pytest
 import torch
 
+from pseudo_labels.stylegallery.stylizer import find_references
+from pseudo_labels.stylemamba.networks import find_images
+from pseudo_labels.stylize.painting import reference_files
 from regionroute.cli.main import main as regionroute
 from regionroute.cli.options import check_image_output
 from regionroute.data.images import read_image, write_image
@@ -112,6 +115,15 @@ def test_a_good_run_writes_picture_page_and_facts(folder, capsys):
     assert (folder / "page.html").is_file()
     check_image_output(folder / "out.png", ["refs", None])  # it may be made again
     check_page_output(folder / "page.html")
+
+
+@pytest.mark.parametrize(
+    "found", [find_references, lambda folder: find_images([folder]), reference_files]
+)
+def test_folders_of_images_hold_every_format_but_hidden_files(tmp_path, found):
+    for name in ("b.HEIC", "a.avif", "._a.avif", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in found(str(tmp_path))] == ["a.avif", "b.HEIC"]
 
 
 def test_help_and_settings_teach(capsys):
