@@ -11,11 +11,13 @@ _GENERATOR = b'<meta name="generator" content="regionroute">'  # in the head of 
 
 
 def check_png_name(path: AnyPath) -> None:
-    """Refuses a name for an image that does not end in .png.
+    """Refuses a name for an image that is empty or does not end in .png.
 
     Raises:
-        UserError: it does not.
+        UserError: it is.
     """
+    if not Path(path).name:
+        raise UserError("the name of the image to write is empty, give one that ends in .png")
     if Path(path).suffix.lower() != ".png":
         raise UserError(
             f"{shown_path(path)}: images are written as PNG, give a name that ends in .png"

@@ -12,6 +12,7 @@ from regionroute.cli.options import (
     add_device,
     add_region,
     check_image_output,
+    check_no_empty,
     command_parser,
     given,
 )
@@ -160,6 +161,7 @@ def _restyle(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    check_no_empty(args)
     if args.photo is None:
         raise UserError("give the photo; see `regionroute gallery --help`")
     if "=" in args.photo.name and not args.photo.exists():
@@ -181,6 +183,11 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out}: this is the photo, choose another name")
     inputs = [args.photo, args.references, args.region, args.labels, args.config]
     check_image_output(args.out, [*inputs, args.sam, args.lora])
+    if args.out.resolve().parent == Path(args.references).resolve():
+        raise UserError(
+            f"{args.out}: the next run would take this image for a reference, choose a folder "
+            "other than --references"
+        )
     if args.page:
         check_page_output(args.page)
         check_inputs_kept([args.page], filter(None, inputs))

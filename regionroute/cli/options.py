@@ -261,6 +261,17 @@ def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:
             raise UserError(f"--{option} {value}: must be at least {number}")
 
 
+def check_no_empty(args: argparse.Namespace) -> None:
+    """Refuses options whose text is empty, as a shell's variable without a value gives them.
+
+    Raises:
+        UserError: names the option.
+    """
+    for name, value in vars(args).items():
+        if name != "overrides" and "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"--{name.replace('_', '-')} is empty: give a value or leave it out")
+
+
 def check_workers(args: argparse.Namespace) -> None:
     """Refuses a senseless number of ``--workers``.
 

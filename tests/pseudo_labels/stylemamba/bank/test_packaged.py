@@ -128,6 +128,11 @@ def test_far_words_are_said_to_be_far(photo, capsys):
         (["--style", "neon", "--object", "dog", "--region", "m.png"], "not both"),
         (["--style", "."], "this folder holds no fitted style"),
         (["--style", " "], "the words are empty"),
+        (["--style", ""], "--style is empty: give a value or leave it out"),
+        (["--style", "neon", "--name", ""], "--name is empty"),
+        (["--style", "neon", "--region", ""], "--region is empty"),
+        (["--style", "neon", "--object", ""], "--object is empty"),
+        (["--style", "neon", "--out", ""], "the name of the image to write is empty"),
         (["--style", "neon", "--bank", "nowhere"], "nowhere"),
     ],
 )
