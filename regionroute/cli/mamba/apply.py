@@ -48,7 +48,7 @@ def parser() -> Parser:
     strength = "0: the photo, 1: the style, up to 2: bolder (1)"
     add("--strength", type=float, default=1.0, metavar="X", help=strength)
     add_region(parser, "restyle only this object")
-    found = "restyle only this object, found by the default base"
+    found = "restyle only this object, found by the default base; if absent, nothing is written"
     add("--object", metavar="WORD", help=found)
     feather = "width of a soft edge inside the region (0)"
     add("--feather", type=int, default=0, metavar="PX", help=feather)
