@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.metrics.attention import MAP_LEVELS
+from regionroute.data.image_files import SUFFIXES
 from regionroute.data.images import read_image
 from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
 from regionroute.files import AnyPath, read_json
 
 FLOOR, CEILING = "floor", "ceiling"
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_USUAL = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # the first that is there
+ENDINGS = (*_USUAL, *sorted(SUFFIXES.difference(_USUAL)))
 ASPECT_TOLERANCE = 0.02
 SIZE_RULE = (
     "an edit of another size than its context is resampled to the context's (bicubic, antialiased) "

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.style_names import style_key
+from regionroute.data.image_files import images_in, is_image_name
 from regionroute.data.images import read_image
 from regionroute.errors import UserError
 from regionroute.files import file_hash, settings_hash
 
 MAX_SIDE = 512  # larger references are reduced to this
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _Found = TypeVar("_Found")
 
 
@@ -33,12 +33,13 @@ class StyleImages:
     def __init__(self, folder: str | Path) -> None:
         root = Path(folder).expanduser()
         if not root.is_dir():
-            raise UserError(f"--style-images {folder}: no such folder, check the path")
+            found = "this is a file, give a folder" if root.exists() else "no such folder"
+            raise UserError(f"--style-images {folder}: {found}")
         self.files: dict[str, list[Path]] = {}
         for path in sorted(root.iterdir()):
-            found = sorted(path.iterdir()) if path.is_dir() else [path]
-            pictures = [file for file in found if file.suffix.lower() in _ENDINGS]
-            if pictures:
+            hidden = path.name.startswith(".")
+            pictures = images_in(path) if path.is_dir() and not hidden else [path]
+            if any(map(is_image_name, pictures)):
                 self.files.setdefault(style_key(path.stem), []).extend(pictures)
         if not self.files:
             raise UserError(f"--style-images {folder}: no image in this folder")

@@ -56,13 +56,16 @@ def check_output_file(path: AnyPath) -> None:
     """Refuses, before any work is done, a file that could not be written.
 
     Raises:
-        UserError: a folder is there, a part of the path is a file, or there is no permission.
+        UserError: a folder, device, pipe or socket is there, a part of the path is a file, or there
+            is no permission.
     """
     if not str(path):
         raise UserError("the file name is empty, give one")
     if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder, give a file name")
     _check_parent(path, Path(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{shown_path(path)}: this is a device, pipe or socket, give a file name")
 
 
 def check_inputs_kept(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:

@@ -1,5 +1,6 @@
 """Folders that are complete or not there at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,23 @@ from pathlib import Path
 
 from regionroute.errors import UserError
 from regionroute.files import AnyPath, check_output_folder, shown_path
+
+
+def check_input_folder(path: AnyPath, kind: str = "folder") -> None:
+    """Refuses what is no folder.
+
+    Args:
+        path: the folder.
+        kind: what it is meant to be, for the error's sentence.
+
+    Raises:
+        UserError: it is missing, or a file.
+    """
+    if Path(path).is_dir():
+        return
+    if os.path.exists(path):
+        raise UserError(f"{shown_path(path)}: this is a file, give a {kind}")
+    raise UserError(f"{shown_path(path)}: no such {kind}, check the path")
 
 
 def check_atomic_folder(path: AnyPath) -> Path:

@@ -111,6 +111,8 @@ class RegionRoutePipeline:
             UserError: there are none, and the present ones stay; or their weights are damaged or
                 for another base, and no experts are loaded then.
         """
+        if experts is None:  # what `from_pretrained` takes
+            raise UserError("experts None: name them; unload_experts() leaves the base alone")
         folder = bundled.find_experts(experts, self.backbone.name)
         self.unload_experts()
         try:
@@ -248,7 +250,7 @@ class RegionRoutePipeline:
                 for each object; for experts trained with ``experts.router=similarity``.
             prompt: own wording, with the object in [brackets] and the style in {braces}; of
                 several objects it can only mark the pairs.
-            strength: of the style, in [0,1]; below 1 only routed.
+            strength: of the style, in [0,1]; 0 is the image itself; below 1 only routed.
             region_mask: where to restyle, [H,W] of the image's size (PIL, or boolean, uint8 or
                 float in [0,1]), in place of the predicted region; a list for several objects.
             mode: "routed": the region map decides where the style acts; "plain": the prompt alone,

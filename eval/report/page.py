@@ -12,26 +12,15 @@ from eval.edits import load_map
 from eval.report.images import PIXEL_ART_SIDE, data_address, overlay
 from regionroute.data.images import read_image, read_mask
 from regionroute.errors import UserError
-from regionroute.files import check_output_file, write_text
+from regionroute.files import write_text
+from regionroute.settings_files import check_page_output
 
 View = dict[str, Any]
 
 
 def check_page(option: str, path: str) -> None:
-    """Refuses, before the work, a page that could not be written or is none by its name.
-
-    The ending is asked for because a page in the place of another file would destroy it.
-
-    Args:
-        option: the option's name, for the sentence.
-        path: what was given.
-
-    Raises:
-        UserError: another ending, a folder, a place inside a file, or one without permission.
-    """
-    check_option(option, path, check_output_file)
-    if Path(path).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{option} {path}: this is a web page, give a name that ends in .html")
+    """As `check_page_output`; its sentence names the option."""
+    check_option(option, path, check_page_output)
 
 
 def check_option(option: str, value: str, check: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection
 from regionroute.data.image_files import SUFFIXES
 from regionroute.errors import UserError
 from regionroute.files import shown_path
+from regionroute.folders import check_input_folder
 
 
 def list_photos(
@@ -28,8 +29,7 @@ def list_photos(
         UserError: no such folder, no photo in it, or it is the one that is skipped.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of photos, check the path")
+    check_input_folder(folder, "folder of photos")
     if skip is not None and os.path.realpath(skip) == os.path.realpath(folder):
         raise UserError(f"{skip}: this is the folder of the photos, give another for the results")
     objects = tuple(LabelledObject(" ".join(word.split())) for word in words)

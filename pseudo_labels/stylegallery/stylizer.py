@@ -27,6 +27,7 @@ from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
 from regionroute.config.choices import DTYPES
 from regionroute.config.io import load_config
+from regionroute.data.image_files import images_in
 from regionroute.data.images import read_image
 from regionroute.data.manifest import StyleSpec
 from regionroute.diffusion.families import EXAMPLES, PIPELINES
@@ -36,7 +37,6 @@ from regionroute.models.devices import pick_device
 from regionroute.models.embedded import NAMES, PHOTOS, nano_folder
 
 CACHE = "runs/gallery"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class GallerySettings(Section):
@@ -252,7 +252,7 @@ def find_references(source: str) -> list[Path]:
         raise UserError(f"{source}: no such reference image or folder, check the path")
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    files = images_in(path)
     if not files:
         raise UserError(f"{source}: this folder of references holds no image")
     stems = [file.stem for file in files]

@@ -12,13 +12,13 @@ from pseudo_labels.stylemamba.codecs import PATCH, load_codec, patch_codec
 from pseudo_labels.stylemamba.encoders import GramEncoder, StyleEncoder, load_encoder
 from pseudo_labels.stylemamba.fitting import stacked
 from pseudo_labels.stylemamba.objective import Parts
+from regionroute.data.image_files import images_in
 from regionroute.data.images import read_image, read_mask
 from regionroute.errors import UserError
 from regionroute.files import file_hash, settings_hash
 from regionroute.models.vgg import load_vgg
 
 ENCODER, VAE = "google/siglip-base-patch16-224", "stabilityai/sd-vae-ft-mse"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         if not path.exists():
             raise UserError(f"{path}: no such image or folder, check the path")
         if path.is_dir():
-            found += sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
+            found += images_in(path)
         else:
             found.append(path)
     if not found:

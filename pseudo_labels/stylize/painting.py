@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
-from regionroute.data.image_files import SUFFIXES
+from regionroute.data.image_files import images_in
 from regionroute.data.images import from_pil, read_image, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
@@ -166,7 +166,7 @@ def reference_files(reference: str | Path) -> list[Path]:
     path = Path(reference)
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = images_in(path)
     if not files:
         raise UserError(f"{path}: there is no image in this folder, put images of the style there")
     return files

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from pseudo_labels.stylize.base import Stylizer
 from regionroute.config.base import Section
-from regionroute.data.image_files import SUFFIXES
+from regionroute.data.image_files import images_in
 from regionroute.data.images import from_pil, read_image, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
@@ -83,9 +83,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: no such folder, no image in it, or two of one name.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of images, check the path")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = images_in(folder)
     found = {file.stem: file for file in files}
     if not files:
         raise UserError(f"{folder}: there is no image in this folder")

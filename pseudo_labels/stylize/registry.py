@@ -121,6 +121,8 @@ def load_styles(source: str | Path, names: Iterable[str] | None = None) -> list[
     if names is None:
         return entries
     names = list(names)
+    if not names:
+        raise UserError(f"{label}: no style is chosen, name one or leave the choice (--only) out")
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{label}: style '{name}' is named twice")

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--size {args.size}: must be between 32 and 1024 pixels")
     if not 0 <= args.test_share < 1:
         raise UserError(f"--test-share {args.test_share}: must be at least 0 and below 1")
-    if args.photos_only and (args.only or args.styles != "photos"):
+    if args.photos_only and (args.only is not None or args.styles != "photos"):
         raise UserError("--styles and --only choose styles, --photos-only makes none: leave it out")
     check_workers(args)
     from pseudo_labels.bank.build import make_bank
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         Path(args.out),
         images=args.images,
         styles=None if args.photos_only else args.styles,
-        only=args.only.split(",") if args.only else None,
+        only=args.only,
         side=args.size,
         test_share=args.test_share,
         workers=args.workers,

@@ -120,7 +120,7 @@ def parser() -> Parser:
     )
     one.add_argument(
         "--region-map", type=Path, metavar="PNG", action="append",
-        help="restyle here (white) instead of in the predicted region; one per object",
+        help="restyle here (white; grey: in part), not in the predicted region; one per object",
     )  # fmt: skip
     many = parser.add_argument_group("many images")
     many.add_argument("--batch", type=Path, metavar="JSONL", help="edit the rows of this file")
@@ -176,8 +176,9 @@ def _add_how(parser: Parser) -> None:
         help="kernel of the attention that maps are read from, see `regionroute doctor` (auto)",
     )  # fmt: skip
     how.add_argument(
-        "--strength", type=float, default=1.0, help="strength of the style, 0 to 1, when routed (1)"
-    )
+        "--strength", type=float, default=1.0,
+        help="strength of the style, from 0 (the photo itself) to 1, when routed (1)",
+    )  # fmt: skip
     how.add_argument(
         "--instance", choices=INSTANCES, default="all",
         help="edit this one of several objects of the word, when routed (all)",
@@ -273,6 +274,12 @@ def _check_words(args: argparse.Namespace) -> None:
         for name in ("object",) if args.style_image else ("object", "style"):
             if not all(words.strip() for words in getattr(args, name) or [""]):
                 raise UserError(f"--{name} is missing or empty: give a word, or mark a --prompt")
+    objects = len(args.object or [""])
+    if args.region_map and args.object and len(args.region_map) != objects:
+        raise UserError(
+            f"{len(args.region_map)} --region-map for {objects} --object: give one for each, in "
+            "the same order"
+        )
     name = "--style-image" if args.style_image else "--style"
-    if len(args.object or [""]) != len(args.style_image or args.style or [""]):
+    if objects != len(args.style_image or args.style or [""]):
         raise UserError(f"give as many {name} as --object, in the same order")

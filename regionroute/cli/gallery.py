@@ -11,13 +11,15 @@ from regionroute.cli.options import (
     add_device,
     add_region,
     check_image_output,
+    check_no_empty,
     command_parser,
     given,
 )
 from regionroute.config.choices import DTYPES
 from regionroute.config.io import dump_config, load_config
 from regionroute.errors import Parser, UserError, command
-from regionroute.files import check_inputs_kept, check_output_file
+from regionroute.files import check_inputs_kept
+from regionroute.settings_files import check_page_output
 
 if TYPE_CHECKING:
     from pseudo_labels.stylegallery.gallery import Choice
@@ -159,6 +161,7 @@ def _restyle(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    check_no_empty(args)
     if args.photo is None:
         raise UserError("give the photo; see `regionroute gallery --help`")
     if "=" in args.photo.name and not args.photo.exists():
@@ -176,14 +179,17 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    if args.page and args.page.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{args.page}: give the page a name that ends in .html")
     if args.out.resolve() == args.photo.resolve():
         raise UserError(f"{args.out}: this is the photo, choose another name")
     inputs = [args.photo, args.references, args.region, args.labels, args.config]
     check_image_output(args.out, [*inputs, args.sam, args.lora])
+    if args.out.resolve().parent == Path(args.references).resolve():
+        raise UserError(
+            f"{args.out}: the next run would take this image for a reference, choose a folder "
+            "other than --references"
+        )
     if args.page:
-        check_output_file(args.page)
+        check_page_output(args.page)
         check_inputs_kept([args.page], filter(None, inputs))
 
 

@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         args.out,
         objects=comma_list(args.objects),
         styles=args.styles,
-        only=args.only.split(",") if args.only else None,
+        only=args.only,
         settings=_settings(args),
         hold_out_styles=comma_list(args.hold_out_styles) or (),
         engine=engine,

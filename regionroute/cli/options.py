@@ -170,7 +170,8 @@ def add_styles(group: Group, default: str) -> None:
         metavar="FILE",
         help=f"styles file, or a packaged one: {', '.join(packaged_styles())} ({default})",
     )
-    group.add_argument("--only", metavar="A,B", help="use only these styles of the file (all)")
+    only = "use only these styles of the file (all)"
+    group.add_argument("--only", type=comma_list, metavar="A,B", help=only)
 
 
 def add_region(group: Group, verb: str) -> None:
@@ -257,6 +258,17 @@ def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:
         if value is not None and value < number:
             option = name.replace("_", "-")
             raise UserError(f"--{option} {value}: must be at least {number}")
+
+
+def check_no_empty(args: argparse.Namespace) -> None:
+    """Refuses options whose text is empty, as a shell's variable without a value gives them.
+
+    Raises:
+        UserError: names the option.
+    """
+    for name, value in vars(args).items():
+        if name != "overrides" and "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"--{name.replace('_', '-')} is empty: give a value or leave it out")
 
 
 def check_workers(args: argparse.Namespace) -> None:

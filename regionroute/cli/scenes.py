@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         args.train,
         args.test,
         styles=args.styles,
-        only=args.only.split(",") if args.only else None,
+        only=args.only,
         seed=args.seed,
         size=args.size,
         one_style=not args.all_styles,

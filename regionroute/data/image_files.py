@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from regionroute.errors import UserError
 from regionroute.files import AnyPath, check_input_file, shown_path
+from regionroute.folders import check_input_folder
 
 # Pillow knows forty formats, some of which start other programs (PostScript: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")  # JPEG includes MPO
@@ -53,6 +54,21 @@ class ImageHeader:
 
     size: tuple[int, int]
     orientation: int = 1
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a name is that of an image by its ending; hidden ones, as macOS's ``._a.jpg``, no."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images directly in a folder, sorted by name; none where there are none.
+
+    Raises:
+        UserError: no such folder, or a file.
+    """
+    check_input_folder(folder, "folder of images")
+    return sorted(x for x in folder.iterdir() if is_image_name(x) and not x.is_dir())
 
 
 def max_pixels() -> int:

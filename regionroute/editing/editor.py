@@ -195,8 +195,11 @@ class Editor:
             Edits [B,3,H,W], the refined crops, and the composite's regions [B,S,H,W], if any.
         """
         size = _size(sources)
-        edited = self.backbone.decode_latents(sampled.latents)
-        if options.mode == "routed":
+        if options.strength == 0:  # decoding would change the photo slightly
+            edited = sources.clone()
+        else:
+            edited = self.backbone.decode_latents(sampled.latents)
+        if options.mode == "routed" and options.strength:
             assert sampled.gates is not None
             edited = sharpen(edited, sampled.gates, self.routing.sharpen)
         crops: list[Crop | None] = [None] * len(requests)
@@ -212,7 +215,7 @@ class Editor:
         # Large images: at most one copy besides the source and the regions.
         edited = composite(resize(edited, size).cpu(), sources, regions, in_place=True)
         larger = math.prod(size) > math.prod(self.backbone.fit_size(*size))
-        if options.refine_crop and larger and not sampled.interrupted:
+        if options.refine_crop and larger and options.strength and not sampled.interrupted:
             # In the crop the object was found already.
             again = dataclasses.replace(options, refine_crop=False, instance="all", force=True)
             for row, request in enumerate(requests):

@@ -6,7 +6,7 @@ Shape legend: B images, S (object, style) pairs per image, H W pixels, h w the t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
@@ -104,7 +104,7 @@ class EditOptions:
         mode: "plain" conditions on the whole prompt, as the paper does; "routed" applies each
             style where the region map of its pair says, see `regionroute.routing.gates`.
         lock_background: keep all pixels outside the region bit for bit.
-        strength: of the style inside the region, in [0,1]; below 1 only routed.
+        strength: of the style inside the region, in [0,1]; 0 is the source; below 1 only routed.
         instance: which of several objects of a word, see `regionroute.routing.instances`; routed.
         refine_crop: restyle small objects of large images once more in a crop around them, see
             `regionroute.editing.refine_crop`; needs a locked background.
@@ -212,8 +212,8 @@ def plan_pairs(
     user's prompt only the marked pairs are taken then.
 
     Raises:
-        UserError: see `plan_pair`; not one region, or not one style image for each pair; or a
-            prompt that does not mark just these pairs.
+        UserError: see `plan_pair`; not one region, or not one style image for each pair; one object
+            twice without regions; or a prompt that does not mark just these pairs.
     """
     pairs = request.pairs
     if request.regions and len(request.regions) != len(pairs):
@@ -226,6 +226,8 @@ def plan_pairs(
         )
     if len(pairs) == 1:
         return [plan_pair(request, styles, find)]
+    if not request.regions:
+        _check_distinct([words for words, _ in pairs])
     if request.prompt is not None:
         _check_marked(request.prompt, request)
     images = request.style_images
@@ -269,12 +271,25 @@ def _is_marked(text: str) -> bool:
     return any(mark in text for mark in "[]{}")
 
 
+def _check_distinct(objects: Sequence[str]) -> None:
+    """Refuses an object named twice: two equal maps share the region, and half a style each."""
+    seen: set[str] = set()
+    for phrase in objects:
+        words = object_words(phrase)
+        if words and words in seen:
+            raise UserError(
+                f"object {phrase!r} is named twice: name it once, with a blend for two styles, or "
+                "give a region map for each"
+            )
+        seen.add(words)
+
+
 def _check_marked(prompt: str | Prompt, request: EditRequest) -> None:
     """Refuses wording that would be dropped: several pairs get the template's."""
     compared = 1 if request.style_images else 2  # of a pair: images stand for the style's words
     if isinstance(prompt, str) and _is_marked(prompt):
         marked, asked = (
-            [[_plain(phrase) for phrase in pair[:compared]] for pair in pairs]
+            [[object_words(phrase) for phrase in pair[:compared]] for pair in pairs]
             for pairs in (parse_marked(prompt).pairs, request.pairs)
         )
         if marked == asked:
@@ -327,9 +342,5 @@ def _prompt(
 
 
 def _same(text: str, span: Span, phrase: str) -> bool:
-    return _plain(text[slice(*span)]) == _plain(phrase)
-
-
-def _plain(phrase: str) -> str:
-    """A phrase for comparison: its case and spaces do not matter."""
-    return " ".join(phrase.casefold().split())
+    """Whether a marked phrase is this one; case, spaces and hyphens do not matter."""
+    return object_words(text[slice(*span)]) == object_words(phrase)

@@ -94,10 +94,12 @@ class Styles:
             UserError: it is missing or damaged.
         """
         from regionroute.adapters import style_encoder  # imports transformers' vision models
+        from regionroute.models.loading import quiet
 
-        return style_encoder.load_style_encoder(
-            Path(self.folder) / style_encoder.FOLDER, self.device
-        )
+        with quiet():
+            return style_encoder.load_style_encoder(
+                Path(self.folder) / style_encoder.FOLDER, self.device
+            )
 
     def to(self, device: torch.device | str) -> None:
         """Use another device."""

@@ -6,6 +6,7 @@ import pytest
 
 from eval import maps
 
+EARLIER = '<meta name="generator" content="regionroute">of an earlier run'
 GOOD = ["--manifest", "pairs", "--split", "all", "--edits", "good", "--out", "maps.html"]
 
 
@@ -13,10 +14,11 @@ GOOD = ["--manifest", "pairs", "--split", "all", "--edits", "good", "--out", "ma
 def folder(tmp_path, tiny_manifest, edits, monkeypatch):
     """A folder with data, two methods' edits, an earlier page, and odd files."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "maps.html").write_text("of an earlier run")
+    (tmp_path / "maps.html").write_text(EARLIER)
     (tmp_path / "file").write_text("text")
     (tmp_path / "empty").mkdir()
     (tmp_path / "page.html").mkdir()
+    (tmp_path / "mine.html").write_text("<title>of another origin</title>")
     return tmp_path
 
 
@@ -34,6 +36,7 @@ ARGUMENTS = [
     ([*GOOD, "--edits", "empty"], "--edits empty: no attention map of the 4 samples there"),
     ([*GOOD, "--edits", "half"], "(pair-0.map.png and so on), make them with `regionroute edit"),
     ([*GOOD, "--out", "page.html"], "--out page.html: this is a folder"),
+    ([*GOOD, "--out", "mine.html"], "--out mine.html: this file is not a page of regionroute"),
     ([*GOOD, "--out", "file/maps.html"], "--out file/maps.html: "),
     ([*GOOD, "--out", "pairs/manifest.jsonl"], "ends in .html"),
     ([*GOOD, "--out", "good/pair-0.png"], "ends in .html"),
@@ -87,7 +90,7 @@ def test_wrong_files(folder, spoil, capsys, damage, told):
     assert said.count("error: ") == 1
     assert told in said.splitlines()[-1]
     assert "Traceback" not in said
-    assert (folder / "maps.html").read_text() == "of an earlier run"
+    assert (folder / "maps.html").read_text() == EARLIER
 
 
 def test_a_full_disk_leaves_the_earlier_page(folder, refused, monkeypatch):

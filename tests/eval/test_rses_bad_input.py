@@ -23,7 +23,8 @@ def folder(tmp_path, tiny_manifest, edits, monkeypatch):
     for name in ("samples.jsonl", "summary.json", "summary.md"):
         (tmp_path / "scores" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "scores" / name).write_text("of an earlier run")
-    (tmp_path / "report.html").write_text("of an earlier run")
+    earlier = '<meta name="generator" content="regionroute">of an earlier run'
+    (tmp_path / "report.html").write_text(earlier)
     (tmp_path / "file").write_text("text")
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.pth").write_bytes(b"\x80nonsense")

@@ -159,3 +159,17 @@ def test_methods_against_the_style_pictures(tiny_manifest, edits, styles, tmp_pa
     asked = encoder.asked
     assert score_sets(rows, out, encoder, StyleImages(styles), scope, width=6) == found
     assert encoder.asked == asked  # all features were kept
+
+
+def test_style_images_of_every_format_but_hidden_ones_count(tmp_path):
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "oil").mkdir()
+    for name in ("oil/a.heic", "oil/._a.heic", "neon.avif", "._neon.avif", ".cache/neon.avif"):
+        (tmp_path / name).touch()
+    found = StyleImages(tmp_path).files
+    assert sorted(file.name for files in found.values() for file in files) == [
+        "a.heic",
+        "neon.avif",
+    ]
+    with pytest.raises(UserError, match=r"neon\.avif: this is a file, give a folder"):
+        StyleImages(tmp_path / "neon.avif")

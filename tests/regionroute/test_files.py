@@ -144,6 +144,8 @@ def test_special_files_are_neither_hashed_nor_read(tmp_path):
     for read in (io.file_hash, io.read_json, io.read_jsonl):
         with pytest.raises(UserError, match="device, pipe or socket"):
             read(tmp_path / "zero")
+    with pytest.raises(UserError, match="device, pipe or socket"):
+        io.check_output_file(tmp_path / "pipe")
 
 
 def test_text_may_come_through_a_pipe(tmp_path):

@@ -343,6 +343,8 @@ def test_experts_come_and_go(
     broken.mkdir()
     with pytest.raises(UserError, match=r"no experts\.json"):
         tiny.load_experts(broken)
+    with pytest.raises(UserError, match=r"unload_experts\(\) leaves the base alone"):
+        tiny.load_experts(None)  # type: ignore[arg-type]
     assert tiny.editor.experts_dir == other  # still there
     shutil.copytree(other, broken, dirs_exist_ok=True)
     next(broken.rglob("*.safetensors")).write_bytes(b"")

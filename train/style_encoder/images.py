@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from regionroute.data.image_files import images_in
 from regionroute.data.images import read_image, resize
 from regionroute.data.manifest import EditSample, load_manifest
 from regionroute.data.shards import has_manifest
 from regionroute.errors import UserError, nearest
 from regionroute.files import atomic_write, settings_hash
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,13 @@ def read_style_pictures(source: str | Path, split: str | None = "train") -> list
         found = [
             StylePicture(file, folder.name, file.stem)
             for folder in sorted(path.iterdir())
-            if folder.is_dir()
-            for file in sorted(folder.iterdir())
-            if file.suffix.lower() in ENDINGS
+            if folder.is_dir() and not folder.name.startswith(".")
+            for file in images_in(folder)
         ]
     else:
+        what = "this is a file" if path.exists() else "no such folder"
         raise UserError(
-            f"{source}: no such folder, give one with a folder of images for each style, or a "
-            "manifest"
+            f"{source}: {what}, give a folder with one of images for each style, or a manifest"
         )
     if not found:
         where = f"split {split!r} has" if is_manifest else "has"

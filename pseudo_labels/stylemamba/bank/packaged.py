@@ -135,14 +135,15 @@ def object_mask(image: Tensor, word: str) -> tuple[Tensor, list[str]]:
         Mask [1, H, W] in {0, 1}, and warnings.
 
     Raises:
-        UserError: the base does not find the object.
+        UserError: the base does not find the object, or takes it for absent as `edit` does.
     """
     pipe = _base()
-    edit = pipe(image, word, pipe.styles[0], refine_crop=False, force=True, output_type="pt")
+    # Of strength 0: only the map is wanted.
+    edit = pipe(image, word, pipe.styles[0], strength=0.0, refine_crop=False, output_type="pt")
     [found], [facts] = edit.region_maps, edit.metadata
     size = (image.shape[-2], image.shape[-1])
     mask = F.interpolate(found[None, None].float(), size, mode="bilinear")[0] >= _REGION
-    if not mask.any():
+    if "left_unchanged" in facts or not mask.any():
         raise UserError(f"--object {word}: not found in the photo, give its mask with --region")
     return mask.float(), list(facts.get("warnings", ()))
 

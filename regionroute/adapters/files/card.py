@@ -95,17 +95,18 @@ def _base(registry: ExpertRegistry) -> str:
 
 def _introduction(registry: ExpertRegistry) -> str:
     count = len(registry.experts)
+    experts = "1 LoRA expert" if count == 1 else f"{count} LoRA experts"
     if registry.learned:
         router = registry.router
         assert router is not None
         text = (
-            f"{count} LoRA experts of rank {registry.rank}; in each layer the style embedding of "
+            f"{experts} of rank {registry.rank}; in each layer the style embedding of "
             f"an example image selects {router.top_k} of them."
         )
         if styles := registry.trained_styles:
             text += f" Trained on: {', '.join(styles)}."
     else:
-        text = f"{count} LoRA experts of rank {registry.rank}, one per style, selected by name."
+        text = f"{experts} of rank {registry.rank}, one per style, selected by name."
     if registry.shared_rank:
         text += (
             f" A shared expert of rank {registry.shared_rank}, used by all samples, is part of "

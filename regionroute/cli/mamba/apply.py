@@ -8,7 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from regionroute.cli.options import add_device, add_region, check_image_output, command_parser
+from regionroute.cli.options import (
+    add_device,
+    add_region,
+    check_image_output,
+    check_no_empty,
+    command_parser,
+)
 from regionroute.errors import Parser, UserError
 
 EPILOG = """\
@@ -42,7 +48,7 @@ def parser() -> Parser:
     strength = "0: the photo, 1: the style, up to 2: bolder (1)"
     add("--strength", type=float, default=1.0, metavar="X", help=strength)
     add_region(parser, "restyle only this object")
-    found = "restyle only this object, found by the default base"
+    found = "restyle only this object, found by the default base; if absent, nothing is written"
     add("--object", metavar="WORD", help=found)
     feather = "width of a soft edge inside the region (0)"
     add("--feather", type=int, default=0, metavar="PX", help=feather)
@@ -129,6 +135,7 @@ def _apply_words(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    check_no_empty(args)
     if not (math.isfinite(args.strength) and 0 <= args.strength <= 2):
         raise UserError(f"--strength {args.strength}: must be between 0 and 2")
     if not 0 <= args.feather <= 256:

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionroute.cli.options import add_device, add_region, add_renamed, command_parser
+from regionroute.cli.options import (
+    add_device,
+    add_region,
+    add_renamed,
+    check_no_empty,
+    command_parser,
+)
 from regionroute.config.io import add_config_arguments, dump_config, load_config, save_config
 from regionroute.errors import Parser, UserError
 from regionroute.files import check_output_folder
@@ -76,6 +82,7 @@ def fit(argv: Sequence[str]) -> int:
         UserError: anything the user has to fix.
     """
     args = fit_parser().parse_intermixed_args(argv)
+    check_no_empty(args)
     if bool(args.prompt) == bool(args.style_image):
         raise UserError("give the style either by --prompt WORDS or by --style-image FILE")
     config = _config(args, bool(args.style_image))
@@ -109,6 +116,7 @@ def train(argv: Sequence[str]) -> int:
         UserError: anything the user has to fix.
     """
     args = train_parser().parse_intermixed_args(argv)
+    check_no_empty(args)
     if args.bank and Path(args.bank).suffix in (".yaml", ".yml"):
         return _train_bank(args)
     config = _config(args, args.style_images)
@@ -202,6 +210,11 @@ def _output(args: argparse.Namespace) -> Path:
         if not getattr(args, name):
             raise UserError(f"--{name} is missing; see --help for examples")
     check_output_folder(args.out)
+    if Path(args.out).resolve() in [Path(name).resolve() for name in args.images]:
+        raise UserError(
+            f"--out {args.out}: the next run would take its preview for a photo, choose a folder "
+            "other than --images"
+        )
     return Path(args.out)
 
 

@@ -155,7 +155,7 @@ class TestAgain:
 
 class TestCommand:
     def test_it_builds_and_says_where(self, tmp_path, capsys):
-        arguments = ["--train", "2", "--test", "1", "--size", "32", "--only", "line-art,cyberpunk"]
+        arguments = ["--train", "2", "--test", "1", "--size", "32", "--only", "line-art, cyberpunk"]
         assert main(["--out", str(tmp_path / "s"), *arguments]) == 0
         assert str(tmp_path / "s" / "manifest.jsonl") in capsys.readouterr().out
         samples = load_manifest(tmp_path / "s").samples

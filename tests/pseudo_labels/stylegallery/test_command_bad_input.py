@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
+from pseudo_labels.stylegallery.stylizer import find_references
+from pseudo_labels.stylemamba.networks import find_images
+from pseudo_labels.stylize.painting import reference_files
 from regionroute.cli.main import main as regionroute
 from regionroute.cli.options import check_image_output
 from regionroute.data.images import read_image, write_image
+from regionroute.settings_files import check_page_output
 
 BASE = ["gallery", "photo.png", "--references", "refs", "--out", "out.png", "--model", "random",
         "--dino", "random", "--cache", "cache", "--device", "cpu", "size=64", "features.steps=2",
@@ -31,6 +35,7 @@ def folder(tmp_path, pictures, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
     (tmp_path / "dog.json").write_text('{"version": "5.2.1", "shapes": []}')  # of LabelMe
+    (tmp_path / "mine.html").write_text("<title>of another origin</title>")
     (tmp_path / "labels.jsonl").write_text(
         '{"file": "photo.png", "word": "disc", "mask": "mask.png"}\n'
     )
@@ -43,6 +48,7 @@ CASES = [
     (["gallery", "photo.png", "--references", "refs"], "--out is missing"),
     (["gallery", "size=64"], "the photo comes before settings"),
     (["gallery", "nowhere.png", *BASE[2:]], "nowhere.png: no such image"),
+    ([*BASE, "--references", ""], "--references is empty: give a value or leave it out"),
     ([*BASE, "--references", "nowhere"], "nowhere: no such reference image or folder"),
     ([*BASE, "--references", "empty"], "this folder of references holds no image"),
     ([*BASE, "--references", "twins"], "two references are named 'a'"),
@@ -50,9 +56,11 @@ CASES = [
     ([*BASE, "--out", "out.jpg"], "written as PNG"),
     ([*BASE, "--out", "photo.png"], "this is the photo"),
     ([*BASE, "--out", "refs/stripes.png"], "refs/stripes.png: this would overwrite the input"),
+    ([*BASE, "--out", "refs/new.png"], "would take this image for a reference"),
     ([*BASE, "--region", "mask.png", "--out", "mask.png"], "this would overwrite the input"),
     ([*BASE, "--out", "dog.png"], "dog.json: the settings of dog.png would overwrite this file"),
     ([*BASE, "--page", "page.txt"], "ends in .html"),
+    ([*BASE, "--page", "mine.html"], "mine.html: this file is not a page of regionroute"),
     ([*BASE, "--only-region"], "--only-region needs --region"),
     ([*BASE, "--labels", "labels.jsonl"], "--labels goes with --region"),
     ([*BASE, "--region", "nowhere.png"], "no such mask"),
@@ -108,6 +116,16 @@ def test_a_good_run_writes_picture_page_and_facts(folder, capsys):
     assert torch.equal(photo[:, :20], out[:, :20])
     assert (folder / "page.html").is_file()
     check_image_output(folder / "out.png", ["refs", None])  # it may be made again
+    check_page_output(folder / "page.html")
+
+
+@pytest.mark.parametrize(
+    "found", [find_references, lambda folder: find_images([folder]), reference_files]
+)
+def test_folders_of_images_hold_every_format_but_hidden_files(tmp_path, found):
+    for name in ("b.HEIC", "a.avif", "._a.avif", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in found(str(tmp_path))] == ["a.avif", "b.HEIC"]
 
 
 def test_help_and_settings_teach(capsys):

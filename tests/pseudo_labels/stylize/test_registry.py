@@ -28,6 +28,8 @@ def test_packaged_files_are_found_from_any_folder(tmp_path, monkeypatch):
         (e.spec, e.stylizer) for e in load_styles("photos")
     }
     assert [entry.spec.name for entry in load_styles("scenes")] == list(FILTERS)
+    with pytest.raises(UserError, match="style 'line-art' is named twice"):
+        load_styles("scenes", ["line-art", "line-art"])
     assert len(load_styles("painting")) >= 4
 
 

@@ -447,7 +447,7 @@ def test_rows_say_what_could_not_be_kept_of_their_image(
 def test_the_template_takes_the_bare_words_of_an_object(
     run: Run, photo: Path, wording: str
 ) -> None:
-    pairs = row(out="b.png", object="dog", also=[[wording, "pixel-art"]])
+    pairs = row(out="b.png", object="cup", also=[[wording, "pixel-art"]])
     marked = row(out="c.png", object=None, style=None, prompt=f"the [{wording}] as {{line-art}}")
     rows = write_rows(
         photo.with_name("rows.jsonl"), row(out="a.png", object=wording), pairs, marked
@@ -457,7 +457,7 @@ def test_the_template_takes_the_bare_words_of_an_object(
     assert a["prompt"] == "make the dog in line-art style, keep other area unchanged"
     assert a["object"] == wording
     assert b["prompt"][1] == "make the dog in pixel-art style, keep other area unchanged"
-    assert b["object"] == ["dog", wording]
+    assert b["object"] == ["cup", wording]
     assert c["prompt"] == f"the {wording} as line-art"
     photo.with_name("one").mkdir()
     assert run(photo, object=wording, style="lines", out=photo.with_name("one") / "a.png") == 0
@@ -641,6 +641,7 @@ def test_examples_in_the_help_are_accepted(tmp_path: Path, monkeypatch: pytest.M
         (["none.png"], "none.png: no such image"),
         (["photo.png", "--style-image", "none.jpg"], "none.jpg: no such image"),
         (["photo.png", "--region-map", "."], "this is a folder"),
+        (["photo.png", *["--region-map", "photo.png"] * 2], "2 --region-map for 1 --object"),
         (["photo.png", "--out", "out.jpg"], "out.jpg: images are written as PNG"),
         (["photo.png", "--map", "map.jpg"], "map.jpg: images are written as PNG"),
         (["photo.png", "--side-by-side", "two"], "two: images are written as PNG"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_a_stranger_s_json_is_not_overwritten(folder: Path) -> None:
     assert (folder / "dog.json").read_text() == LABELME
     (folder / "dog.json").write_text(json.dumps({"prompt": "x", "versions": {"regionroute": "1"}}))
     check_destination(Destination(folder / "dog.png"), [folder / "a.png"])  # an edit made again
+
+
+def test_a_pipe_in_the_place_of_an_output_is_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "out.json")
+    with pytest.raises(UserError, match=r"out\.json: this is a device, pipe or socket"):
+        check_destination(Destination(folder / "out.png"), [folder / "a.png"])
 
 
 @pytest.mark.parametrize(

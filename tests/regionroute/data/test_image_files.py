@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from regionroute.data import image_files
-from regionroute.data.image_files import FORMATS, image_header, image_size, max_pixels
+from regionroute.data.image_files import FORMATS, image_header, image_size, images_in, max_pixels
 from regionroute.data.images import read_image
 from regionroute.data.masks import read_mask
 from regionroute.errors import UserError
@@ -166,3 +166,14 @@ def test_damage_is_one_line(tmp_path):
     with pytest.raises(UserError, match="it is damaged") as caught:
         read_image(tmp_path / "a.png")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_s_images_are_those_of_every_format_but_hidden_ones(tmp_path):
+    for name in ("b.HEIC", "a.avif", "._a.avif", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    assert [file.name for file in images_in(tmp_path)] == ["a.avif", "b.HEIC"]
+    with pytest.raises(UserError, match=r"notes\.txt: this is a file, give a folder of images"):
+        images_in(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="none: no such folder of images, check the path"):
+        images_in(tmp_path / "none")

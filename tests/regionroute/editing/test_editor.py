@@ -322,8 +322,16 @@ def test_wording_that_several_objects_would_drop_is_refused(editor: Editor, prom
     both = EditRequest("dog", "pixel-art", prompt, also=(("cup", "lines"),))
     with pytest.raises(UserError, match=r"order, \[dog\] {pixel-art}, \[cup\] {lines}"):
         editor.check(both)
-    marked = dataclasses.replace(both, prompt="[Dog ] {pixel-art}, [cup] {lines}")
+    marked = dataclasses.replace(both, prompt="[Dog ] {Pixel art}, [cup] {lines}")
     editor.check(marked, EditOptions(mode="routed"))
+
+
+def test_an_object_is_named_once_unless_regions_tell_where(editor: Editor) -> None:
+    routed, halves = EditOptions(mode="routed"), (torch.eye(24, 40), 1 - torch.eye(24, 40))
+    twice = EditRequest("bottle", "lines", also=(("The Bottle", "pixel-art"),))
+    with pytest.raises(UserError, match="object 'The Bottle' is named twice"):
+        editor.check(twice, routed)
+    editor.check(dataclasses.replace(twice, regions=halves), routed)
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,13 @@ def test_strength_zero_changes_nothing_and_half_lies_between(editor: Editor) -> 
         for strength in (0.0, 0.5, 1.0)
     ]  # fmt: skip
     codec = editor.backbone.decode_latents(editor.backbone.encode_images(image[None]))[0]
-    torch.testing.assert_close(outs[0], codec, atol=1e-5, rtol=0)
-    assert (outs[1] - outs[0]).abs().mean() < (outs[2] - outs[0]).abs().mean()
+    assert torch.equal(outs[0], image)
+    assert (outs[1] - codec).abs().mean() < (outs[2] - codec).abs().mean()
+    for refine in (False, True):
+        options = EditOptions(mode="routed", steps=1, strength=0.0, refine_crop=refine)
+        large = picture(96, 160)
+        edit = editor.edit(large, EditRequest("dog", "lines"), options)
+        assert torch.equal(edit.image, large)
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(editor: Editor) -> None:

@@ -94,6 +94,13 @@ def test_an_example_of_a_style_edits_as_its_name_does(editor: Editor, mode: str)
     assert "nearest_trained_style" not in named.settings
 
 
+def test_the_encoder_is_loaded_without_a_progress_bar(
+    editor: Editor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert editor.styles.encoder.style_dim
+    assert "Loading" not in capfd.readouterr().err
+
+
 def test_with_examples_marks_are_compared_by_their_objects(editor: Editor) -> None:
     images = (example("ink"), example("oil"))
     routed = EditOptions(mode="routed")

@@ -120,3 +120,12 @@ def test_a_pair_shares_its_style_and_never_its_content(tmp_path):
         assert max(counts) - min(counts) <= 1
         seen |= {*first, *second}
     assert seen == set(everything)
+
+
+def test_pictures_of_every_format_but_hidden_ones_count(tmp_path):
+    for name in ("oil/a.avif", "oil/b.HEIC", "oil/._a.avif", ".trash/a.png", ".trash/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.path.name for file in read_style_pictures(tmp_path)] == ["a.avif", "b.HEIC"]
+    with pytest.raises(UserError, match=r"a\.avif: this is a file, give a folder"):
+        read_style_pictures(tmp_path / "oil" / "a.avif")

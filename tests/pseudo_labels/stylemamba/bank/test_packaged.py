@@ -11,6 +11,7 @@ from pseudo_labels.stylemamba.bank.packaged import described, packaged_bank, pac
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.cli.main import main as regionroute
 from regionroute.data.images import read_image, write_image
+from regionroute.errors import UserError
 from regionroute.models.embedded import NAMES, nano_folder
 
 WOODBLOCK = "ukiyo-e woodblock print"
@@ -114,6 +115,8 @@ def test_the_default_base_finds_a_dog(assets):
     mask, _ = packaged.object_mask(image, "dog")
     assert mask.shape == (1, *image.shape[-2:])
     assert 0.1 < float(mask.mean()) < 0.95
+    with pytest.raises(UserError, match="--object bicycle: not found in the photo"):
+        packaged.object_mask(image, "bicycle")
 
 
 def test_far_words_are_said_to_be_far(photo, capsys):
@@ -128,6 +131,11 @@ def test_far_words_are_said_to_be_far(photo, capsys):
         (["--style", "neon", "--object", "dog", "--region", "m.png"], "not both"),
         (["--style", "."], "this folder holds no fitted style"),
         (["--style", " "], "the words are empty"),
+        (["--style", ""], "--style is empty: give a value or leave it out"),
+        (["--style", "neon", "--name", ""], "--name is empty"),
+        (["--style", "neon", "--region", ""], "--region is empty"),
+        (["--style", "neon", "--object", ""], "--object is empty"),
+        (["--style", "neon", "--out", ""], "the name of the image to write is empty"),
         (["--style", "neon", "--bank", "nowhere"], "nowhere"),
     ],
 )

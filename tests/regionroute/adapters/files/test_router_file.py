@@ -22,6 +22,7 @@ from regionroute.adapters import (
     routed,
     save_experts,
 )
+from regionroute.adapters.files.card import card
 from regionroute.adapters.files.export import expert_names
 from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
@@ -204,6 +205,8 @@ def test_a_card_says_what_is_not_known_and_names_no_folder_of_this_machine(make_
     assert "have not been scored" in text
     assert "Not stated" in text
     assert yaml.safe_load(text.split("---")[1])["license_name"] == "not-stated"
+    alone = registry.model_copy(update={"experts": registry.experts[:1]})
+    assert "\n1 LoRA expert of rank 4; in each layer" in card(alone)
     assert read_registry(tmp_path) == registry
     folder = tmp_path / "some" / "base"
     save_experts(
