@@ -9,14 +9,15 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from regionroute.errors import Parser, UserError
 from regionroute.files import check_output_folder, file_hash, read_json, write_json
 from regionroute.folders import remove_folder
+from regionroute.settings_files import check_page_output
 
 NOTE_FILE = "trained_on.json"
 
@@ -90,10 +91,29 @@ def run_tour(
     # A stage would refuse these only after the stages before it.
     check_arguments(args, least)
     out, began = Path(args.out), time.perf_counter()
-    stages(Stopwatch(), args, out)
+    check_page_output(out / "report.html")
+    with locked_tour(out):
+        stages(Stopwatch(), args, out)
     minutes = (time.perf_counter() - began) / 60
     print(f"report: {out / 'report.html'}   ({minutes:.1f} minutes)")
     return 0
+
+
+@contextmanager
+def locked_tour(out: Path) -> Iterator[None]:
+    """Holds the folder of a tour: a second one would rewrite what the first is training on.
+
+    Raises:
+        UserError: another process holds it, or is training in one of its folders.
+    """
+    from train.engine.output_lock import LOCK_FILE, locked_output
+
+    with locked_output(out):
+        # A stage may outlive a tour that was killed.
+        for lock in sorted(out.glob(f"*/{LOCK_FILE}")):
+            with locked_output(lock.parent):
+                pass
+        yield
 
 
 def override(key: str, value: object) -> str:

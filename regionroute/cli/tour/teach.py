@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from regionroute.cli.options import add_base, add_seed, command_parser
-from regionroute.cli.tour.stages import Stopwatch, begin_run, check_arguments, override
+from regionroute.cli.tour.stages import (
+    Stopwatch,
+    begin_run,
+    check_arguments,
+    locked_tour,
+    override,
+)
 from regionroute.cli.tour.teach_checks import (
     GENERIC,
     LABELS_FILE,
@@ -122,9 +128,10 @@ def main(argv: list[str] | None = None) -> int:
     args.out = Path(args.out)
     photos = check_teach(args)
     recipe, watch, began = recipe_of(args.base), Stopwatch(), time.perf_counter()
-    _label(watch, args, photos, recipe)
-    _train(watch, args, recipe)
-    _test(watch, args, recipe)
+    with locked_tour(args.out):
+        _label(watch, args, photos, recipe)
+        _train(watch, args, recipe)
+        _test(watch, args, recipe)
     minutes = (time.perf_counter() - began) / 60
     print(f"report: {args.out / 'report.html'}   ({minutes:.1f} minutes)")
     return _verdict(args)

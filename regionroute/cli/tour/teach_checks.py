@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from regionroute.errors import UserError
+from regionroute.settings_files import check_page_output
 
 STYLE_FILE, LABELS_FILE = "style.yaml", "labels.jsonl"
 # In --out, replaced by a second run.
@@ -96,6 +97,7 @@ def _check_out(out: Path, name: str) -> None:
             f"--out {out}: its {taken[0]} is not of an earlier `teach --name {name}` and would be "
             "replaced; name another folder"
         )
+    check_page_output(out / "report.html")
 
 
 def style_head(name: str) -> str:

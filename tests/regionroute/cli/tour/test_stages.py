@@ -2,7 +2,7 @@
 
 import pytest
 
-from regionroute.cli.tour.stages import begin_run, override
+from regionroute.cli.tour.stages import begin_run, locked_tour, override
 from regionroute.config.run import load_config
 from regionroute.errors import UserError
 from regionroute.files import write_text
@@ -38,3 +38,15 @@ def test_a_run_of_unknown_origin_or_of_another_process_is_left_alone(tmp_path):
     assert kept.exists()
     begin_run(ours, pairs, seed=1)
     assert not kept.exists()
+
+
+def test_two_tours_do_not_write_to_one_folder(tmp_path):
+    out = tmp_path / "out"
+    with locked_tour(out), pytest.raises(UserError, match="out: another run is writing"):
+        locked_tour(out).__enter__()
+    # A stage that outlived its tour.
+    with locked_output(out / "run"), pytest.raises(UserError, match="run: another run is writing"):
+        locked_tour(out).__enter__()
+    with locked_tour(out):
+        pass
+    assert list(out.rglob(".lock")) == []

@@ -14,13 +14,15 @@ from regionroute.cli.main import main as regionroute
 from regionroute.cli.tour import stages, study
 from regionroute.files import write_json
 
+PAGE = '<meta name="generator" content="regionroute">of an earlier study'
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """What an earlier study left, and odd files; starting a stage fails the test."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out" / "study").mkdir(parents=True)
-    (tmp_path / "out" / "study" / "report.html").write_text("of an earlier study")
+    (tmp_path / "out" / "study" / "report.html").write_text(PAGE)
     (tmp_path / "file").write_text("text")
     monkeypatch.setattr(stages.subprocess, "run", lambda *_, **__: pytest.fail("a stage started"))
     return tmp_path
@@ -65,6 +67,11 @@ def test_a_stage_that_fails_is_named(folder, refused, monkeypatch):
     sentence = refused(regionroute, ["study"])
     assert "stopped at 'scenes' (exit status 2)" in sentence
     assert "the same command resumes there" in sentence
+
+
+def test_a_page_of_another_origin_is_not_overwritten(folder, refused):
+    (folder / "out" / "study" / "report.html").write_text("my own page")
+    assert "report.html: this file is not a page of regionroute" in refused(regionroute, ["study"])
 
 
 def test_a_full_disk_between_the_stages(folder, refused, monkeypatch):

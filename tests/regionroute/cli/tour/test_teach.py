@@ -13,6 +13,7 @@ from regionroute.cli.tour import stages, teach
 from regionroute.config.run import load_config
 from regionroute.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from regionroute.models import embedded as nano
+from train.engine.output_lock import locked_output
 
 
 @pytest.fixture
@@ -212,6 +213,15 @@ def test_files_of_another_origin_are_not_replaced(started, folders, refused, nam
     scored(folders / "mine", 0.2, 1.0)
     for _ in range(2):  # its own are
         assert regionroute([*TEACH, "--out", "mine"]) == 0
+
+
+@pytest.mark.parametrize("command", [TEACH, ["demo"], ["study"]])
+def test_a_second_one_at_the_same_time_starts_no_stage(started, folders, refused, command):
+    """Else it would rewrite the pairs that the first one trains on."""
+    with locked_output(folders / "here"):
+        told = refused(regionroute, [*command, "--out", "here"])
+    assert "here: another run is writing to this folder" in told
+    assert started == []
 
 
 @pytest.mark.parametrize(
