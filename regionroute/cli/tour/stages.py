@@ -151,12 +151,14 @@ def begin_run(run: Path, pairs: Path, **facts: object) -> None:
     note = run / NOTE_FILE
     if run.exists():
         with locked_output(run):
-            if not note.is_file():
+            try:
+                before = read_json(note)
+            except UserError as error:  # missing or damaged
                 raise UserError(
                     f"{run}: nothing says what this run was trained on: delete it, or name "
                     "another --out"
-                )
-            if read_json(note) != trained_on:
+                ) from error
+            if before != trained_on:
                 print("the pairs or settings are not those of the last run: training anew")
                 remove_folder(run)
     write_json(note, trained_on)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from regionroute.errors import UserError
+from regionroute.files import file_hash
+from regionroute.folders import check_atomic_folder
 from regionroute.settings_files import check_page_output
 
 STYLE_FILE, LABELS_FILE = "style.yaml", "labels.jsonl"
@@ -15,6 +19,7 @@ WRITTEN = (
     STYLE_FILE, LABELS_FILE, "pairs", "run", "experts", "edits", "scores", "report.html",
 )  # fmt: skip
 FEWEST = 6  # photos, so that there is one to test and a few to train on
+MANY = 100  # photos, not all of which will be copies of each other
 GENERIC = "object"
 
 
@@ -35,8 +40,7 @@ def check_teach(args: argparse.Namespace) -> Path:
     else:
         raise UserError("give --style-images and --photos, or --before and --after")
     photos: Path = args.photos or args.before
-    _check_style_images(args, photos)
-    _check_photos(photos, args.object)
+    _check_photos(args, photos)
     _check_out(args.out, args.name)
     return photos
 
@@ -50,37 +54,59 @@ def _check_words(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} {words!r}: give a word, or leave the option out")
 
 
-def _check_style_images(args: argparse.Namespace, photos: Path) -> None:
-    """Refuse folders whose images would count as photos, and one of the style without images."""
+def _check_photos(args: argparse.Namespace, photos: Path) -> None:
+    """Refuse too few photos, and images of the style or of the results among them."""
     from pseudo_labels.stylize.paired import images_by_stem
 
-    for option in ("style_images", "after", "out"):
-        folder = getattr(args, option)
-        if folder is not None and folder.resolve().is_relative_to(photos.resolve()):
-            raise UserError(
-                f"--{option.replace('_', '-')} {folder}: it is inside the folder of the photos "
-                f"({photos}), and what it holds would count as photos: name another folder"
-            )
-    images_by_stem(args.style_images or args.after)
+    styled = images_by_stem(args.style_images or args.after)
+    found, problem = _listed(photos, args.object)
+    _check_apart(args, photos, found)
+    if args.after:
+        stems = Counter(photo.stem for photo in found)
+        twice = [str(photo) for photo in found if stems[photo.stem] > 1]
+        if twice:
+            raise UserError(f"--before: {twice[0]} and {twice[1]} have one name, rename one")
+        lone = [photo for photo in found if photo.stem not in styled]
+        problem = f"{args.after} has none named {lone[0].stem}" if lone else problem
+        found = [photo for photo in found if photo.stem in styled]
+    several = len({file_hash(photo) for photo in found}) if len(found) < MANY else len(found)
+    if several < FEWEST:
+        labels, hint = photos / LABELS_FILE, f"; not used: {problem}" if problem else ""
+        raise UserError(
+            f"{labels if labels.exists() else photos}: {several} different photos are too few, "
+            f"give {FEWEST} or more, better 20{hint}"
+        )
 
 
-def _check_photos(photos: Path, word: str | None) -> None:
-    """Refuse a word beside labels, and too few photos."""
+def _listed(photos: Path, word: str | None) -> tuple[list[Path], str]:
+    """The photos that will be labelled, and why the first of the others will not."""
     from pseudo_labels.segment.folder import list_photos
     from pseudo_labels.segment.given import read_labels
 
     labels = photos / LABELS_FILE
-    if labels.is_file():
+    if labels.exists():
         if word:
             raise UserError(f"--object {word}: {labels} names the objects, leave the option out")
-        (found, rejected), source = read_labels(labels), labels
+        found, rejected = read_labels(labels)
     else:
-        (found, rejected), source = list_photos(photos, [GENERIC]), photos
-    if len(found) < FEWEST:
-        first = f"; not used: {rejected[0].reason}" if rejected else ""
-        raise UserError(
-            f"{source}: {len(found)} photos are too few, give {FEWEST} or more, better 20{first}"
-        )
+        found, rejected = list_photos(photos, [GENERIC])
+    files = [photo.path for photo in found if photo.path.is_file()]
+    return files, rejected[0].reason if rejected else ""
+
+
+def _check_apart(args: argparse.Namespace, photos: Path, found: Sequence[Path]) -> None:
+    """Refuse folders whose images would count as photos."""
+    for option in ("style_images", "after", "out"):
+        folder = getattr(args, option)
+        if folder is None:
+            continue
+        real, inside = folder.resolve(), photos.resolve()
+        # A link among the photos leads there as well.
+        if real.is_relative_to(inside) or any(p.resolve().is_relative_to(real) for p in found):
+            raise UserError(
+                f"--{option.replace('_', '-')} {folder}: it is inside the folder of the photos "
+                f"({photos}), and what it holds would count as photos: name another folder"
+            )
 
 
 def _check_out(out: Path, name: str) -> None:
@@ -94,9 +120,10 @@ def _check_out(out: Path, name: str) -> None:
     ours = style.is_file() and style.read_bytes().startswith(style_head(name).encode())
     if taken and not ours:
         raise UserError(
-            f"--out {out}: its {taken[0]} is not of an earlier `teach --name {name}` and would be "
-            "replaced; name another folder"
+            f"--out {out}: nothing says that its {taken[0]} is of an earlier `teach --name "
+            f"{name}`, and it would be replaced; name another folder"
         )
+    check_atomic_folder(out / "experts")
     check_page_output(out / "report.html")
 
 

@@ -79,11 +79,13 @@ def test_stages_follow_each_other_and_the_best_experts_are_kept(started, folders
     styles = (out / "style.yaml").read_text()
     assert f'reference: "{folders / "style"}"' in styles
     said = capsys.readouterr().out
-    assert "learned: on 3 photos set aside the edit leaves 20% of the difference" in said
+    assert "learned: on 3 photos set aside 100% of the edits leave less than half of the" in said
+    assert "(on average 20% is left)" in said
     assert "regionroute edit PHOTO --object WORD --style mine --experts out/teach/mine/exp" in said
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five minutes of training alone
 def test_a_style_is_learned_from_one_image_and_some_photos(assets, tmp_path, monkeypatch):
     monkeypatch.setenv("U2NET_HOME", str(assets / "weights" / "segment"))
     photos, style, out = (tmp_path / name for name in ("photos", "style", "out"))
@@ -93,7 +95,7 @@ def test_a_style_is_learned_from_one_image_and_some_photos(assets, tmp_path, mon
     for photo in sorted((assets / "photos").glob("*_0[01].jpg"))[:24]:
         shutil.copy(photo, photos)
     arguments = ["--style-images", style, "--photos", photos, "--name", "print", "--out", out]
-    assert regionroute(["teach", *map(str, arguments), "--steps", "60"]) == 0
+    assert regionroute(["teach", *map(str, arguments), "--steps", "120"]) == 0
 
     assert (out / "report.html").is_file()
     assert "Success" in (out / "experts" / "README.md").read_text()
@@ -103,13 +105,62 @@ def test_a_style_is_learned_from_one_image_and_some_photos(assets, tmp_path, mon
     assert registry["extra"]["routing"]["branch"] == "expert"
 
 
-@pytest.mark.parametrize(("left", "success"), [(0.6, 0.6), (0.4, 0.3)])
-def test_it_says_so_when_nothing_was_learned(started, folders, capsys, left, success):
-    scored(folders / "out" / "teach" / "mine", left, success)
+def test_it_says_so_when_nothing_was_learned(started, folders, capsys):
+    scored(folders / "out" / "teach" / "mine", 0.4, 0.4)
     assert regionroute(TEACH) == 1
     said = capsys.readouterr().out
-    assert f"NOT learned: on 3 photos set aside the edit leaves {left:.0%}" in said
+    assert "NOT learned: on 3 photos set aside 40% of the edits leave less than half" in said
     assert "\nlearned" not in said
+
+
+def test_a_photo_that_was_like_its_target_does_not_decide(started, folders, capsys):
+    scored(folders / "out" / "teach" / "mine", 1.7, 0.6)  # ten times as much left in one of six
+    assert regionroute(TEACH) == 0
+    assert "\nlearned: on 3 photos set aside 60%" in capsys.readouterr().out
+
+
+def test_experts_that_are_a_link_stay_one(started, folders):
+    out, disk = folders / "here", folders / "disk"
+    scored(out, 0.2, 1.0)
+    disk.mkdir()
+    (out / "experts").symlink_to(disk)
+    assert regionroute([*TEACH, "--out", "here"]) == 0
+    assert (out / "experts").is_symlink()
+    assert (disk / "experts.json").read_text() == "the best"
+
+
+def test_photos_that_lead_to_the_results_are_refused(started, folders, refused):
+    """On a second run they would be photos."""
+    scored(folders / "here", 0.2, 1.0)
+    shutil.copytree("photos", "here/pairs/images")
+    (folders / "photos" / "more").symlink_to(folders / "here")
+    told = refused(regionroute, [*TEACH, "--out", "here"])
+    assert "--out here: it is inside the folder of the photos" in told
+    assert started == []
+
+
+def test_pairs_need_one_photo_of_each_name(started, folders, refused):
+    pairs = ["teach", "--name", "mine", "--before", "photos", "--after", "after"]
+    for number in range(5, 8):
+        (folders / "after" / f"dog_{number:02d}.png").unlink()
+    told = refused(regionroute, pairs)
+    assert "5 different photos are too few, give 6 or more" in told
+    assert "not used: after has none named dog_05" in told
+    (folders / "photos" / "more").mkdir()
+    shutil.copy("photos/dog_00.png", "photos/more")
+    told = refused(regionroute, pairs)
+    assert "--before: photos/dog_00.png and photos/more/dog_00.png have one name" in told
+
+
+def test_copies_of_one_photo_are_one(started, folders, refused):
+    for file in (folders / "photos").iterdir():
+        shutil.copy("style/dog_00.png", file)
+    assert "1 different photos are too few" in refused(regionroute, TEACH)
+
+
+def test_labels_that_are_no_file_are_not_passed_over(started, folders, refused):
+    (folders / "photos" / "labels.jsonl").mkdir()
+    assert "photos/labels.jsonl: this is a folder" in refused(regionroute, TEACH)
 
 
 def test_a_run_on_other_pairs_is_not_resumed(started, folders, capsys):
@@ -151,11 +202,12 @@ def test_a_word_for_all_photos(started, folders, refused):
     told = refused(regionroute, [*TEACH, "--object", "cat"])
     assert "--object cat: photos/labels.jsonl names the objects, leave the option out" in told
     told = refused(regionroute, TEACH)  # images without a label, such as masks, do not count
-    assert "photos/labels.jsonl: 1 photos are too few, give 6 or more" in told
+    assert "photos/labels.jsonl: 1 different photos are too few, give 6 or more" in told
     (folders / "photos" / "labels.jsonl").write_text("{")
     told = refused(regionroute, TEACH)
     assert (
-        "0 photos are too few, give 6 or more, better 20; not used: photos/labels.jsonl:1" in told
+        "0 different photos are too few, give 6 or more, better 20; not used: "
+        "photos/labels.jsonl:1" in told
     )
 
 
@@ -166,7 +218,7 @@ def test_a_word_for_all_photos(started, folders, refused):
         ([*TEACH[1:], "--after", "after"], "give --style-images and --photos, or"),
         (["--name", "a b", *TEACH[3:]], "--name a b: use letters"),
         ([*TEACH[1:4], "none", *TEACH[5:]], "none: no such folder of images"),
-        ([*TEACH[1:6], "two"], "two: 2 photos are too few, give 6 or more"),
+        ([*TEACH[1:6], "two"], "two: 2 different photos are too few, give 6 or more"),
         ([*TEACH[1:], "--base", "nowhere/at/all"], "nowhere/at/all"),
         ([*TEACH[1:], "--steps", "0"], "--steps 0: must be at least 1"),
         ([*TEACH[1:], "--out", ""], "the folder's name is empty"),
@@ -207,7 +259,7 @@ def test_files_of_another_origin_are_not_replaced(started, folders, refused, nam
     file.parent.mkdir(parents=True)
     file.write_text("styles:\n  another:\n")
     told = refused(regionroute, [*TEACH, "--out", "runs"])
-    assert f"its {name.partition('/')[0]} is not of an earlier `teach --name mine`" in told
+    assert f"nothing says that its {name.partition('/')[0]} is of an earlier `teach" in told
     assert file.read_text() == "styles:\n  another:\n"
     assert started == []
     scored(folders / "mine", 0.2, 1.0)
