@@ -24,6 +24,7 @@ from typing import Any
 from pseudo_labels.curate.filters import first_alike
 from pseudo_labels.curate.references import add_references
 from pseudo_labels.job import (
+    CROP,
     BuildSettings,
     BuiltStyle,
     PhotoJob,
@@ -134,7 +135,7 @@ def build(
         reason = f"; the first reason: {reasons[0].reason}" if reasons else ""
         raise UserError(f"{source.name}: no sample could be made{reason}")
     samples = hold_out(split_by_photo(samples, test_share), hold_out_styles)
-    samples = [sample for sample in samples if sample.split == "train" or not sample.whole]
+    samples = [s for s in samples if s.split == "train" or not (s.whole or CROP in s.provenance)]
     if encoder is not None:
         samples = add_references(samples, out, encoder, settings.find.device)
     write_keeping_mtime(

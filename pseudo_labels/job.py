@@ -26,6 +26,7 @@ SMALLEST_SIDE = 32  # pixels; smaller photos are rejected
 
 # Part of the name of every product; raise it when equal settings would give another product.
 REVISION = 1
+CROP = "crop"  # provenance of samples of a crop: its number
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class BuildSettings:
         judge: vision-language model that judges every sample, None for none.
         multi: samples per photo with two or three objects, each in its own style.
         whole: add training samples of whole restyled photos.
+        crops: crops of each photo, to train on besides.
     """
 
     size: int = 512
@@ -49,6 +51,7 @@ class BuildSettings:
     judge: JudgeSettings | None = None
     multi: int = 0
     whole: bool = False
+    crops: int = 0
 
     def __post_init__(self) -> None:
         if self.size < SMALLEST_SIDE:
@@ -57,6 +60,8 @@ class BuildSettings:
             raise UserError(f"feather is {self.feather}: use 0 to {self.size} pixels")
         if self.multi < 0:
             raise UserError(f"multi is {self.multi}: use 0 or more samples per photo")
+        if self.crops < 0:
+            raise UserError(f"crops is {self.crops}: use 0 or more per photo")
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,23 @@ class BuiltStyle:
 
 @dataclass(frozen=True)
 class PhotoJob:
-    """A photo to label and the hash of its bytes."""
+    """A photo to label.
+
+    Attributes:
+        photo: the photo.
+        hash: of its bytes.
+        crop: number of a crop of it, from 1 on; 0 for the photo itself.
+    """
 
     photo: LabelledPhoto
     hash: str
+    crop: int = 0
 
     @property
     def slug(self) -> str:
         """The photo's part of file names and sample ids."""
-        return f"{_readable(Path(self.photo.name).stem)}-{self.hash[:8]}".lstrip("-")
+        name = f"{_readable(Path(self.photo.name).stem)}-{self.hash[:8]}".lstrip("-")
+        return f"{name}-crop{self.crop}" if self.crop else name
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pseudo_labels.review.preview import preview as build_preview
 from pseudo_labels.segment.folder import list_photos
 from pseudo_labels.segment.given import read_labels
 from pseudo_labels.segment.loading import DEFAULT_GROUNDER
+from pseudo_labels.stylize.paired import PairedStylizer
 from pseudo_labels.stylize.registry import load_styles
 from regionroute.engines.base import EngineSettings
 from regionroute.errors import UserError, nearest
@@ -107,6 +108,8 @@ def label(
     settings = settings or BuildSettings()
     if settings.multi and len(chosen) < 2:
         raise UserError("--multi needs two styles or more, as each object gets its own")
+    if settings.crops and any(entry.stylizer == PairedStylizer.kind for entry in chosen):
+        raise UserError("--crops: restyled photos that exist already have no parts, leave it out")
     if labels is None and settings.find.grounder is None:
         find = dataclasses.replace(settings.find, grounder=DEFAULT_GROUNDER)
         settings = dataclasses.replace(settings, find=find)

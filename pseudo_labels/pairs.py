@@ -13,6 +13,7 @@ from pseudo_labels.compose import composite
 from pseudo_labels.curate.filters import sample_checks, sample_fault
 from pseudo_labels.curate.judge import cached_answers, cached_caption
 from pseudo_labels.job import (
+    CROP,
     REVISION,
     BuildSettings,
     BuiltStyle,
@@ -217,6 +218,7 @@ class PairMaker:
             # A relative name only: absolute paths mean nothing on another machine.
             "photo": photo.name if photo.is_absolute() else self.job.photo.name,
             "photo_hash": self.job.hash,
+            **({CROP: self.job.crop} if self.job.crop else {}),
             "mask_source": segment.source,
             "stylizer": style.entry.stylizer,
             "stylizer_hash": text_hash(style.stylizer.fingerprint),

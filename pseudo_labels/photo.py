@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from pseudo_labels.crops import SMALLEST, crops
 from pseudo_labels.curate.filters import object_checks, object_fault, perceptual_hash
 from pseudo_labels.job import (
     REVISION,
@@ -26,6 +27,7 @@ from pseudo_labels.segment.find import find_objects, restore, store
 from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection, open_photo
 from pseudo_labels.segment.loading import FinderSettings
 from regionroute.data.images import from_pil, to_pil
+from regionroute.data.manifest import EditSample
 from regionroute.errors import UserError
 from regionroute.files import settings_hash
 
@@ -45,7 +47,7 @@ def make_samples(
         settings: sizes, limits, and how objects are found.
 
     Returns:
-        One sample per object and style, and what was rejected.
+        One sample per object and style, of the photo and of its crops, and what was rejected.
 
     Raises:
         UserError: the photo itself cannot be used.
@@ -56,20 +58,39 @@ def make_samples(
     rejected += missing
     chosen = choose_instances([*segments, *found], settings.find.instances)
     rejected += _unchosen(job, [*segments, *found], chosen, settings.find.instances)
-    context = f"images/{job.slug}-{settings_hash([REVISION, settings.size])[:8]}.png"
-    objects, faulty = _usable(job, content, chosen, settings)
+    samples = _pairs(job, content, chosen, out, styles, settings, rejected)
+    drawn = crops(image, chosen, settings.crops, settings.size, job.hash)
+    for number, (part, segments) in enumerate(drawn, start=1):
+        crop = dataclasses.replace(job, crop=number)
+        part = _fit(part, settings.size, job.photo)
+        samples += _pairs(crop, part, segments, out, styles, settings, rejected)
+    return PhotoResult(samples, rejected, perceptual_hash(content))
+
+
+def _pairs(
+    job: PhotoJob,
+    content: Tensor,
+    segments: Sequence[Segment],
+    out: Path,
+    styles: Sequence[BuiltStyle],
+    settings: BuildSettings,
+    rejected: list[Rejection],
+) -> list[EditSample]:
+    """All pairs of a photo, or of a crop, at the working size."""
+    key = [REVISION, settings.size, *([SMALLEST] if job.crop else [])]
+    context = f"images/{job.slug}-{settings_hash(key)[:8]}.png"
+    objects, faulty = _usable(job, content, segments, settings)
     rejected += faulty
     if objects:
         write_once(out / context, content)
     for item in objects:
         write_once(out / item.mask_file, item.segment.mask)
     maker = PairMaker(job, out, settings, content, context)
-    samples = []
+    samples: list[EditSample] = []
     for style in styles:
         kept = maker.samples(style, objects, rejected)
         samples += [*kept, maker.whole(style, kept[0])] if kept and settings.whole else kept
-    samples += maker.several(samples, objects)
-    return PhotoResult(samples, rejected, perceptual_hash(content))
+    return [*samples, *maker.several(samples, objects)]
 
 
 def _found(

@@ -131,7 +131,7 @@ def label_photos(
         results.append(load_record(record_file(task.job, out, own, settings), out))
     missing = [number for number, result in enumerate(results) if result is None]
     needs = Needs.of([tasks[number] for number in missing], settings)
-    pairs = sum(len(tasks[number].styles) for number in missing)
+    pairs = sum(len(tasks[number].styles) for number in missing) * (1 + settings.crops)
     heavy = needs.heavy(styles, settings)
     found = run(
         [tasks[number] for number in missing],

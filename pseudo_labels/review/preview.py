@@ -35,7 +35,7 @@ def preview(
         UserError: not one sample could be made.
     """
     spread = _spread(len(source.photos), count)
-    small = dataclasses.replace(settings, size=min(SIDE, settings.size))
+    small = dataclasses.replace(settings, size=min(SIDE, settings.size), crops=0)
     return build(
         PhotoSource(source.name, [source.photos[i] for i in spread], []),
         styles,

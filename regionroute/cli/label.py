@@ -84,6 +84,8 @@ def parser() -> Parser:
     add("--multi", type=int, metavar="N", help=multi)
     whole = "add pairs of wholly restyled photos: experts then paint objects they never saw"
     add("--whole", action="store_true", help=whole)
+    crops = "crops of each photo to train on besides, where photos are few (0)"
+    add("--crops", type=int, metavar="N", help=crops)
     share = 'fraction of the photos that goes to the split "test" (0.2)'
     add("--test-share", type=float, metavar="P", help=share)
     add_renamed(parser, "--split-val", "--test-share", type=float)
@@ -208,7 +210,7 @@ def _settings(args: argparse.Namespace) -> BuildSettings:
     device = device_of(args)
     found = given(args, "grounder", "segmenter", "threshold", "instances")
     return BuildSettings(
-        **given(args, "size", "feather", "multi"),
+        **given(args, "size", "feather", "multi", "crops"),
         whole=args.whole,
         limits=Limits(**given(args, *LIMITS)),
         find=FinderSettings(**found, device=device),

@@ -61,6 +61,7 @@ ONE_STEP = (
     "experts.alpha=32",
     "experts.dtype=float16",  # those that ship are float8, for their size
 )
+IMAGES = 240  # to train and test on, about; those that photos lack are crops of them
 ROUNDS = 8  # validations and previews of a run
 PATIENCE = 3  # validations without a better one
 
@@ -127,10 +128,10 @@ def main(argv: list[str] | None = None) -> int:
         args.out = f"out/teach/{args.name}"
     check_arguments(args, {"steps": 1, "seed": 0})
     args.out = Path(args.out)
-    photos = check_teach(args)
+    count = check_teach(args)
     recipe, watch, began = recipe_of(args.base), Stopwatch(), time.perf_counter()
     with locked_tour(args.out):
-        _label(watch, args, photos, recipe)
+        _label(watch, args, count, recipe)
         _train(watch, args, recipe)
         _test(watch, args, recipe)
     minutes = (time.perf_counter() - began) / 60
@@ -164,11 +165,11 @@ def recipe_of(base: str) -> Recipe:
     return Recipe(config, ALL_LAYERS, 1500, size, "bfloat16")
 
 
-def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Recipe) -> None:
+def _label(watch: Stopwatch, args: argparse.Namespace, count: int, recipe: Recipe) -> None:
     """The photos in the style, whole and object by object."""
-    stylizer, key, folder = ("painting", "reference", args.style_images)
+    photos, stylizer, key, folder = (args.photos, "painting", "reference", args.style_images)
     if args.after:
-        stylizer, key, folder = ("pairs", "after", args.after)
+        photos, stylizer, key, folder = (args.before, "pairs", "after", args.after)
     style, place = args.out / STYLE_FILE, _quoted(str(folder.resolve()))
     with atomic_write(style) as temporary:
         temporary.write_text(
@@ -184,6 +185,8 @@ def _label(watch: Stopwatch, args: argparse.Namespace, photos: Path, recipe: Rec
     how = ["--labels", str(labels), "--images", str(photos), "--styles", str(style)]
     how += ["--grounder", args.grounder, "--segmenter", "grabcut", "--whole"]
     how += ["--size", str(recipe.size), "--test-share", "0.25"]
+    if args.photos:
+        how += ["--crops", str(IMAGES // count)]
     # The photos were chosen by hand, and so was the style.
     how += ["--max-area", "0.9", "--max-border", "1", "--min-structure", "-1"]
     watch.run("labels", ["label", *how, "--out", str(args.out / "pairs")])

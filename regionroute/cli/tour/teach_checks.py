@@ -23,11 +23,11 @@ MANY = 100  # photos, not all of which will be copies of each other
 GENERIC = "object"
 
 
-def check_teach(args: argparse.Namespace) -> Path:
+def check_teach(args: argparse.Namespace) -> int:
     """Refuses, before any stage, what one of them would refuse late or not at all.
 
     Returns:
-        The folder of photos.
+        The number of photos.
 
     Raises:
         UserError: names, folders or photos that cannot be used.
@@ -40,9 +40,9 @@ def check_teach(args: argparse.Namespace) -> Path:
     else:
         raise UserError("give --style-images and --photos, or --before and --after")
     photos: Path = args.photos or args.before
-    _check_photos(args, photos)
+    count = _check_photos(args, photos)
     _check_out(args.out, args.name)
-    return photos
+    return count
 
 
 def _check_words(args: argparse.Namespace) -> None:
@@ -54,8 +54,8 @@ def _check_words(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} {words!r}: give a word, or leave the option out")
 
 
-def _check_photos(args: argparse.Namespace, photos: Path) -> None:
-    """Refuse too few photos, and images of the style or of the results among them."""
+def _check_photos(args: argparse.Namespace, photos: Path) -> int:
+    """Count the photos; refuse too few, and images of the style or of the results among them."""
     from pseudo_labels.stylize.paired import images_by_stem
 
     styled = images_by_stem(args.style_images or args.after)
@@ -76,6 +76,7 @@ def _check_photos(args: argparse.Namespace, photos: Path) -> None:
             f"{labels if labels.exists() else photos}: {several} different photos are too few, "
             f"give {FEWEST} or more, better 20{hint}"
         )
+    return several
 
 
 def _listed(photos: Path, word: str | None) -> tuple[list[Path], str]:

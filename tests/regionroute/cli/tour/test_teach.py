@@ -64,6 +64,7 @@ def test_stages_follow_each_other_and_the_best_experts_are_kept(started, folders
 
     names = [command[0] for command in started]
     assert names == ["label", "train", "edit", "score", "report", "experts"]
+    assert started[0][started[0].index("--crops") + 1] == "30"  # of eight photos
     train = started[1]
     assert {"train.steps=40", "seed=5", "train.validate_every=5"} < {*train}
     assert {"routing.branch=expert", "experts.rank=32", "optim.lr=0.004"} < {*train}
@@ -189,6 +190,7 @@ def test_pairs_and_labels_that_are_there(started, folders):
     styles = (folders / "here" / "style.yaml").read_text()
     assert "stylizer: pairs" in styles
     assert f'after: "{folders / "after"}"' in styles
+    assert "--crops" not in started[0]
     assert started[0][started[0].index("--labels") + 1] == "photos/labels.jsonl"
     assert not (folders / "here" / "labels.jsonl").exists()
 
