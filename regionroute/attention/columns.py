@@ -27,14 +27,13 @@ def attend(
     value: Tensor,
     columns: Tensor,
     *,
-    scale: float | None = None,
     rows: slice | None = None,
     mask: Tensor | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention and the attention probabilities of chosen keys.
 
-    ``probs[b,h,i,s,k] = exp(q_i·k_j·scale − logsumexp_i)`` with ``j = columns[b,s,k]`` and the
+    ``probs[b,h,i,s,k] = exp(q_i·k_j/√D − logsumexp_i)`` with ``j = columns[b,s,k]`` and the
     log-sum-exp over all N keys: the attention that RegionRoute (arXiv:2602.19254) supervises. It
     costs one fused attention: memory grows with N·S and not with N². Gradients are exact through
     both outputs, also through the log-sum-exp, which plain autograd through a fused kernel omits.
@@ -47,7 +46,6 @@ def attend(
         key: [B,H,N,D].
         value: [B,H,N,D].
         columns: long [B,S] or [B,S,K] key positions of each sample, -1 = padding.
-        scale: factor on the logits, None: 1/sqrt(D).
         rows: query rows of `probs`; None: all.
         mask: bool (True: may attend) or additive, broadcastable to [B,H,N,N], without gradient;
             every row must keep a key.
@@ -67,7 +65,7 @@ def attend(
     if mask is not None and mask.requires_grad:
         raise ValueError("attend gives no gradient to a mask")
     query, key = query.to(value.dtype), key.to(value.dtype)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = query.shape[-1] ** -0.5
     chosen = choose_backend(backend, query, value, mask)
     # Autocast would round the products below back to half precision.
     with torch.autocast(device_type=query.device.type, enabled=False):
