@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from eval.cache import CACHE_FILE, ValueCache
 from eval.edits import SIZE_RULE, parse_edits
-from eval.encoders.features import usable_device
 from eval.encoders.networks import REMEDIES, Networks, ScoreNetworks, load_networks
 from eval.metrics import CATALOGUE, SampleMetric
 from eval.metrics.build import build_metrics
@@ -38,6 +37,7 @@ from regionroute.files import (
     write_jsonl,
     write_text,
 )
+from regionroute.models.devices import pick_device
 
 __all__ = ["ScoreNetworks", "ScoreReport", "score"]
 
@@ -150,7 +150,7 @@ def score(
     if networks.judge and engine.elsewhere:
         raise UserError("--judge keeps its answers in one file: use --engine local, one worker")
     # On Ray the networks here only say which they are, to name the values in the cache.
-    where = usable_device("cpu" if engine.on_ray else device)
+    where = pick_device("cpu" if engine.on_ray else device)
     loaded = load_networks(networks, needs_of(names), folder, where)
     built = build_metrics(loaded, names, scope)
     skipped = _skipped(names, loaded)
@@ -187,7 +187,7 @@ def _metrics(
     given: ScoreNetworks, names: Sequence[str], out: Path, device: str, scope: Scope
 ) -> Sequence[SampleMetric]:
     """The metrics of another process than that of `score`."""
-    loaded = load_networks(given, needs_of(names), out, usable_device(device))
+    loaded = load_networks(given, needs_of(names), out, pick_device(device))
     return build_metrics(loaded, names, scope)
 
 

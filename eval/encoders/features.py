@@ -53,20 +53,6 @@ def weights_hash(module: nn.Module) -> str:
     return tensors_hash(module.state_dict())
 
 
-def usable_device(name: str) -> torch.device:
-    """The device, tried once.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    try:
-        probe = torch.zeros(1, device=name)
-        probe.item()  # "meta" holds no numbers
-        return probe.device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not usable here, try --device cpu") from error
-
-
 class PerceptualDistance(nn.Module):
     """LPIPS v0.1 with AlexNet: the `lpips` package with given convolution weights.
 
