@@ -30,6 +30,7 @@ LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports
     "settings_files",
     "hub",
     "hub_names",
+    "pretrained",
     "engines",
     "compat",
     "config",

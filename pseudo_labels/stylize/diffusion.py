@@ -43,6 +43,7 @@ from regionroute.hub_names import (
     used_name,
 )
 from regionroute.models.devices import pick_device
+from regionroute.pretrained import load_errors
 
 TEMPLATE = "a picture in {style} style"  # for pipelines whose prompt describes the result
 _REVISION = 1  # part of the fingerprint; raise when this module's own arithmetic changes
@@ -212,7 +213,7 @@ def _pipeline(model: str, dtype: str, device: str) -> tuple[Any, str]:
     local = Path(model).expanduser().is_dir()
     if local and not (Path(model) / "model_index.json").is_file():
         raise UserError(f"{model}: no model_index.json in this folder, copy the whole pipeline")
-    try:
+    with load_errors(model, model, "a pipeline of diffusers"):
         used = used_name(model, hub_commit(model, "model_index.json"))
         source, where = hub_arguments(used)
         options = {"dtype": getattr(torch, dtype), **where}
@@ -220,15 +221,6 @@ def _pipeline(model: str, dtype: str, device: str) -> tuple[Any, str]:
             pipeline = AutoPipelineForImage2Image.from_pretrained(source, **options)
         except ValueError:  # its list lacks editors such as InstructPix2Pix
             pipeline = DiffusionPipeline.from_pretrained(source, **options)
-    # What the library raises for files that are missing, damaged or of another kind.
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        problem = (
-            "this folder holds no pipeline of diffusers, or it is damaged"
-            if local
-            else "no such folder, and the hub cannot be reached or has no such pipeline"
-        )
-        raise UserError(f"{model}: {problem} ({reason})") from error
     known = inspect.signature(pipeline.__call__).parameters
     if "image" not in known or "prompt" not in known:
         raise UserError(

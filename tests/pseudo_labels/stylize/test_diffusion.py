@@ -176,7 +176,7 @@ def test_models_that_cannot_be_had(tmp_path, networks):
     (tmp_path / "broken" / "model_index.json").write_text('{"_class_name": "NoPipeline"}')
     for name, told in (
         (tmp_path / "empty", "no model_index.json"),
-        (tmp_path / "broken", "holds no pipeline"),
+        (tmp_path / "broken", "does not hold a pipeline"),
         ("/no/such/folder", "no such folder"),
     ):
         with pytest.raises(UserError, match=told) as error:
