@@ -33,7 +33,7 @@ from regionroute.config.choices import Dtype
 from regionroute.data.images import from_pil, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.data.prompts import RESTYLE_TEMPLATE
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import settings_hash
 from regionroute.hub_names import (
     hub_arguments,
@@ -243,9 +243,9 @@ def _lora_source(lora: str) -> str:
     try:
         return hub_head(lora)
     except OSError as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{lora}: no such file, and the hub cannot be reached or has no such LoRA ({reason})"
+            f"{lora}: no such file, and the hub cannot be reached or has no such LoRA "
+            f"({first_line(error)})"
         ) from error
 
 
@@ -262,8 +262,7 @@ def _load_lora(pipeline: Any, lora: str) -> str:
         pipeline.load_lora_weights(source, adapter_name=name, **options)
     # safetensors, peft and the hub each have their own.
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{lora}: this LoRA cannot be loaded ({reason})") from error
+        raise UserError(f"{lora}: this LoRA cannot be loaded ({first_line(error)})") from error
     if name not in _adapters(pipeline):  # unknown keys are skipped silently
         raise UserError(f"{lora}: this LoRA has no layer of {type(pipeline).__name__}")
     return name

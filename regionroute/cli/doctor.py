@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from regionroute.cli.options import command_parser
-from regionroute.errors import Parser, UserError, command
+from regionroute.errors import Parser, UserError, command, first_line
 from regionroute.models.devices import quiet_libraries
 
 PACKAGE = "regionroute"
@@ -105,7 +105,7 @@ def check_attention() -> Iterator[Finding]:
             refusal = refusal_of(name, heads, heads, None)
         # A kernel library that does not fit this machine may raise anything; it is reported.
         except Exception as error:
-            refusal = next(iter(str(error).splitlines()), type(error).__name__)
+            refusal = first_line(error)
         yield Finding("note" if refusal else "ok", f"attention {name}", refusal or "works")
 
 

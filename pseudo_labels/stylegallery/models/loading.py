@@ -13,7 +13,7 @@ from pseudo_labels.stylegallery.config import FlowConfig
 from pseudo_labels.stylegallery.models.base import RANDOM, GalleryModel
 from pseudo_labels.stylegallery.models.stable_diffusion import StableDiffusion, random_model
 from regionroute.diffusion.families import EXAMPLES, PIPELINES
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import file_hash, is_hub_id, settings_hash
 from regionroute.hub_names import hub_arguments, hub_commit, split_revision, used_name
 from regionroute.models.embedded import NAMES, nano_folder
@@ -235,5 +235,6 @@ def _merge_lora(unet: Any, lora: str) -> None:
         unet.unload_lora()
     # safetensors, peft and diffusers each have their own.
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--lora {lora}: this LoRA does not fit the model ({reason})") from error
+        raise UserError(
+            f"--lora {lora}: this LoRA does not fit the model ({first_line(error)})"
+        ) from error
