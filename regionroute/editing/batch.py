@@ -158,8 +158,8 @@ class ChunkWorker:
         for (job, image, _), result in zip(ready, results, strict=True):
             try:
                 write_edit(
-                    job.destination, image.rgb, result.image, result.region_map,
-                    job.facts | result.settings, loaded=image, keep_exif=self.keep_exif,
+                    job.destination, image, result.image, result.region_map,
+                    job.facts | result.settings, keep_exif=self.keep_exif,
                 )  # fmt: skip
                 written += 1
                 found.warn(job.name, result.settings.get("warnings", ()), image.notes)
