@@ -27,6 +27,7 @@ LEVELS = (  # rooms and root files of regionroute, from the bottom; each imports
     "remote",
     "files",
     "folders",
+    "markdown",
     "settings_files",
     "hub",
     "hub_names",
