@@ -144,8 +144,13 @@ class DiffusionStylizer(Stylizer[DiffusionSettings]):
         with self._adapted():
             pass
 
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
+    def stylize(
+        self,
+        image: Tensor,
+        style: StyleSpec,
+        *,
+        mask: Tensor | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """See `Stylizer.stylize`; the mask is not used."""
         with self._adapted() as pipeline:
