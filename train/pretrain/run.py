@@ -11,8 +11,12 @@ The result is a diffusers Kontext folder, `<output>/base`. A stopped run resumes
 checkpoint when the same command is started again.
 """
 
+import os
 from pathlib import Path
 from typing import Any
+
+# Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from torch import Tensor
 
