@@ -6,7 +6,6 @@ import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from regionroute.files import (
     write_text,
 )
 from regionroute.models.devices import pick_device
+from regionroute.settings_files import versions
 
 __all__ = ["ScoreNetworks", "ScoreReport", "score"]
 
@@ -171,7 +171,7 @@ def score(
         "skipped": skipped,
         "derived": {"in_mask_relative": RELATIVE_DEFINITION},
         "bootstrap": bootstrap_settings(seed),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         **summarise(rows, [metric.name for metric in built], seed),
         **_sets(names, loaded, rows, folder, scope),
         **_judged(loaded),
