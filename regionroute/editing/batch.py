@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from regionroute.editing.outputs import Destination, write_edit
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.engines.base import EngineSettings, Lost
 from regionroute.engines.run import run
-from regionroute.errors import UserError
+from regionroute.errors import UserError, nearest
 from regionroute.files import numbered_lines, parse_json_line, text_hash
 from regionroute.remote import with_urls
 
@@ -253,8 +252,8 @@ def _chunks(jobs: Jobs, batch_size: int) -> list[list[Job]]:
 def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
     for key, value in row.items():
         if key not in ROW_KEYS:
-            near = difflib.get_close_matches(key, ROW_KEYS, n=1, cutoff=0.0)[0]
-            raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {near!r}")
+            close = nearest(key, ROW_KEYS)
+            raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {close!r}")
         if not isinstance(value, ROW_KEYS[key]) or isinstance(value, bool):
             raise UserError(f"{name}: {key} must be {KINDS[ROW_KEYS[key]]}, not {value!r}")
     has_style_image = "style_image" in row

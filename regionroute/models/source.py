@@ -7,7 +7,6 @@ with invented tokenizers, or with random weights.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -25,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from regionroute.diffusion.families import EXAMPLES, PIPELINES, Family, named
-from regionroute.errors import UserError, first_line
+from regionroute.errors import UserError, first_line, nearest
 from regionroute.files import is_hub_id
 from regionroute.hub_names import split_revision
 from regionroute.models import embedded as nano
@@ -101,8 +100,7 @@ def read_settings(folder: Path) -> BaseSettings:
     }
     for key, value in data.items():
         if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1) or sorted(kinds)
-            raise UserError(f"{path}: unknown key {key!r}; did you mean {' or '.join(near)}?")
+            raise UserError(f"{path}: unknown key {key!r}; did you mean {nearest(key, kinds)}?")
         if kinds[key] is bool:
             if not isinstance(value, bool):
                 raise UserError(f"{path}: {key} must be true or false, not {value!r}")
