@@ -21,7 +21,7 @@ from pseudo_labels.job import (
     write_once,
 )
 from pseudo_labels.pairs import PairMaker
-from pseudo_labels.segment import Box, Segment, choose_instances, resize_mask, touching
+from pseudo_labels.segment import Box, Segment, choose_segments, resize_mask, touching
 from pseudo_labels.segment.find import find_objects, restore, store
 from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection, open_photo
 from pseudo_labels.segment.loading import FinderSettings
@@ -54,7 +54,7 @@ def make_samples(
     content = _fit(image, settings.size, job.photo)
     found, missing = _found(job, image, out, settings.find)
     rejected += missing
-    chosen = choose_instances([*segments, *found], settings.find.instances)
+    chosen = choose_segments([*segments, *found], settings.find.instances)
     rejected += _unchosen(job, [*segments, *found], chosen, settings.find.instances)
     context = f"images/{job.slug}-{settings_hash([REVISION, settings.size])[:8]}.png"
     objects, faulty = _usable(job, content, chosen, settings)

@@ -27,7 +27,7 @@ from regionroute.diffusion.families import find_transformer
 from regionroute.diffusion.family import Family
 
 
-def stored_bytes(config: Mapping[str, Any], tokens: int, itemsize: int) -> int:
+def row_cache_bytes(config: Mapping[str, Any], tokens: int, itemsize: int) -> int:
     """Memory of the keys and values of one call.
 
     Args:

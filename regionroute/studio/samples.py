@@ -17,7 +17,7 @@ from regionroute.studio.views import thumbnail
 PAGE = 24  # samples
 MAX_SETS = 100  # names offered
 ANY = "all"
-SHOWN = (ANY, "kept", "excluded")
+STATES = (ANY, "kept", "excluded")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Filter:
         object: word of an object, or `ANY`.
         style: name of a style, or `ANY`.
         split: name of a split, or `ANY`.
-        shown: one of `SHOWN`.
+        shown: one of `STATES`.
     """
 
     object: str = ANY
