@@ -88,12 +88,12 @@ class Scores:
         return Row(name, [], self.iou.mean(0), self.share.mean(0))
 
 
-def estimate(values: np.ndarray, seed: int = 0) -> Interval:
+def estimate(values: np.ndarray) -> Interval:
     """Mean of finite `values` [P], P >= 1, with its 95 % interval (`regionroute.data.stats`).
 
     A single value is its own interval.
     """
-    found = describe(values, seed=seed)
+    found = describe(values)
     mean = float("nan") if found.mean is None else found.mean
     low, high = (mean if end is None else end for end in (found.low, found.high))
     return Interval(mean, low, high)
