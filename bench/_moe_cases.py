@@ -58,7 +58,7 @@ def cases(out: Path, editor: Editor, artworks: Path, photos: int) -> list[Shown]
             place = turn * len(UNSEEN_PAINTINGS) + index
             case = _case(read, editor, tests[place], f"painting-{number}", painter)
             other = read_image(read.path(others[place].context))
-            example = painter.restyle(other, _NO_STYLE, None, None)
+            example = painter.stylize(other, _NO_STYLE)
             found.append(Shown("unseen paintings", case, example))
         for index, file in enumerate(sorted(artworks.glob("*.jpg"))):
             painter = PaintingStylizer(PaintingSettings(reference=str(file)))
@@ -71,7 +71,7 @@ def cases(out: Path, editor: Editor, artworks: Path, photos: int) -> list[Shown]
 def _case(read: Any, editor: Editor, sample: Any, style: str, stylizer: Any) -> Case:
     """A test photo at the model's size; the target, painted at that of training pairs, inside."""
     image = read_image(read.path(sample.context))
-    target = stylizer.restyle(image, _NO_STYLE, None, torch.Generator().manual_seed(0))
+    target = stylizer.stylize(image, _NO_STYLE)
     size = editor.backbone.fit_size(image.shape[-2], image.shape[-1])
     region = sample.regions[0]
     mask = F.interpolate(read_mask(read.path(region.mask))[None], size, mode="area")[0] >= 0.5

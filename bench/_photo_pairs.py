@@ -112,9 +112,9 @@ def inside_and_outside(case: Case, edit: Tensor, distance: PerceptualDistance) -
     }
 
 
-def grid(cases: list[Case], images: Iterable[Tensor], columns: int = 10) -> Tensor:
+def grid(cases: list[Case], images: Iterable[Tensor]) -> Tensor:
     """Photo above edit above target, the first thirty cases, as one image [3,H,W]."""
-    side = 128
+    side, columns = 128, 10
     cells = [
         torch.cat([resize(p[None], (side, side))[0] for p in (c.image, edited, c.target)], 1)
         for c, edited in zip(cases[:30], images, strict=False)

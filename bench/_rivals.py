@@ -21,9 +21,9 @@ _LAYERS = (*GRAM_LAYERS[:4], "conv4_2")
 _RATE = 0.02  # of Adam, in pixel values
 
 
-def view(image: Tensor, side: int = VIEW_SIDE) -> Tensor:
-    """An image [3, H, W] at the metrics' size, [3, side, side]."""
-    small = F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)
+def view(image: Tensor) -> Tensor:
+    """An image [3, H, W] at the metrics' size, [3, `VIEW_SIDE`, `VIEW_SIDE`]."""
+    small = F.interpolate(image[None], (VIEW_SIDE, VIEW_SIDE), mode="bilinear", antialias=True)
     return small[0].clamp(0, 1)
 
 

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from regionroute.settings_files import versions
 
 # It logs an advertisement for a faster 4-bit kernel on some CPUs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -36,7 +37,7 @@ def provenance(packages: Sequence[str] = ("torch", "diffusers", "deepspeed")) ->
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name() if cuda else "cpu",
         },
-        "versions": {name: version(name) for name in packages},
+        "versions": versions(packages),
     }
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.encoders.features import usable_device
 from eval.metrics.region import leak
 from eval.report.arguments import codec_parser as parser
 from eval.report.page import check_option
@@ -24,6 +23,7 @@ from regionroute.data.stats import describe, ratio_of_means
 from regionroute.errors import UserError, command
 from regionroute.files import check_output_file, write_json
 from regionroute.hub_names import used_name
+from regionroute.models.devices import pick_device
 from regionroute.models.loading import load_base
 
 SCHEMA_VERSION = 1
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--out {args.out}: give a name that ends in .json")
     manifest = load_manifest(args.manifest)
     select_split(manifest, args.split)
-    backbone = load_base(args.base, device=usable_device(args.device))
+    backbone = load_base(args.base, device=pick_device(args.device))
     rows = measure(backbone, readable(manifest, args.split), args.batch_size)
     if not rows:
         raise UserError(f"{args.manifest}: no sample of split {args.split} could be read")

@@ -6,7 +6,6 @@ import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from tqdm import tqdm
 
 from eval.cache import CACHE_FILE, ValueCache
 from eval.edits import SIZE_RULE, parse_edits
-from eval.encoders.features import usable_device
-from eval.encoders.networks import REMEDIES, Networks, load_networks, parse_places
+from eval.encoders.networks import REMEDIES, Networks, ScoreNetworks, load_networks
 from eval.metrics import CATALOGUE, SampleMetric
 from eval.metrics.build import build_metrics
 from eval.metrics.choice import SET_METRICS, choose_metrics, needs_of
@@ -38,30 +36,12 @@ from regionroute.files import (
     write_jsonl,
     write_text,
 )
+from regionroute.models.devices import pick_device
+from regionroute.settings_files import versions
+
+__all__ = ["ScoreNetworks", "ScoreReport", "score"]
 
 PACKAGES = ("regionroute", "torch", "torchvision", "transformers", "lpips", "numpy")
-
-
-@dataclass(frozen=True)
-class ScoreNetworks:
-    """Where the networks of the metrics are; a metric whose network is missing is skipped.
-
-    Attributes:
-        clip: image-text encoder for RSM, hub id or folder.
-        lpips_weights: torchvision's AlexNet weights; None: $REGIONROUTE_LPIPS, else the torch
-            hub's cache.
-        encoders: further networks by name (dino, csd, dreamsim, aesthetic, vgg, inception).
-        style_images: folder with images of the styles, ``STYLE.jpg`` or ``STYLE/*.jpg``.
-        judge: vision-language model for questions 1 to 4, hub id or folder.
-        judge_config: its prompts and table of opposite styles, YAML.
-    """
-
-    clip: str | None = None
-    lpips_weights: str | None = None
-    encoders: Mapping[str, str] | Sequence[str] = ()
-    style_images: str | None = None
-    judge: str | None = None
-    judge_config: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,8 +150,8 @@ def score(
     if networks.judge and engine.elsewhere:
         raise UserError("--judge keeps its answers in one file: use --engine local, one worker")
     # On Ray the networks here only say which they are, to name the values in the cache.
-    where = usable_device("cpu" if engine.on_ray else device)
-    loaded = _load(networks, names, folder, str(where))
+    where = pick_device("cpu" if engine.on_ray else device)
+    loaded = load_networks(networks, needs_of(names), folder, where)
     built = build_metrics(loaded, names, scope)
     skipped = _skipped(names, loaded)
     for name, reason in skipped.items():
@@ -191,7 +171,7 @@ def score(
         "skipped": skipped,
         "derived": {"in_mask_relative": RELATIVE_DEFINITION},
         "bootstrap": bootstrap_settings(seed),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         **summarise(rows, [metric.name for metric in built], seed),
         **_sets(names, loaded, rows, folder, scope),
         **_judged(loaded),
@@ -203,30 +183,12 @@ def score(
     return ScoreReport(folder, rows, summary, violations(thresholds, summary), page)
 
 
-def _load(given: ScoreNetworks, names: Sequence[str], out: Path, device: str) -> Networks:
-    """What the metrics need, as far as it was given.
-
-    Raises:
-        UserError: something that was asked for cannot be loaded.
-    """
-    return load_networks(
-        needs_of(names),
-        parse_places(given.encoders),
-        lpips_weights=given.lpips_weights,
-        clip=given.clip,
-        judge=given.judge,
-        judge_config=given.judge_config,
-        style_images=given.style_images,
-        out=out,
-        device=usable_device(device),
-    )
-
-
 def _metrics(
     given: ScoreNetworks, names: Sequence[str], out: Path, device: str, scope: Scope
 ) -> Sequence[SampleMetric]:
     """The metrics of another process than that of `score`."""
-    return build_metrics(_load(given, names, out, device), names, scope)
+    loaded = load_networks(given, needs_of(names), out, pick_device(device))
+    return build_metrics(loaded, names, scope)
 
 
 def _skipped(names: Sequence[str], networks: Networks) -> dict[str, str]:

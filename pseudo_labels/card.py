@@ -11,6 +11,7 @@ import yaml
 from pseudo_labels.segment.given import Rejection
 from regionroute.data.manifest import EditSample
 from regionroute.files import write_text
+from regionroute.markdown import table
 
 CARD_FILE = "README.md"
 TAG = "regionroute"
@@ -77,7 +78,7 @@ def card(
         "# Training pairs for regional style transfer",
         "Pairs of images: a photo, and the same photo with one object restyled and every other "
         "pixel unchanged. Made with `regionroute label`.",
-        _table(("", ""), facts),
+        table(("", ""), facts),
         "## Columns\n\n`metadata.jsonl` is read by the image-folder loader of `datasets`: source, "
         "target and mask as images, `prompt`, `object`, `style`, `split`, `id`. `manifest.jsonl` "
         "holds the same rows with boxes, places in the prompt and provenance, for "
@@ -117,11 +118,4 @@ def _counts(title: str, names: Iterable[str]) -> str:
     if len(counts) > MOST:
         rest = sum(count for _, count in counts[MOST:])
         rows.append((f"{len(counts) - MOST} others", f"{rest:,}"))
-    return _table((title, "pairs"), rows)
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return table((title, "pairs"), rows)

@@ -22,7 +22,7 @@ from pseudo_labels.job import (
     write_once,
 )
 from pseudo_labels.pairs import PairMaker
-from pseudo_labels.segment import Box, Segment, choose_instances, resize_mask, touching
+from pseudo_labels.segment import Box, Segment, choose_segments, resize_mask, touching
 from pseudo_labels.segment.find import find_objects, restore, store
 from pseudo_labels.segment.given import LabelledObject, LabelledPhoto, Rejection, open_photo
 from pseudo_labels.segment.loading import FinderSettings
@@ -56,7 +56,7 @@ def make_samples(
     content = _fit(image, settings.size, job.photo)
     found, missing = _found(job, image, out, settings.find)
     rejected += missing
-    chosen = choose_instances([*segments, *found], settings.find.instances)
+    chosen = choose_segments([*segments, *found], settings.find.instances)
     rejected += _unchosen(job, [*segments, *found], chosen, settings.find.instances)
     samples = _pairs(job, content, chosen, out, styles, settings, rejected)
     drawn = crops(image, chosen, settings.crops, settings.size, job.hash)

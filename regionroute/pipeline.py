@@ -339,7 +339,7 @@ class RegionRoutePipeline:
         results = [
             EditResult(image, None, "", {"interrupted": True}) for image in images
         ]  # of batches that an interruption prevents
-        for rows in size_batches(images, batch_size):
+        for rows in size_batches([image.shape for image in images], batch_size):
             if self._interrupt:
                 break
             edited = self.editor.edit_batch(

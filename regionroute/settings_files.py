@@ -1,6 +1,7 @@
 """What a command makes: an image, out.png, with its settings file, out.json, or a page."""
 
 import os
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,9 +25,11 @@ def check_png_name(path: AnyPath) -> None:
         )
 
 
-def versions() -> dict[str, str]:
-    """What a settings file says under "versions"; a file of ours is recognised by it."""
-    return {name: version(name) for name in ("regionroute", "torch", "diffusers")}
+def versions(
+    packages: Iterable[str] = ("regionroute", "torch", "diffusers"),
+) -> dict[str, str]:
+    """What a file says under "versions"; a settings file of ours is recognised by it."""
+    return {name: version(name) for name in packages}
 
 
 def is_settings_file(path: AnyPath) -> bool:

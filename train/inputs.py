@@ -23,7 +23,7 @@ from train.data.dataset import TrainingExample, TrainingExamples
 from train.data.encode import Encoder, model_size
 from train.data.files import Files
 from train.data.packed import packed_examples, sizes_of
-from train.data.references import References, find_references, without_style_words
+from train.data.references import References, find_style_pictures, without_style_words
 from train.data.selection import Selection, select
 from train.engine.distributed import Ranks
 from train.engine.engine import engine_settings
@@ -176,7 +176,7 @@ def _references(
         return None
     styles = [style.name for style in selection.styles]
     manifest = manifest_file(config.data.manifest)
-    encoder, pictures = find_references(
+    encoder, pictures = find_style_pictures(
         config.experts, config.base.name, manifest, config.data.split, styles
     )
     return References(encoder, pictures, styles, cache, ranks.device)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +18,8 @@ from torch.nn import functional as F
 from eval.encoders.trust import check_features, check_trained, tensors_hash
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError, first_line
-from regionroute.hub_names import commit_of_model, hub_arguments, used_name
+from regionroute.hub_names import commit_of_model, used_name
+from regionroute.pretrained import load_pretrained
 
 LPIPS_VARIABLE = "REGIONROUTE_LPIPS"
 LPIPS_MIN_SIDE = 32  # smaller images shrink to nothing inside AlexNet
@@ -51,20 +51,6 @@ class ImageTextEncoder(Protocol):
 def weights_hash(module: nn.Module) -> str:
     """First 16 hexadecimal digits of the SHA-256 over all weights, by name, with their types."""
     return tensors_hash(module.state_dict())
-
-
-def usable_device(name: str) -> torch.device:
-    """The device, tried once.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    try:
-        probe = torch.zeros(1, device=name)
-        probe.item()  # "meta" holds no numbers
-        return probe.device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not usable here, try --device cpu") from error
 
 
 class PerceptualDistance(nn.Module):
@@ -240,49 +226,24 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> ClipEncoder:
     """
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    model, processor, tokenizer = open_pretrained(
-        "--clip", name, AutoModel, (AutoImageProcessor, AutoTokenizer)
+    model, processor, tokenizer = load_trained(
+        "--clip", name, "an image-text model", AutoModel, (AutoImageProcessor, AutoTokenizer)
     )
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"--clip {name}: this is no image-text model, give a CLIP or SigLIP")
     return ClipEncoder(model.to(device), processor, tokenizer, shown_name(name, model))
 
 
-def open_pretrained(option: str, name: str, kind: Any, parts: Sequence[Any]) -> list[Any]:
-    """A transformers model with its processor and tokenizer, by hub name or local folder.
-
-    Args:
-        option: for the sentences, such as "--clip".
-        name: hub name, also ``owner/name@revision``, or folder.
-        kind: the model's (auto) class.
-        parts: the other classes to load from the same place.
-
-    Returns:
-        The model and the parts, in their order.
+def load_trained(option: str, name: str, what: str, kind: Any, parts: Sequence[Any]) -> list[Any]:
+    """As `load_pretrained` with ``OPTION NAME`` as the label; refuses random weights.
 
     Raises:
         UserError: not found, not reachable, of another kind, or weights missing or random.
     """
-    local = Path(name).expanduser().is_dir()
-    source, where = hub_arguments(name)
-    try:
-        model, report = kind.from_pretrained(source, output_loading_info=True, **where)
-        others = [part.from_pretrained(source, **where) for part in parts]
-    except (
-        *(OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError),
-        *(TypeError, AttributeError),  # of configurations of another kind of model
-    ) as error:
-        remedy = "copy the whole folder again" if local else "check the name or the connection"
-        raise UserError(
-            f"{option} {name}: cannot be loaded, {remedy} ({first_line(error)})"
-        ) from error
-    # transformers fills what a file lacks with random numbers and only prints a line.
-    if report["missing_keys"]:
-        raise UserError(
-            f"{option} {name}: its weights lack {min(report['missing_keys'])}, copy them again"
-        )
-    check_trained(model, f"{option} {name}")
-    return [model, *others]
+    label = f"{option} {name}"
+    loaded = load_pretrained(label, name, what, kind, parts)
+    check_trained(loaded[0], label)
+    return loaded
 
 
 def shown_name(name: str, model: Any) -> str:

@@ -4,7 +4,7 @@ A metric whose network is missing is skipped, with a line on how to get it. Noth
 unless the user names a hub model, and no network is replaced by another.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,28 @@ _LOADERS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class ScoreNetworks:
+    """Where the networks of the metrics are; a metric whose network is missing is skipped.
+
+    Attributes:
+        clip: image-text encoder for RSM, hub id or folder.
+        lpips_weights: torchvision's AlexNet weights; None: $REGIONROUTE_LPIPS, else the torch
+            hub's cache.
+        encoders: further networks by name (dino, csd, dreamsim, aesthetic, vgg, inception).
+        style_images: folder with images of the styles, ``STYLE.jpg`` or ``STYLE/*.jpg``.
+        judge: vision-language model for questions 1 to 4, hub id or folder.
+        judge_config: its prompts and table of opposite styles, YAML.
+    """
+
+    clip: str | None = None
+    lpips_weights: str | None = None
+    encoders: Mapping[str, str] | Sequence[str] = ()
+    style_images: str | None = None
+    judge: str | None = None
+    judge_config: str | None = None
+
+
 @dataclass
 class Networks:
     """What metrics may need; None where it is not available."""
@@ -99,45 +121,34 @@ def parse_places(items: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
 
 
 def load_networks(
+    given: ScoreNetworks,
     needed: Iterable[str],
-    places: Mapping[str, str],
-    *,
-    lpips_weights: str | None = None,
-    clip: str | None = None,
-    judge: str | None = None,
-    judge_config: str | None = None,
-    style_images: str | None = None,
     out: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Networks:
     """Loads the networks that are needed and given.
 
     Args:
+        given: where they are.
         needed: names of :class:`Networks`.
-        places: of the networks given by --encoder.
-        lpips_weights: torchvision's AlexNet, see :func:`eval.encoders.features.find_lpips_weights`.
-        clip: hub name or folder.
-        judge: hub name or folder.
-        judge_config: YAML file of :class:`eval.judge.questions.JudgeConfig`.
-        style_images: folder of :class:`eval.style_images.StyleImages`.
         out: folder for the judge's answers.
         device: of the networks.
 
     Raises:
         UserError: something that was asked for cannot be loaded.
     """
-    wanted = set(needed)
+    wanted, places = set(needed), parse_places(given.encoders)
     networks = Networks()
-    if "lpips" in wanted and (path := find_lpips_weights(lpips_weights)):
+    if "lpips" in wanted and (path := find_lpips_weights(given.lpips_weights)):
         networks.lpips = load_lpips(path, device)
-    if "clip" in wanted and clip:
-        networks.clip = load_clip(clip, device)
-    if "styles" in wanted and style_images:
-        networks.styles = StyleImages(style_images)
-    if "judge" in wanted and judge:
-        config = load_judge_config(judge_config)
+    if "clip" in wanted and given.clip:
+        networks.clip = load_clip(given.clip, device)
+    if "styles" in wanted and given.style_images:
+        networks.styles = StyleImages(given.style_images)
+    if "judge" in wanted and given.judge:
+        config = load_judge_config(given.judge_config)
         log = out / "judge.jsonl" if out else None
-        networks.judge = Judge(load_judge(judge, device), config, log)
+        networks.judge = Judge(load_judge(given.judge, device), config, log)
     for name, place in places.items():
         if name in wanted:
             setattr(networks, name, _LOADERS[name](place, device))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from eval.encoders.csd import CsdEncoder, convert_csd
 from eval.encoders.extras import dreamsim_network, inception_network
 from eval.encoders.features import (
-    open_pretrained,
+    load_trained,
     read_weights,
     shown_name,
     weights_hash,
@@ -221,7 +221,9 @@ def load_dino(place: str, device: str | torch.device = "cpu") -> DinoEncoder:
     """
     from transformers import AutoImageProcessor, AutoModel
 
-    model, processor = open_pretrained("--encoder dino", place, AutoModel, (AutoImageProcessor,))
+    model, processor = load_trained(
+        "--encoder dino", place, "a DINO", AutoModel, (AutoImageProcessor,)
+    )
     return DinoEncoder(model.to(device), processor, shown_name(place, model))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from eval.encoders.features import open_pretrained, shown_name, weights_hash
+from eval.encoders.features import load_trained, shown_name, weights_hash
 from eval.judge.questions import JudgeConfig
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
@@ -73,8 +73,9 @@ def load_judge(place: str, device: str | torch.device = "cpu") -> TransformersJu
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model, processor = open_pretrained(
-        "--judge", place, AutoModelForImageTextToText, (AutoProcessor,)
+    what = "a vision-language model"
+    model, processor = load_trained(
+        "--judge", place, what, AutoModelForImageTextToText, (AutoProcessor,)
     )
     if not getattr(processor, "chat_template", None):
         raise UserError(f"--judge {place}: it has no chat template, give an instruction-tuned one")

@@ -10,6 +10,7 @@ from eval.metrics import CATALOGUE, MetricInfo
 from eval.metrics.catalogue import SCORE_NOTE
 from eval.summary import ALL, edit_methods
 from regionroute.data.stats import LEVEL
+from regionroute.markdown import table
 
 SET_LABELS = {"fid": "FID", "artfid": "ArtFID"}
 
@@ -80,7 +81,7 @@ def main_table(summary: dict[str, Any], metrics: Sequence[MetricInfo]) -> str:
         estimates = entry["slices"].get(ALL, {})
         cells = [_cell(info, estimates[info.name]) for info in metrics]
         rows.append([method, f"{entry['n_scored']}/{entry['n_samples']}", *cells])
-    return _grid(["method", "scored", *_headings(metrics)], rows)
+    return table(["method", "scored", *_headings(metrics)], rows)
 
 
 def _pair_table(pair: dict[str, Any], metrics: Sequence[MetricInfo]) -> str:
@@ -98,7 +99,7 @@ def _pair_table(pair: dict[str, Any], metrics: Sequence[MetricInfo]) -> str:
                 str(entry["n"]),
             ]
         )
-    return _grid(["metric", "difference", "interval", "wins", "n"], rows)
+    return table(["metric", "difference", "interval", "wins", "n"], rows)
 
 
 def _slice_table(summary: dict[str, Any], method: str, metrics: Sequence[MetricInfo]) -> str:
@@ -107,7 +108,7 @@ def _slice_table(summary: dict[str, Any], method: str, metrics: Sequence[MetricI
         estimates = summary["methods"][method]["slices"][name]
         cells = [format_value(info, estimates[info.name]["mean"]) for info in metrics]
         rows.append([name, str(count), *cells])
-    return _grid(["slice", "samples", *_headings(metrics)], rows)
+    return table(["slice", "samples", *_headings(metrics)], rows)
 
 
 def _definitions(summary: dict[str, Any], metrics: Sequence[MetricInfo]) -> str:
@@ -160,7 +161,7 @@ def _set_lines(summary: dict[str, Any]) -> list[str]:
         return []
     definitions = summary["sets"]["definitions"]
     lines = [f"- **{SET_LABELS[name]}**: {text}." for name, text in definitions.items()]
-    return ["## Metrics of whole sets", _grid(headings, rows), "\n".join(lines)]
+    return ["## Metrics of whole sets", table(headings, rows), "\n".join(lines)]
 
 
 def latex(summary: dict[str, Any]) -> str:
@@ -258,9 +259,3 @@ def _cell(info: MetricInfo, estimate: dict[str, Any]) -> str:
 
 def _headings(metrics: Sequence[MetricInfo]) -> list[str]:
     return [f"{info.label} {info.arrow}" for info in metrics]
-
-
-def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from pseudo_labels.bank.tasks import pretraining_pairs
+from pseudo_labels.job import write_once
 from pseudo_labels.scenes.draw import HELD_OUT_SEEDS, render_scene
-from regionroute.data.images import write_image
 from regionroute.data.manifest import FILE_NAME, EditSample, write_manifest
 from regionroute.errors import UserError
 from regionroute.files import read_jsonl
@@ -77,13 +77,13 @@ def _render_rows(seed: int, out: Path, size: int) -> list[EditSample]:
     folder = f"{seed // SCENES_PER_FOLDER:05d}"
     (out / folder).mkdir(exist_ok=True)
     context = f"{folder}/{seed}.png"
-    _write_once(out / context, scene.image)
+    write_once(out / context, scene.image)
     samples = []
     for index, pair in enumerate(pretraining_pairs(scene, rng)):
         target = context
         if pair.target is not None:
             target = f"{folder}/{seed}-{index}.png"
-            _write_once(out / target, pair.target)
+            write_once(out / target, pair.target)
         samples.append(
             EditSample(
                 id=f"{seed}-{index}-{pair.task}",
@@ -95,8 +95,3 @@ def _render_rows(seed: int, out: Path, size: int) -> list[EditSample]:
             )
         )
     return samples
-
-
-def _write_once(path: Path, image: torch.Tensor) -> None:
-    if not path.exists():
-        write_image(path, image)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pseudo_labels.compose import composite
-from pseudo_labels.job import BuiltStyle
+from pseudo_labels.job import BuiltStyle, write_once
 from pseudo_labels.scenes import draw as scenes
 from pseudo_labels.scenes import sprites
 from pseudo_labels.scenes.draw import Scene, render_scene
@@ -79,9 +78,9 @@ def render_samples(job: SceneJob, out: Path, settings: SceneSettings) -> list[Ed
         scene = render_scene(job.seed, settings.size)
         words = _named_words(scene, job.seed, settings.pairs)
         masks = [f"masks/{job.seed}.png", *(f"masks/{job.seed}-{word}.png" for word in words[1:])]
-        _write_once(out / "images" / f"{job.seed}.png", scene.image)
+        write_once(out / "images" / f"{job.seed}.png", scene.image)
         for word, mask in zip(words, masks, strict=True):
-            _write_once(out / mask, scene.mask(word))
+            write_once(out / mask, scene.mask(word))
         styles = settings.styles
         starts = range(len(styles))
         if settings.one_style:
@@ -101,7 +100,7 @@ def _whole_sample(job: SceneJob, scene: Scene, style: BuiltStyle, out: Path) -> 
     """The whole scene restyled: one region, named "image", that covers everything."""
     spec, mask = style.entry.spec, f"masks/{job.seed}-whole.png"
     everything = torch.ones_like(scene.image[:1])
-    _write_once(out / mask, everything)
+    write_once(out / mask, everything)
     text = restyle_prompt(spec.words)
     spans = find_spans(text, "image", spec.words)
     region = Region("image", spec.name, mask, mask_box(everything), 1.0, *spans)
@@ -179,8 +178,3 @@ def _sample(
         flags=tuple(flags),
         provenance={"scene_seed": job.seed, "stylizer": pairs[0][1].entry.stylizer},
     )
-
-
-def _write_once(path: Path, image: Tensor) -> None:
-    if not path.exists():
-        write_image(path, image)

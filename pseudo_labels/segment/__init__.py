@@ -100,7 +100,7 @@ class Segment:
         return mask_box(self.mask)
 
 
-def choose_instances(segments: list[Segment], policy: str) -> list[Segment]:
+def choose_segments(segments: list[Segment], policy: str) -> list[Segment]:
     """Which of several objects of one word are meant.
 
     Args:
@@ -128,7 +128,7 @@ def choose_instances(segments: list[Segment], policy: str) -> list[Segment]:
 
 
 def check_policy(policy: str) -> None:
-    """Refuses a policy for several instances that `choose_instances` does not know.
+    """Refuses a policy for several instances that `choose_segments` does not know.
 
     Raises:
         UserError: neither "all" nor "largest" nor a whole number from 1.

@@ -14,8 +14,9 @@ from pseudo_labels.stylegallery.models.loading import source_hash
 from regionroute.data.images import to_pil
 from regionroute.errors import UserError
 from regionroute.files import is_hub_id, text_hash
-from regionroute.hub_names import commit_of_model, hub_arguments, used_name
+from regionroute.hub_names import commit_of_model, split_revision, used_name
 from regionroute.models.embedded import PHOTOS
+from regionroute.pretrained import load_pretrained
 
 DINO = "facebook/dinov2-base"
 SIDE = 256  # pixels, of images that nano-photos encodes; its cells are 8 pixels wide
@@ -45,7 +46,10 @@ class SemanticEncoder:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self.model = _random_dino() if name == RANDOM else _load(name, "--dino", "AutoModel")
+        if name == RANDOM:
+            self.model = _random_dino()
+        else:
+            self.model = _load(name, "--dino", "AutoModel", "a DINOv2")[0]
         if not self.model.config.model_type.startswith("dinov2"):
             kind = self.model.config.model_type
             raise UserError(f"--dino {name}: this is a {kind}, give a DINOv2 such as {DINO}")
@@ -129,15 +133,12 @@ class DepthEstimator:
     def __init__(self, name: str, device: torch.device) -> None:
         from transformers import AutoImageProcessor
 
-        self.model = _load(name, "--depth", "AutoModelForDepthEstimation").to(device)
-        try:
-            used = used_name(name, commit_of_model(self.model))
-            source, where = hub_arguments(used)
-            self.processor = AutoImageProcessor.from_pretrained(source, **where)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--depth {name}: preprocessor_config.json is missing here") from error
+        self.model, self.processor = _load(
+            name, "--depth", "AutoModelForDepthEstimation", "a depth estimator", AutoImageProcessor
+        )
+        self.model.to(device)
         self.fingerprint = source_hash(name)
-        self.name = used
+        self.name = used_name(name, commit_of_model(self.model))
 
     @torch.no_grad()
     def depth(self, image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -195,31 +196,15 @@ class MaskGenerator:
         return torch.stack([torch.from_numpy(item["segmentation"]).float() for item in found])
 
 
-def _load(name: str, option: str, auto_class: str) -> Any:
-    """A frozen network of transformers."""
+def _load(name: str, option: str, auto_class: str, what: str, *parts: Any) -> list[Any]:
+    """A frozen network of transformers and what belongs to it."""
     import transformers
-    from safetensors import SafetensorError
 
-    from regionroute.models.loading import quiet
-
-    source, options = hub_arguments(name)
-    local = options["local_files_only"]
-    if not local and (Path(name).exists() or not is_hub_id(source)):
+    if not Path(name).is_dir() and (Path(name).exists() or not is_hub_id(split_revision(name)[0])):
         raise UserError(f"{option} {name}: no such folder; give one, or a hub id such as {DINO}")
-    try:
-        with quiet():
-            kind = getattr(transformers, auto_class)
-            model, report = kind.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        where = "this folder is damaged or of another kind" if local else "the hub does not have it"
-        raise UserError(
-            f"{option} {name}: {where}; download the model and give its folder ({reason})"
-        ) from error
-    if report["missing_keys"]:  # transformers fills these with random numbers
-        first = min(report["missing_keys"])
-        raise UserError(f"{option} {name}: its weights lack {first}, copy them again")
-    return model.eval().requires_grad_(False)
+    kind = getattr(transformers, auto_class)
+    model, *others = load_pretrained(f"{option} {name}", name, what, kind, parts)
+    return [model.eval().requires_grad_(False), *others]
 
 
 def _random_dino() -> Any:

@@ -220,8 +220,13 @@ class AttentionEnergyStylizer(Stylizer[GallerySettings]):
         self.load()
         return self._references
 
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
+    def stylize(
+        self,
+        image: Tensor,
+        style: StyleSpec,
+        *,
+        mask: Tensor | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """See `Stylizer.stylize`; all seeds come from the settings.
 

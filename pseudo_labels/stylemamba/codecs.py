@@ -6,15 +6,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pseudo_labels.stylemamba.encoders import RANDOM, weights_hash
 from regionroute.diffusion.latents import decode_latents, encode_images
 from regionroute.errors import UserError
 from regionroute.files import read_json
-from regionroute.hub_names import hub_arguments, hub_commit, used_name
+from regionroute.hub_names import hub_commit, used_name
 from regionroute.models.codec import PatchCodec
+from regionroute.pretrained import load_errors, load_pretrained
 
 PATCH = "patch"  # name of a patch transform fitted to the given images
 PATCH_LEVELS, PATCH_CHANNELS = 4, 64  # 8 px per latent cell as in a VAE; a third of the values
@@ -78,14 +78,10 @@ def load_codec(name: str) -> Codec:
         if found not in _KINDS:
             raise UserError(f"--vae {name}: this is a {found}, give an AutoencoderKL")
         kind = _KINDS[found]
-    try:
+    with load_errors(f"--vae {name}", name, "an AutoencoderKL"):
         commit = hub_commit(name)
-        source, where = hub_arguments(str(folder) if local else used_name(name, commit))
-        vae = kind.from_pretrained(source, **where)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        remedy = "copy the whole folder again" if local else "give a folder, or check the name"
-        raise UserError(f"--vae {name}: cannot be loaded, {remedy} ({reason})") from error
+    where = str(folder) if local else used_name(name, commit)
+    vae = load_pretrained(f"--vae {name}", where, "an AutoencoderKL", kind)[0]
     return Codec(vae, path.name if local else used_name(name, commit))
 
 

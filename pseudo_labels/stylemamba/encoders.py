@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from regionroute.data.images import read_image
 from regionroute.errors import UserError
-from regionroute.hub_names import commit_of_model, hub_arguments, used_name
+from regionroute.hub_names import commit_of_model, used_name
 from regionroute.models.vgg import VggFeatures
+from regionroute.pretrained import load_pretrained
 
 RANDOM = "random"  # name of small networks with random weights
 NEUTRAL = "a photo"
@@ -253,23 +253,12 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
         return encoder
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    local = Path(name).expanduser().is_dir()
-    source, where = hub_arguments(name)
-    try:
-        model, report = AutoModel.from_pretrained(source, output_loading_info=True, **where)
-        processor = AutoImageProcessor.from_pretrained(source, **where)
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        remedy = "copy the whole folder again" if local else "give a folder, or check the name"
-        raise UserError(f"--encoder {name}: cannot be loaded, {remedy} ({reason})") from error
+    model, processor, tokenizer = load_pretrained(
+        f"--encoder {name}", name, "a SigLIP or CLIP", AutoModel,
+        (AutoImageProcessor, AutoTokenizer),
+    )  # fmt: skip
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"--encoder {name}: this is no image-text model, give a SigLIP or CLIP")
-    # transformers fills missing weights with random numbers and only logs it.
-    if report["missing_keys"]:
-        raise UserError(
-            f"--encoder {name}: its weights lack {min(report['missing_keys'])}, copy them again"
-        )
     length = model.config.text_config.max_position_embeddings
 
     def tokenize(texts: Sequence[str]) -> Mapping[str, Tensor]:
@@ -282,8 +271,9 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> JointEncoder:
         )
         return tokens
 
+    folder = Path(name).expanduser()
     used = used_name(name, commit_of_model(model))
-    label = Path(name).expanduser().resolve().name if local else used
+    label = folder.resolve().name if folder.is_dir() else used
     mean, std = processor.image_mean, processor.image_std
     return JointEncoder(model.to(device), tokenize, mean, std, label)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
-from torch import Generator, Tensor
+from torch import Tensor
 
 from pseudo_labels.stylemamba.bank.packaged import described, packaged_bank, packaged_folder
 from pseudo_labels.stylemamba.bank.saved import WEIGHTS_FILE
@@ -139,36 +139,20 @@ class MambaStylizer(Stylizer[MambaSettings]):
             settings, settings_hash(facts), {"random_weights": random} if random else None
         )
 
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
-    ) -> Tensor:
-        """See `Stylizer.stylize`; mask and generator are not used."""
-        return self.stylize(image[None], style)[0]
-
-    def stylize(
-        self,
-        content: Tensor,
-        style: StyleSpec,
-        *,
-        mask: Tensor | None = None,
-        generator: Generator | None = None,
-    ) -> Tensor:
-        """See `Stylizer.stylize`; mask and generator are not used.
+    def stylize(self, image: Tensor, style: StyleSpec, **unused: Any) -> Tensor:
+        """See `Stylizer.stylize`.
 
         Raises:
-            UserError: an image does not pass the gate, or the style cannot be fitted.
+            UserError: the image does not pass the gate, or the style cannot be fitted.
         """
         if self.settings.uses_bank:
-            images = content if content.ndim == 4 else content[None]
-            styled = packaged_bank().paint(images, self._bank_weights, self.settings.strength)
-            return styled if content.ndim == 4 else styled[0]
+            return packaged_bank().paint(image[None], self._bank_weights, self.settings.strength)[0]
         fitted, prompt = self._ready(), self.settings.prompt or style.words
         chosen = fitted.choose([prompt] if len(fitted.facts.styles) > 1 else None)
-        images = content if content.ndim == 4 else content[None]
-        styled = fitted.apply(images, strength=self.settings.strength, descriptions=chosen)
+        styled = fitted.apply(image[None], strength=self.settings.strength, descriptions=chosen)
         if self.settings.gate is not None:
-            self._check(images, styled, prompt, self.settings.gate)
-        return styled if content.ndim == 4 else styled[0]
+            self._check(image[None], styled, prompt, self.settings.gate)
+        return styled[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the networks but fitted: worker processes must not each fit the style."""

@@ -1,4 +1,4 @@
-"""What all stylizers share: typed settings, a fingerprint, batches.
+"""What all stylizers share: typed settings and a fingerprint.
 
 A `Stylizer` never composites. `pseudo_labels.compose` pastes the restyled object back into its
 photo, so that "nothing changes outside the mask" is guaranteed in one place.
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-import torch
 from pydantic import ValidationError
 from torch import Generator, Tensor
 
@@ -26,7 +25,7 @@ Settings = TypeVar("Settings", bound=Section)
 class Stylizer(ABC, Generic[Settings]):
     """Restyles whole images.
 
-    Subclasses name their `kind` and `settings_class` and implement `restyle`.
+    Subclasses name their `kind` and `settings_class` and implement `stylize`.
 
     Args:
         settings: checked settings; `build` checks plain values.
@@ -85,42 +84,28 @@ class Stylizer(ABC, Generic[Settings]):
         """
 
     @abstractmethod
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
-    ) -> Tensor:
-        """Restyle one image [3, H, W] in [0, 1]; arguments as for `stylize`."""
-
     def stylize(
         self,
-        content: Tensor,
+        image: Tensor,
         style: StyleSpec,
         *,
         mask: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Tensor:
-        """Restyle images.
+        """Restyle an image.
 
         Args:
-            content: [3, H, W] or [B, 3, H, W] in [0, 1]; never modified.
+            image: [3, H, W] in [0, 1]; never modified.
             style: the style.
-            mask: [1, H, W] or [B, 1, H, W] in {0, 1}, where the object is; may be ignored.
+            mask: [1, H, W] in {0, 1}, where the object is; may be ignored.
             generator: the only source of randomness.
 
         Returns:
-            A new tensor of content's shape in [0, 1].
+            A new tensor of the image's shape in [0, 1].
 
         Raises:
             UserError: an input that the stylizer needs is missing, or its network is.
         """
-        if content.ndim == 3:
-            return self.restyle(content, style, mask, generator)
-        masks = [None] * len(content) if mask is None else list(mask)
-        return torch.stack(
-            [
-                self.restyle(image, style, part, generator)
-                for image, part in zip(content, masks, strict=True)
-            ]
-        )
 
     def stylize_photo(
         self,

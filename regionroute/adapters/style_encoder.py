@@ -23,7 +23,8 @@ from regionroute.adapters.files.lora_file import check_state, write_tensors
 from regionroute.data.images import resize
 from regionroute.errors import UserError
 from regionroute.files import atomic_write, file_hash, is_hub_id, read_json, write_json
-from regionroute.hub_names import hub_arguments
+from regionroute.hub_names import split_revision
+from regionroute.pretrained import load_pretrained
 
 FOLDER = "style_encoder"  # of experts that are chosen by example, and of a base
 SETTINGS_FILE = "style_encoder.json"
@@ -195,29 +196,15 @@ def load_tower(source: str) -> Any:
     Raises:
         UserError: it is missing, cannot be reached, is not a SigLIP model, or lacks weights.
     """
-    repository, where = hub_arguments(source)
-    if not Path(source).is_dir() and not is_hub_id(repository):
+    if not Path(source).is_dir() and not is_hub_id(split_revision(source)[0]):
         raise UserError(
             f"style encoder tower {source}: no such folder, give one of a SigLIP model or a hub id "
             "such as google/siglip-so400m-patch14-384"
         )
-    try:
-        tower, report = SiglipVisionModel.from_pretrained(
-            repository, dtype=torch.float32, output_loading_info=True, **where
-        )
-    # What transformers raises on files that are something else.
-    except (OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"style encoder tower {source}: it cannot be loaded, give a folder of a SigLIP model "
-            f"or a hub id such as google/siglip-so400m-patch14-384 ({reason})"
-        ) from None
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lacking = sorted([*report["missing_keys"], *report["mismatched_keys"]])[0]
-        raise UserError(
-            f"style encoder tower {source}: this is no SigLIP model, it has no fitting "
-            f'"{lacking}"; give another'
-        )
+    tower = load_pretrained(
+        f"style encoder tower {source}", source, "a SigLIP model", SiglipVisionModel,
+        dtype=torch.float32,
+    )[0]  # fmt: skip
     return tower.eval()
 
 

@@ -27,7 +27,7 @@ from regionroute.diffusion.families import find_transformer
 from regionroute.diffusion.family import Family
 
 
-def stored_bytes(config: Mapping[str, Any], tokens: int, itemsize: int) -> int:
+def row_cache_bytes(config: Mapping[str, Any], tokens: int, itemsize: int) -> int:
     """Memory of the keys and values of one call.
 
     Args:
@@ -189,6 +189,8 @@ class _CachedProcessor(BlockProcessor):
         super().__init__(family)
         self.cache, self.name, self.core = cache, name, core
 
+    # As in the recorder: the compiler sees nothing of what differs between blocks and calls.
+    @torch.compiler.disable(reason="keys are stored aside: compile without fullgraph=True")
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rotary: Any
     ) -> Tensor:
@@ -199,9 +201,4 @@ class _CachedProcessor(BlockProcessor):
         """
         if mask is not None:
             raise ValueError("attention masks do not go with stored keys")
-        return self._attend(query, key, value, rotary)
-
-    # As in the recorder: the compiler sees nothing of what differs between blocks and calls.
-    @torch.compiler.disable(reason="keys are stored aside: compile without fullgraph=True")
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, rotary: Any) -> Tensor:
         return self.cache.attend(self.name, self.core, query, key, value, rotary)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from regionroute.cli.options import command_parser
-from regionroute.errors import Parser, UserError, command
+from regionroute.errors import Parser, UserError, command, first_line
 from regionroute.models.devices import quiet_libraries
 
 PACKAGE = "regionroute"
@@ -105,7 +105,7 @@ def check_attention() -> Iterator[Finding]:
             refusal = refusal_of(name, heads, heads, None)
         # A kernel library that does not fit this machine may raise anything; it is reported.
         except Exception as error:
-            refusal = next(iter(str(error).splitlines()), type(error).__name__)
+            refusal = first_line(error)
         yield Finding("note" if refusal else "ok", f"attention {name}", refusal or "works")
 
 
@@ -165,10 +165,11 @@ def check_weights() -> Iterator[Finding]:
     else:
         detail = f"not at {place}: LPIPS is skipped, or set {LPIPS_VARIABLE}"
         yield Finding("note", "LPIPS weights", detail)
-    cached = try_to_load_from_cache(CLIP_NAME, "config.json")
-    detail = f"cached, {Path(cached).parent}" if isinstance(cached, str) else "not in the hub cache"
-    remedy = "" if isinstance(cached, str) else ": RSM is skipped, or give --clip"
-    yield Finding("ok" if cached else "note", f"CLIP {CLIP_NAME}", detail + remedy)
+    cached, what = try_to_load_from_cache(CLIP_NAME, "config.json"), f"CLIP {CLIP_NAME}"
+    if isinstance(cached, str):  # else None, or an object that says that there is no such file
+        yield Finding("ok", what, f"cached, {Path(cached).parent}")
+    else:
+        yield Finding("note", what, "not in the hub cache: RSM is skipped, or give --clip")
 
 
 def check_disk(folder: Path = Path()) -> Iterator[Finding]:

@@ -104,8 +104,8 @@ def _edit_one(args: argparse.Namespace) -> int:
     if style_images:
         facts["style_image"] = with_urls(", ".join(map(str, args.style_image)))
     write_edit(
-        destination, image, edited, region_map, facts | metadata,
-        loaded=loaded, keep_exif=args.keep_exif, regions=regions,
+        destination, loaded, edited, region_map, facts | metadata,
+        keep_exif=args.keep_exif, regions=regions,
     )  # fmt: skip
     for note in loaded.notes:
         print(printable(f"note: {args.image}: {note}"), file=sys.stderr)

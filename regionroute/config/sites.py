@@ -11,7 +11,6 @@ object's word in every block.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from regionroute.config.choices import Norm
-from regionroute.errors import UserError
+from regionroute.errors import UserError, nearest
 
 Queries = Literal["target", "context", "both"]
 Tokens = Literal["target", "context"]
@@ -181,8 +180,7 @@ def resolve_sites(
 
 def _check(spec: SiteSpec, heads: Mapping[str, int], source: str) -> None:
     if spec.block not in (ALL, *heads):
-        near = difflib.get_close_matches(spec.block, heads, n=1, cutoff=0.0)
-        hint = f', the nearest is "{near[0]}"' if near else ""
+        hint = f', the nearest is "{nearest(spec.block, heads)}"' if heads else ""
         raise UserError(f'{source}: the model has no block "{spec.block}"{hint}')
     count = min(heads.values()) if spec.block == ALL else heads[spec.block]
     if spec.heads and spec.heads[-1] >= count:

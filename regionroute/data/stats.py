@@ -56,12 +56,11 @@ class Paired:
     ties: int
 
 
-def bootstrap(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Means of `resamples` draws with replacement.
+def bootstrap(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Means of R = `RESAMPLES` draws with replacement.
 
     Args:
         values: [N] or [N,K]; with K columns the same draw is used for all.
-        resamples: R.
         seed: of the draws.
 
     Returns:
@@ -70,22 +69,20 @@ def bootstrap(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) 
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // len(values))
     parts = [
-        values[rng.integers(0, len(values), (min(step, resamples - start), len(values)))].mean(1)
-        for start in range(0, resamples, step)
+        values[rng.integers(0, len(values), (min(step, RESAMPLES - start), len(values)))].mean(1)
+        for start in range(0, RESAMPLES, step)
     ]
     return np.concatenate(parts)
 
 
-def describe(
-    values: Sequence[float] | np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
+def describe(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Estimate:
     """Mean of `values` [N] with its 95 % interval."""
     array = np.asarray(values, dtype=np.float64)
     valid = array[np.isfinite(array)]
     invalid = len(array) - len(valid)
     if not len(valid):
         return Estimate(None, None, None, None, 0, invalid)
-    low, high = _interval(valid, resamples, seed)
+    low, high = _interval(valid, seed)
     return Estimate(float(valid.mean()), float(valid.std()), low, high, len(valid), invalid)
 
 
@@ -94,7 +91,6 @@ def paired(
     b: Sequence[float] | np.ndarray,
     *,
     higher_is_better: bool,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Paired:
     """Compares two methods' values [N] of the same samples; pairs with a NaN are left out.
@@ -109,7 +105,7 @@ def paired(
     difference = difference[np.isfinite(difference)]
     if not len(difference):
         return Paired(None, None, None, 0, None, 0)
-    low, high = _interval(difference, resamples, seed)
+    low, high = _interval(difference, seed)
     better = difference > 0 if higher_is_better else difference < 0
     ties = int((difference == 0).sum())
     win_rate = float((better.sum() + ties / 2) / len(difference))
@@ -120,7 +116,6 @@ def ratio_of_means(
     numerator: Sequence[float] | np.ndarray,
     denominator: Sequence[float] | np.ndarray,
     *,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
     """Mean of one quantity over the mean of another on the same samples [N], with its interval.
@@ -139,16 +134,16 @@ def ratio_of_means(
     mean = float(valid[:, 0].mean() / valid[:, 1].mean())
     if len(valid) < 2:
         return Estimate(mean, None, None, None, len(valid), invalid)
-    draws = bootstrap(valid, resamples=resamples, seed=seed)
+    draws = bootstrap(valid, seed=seed)
     ratios = draws[:, 0] / np.where(draws[:, 1] == 0, np.nan, draws[:, 1])
     low, high = _quantiles(ratios)
     return Estimate(mean, None, low, high, len(valid), invalid)
 
 
-def _interval(valid: np.ndarray, resamples: int, seed: int) -> tuple[float | None, float | None]:
+def _interval(valid: np.ndarray, seed: int) -> tuple[float | None, float | None]:
     if len(valid) < 2:
         return None, None
-    return _quantiles(bootstrap(valid, resamples=resamples, seed=seed))
+    return _quantiles(bootstrap(valid, seed=seed))
 
 
 def _quantiles(draws: np.ndarray) -> tuple[float, float]:

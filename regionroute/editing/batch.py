@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from regionroute.data.images import LoadedImage, image_size, open_image
 from regionroute.data.manifest import EditSample, Manifest, manifest_file, parse_rows
 from regionroute.data.prompts import Prompt
 from regionroute.editing.editor import Editor
+from regionroute.editing.inputs import size_batches
 from regionroute.editing.jobs import Job, Jobs
 from regionroute.editing.outputs import Destination, write_edit
 from regionroute.editing.request import EditOptions, EditRequest
 from regionroute.engines.base import EngineSettings, Lost
 from regionroute.engines.run import run
-from regionroute.errors import UserError
+from regionroute.errors import UserError, nearest
 from regionroute.files import numbered_lines, parse_json_line, text_hash
 from regionroute.remote import with_urls
 
@@ -158,8 +158,8 @@ class ChunkWorker:
         for (job, image, _), result in zip(ready, results, strict=True):
             try:
                 write_edit(
-                    job.destination, image.rgb, result.image, result.region_map,
-                    job.facts | result.settings, loaded=image, keep_exif=self.keep_exif,
+                    job.destination, image, result.image, result.region_map,
+                    job.facts | result.settings, keep_exif=self.keep_exif,
                 )  # fmt: skip
                 written += 1
                 found.warn(job.name, result.settings.get("warnings", ()), image.notes)
@@ -212,7 +212,7 @@ def run_jobs(
         UserError: options that do not allow any edit.
         OSError: the disk is full.
     """
-    chunks = list(_chunks(jobs, batch_size))
+    chunks = _chunks(jobs, batch_size)
     engine = engine or EngineSettings()
     make = functools.partial(ChunkWorker, load, options, keep_exif, engine)
     done = run(chunks, make, engine)
@@ -237,25 +237,23 @@ def _lost(chunk: Sequence[Job], lost: Lost) -> ChunkReport:
     return ChunkReport(0, found)
 
 
-def _chunks(jobs: Jobs, batch_size: int) -> Iterator[list[Job]]:
+def _chunks(jobs: Jobs, batch_size: int) -> list[list[Job]]:
     """At most ``batch_size`` jobs at a time, of one image size and number of objects."""
-    groups: dict[tuple[int, int, int], list[Job]] = {}
+    readable, sizes = [], []
     for job in jobs.jobs:
         try:
-            key = (*image_size(job.image), len(job.request.pairs))
-            groups.setdefault(key, []).append(job)
+            sizes.append((*image_size(job.image), len(job.request.pairs)))
+            readable.append(job)
         except (UserError, OSError) as error:
             jobs.fail(job.name, error)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+    return [[readable[row] for row in rows] for rows in size_batches(sizes, batch_size)]
 
 
 def _row_job(name: str, folder: Path, row: dict[str, Any]) -> Job:
     for key, value in row.items():
         if key not in ROW_KEYS:
-            near = difflib.get_close_matches(key, ROW_KEYS, n=1, cutoff=0.0)[0]
-            raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {near!r}")
+            close = nearest(key, ROW_KEYS)
+            raise UserError(f"{name}: unknown key {key!r}, the nearest known one is {close!r}")
         if not isinstance(value, ROW_KEYS[key]) or isinstance(value, bool):
             raise UserError(f"{name}: {key} must be {KINDS[ROW_KEYS[key]]}, not {value!r}")
     has_style_image = "style_image" in row

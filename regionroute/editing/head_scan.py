@@ -17,6 +17,7 @@ from regionroute.config.sites import AttentionSite, MapChoice
 from regionroute.data.manifest import EditSample, Manifest
 from regionroute.diffusion.latents import mask_to_grid
 from regionroute.editing.editor import Editor
+from regionroute.editing.inputs import size_batches
 from regionroute.editing.request import EditRequest
 from regionroute.routing.calibration import Row, Scores
 
@@ -57,14 +58,7 @@ class HeadScan:
     ) -> None:
         self.editor, self.manifest, self.examples = editor, manifest, list(examples)
         self.advance = advance
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for number, example in enumerate(self.examples):
-            by_size.setdefault(example.size, []).append(number)
-        self.batches = [
-            group[start : start + batch_size]
-            for group in by_size.values()
-            for start in range(0, len(group), batch_size)
-        ]
+        self.batches = size_batches([example.size for example in self.examples], batch_size)
 
     def scores(self, choice: MapChoice, *, bare: bool = False) -> Scores:
         """Score each site of the choice; `bare`: without the experts.

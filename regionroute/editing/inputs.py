@@ -5,7 +5,7 @@ Shape legend: B images, H W pixels, h w the grid of a region map.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal, TypeAlias, get_args
@@ -271,11 +271,11 @@ def to_seeds(
     return seeds
 
 
-def size_batches(images: Sequence[Tensor], batch_size: int) -> list[list[int]]:
-    """Indices of images of one size, at most `batch_size` at a time."""
-    by_size: dict[torch.Size, list[int]] = {}
-    for row, image in enumerate(images):
-        by_size.setdefault(image.shape, []).append(row)
+def size_batches(sizes: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Indices of equal sizes, at most `batch_size` at a time."""
+    by_size: dict[Hashable, list[int]] = {}
+    for row, size in enumerate(sizes):
+        by_size.setdefault(size, []).append(row)
     return [
         rows[start : start + batch_size]
         for rows in by_size.values()

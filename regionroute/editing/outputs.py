@@ -83,12 +83,11 @@ def check_destination(destination: Destination, inputs: Sequence[Path]) -> None:
 
 def write_edit(
     destination: Destination,
-    source: Tensor,
+    source: LoadedImage,
     edited: Tensor,
     region_map: Tensor | None,
     metadata: dict[str, Any],
     *,
-    loaded: LoadedImage | None = None,
     keep_exif: bool = False,
     regions: Sequence[Tensor] = (),
 ) -> None:
@@ -96,23 +95,21 @@ def write_edit(
 
     Args:
         destination: where.
-        source: the image before the edit, [3,H,W] in [0,1].
+        source: the image before the edit; the edit keeps its transparency and colour profile.
         edited: the image after it, [3,H,W] in [0,1].
         region_map: [h,w] in [0,1], if the destination wants one.
         metadata: of the edit, JSON-able.
-        loaded: the source with its transparency and colour profile, which the edit keeps.
         keep_exif: also keep its EXIF.
         regions: those that were given with the request, [H,W] in [0,1]; stored with the settings.
     """
     settings = dict(metadata)
-    loaded = loaded or LoadedImage(source)
-    if loaded.notes:
-        settings["notes"] = [*loaded.notes]
+    if source.notes:
+        settings["notes"] = [*source.notes]
     if regions:
         settings["region_masks"] = [mask_to_text(region) for region in regions]
     if destination.wants_map:
         assert region_map is not None, "the map was not recorded"
-        full = enlarge_map(region_map, source.shape[-2], source.shape[-1])
+        full = enlarge_map(region_map, *source.rgb.shape[-2:])
         if destination.map is not None:
             write_image(destination.map, full)
             sites = settings.get("map", {})  # the attention sites it was read from
@@ -120,16 +117,16 @@ def write_edit(
             settings["map"] = {"file": destination.map.name, "grid": grid, **sites}
         if destination.side_by_side is not None:
             words = _caption(settings["object"], settings["style"])
-            panels = {"source": source, words: edited, "map": overlay(source, full)}
+            panels = {"source": source.rgb, words: edited, "map": overlay(source.rgb, full)}
             write_image(destination.side_by_side, side_by_side(panels))
     write_json(destination.image.with_suffix(".json"), settings)
     parameters = json.dumps(settings, ensure_ascii=False)
     write_image(
         destination.image,
-        loaded.restored(edited),
+        source.restored(edited),
         {"parameters": parameters},
-        icc_profile=loaded.icc_profile,
-        exif=loaded.exif if keep_exif else None,
+        icc_profile=source.icc_profile,
+        exif=source.exif if keep_exif else None,
     )
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regionroute.attention.row_cache import RowCache, stored_bytes
+from regionroute.attention.row_cache import RowCache, row_cache_bytes
 from regionroute.config.choices import SparseQuality
 from regionroute.diffusion.flow import predict_rows, predict_velocity
 from regionroute.editing.request import EditOptions
@@ -297,7 +297,7 @@ def images_at_once(
     if not wanted:
         return 0, None
     calls = 1 if backbone.negative(options.guidance) is None else 2
-    stored = stored_bytes(
+    stored = row_cache_bytes(
         backbone.transformer.config,
         pairs * calls * (backbone.text_length + 2 * tokens),
         backbone.transformer.dtype.itemsize,

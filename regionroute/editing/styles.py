@@ -94,7 +94,7 @@ class Styles:
             UserError: it is missing or damaged.
         """
         from regionroute.adapters import style_encoder  # imports transformers' vision models
-        from regionroute.models.loading import quiet
+        from regionroute.pretrained import quiet
 
         with quiet():
             return style_encoder.load_style_encoder(

@@ -24,7 +24,7 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
     # The error for an absent accelerator depends on how torch was built.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name}: not usable here ({first_line(error)}); try cpu") from None

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from regionroute.config.choices import Quantize
 from regionroute.errors import UserError
@@ -31,6 +28,7 @@ from regionroute.models.source import (
     refuse_quantized,
     resolve,
 )
+from regionroute.pretrained import check_complete, quiet
 
 
 def load_base(
@@ -175,26 +173,5 @@ def _load_parts(
             parts[name], report = kinds[name].from_pretrained(
                 source, subfolder=name, dtype=dtype, output_loading_info=True, **where
             )
-            # Both libraries fill missing weights with random numbers and only print a line.
-            if report["missing_keys"]:
-                first = min(report["missing_keys"])
-                raise UserError(f"base {spec}: the weights of {name} lack {first}; copy them again")
+            check_complete(f"base {spec}, {name}", report)
     return parts, stored
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Disables progress bars of both libraries, for local files, which load quickly."""
-    bars = (
-        transformers_logging.is_progress_bar_enabled(),
-        diffusers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars[0]:
-            transformers_logging.enable_progress_bar()
-        if bars[1]:
-            diffusers_logging.enable_progress_bar()

@@ -7,7 +7,6 @@ with invented tokenizers, or with random weights.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -23,14 +22,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError
 
 from regionroute.diffusion.families import EXAMPLES, PIPELINES, Family, named
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line, nearest
 from regionroute.files import is_hub_id
 from regionroute.hub_names import split_revision
 from regionroute.models import embedded as nano
 from regionroute.models.formats.packed import CONFIG_KEY, is_nf4
+from regionroute.pretrained import LOAD_ERRORS
 
 SETTINGS_FILE = "regionroute.json"
 RENAMED = {"closer": "refine_crop"}  # keys of bases saved by earlier versions
@@ -101,8 +100,7 @@ def read_settings(folder: Path) -> BaseSettings:
     }
     for key, value in data.items():
         if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1) or sorted(kinds)
-            raise UserError(f"{path}: unknown key {key!r}; did you mean {' or '.join(near)}?")
+            raise UserError(f"{path}: unknown key {key!r}; did you mean {nearest(key, kinds)}?")
         if kinds[key] is bool:
             if not isinstance(value, bool):
                 raise UserError(f"{path}: {key} must be true or false, not {value!r}")
@@ -238,17 +236,13 @@ def explained(spec: str, source: Path | str) -> Iterator[None]:
             f"base {spec}: neither a folder here nor a repository on the hub you may read; check "
             "the name, or log in with `hf auth login`"
         ) from None
-    # What the two libraries raise on configurations that are something else.
-    except (
-        OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError
-    ) as error:  # fmt: skip
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except LOAD_ERRORS as error:
         problem = (
             "its files are damaged, copy it again"
             if isinstance(source, Path)
             else "it could not be fetched from the hub, check the connection"
         )
-        raise UserError(f"base {spec}: {problem}: {reason}") from None
+        raise UserError(f"base {spec}: {problem}: {first_line(error)}") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

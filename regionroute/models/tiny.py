@@ -14,9 +14,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from regionroute.files import write_json
-from regionroute.models.loading import quiet
 from regionroute.models.source import SETTINGS_FILE
 from regionroute.models.tokenizers import build_clip_tokenizer, build_t5_tokenizer
+from regionroute.pretrained import quiet
 
 WORDS = (
     *("make", "the", "in", "style", "keep", "other", "area", "unchanged", "image", "and"),

@@ -15,10 +15,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from regionroute.diffusion.flux2_klein import STATES
 from regionroute.files import write_json
-from regionroute.models.loading import quiet
 from regionroute.models.source import SETTINGS_FILE
 from regionroute.models.tiny import WORDS
 from regionroute.models.tokenizers import build_qwen_tokenizer
+from regionroute.pretrained import quiet
 
 TEXT_LENGTH = 64  # the chat's own tokens and the template with a few letters-only words
 TEXT_WIDTH = 16

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 CONTENT_LAYERS = ("conv4_2", "conv5_2")
@@ -105,10 +105,9 @@ def load_vgg(path: str | Path, setting: str = "--vgg ") -> VggFeatures:
     try:
         return VggFeatures(load_file(path))
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{setting}{path}: not torchvision's VGG16 or VGG19 as safetensors ({reason}), give "
-            "another file"
+            f"{setting}{path}: not torchvision's VGG16 or VGG19 as safetensors "
+            f"({first_line(error)}), give another file"
         ) from error
 
 

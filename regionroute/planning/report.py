@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from regionroute.attention.row_cache import stored_bytes
+from regionroute.attention.row_cache import row_cache_bytes
 from regionroute.planning.estimate import Plan, cache_bytes, disk_bytes
 from regionroute.planning.remedies import changed, remedies, retraced, without_supervision
 
@@ -91,7 +91,7 @@ def _memory(plan: Plan) -> Iterator[str]:
 def stored_in_edits(plan: Plan) -> int:
     """What a region-sparse edit at the run's resolution stores for each object."""
     itemsize = getattr(torch, plan.config.base.dtype).itemsize
-    return stored_bytes(plan.base.parts["transformer"], plan.shape.tokens, itemsize)
+    return row_cache_bytes(plan.base.parts["transformer"], plan.shape.tokens, itemsize)
 
 
 def _time(plan: Plan, chip: str) -> Iterator[str]:

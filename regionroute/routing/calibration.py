@@ -88,12 +88,12 @@ class Scores:
         return Row(name, [], self.iou.mean(0), self.share.mean(0))
 
 
-def estimate(values: np.ndarray, seed: int = 0) -> Interval:
+def estimate(values: np.ndarray) -> Interval:
     """Mean of finite `values` [P], P >= 1, with its 95 % interval (`regionroute.data.stats`).
 
     A single value is its own interval.
     """
-    found = describe(values, seed=seed)
+    found = describe(values)
     mean = float("nan") if found.mean is None else found.mean
     low, high = (mean if end is None else end for end in (found.low, found.high))
     return Interval(mean, low, high)
@@ -104,20 +104,17 @@ def spec_of(site: AttentionSite) -> str:
     return str(SiteSpec(site.block, site.tokens, site.heads, site.word))
 
 
-def choose(
-    maps: Sequence[Tensor], masks: Sequence[Tensor], top: int, min_gain: float = MIN_GAIN
-) -> list[int]:
+def choose(maps: Sequence[Tensor], masks: Sequence[Tensor], top: int) -> list[int]:
     """Forward selection: the best site first, then the one that improves it most, and so on.
 
     Sites are combined by the mean of their normalised maps. A further site has to raise the mean
-    IoU by `min_gain` and by twice the standard error of the gain: among many candidates some seem
+    IoU by `MIN_GAIN` and by twice the standard error of the gain: among many candidates some seem
     useful by chance.
 
     Args:
         maps: attention of each image, [C,h,w]; the grids may differ.
         masks: soft object masks, [h,w] each.
         top: sites at most, >= 1.
-        min_gain: in mean IoU over the images.
 
     Returns:
         Indices of the chosen sites, best first.
@@ -137,7 +134,7 @@ def choose(
         best = max(left, key=lambda c: (means[0][c], means[1][c]))  # equals: more of it inside
         gain = iou[best] - reached
         error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
-        if chosen and gain.mean() < max(min_gain, 2 * error):
+        if chosen and gain.mean() < max(MIN_GAIN, 2 * error):
             break
         reached = iou[best]
         chosen.append(best)

@@ -200,10 +200,7 @@ class Engine:
         if job.style_image is not None:
             facts["style_image"] = job.style_image.name
         settings = facts | self._public_names(job, metadata)
-        write_edit(
-            Destination(image), loaded.rgb, edited, None, settings,
-            loaded=loaded, regions=job.regions,
-        )  # fmt: skip
+        write_edit(Destination(image), loaded, edited, None, settings, regions=job.regions)
         maps = None
         if region_map is not None:
             maps = folder / "map.png"

@@ -15,8 +15,9 @@ from regionroute.errors import UserError
 from regionroute.studio.views import thumbnail
 
 PAGE = 24  # samples
+MAX_SETS = 100  # names offered
 ANY = "all"
-SHOWN = (ANY, "kept", "excluded")
+STATES = (ANY, "kept", "excluded")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Filter:
         object: word of an object, or `ANY`.
         style: name of a style, or `ANY`.
         split: name of a split, or `ANY`.
-        shown: one of `SHOWN`.
+        shown: one of `STATES`.
     """
 
     object: str = ANY
@@ -141,7 +142,7 @@ def open_data_set(name: str, roots: Sequence[str]) -> DataSet:
     )
 
 
-def data_sets(roots: Sequence[str], most: int = 100) -> list[str]:
+def data_sets(roots: Sequence[str]) -> list[str]:
     """Names of the data sets in the allowed folders: each folder itself and those in it."""
     found = []
     for root in (Path(root) for root in roots):
@@ -149,7 +150,7 @@ def data_sets(roots: Sequence[str], most: int = 100) -> list[str]:
             found.append(root.resolve().name)
         below = sorted(path for path in root.glob("*") if path.is_dir() and has_manifest(path))
         found += [path.name for path in below]
-    return found[:most]
+    return found[:MAX_SETS]
 
 
 def caption(sample: EditSample, excluded: frozenset[str]) -> str:

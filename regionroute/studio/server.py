@@ -59,12 +59,11 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
-def start_server(settings: StudioSettings, *, load: bool = True) -> Server:
+def start_server(settings: StudioSettings) -> Server:
     """Load the default base and serve the page in the background.
 
     Args:
         settings: of the studio.
-        load: load the default base first, so that the first edit need not.
 
     Raises:
         UserError: Gradio is missing, the port is taken, users or bases cannot be read.
@@ -72,15 +71,13 @@ def start_server(settings: StudioSettings, *, load: bool = True) -> Server:
     users = read_users(settings)
     folder = Path(tempfile.mkdtemp(prefix="regionroute-studio-")).resolve()
     try:
-        return _start(settings, users, folder, load=load)
+        return _start(settings, users, folder)
     except BaseException:  # Ctrl-C and SIGTERM too
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _start(
-    settings: StudioSettings, users: list[tuple[str, str]], folder: Path, *, load: bool
-) -> Server:
+def _start(settings: StudioSettings, users: list[tuple[str, str]], folder: Path) -> Server:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # before the page's components are made
     _check_gradio()
     from starlette.middleware import Middleware
@@ -90,8 +87,7 @@ def _start(
     from regionroute.studio.page.build import CSS, build_page, theme
 
     engine = Engine(settings, folder)
-    if load:
-        engine.load()
+    engine.load()  # so that the first edit need not
     page = build_page(engine)
     max_bytes = int(settings.max_upload_mb * 2**20)
     guard = Middleware(Guard, folder=folder, max_bytes=max_bytes, login=bool(users))

@@ -66,10 +66,10 @@ def overlay(record: EditRecord) -> str:
     )
 
 
-def thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> Image.Image:
+def thumbnail(path: Path) -> Image.Image:
     """A small copy of an image file."""
     image = to_pil(open_image(path).rgb)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     return image
 
 

@@ -488,7 +488,7 @@ def test_a_stylizer_that_needs_the_mask_is_asked_once_an_object(photos, tmp_path
         needs = frozenset({"mask"})
         seen: ClassVar[list] = []
 
-        def restyle(self, image, style, mask, generator):
+        def stylize(self, image, style, *, mask, generator):
             self.seen.append((mask, generator.initial_seed()))
             return torch.where(mask > 0, 1 - image, torch.zeros_like(image))
 

@@ -13,8 +13,9 @@ from diffusers import FluxKontextPipeline
 from regionroute.adapters import adapter_layers, inject, save_experts
 from regionroute.data.manifest import StyleSpec
 from regionroute.models.backbone import Backbone
-from regionroute.models.loading import load_base, quiet
+from regionroute.models.loading import load_base
 from regionroute.models.tiny import build_tiny
+from regionroute.pretrained import quiet
 
 
 @pytest.fixture(scope="session")

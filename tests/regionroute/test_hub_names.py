@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pseudo_labels.segment.hub as segmenters
-from eval.encoders.features import open_pretrained, shown_name
+from eval.encoders.features import load_trained, shown_name
 from pseudo_labels.stylegallery.models import loading as gallery
 from pseudo_labels.stylemamba import codecs
 from pseudo_labels.stylize import diffusion
@@ -66,8 +66,9 @@ def test_the_name_to_write_down_holds_the_commit():
 
 def test_the_encoders_of_metrics_and_their_judge():
     model, part = Fake(), Fake()
-    loaded, _ = open_pretrained("--clip", "team/model@v1", model, [part])
-    assert model.calls == part.calls == [("team/model", PINNED)]
+    loaded, _ = load_trained("--clip", "team/model@v1", "a CLIP", model, [part])
+    assert model.calls == [("team/model", PINNED)]
+    assert part.calls == [("team/model", PINNED | {"revision": COMMIT})]
     assert shown_name("team/model@v1", loaded) == f"team/model@{COMMIT}"
 
 
@@ -78,7 +79,8 @@ def test_segmenters_grounders_and_the_judge_of_labels(monkeypatch):
     monkeypatch.setattr(transformers, "AutoModelForMaskGeneration", model)
     monkeypatch.setattr(transformers, "AutoProcessor", processor)
     _, loaded = segmenters.from_hub("team/model@v1", "AutoModelForMaskGeneration", "a segmenter")
-    assert model.calls == processor.calls == [("team/model", PINNED)]
+    assert model.calls == [("team/model", PINNED)]
+    assert processor.calls == [("team/model", PINNED | {"revision": COMMIT})]
     assert segmenters.provenance_name("team/model@v1", loaded) == f"sam2 model@{COMMIT}"
 
 
@@ -188,7 +190,10 @@ def test_parts_of_one_model_come_from_one_commit(looked_up, monkeypatch):
         with pytest.raises(UserError, match="enough"):
             load("team/model@v1")
     where = {"local_files_only": False, "revision": COMMIT}
-    assert asked == [("team/model", where), ("team/model", where | {"subfolder": "scheduler"})]
+    assert asked == [
+        ("team/model", where | {"output_loading_info": True}),
+        ("team/model", where | {"subfolder": "scheduler"}),
+    ]
     # The index twice: first for the family of the model.
     names = ("config.json", "model_index.json", "model_index.json")
     assert looked_up == [("team/model", name, "v1") for name in names]
@@ -204,7 +209,7 @@ def test_stylegallery_records_the_commit_of_each_network(monkeypatch, tmp_path):
     monkeypatch.setattr(stylizer, "load_model", lambda name, **more: model)
     dino = networks._random_dino()
     dino.config._commit_hash = COMMIT
-    monkeypatch.setattr(networks, "_load", lambda name, option, kind: dino)
+    monkeypatch.setattr(networks, "_load", lambda *_: [dino])
     Image.new("RGB", (64, 64), (90, 20, 160)).save(tmp_path / "reference.png")
     made = stylizer.AttentionEnergyStylizer.build(
         references=str(tmp_path / "reference.png"),

@@ -11,8 +11,9 @@ from regionroute.adapters import RouteContext, load_experts, routed
 from regionroute.cli import main as cli
 from regionroute.data.images import from_pil, read_image
 from regionroute.diffusion.flow import sample
-from regionroute.models.loading import load_base, quiet
+from regionroute.models.loading import load_base
 from regionroute.models.tiny_klein import build_tiny_klein
+from regionroute.pretrained import quiet
 from train.run import main
 
 PROMPT = "make the square in pixel-art style, keep other area unchanged"

@@ -183,7 +183,6 @@ class Cache:
         entries: Iterable[CacheEntry],
         *,
         only: Mapping[str, np.ndarray] | None = None,
-        title: str = "encoding",
         show: bool = True,
     ) -> list[tuple[str, PurePath]]:
         """Computes entries that are absent and writes them.
@@ -194,8 +193,7 @@ class Cache:
         Args:
             entries: repeated keys are computed once.
             only: by kind the sorted keys of this process's share; None: all that are absent.
-            title: of the progress bar.
-            show: whether there is one.
+            show: whether there is a progress bar.
 
         Returns:
             Kind and name of every file written.
@@ -207,7 +205,7 @@ class Cache:
         left = {kind: set(keys.tolist()) for kind, keys in only.items()}
         writer = _Writer(self._write)
         total = sum(map(len, left.values()))
-        with tqdm(total=total, desc=title, unit="file", disable=not (show and total)) as bar:
+        with tqdm(total=total, desc="encoding", unit="file", disable=not (show and total)) as bar:
             try:
                 self._compute(entries, left, writer, bar)
             finally:

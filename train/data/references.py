@@ -168,7 +168,7 @@ def _one_of(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator))
 
 
-def find_references(
+def find_style_pictures(
     experts: ExpertsConfig, base: str, manifest: Path, split: str, styles: Sequence[str]
 ) -> tuple[Path, list[StylePicture]]:
     """The encoder and the example images of a run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -18,18 +18,6 @@ from train.engine.states import Stateful, load_states
 from train.monitor.logs import rewind
 
 CHECKPOINT, LOG_FILE = "checkpoint.pt", "log.jsonl"
-
-
-class TrainingSettings(Protocol):
-    """Settings that every training has."""
-
-    @property
-    def seed(self) -> int:
-        """Of everything random."""
-
-    @property
-    def output(self) -> str:
-        """Folder of the run."""
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -47,7 +35,7 @@ def run_training(
     Args:
         prog: the command's name.
         description: what ``--help`` says.
-        model: class of the settings, with `TrainingSettings` and perhaps `threads`.
+        model: class of the settings, with `seed`, `output` and perhaps `threads`.
         argv: arguments; None for those of the process.
         train: trains by its settings in the folder.
 
@@ -60,9 +48,9 @@ def run_training(
     settings = command_settings(prog, description, model, argv)
     if settings is None:
         return 0
-    given: TrainingSettings = settings  # type: ignore[assignment]
+    given: Any = settings
     check_output_folder(given.output)
-    threads = getattr(settings, "threads", None)
+    threads = getattr(given, "threads", None)
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(given.seed)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import atomic_write
 
 
@@ -63,8 +63,7 @@ def load_states(path: Path, **parts: Stateful) -> int:
             part.load_state_dict(state[name])
         return int(state["step"])
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{path}: this checkpoint is damaged or of other sizes or words than this run's "
-            f"({reason}): set them back, choose another output, or remove the file"
+            f"({first_line(error)}): set them back, choose another output, or remove the file"
         ) from error

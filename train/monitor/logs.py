@@ -7,7 +7,6 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regionroute.files import write_json, write_jsonl
+from regionroute.settings_files import versions
 from train.engine.output_lock import check_log_is_there
 from train.monitor.speed import Speed
 from train.monitor.trackers import Tracker
@@ -243,5 +243,5 @@ def write_facts(output: Path, facts: dict[str, Any], device: torch.device) -> No
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
-    versions = {name: version(name) for name in LIBRARIES}
-    write_json(output / FACTS_FILE, {**facts, "machine": machine, "versions": versions})
+    made_with = {"machine": machine, "versions": versions(LIBRARIES)}
+    write_json(output / FACTS_FILE, {**facts, **made_with})

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from regionroute.data.images import to_pil
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import read_json, write_json
 
 ID_FILE = "tracker.json"  # by what name a service knows the run, so that it can be continued
@@ -146,10 +146,9 @@ def open_trackers(
             try:
                 opened.append(Service(module, output, start, project, config))
             except Exception as error:  # of any class: no login, no network, a wrong project
-                first = next(iter(str(error).splitlines()), type(error).__name__)
                 raise UserError(
-                    f"train.trackers: {name} did not start ({first}): log in, or take it out of "
-                    "train.trackers"
+                    f"train.trackers: {name} did not start ({first_line(error)}): log in, or take "
+                    "it out of train.trackers"
                 ) from error
         else:
             opened.append(TensorBoard(output, start))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("val", "test")
 ONLY_INSIDE = 1e6  # weight of the mask against 1 outside
-SHOWN = ("flow", "focus", "cover", "total", "iou")
+LOGGED = ("flow", "focus", "cover", "total", "iou")
 
 
 def choose_held_out(
@@ -126,7 +126,7 @@ class Validation:
         parts = distributed.gather_rows(rows.flatten(1), ranks)  # [world,turns,L*8]
         table = parts.transpose(0, 1).flatten(0, 1)[:count].unflatten(1, (len(self.levels), -1))
         means = dict(zip(StepLosses.NAMES, table.flatten(0, 1).nanmean(0).tolist(), strict=True))
-        numbers = {f"val_{name}": means[name] for name in SHOWN if not math.isnan(means[name])}
+        numbers = {f"val_{name}": means[name] for name in LOGGED if not math.isnan(means[name])}
         by_level = table[..., StepLosses.NAMES.index("flow")].mean(0).tolist()
         return numbers | {
             f"val_flow@{level:g}": loss for level, loss in zip(self.levels, by_level, strict=True)

@@ -25,8 +25,9 @@ from regionroute.diffusion.flow import (
 from regionroute.diffusion.latents import decode_latents, encode_images
 from regionroute.models.codec import PatchCodec
 from train.engine.loop import train_steps
+from train.engine.single_process import resume
 from train.perceptual import PerceptualLoss
-from train.pretrain.config import BaseTrainingConfig
+from train.pretrain.config import BaseTrainingConfig, PretrainConfig
 from train.pretrain.model import NanoModel
 
 
@@ -83,52 +84,45 @@ def learning_rate(step: int, cfg: BaseTrainingConfig) -> float:
     return cfg.lr * warm * min(1.0, max(0.01, left))
 
 
-def new_optimizer(cfg: BaseTrainingConfig, model: NanoModel) -> torch.optim.Optimizer:
+def _optimizer(cfg: BaseTrainingConfig, model: NanoModel) -> torch.optim.Optimizer:
     """AdamW over the parameters that are trained."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
 
 
 def train_base(
-    cfg: BaseTrainingConfig,
-    model: NanoModel,
-    codec: PatchCodec,
-    source: PairSource,
-    output: Path,
-    optimizer: torch.optim.Optimizer,
-    start: int,
-    edit_steps: int,
+    cfg: PretrainConfig, model: NanoModel, codec: PatchCodec, source: PairSource, output: Path
 ) -> None:
-    """Train in place; checkpoints under `output/checkpoint.pt`, log rows in `output/log.jsonl`.
+    """Train in place, from the checkpoint if there is one; rows of the log in `output/log.jsonl`.
 
     Each step's batch and noise depend on (seed, step) alone, so an interrupted run gives the same
     model as an undisturbed one.
 
     Args:
-        cfg: steps, rates, tasks.
+        cfg: all settings.
         model: trained in place.
         codec: decodes the images of validation and of the perceptual loss.
         source: of the pairs.
         output: folder of the run.
-        optimizer: of the model, see `new_optimizer`.
-        start: steps done already.
-        edit_steps: sampling steps of an edit, in validation.
 
     Raises:
-        UserError: the loss is not finite, or a vision network's weights cannot be read.
+        UserError: the checkpoint is of another run, the loss is not finite, or a vision network's
+            weights cannot be read.
     """
-    perceptual, batches = _perceptual(cfg, codec), source.batches(start)
+    base, optimizer = cfg.base, _optimizer(cfg.base, model)
+    start = resume(cfg, output, model=model, optimizer=optimizer)
+    perceptual, batches = _perceptual(base, codec), source.batches(start)
     train_steps(
         "base",
-        cfg,
+        base,
         output,
         start,
-        losses=lambda step: _losses(cfg, model, perceptual, next(batches)),
+        losses=lambda step: _losses(base, model, perceptual, next(batches)),
         optimizer=optimizer,
-        rates=lambda step: [learning_rate(step, cfg)],
+        rates=lambda step: [learning_rate(step, base)],
         rate_key="base.lr",
-        clip=cfg.clip,
-        validate=lambda step: validate(model, codec, source.held_out(step), edit_steps),
+        clip=base.clip,
+        validate=lambda step: validate(model, codec, source.held_out(step), cfg.edit_steps),
         model=model,
     )
 

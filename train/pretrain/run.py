@@ -11,8 +11,12 @@ The result is a diffusers Kontext folder, `<output>/base`. A stopped run resumes
 checkpoint when the same command is started again.
 """
 
+import os
 from pathlib import Path
 from typing import Any
+
+# Idle CPU threads sleep instead of spinning, see train/run.py. Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from torch import Tensor
 
@@ -22,8 +26,8 @@ from regionroute.errors import UserError, command
 from regionroute.models.backbone import Backbone
 from regionroute.models.codec import PatchCodec
 from regionroute.models.loading import load_base
-from train.engine.single_process import resume, run_training
-from train.pretrain.base import PairSource, new_optimizer, train_base
+from train.engine.single_process import run_training
+from train.pretrain.base import PairSource, train_base
 from train.pretrain.config import PretrainConfig
 from train.pretrain.corpus import load_corpus, to_model_range
 from train.pretrain.image_encoder.file import load_image_encoder
@@ -76,9 +80,7 @@ def _model(
 def _train(
     cfg: PretrainConfig, model: NanoModel, codec: PatchCodec, source: PairSource, output: Path
 ) -> None:
-    optimizer = new_optimizer(cfg.base, model)
-    start = resume(cfg, output, model=model, optimizer=optimizer)
-    train_base(cfg.base, model, codec, source, output, optimizer, start, cfg.edit_steps)
+    train_base(cfg, model, codec, source, output)
     save_base(model, codec, output / "base", cfg, _card(cfg))
     print(f"base saved in {output / 'base'}")
 

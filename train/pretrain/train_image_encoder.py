@@ -94,9 +94,7 @@ def train_and_save(cfg: ImageEncoderConfig, output: Path) -> None:
     surroundings = ObjectBank(cfg.compositions.bank).surroundings()
     vocabulary = Vocabulary(base, views, surroundings)
     encoder.vocabulary = tuple(sorted({*encoder.vocabulary, *vocabulary.words}))
-    optimizer = _optimizer(encoder, cfg)
-    start = resume(cfg, output, ("base", "from_base"), encoder=encoder, optimizer=optimizer)
-    train(cfg, encoder, optimizer, views, vocabulary, start)
+    train(cfg, encoder, views, vocabulary, output)
     if not cfg.from_base:
         standardise(encoder, views["train"])
     save_image_encoder(encoder, output / RESULT)
@@ -139,16 +137,17 @@ def new_encoder(cfg: ImageEncoderConfig, base: Backbone) -> ImageEncoder:
 def train(
     cfg: ImageEncoderConfig,
     encoder: ImageEncoder,
-    optimizer: torch.optim.Optimizer,
     views: dict[str, Views],
     vocabulary: Vocabulary,
-    start: int,
+    output: Path,
 ) -> None:
-    """Trains in place, with checkpoints and a log in the output folder.
+    """Trains in place, from the checkpoint if there is one; checkpoint and log are in `output`.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the checkpoint is of another run, or the loss is not finite.
     """
+    optimizer = _optimizer(encoder, cfg)
+    start = resume(cfg, output, ("base", "from_base"), encoder=encoder, optimizer=optimizer)
 
     def losses(step: int) -> dict[str, Tensor]:
         generator = Generator().manual_seed(cfg.seed * 1_000_003 + step)
@@ -161,7 +160,7 @@ def train(
     train_steps(
         "image encoder",
         cfg,
-        Path(cfg.output),
+        output,
         start,
         losses=losses,
         optimizer=optimizer,

@@ -89,13 +89,7 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
     surroundings = ObjectBank(cfg.compositions.bank).surroundings()
     words = Words(base, images["train"], cfg.farthest, surroundings)
     start_heads(heads, images["train"], words.all, cfg.seed, cfg.sharpness)
-    optimizer = torch.optim.AdamW(
-        [{"params": heads.head_weights()}, {"params": heads.text_weights()}],
-        lr=cfg.lr,
-        weight_decay=0.0,
-    )
-    start = resume(cfg, output, ("base", "image_encoder"), heads=heads, optimizer=optimizer)
-    train(cfg, heads, optimizer, images, words, start)
+    train(cfg, heads, images, words, output)
     save_base_with(heads, output / RESULT)
     write_image(output / SHEET, sheet(heads, images["test"]))
     scores = validate(heads, images["test"], words)
@@ -106,16 +100,21 @@ def train_and_save(cfg: WordAttentionConfig, output: Path) -> None:
 def train(
     cfg: WordAttentionConfig,
     heads: WordHeads,
-    optimizer: torch.optim.Optimizer,
     images: dict[str, Images],
     words: Words,
-    start: int,
+    output: Path,
 ) -> None:
-    """Trains in place, with checkpoints and a log in the output folder.
+    """Trains in place, from the checkpoint if there is one; checkpoint and log are in `output`.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the checkpoint is of another run, or the loss is not finite.
     """
+    optimizer = torch.optim.AdamW(
+        [{"params": heads.head_weights()}, {"params": heads.text_weights()}],
+        lr=cfg.lr,
+        weight_decay=0.0,
+    )
+    start = resume(cfg, output, ("base", "image_encoder"), heads=heads, optimizer=optimizer)
 
     def rates(step: int) -> tuple[float, float]:
         share = warm_cosine(step, cfg.warmup, cfg.steps)
@@ -124,7 +123,7 @@ def train(
     train_steps(
         "word heads",
         cfg,
-        Path(cfg.output),
+        output,
         start,
         losses=lambda step: _losses(cfg, heads, images["train"], words, step),
         optimizer=optimizer,

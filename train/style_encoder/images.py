@@ -190,7 +190,7 @@ def hold_out(
     return training, [i for i, picture in enumerate(pictures) if picture.content in held]
 
 
-def load_bank(pictures: Sequence[StylePicture], size: int, cache: Path) -> np.ndarray:
+def load_pixels(pictures: Sequence[StylePicture], size: int, cache: Path) -> np.ndarray:
     """All images as the tower sees them, read once into a file that is mapped into memory.
 
     Args:
@@ -213,13 +213,13 @@ def load_bank(pictures: Sequence[StylePicture], size: int, cache: Path) -> np.nd
         for old in cache.parent.glob(f"{cache.stem}-*.npy"):
             old.unlink()
         with atomic_write(path) as temporary:
-            bank = np.lib.format.open_memmap(
+            pixels = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.uint8, shape=(len(pictures), 3, size, size)
             )
             for i, picture in enumerate(tqdm(pictures, "reading pictures", unit="picture")):
                 seen = resize(picture.read()[None], (size, size))[0]
-                bank[i] = (seen * 255).round().to(torch.uint8).numpy()
-            bank.flush()
+                pixels[i] = (seen * 255).round().to(torch.uint8).numpy()
+            pixels.flush()
     return np.load(path, mmap_mode="r")
 
 

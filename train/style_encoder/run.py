@@ -46,7 +46,7 @@ from train.style_encoder.images import (
     StylePicture,
     draw_pairs,
     hold_out,
-    load_bank,
+    load_pixels,
     read_style_pictures,
     styles_of,
 )
@@ -60,20 +60,20 @@ class StyleData:
 
     Attributes:
         pictures: P of them.
-        bank: uint8 [P,3,S,S].
+        pixels: uint8 [P,3,S,S].
         labels: long [P].
         training, held_out: positions.
     """
 
     pictures: Sequence[StylePicture]
-    bank: np.ndarray
+    pixels: np.ndarray
     labels: Tensor
     training: list[int]
     held_out: list[int]
 
     def images(self, positions: Sequence[int]) -> Tensor:
         """[B,3,S,S] in [0,1]."""
-        return torch.from_numpy(np.stack([self.bank[i] for i in positions])).float() / 255
+        return torch.from_numpy(np.stack([self.pixels[i] for i in positions])).float() / 255
 
 
 @command
@@ -91,10 +91,10 @@ def train(cfg: StyleEncoderConfig, output: Path) -> None:
     encoder = build_encoder(cfg, styles_of(pictures)).to(device)
     optimizer = make_optimizer(encoder, cfg)
     start = resume(cfg, output, encoder=encoder, optimizer=optimizer)
-    bank = load_bank(pictures, encoder.image_size, output / "pictures.npy")
+    pixels = load_pixels(pictures, encoder.image_size, output / "pictures.npy")
     styles = styles_of(pictures)
     labels = torch.tensor([styles.index(picture.style) for picture in pictures])
-    data = StyleData(pictures, bank, labels, training, held_out)
+    data = StyleData(pictures, pixels, labels, training, held_out)
     scores = train_encoder(cfg, encoder, optimizer, data, start)
     save_style_encoder(output / FOLDER, encoder)
     write_json(output / FOLDER / "scores.json", scores)

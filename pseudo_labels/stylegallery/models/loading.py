@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,11 @@ from pseudo_labels.stylegallery.config import FlowConfig
 from pseudo_labels.stylegallery.models.base import RANDOM, GalleryModel
 from pseudo_labels.stylegallery.models.stable_diffusion import StableDiffusion, random_model
 from regionroute.diffusion.families import EXAMPLES, PIPELINES
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import file_hash, is_hub_id, settings_hash
 from regionroute.hub_names import hub_arguments, hub_commit, split_revision, used_name
 from regionroute.models.embedded import NAMES, nano_folder
+from regionroute.pretrained import check_complete, load_errors
 
 if TYPE_CHECKING:
     from pseudo_labels.stylegallery.models.flow import FlowModel
@@ -133,57 +133,33 @@ def _read_parts(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, 
     """Parts, ᾱ, first timestep, and the name with the commit of all of them."""
     import diffusers
     import transformers
-    from safetensors import SafetensorError
 
-    from regionroute.models.loading import quiet
-
-    local = _check_source(name)
+    _check_source(name)
     parts: dict[str, Any] = {}
-    try:
-        with quiet() if local else contextlib.nullcontext():
-            used = used_name(name, hub_commit(name, _INDEX))
-            source, where = hub_arguments(used)
-            scheduler = diffusers.DDIMScheduler.from_pretrained(
-                source, subfolder="scheduler", **where
+    with load_errors(f"--model {name}", name, "a Stable Diffusion"):
+        used = used_name(name, hub_commit(name, _INDEX))
+        source, where = hub_arguments(used)
+        scheduler = diffusers.DDIMScheduler.from_pretrained(source, subfolder="scheduler", **where)
+        for part, kind in _PARTS.items():
+            library = diffusers if hasattr(diffusers, kind) else transformers
+            options = {"subfolder": part, **where}
+            if part in ("unet", "vae"):
+                options |= {"use_safetensors": True, "variant": _variant(name, part)}
+                options["dtype"] = dtype if part == "unet" else torch.float32
+            if part == "tokenizer":
+                parts[part] = getattr(library, kind).from_pretrained(source, **options)
+                continue
+            parts[part], report = getattr(library, kind).from_pretrained(
+                source, output_loading_info=True, **options
             )
-            for part, kind in _PARTS.items():
-                library = diffusers if hasattr(diffusers, kind) else transformers
-                options = dict(where)
-                if part in ("unet", "vae"):
-                    options |= {"use_safetensors": True, "variant": _variant(name, part)}
-                    options["dtype"] = dtype if part == "unet" else torch.float32
-                if part != "tokenizer":
-                    options["output_loading_info"] = True
-                found = getattr(library, kind).from_pretrained(source, subfolder=part, **options)
-                parts[part] = found if part == "tokenizer" else _complete(name, part, *found)
-    # What the libraries raise for files that are missing, damaged or of another kind.
-    except UserError:
-        raise
-    except (
-        OSError, SafetensorError, ValueError, RuntimeError, LookupError, TypeError, AttributeError
-    ) as error:  # fmt: skip
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        problem = (
-            "a part of this Stable Diffusion folder is missing or damaged, copy it again"
-            if local
-            else "the hub cannot be reached or has no such model: download it and give its folder"
-        )
-        raise UserError(f"--model {name}: {problem} ({reason})") from error
+            check_complete(f"--model {name}, {part}", report)
     _check_family(name, parts, scheduler)
     alphas = scheduler.alphas_cumprod.double()
     return parts, alphas, int(scheduler.config.get("steps_offset", 0)), used
 
 
-def _complete(name: str, part: str, network: Any, report: dict[str, Any]) -> Any:
-    """Refuse a network with missing weights: the libraries fill them with random numbers."""
-    if report["missing_keys"]:
-        first = min(report["missing_keys"])
-        raise UserError(f"--model {name}: the weights of {part} lack {first}; copy them again")
-    return network
-
-
-def _check_source(name: str) -> bool:
-    """Whether a name is a local folder, whose index names the right family."""
+def _check_source(name: str) -> None:
+    """Refuse what is neither a hub id nor the folder of a known family."""
     path = Path(name).expanduser()
     if not path.is_dir():
         if path.exists() or not is_hub_id(split_revision(name)[0]):
@@ -192,7 +168,7 @@ def _check_source(name: str) -> bool:
                 f"{' or '.join(PIPELINES)}, a hub id such as {DEFAULT} or {EXAMPLES[0]}, or "
                 f"{' or '.join(NAMES)}"
             )
-        return False
+        return
     index = path / _INDEX
     if not index.is_file():
         raise UserError(f"--model {name}: no model_index.json here, copy the whole folder")
@@ -208,7 +184,6 @@ def _check_source(name: str) -> bool:
     vocabulary = [path / "tokenizer" / file for file in ("tokenizer.json", "vocab.json")]
     if not any(file.is_file() for file in vocabulary):  # transformers would create one
         raise UserError(f"--model {name}: its tokenizer is missing, copy the whole folder")
-    return True
 
 
 def _check_family(name: str, parts: dict[str, Any], scheduler: Any) -> None:
@@ -260,5 +235,6 @@ def _merge_lora(unet: Any, lora: str) -> None:
         unet.unload_lora()
     # safetensors, peft and diffusers each have their own.
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--lora {lora}: this LoRA does not fit the model ({reason})") from error
+        raise UserError(
+            f"--lora {lora}: this LoRA does not fit the model ({first_line(error)})"
+        ) from error

@@ -27,21 +27,13 @@ class RandomParts:
     scheduler: Any
 
 
-def random_parts(seed: int = 0, widths: tuple[int, ...] = RANDOM_WIDTHS) -> RandomParts:
-    """Build the parts; equal seeds give equal weights.
-
-    Args:
-        seed: seed of the weights.
-        widths: channels of the UNet's four stages.
-
-    Returns:
-        The parts.
-    """
+def random_parts() -> RandomParts:
+    """Build the parts; the weights are the same each time."""
     from diffusers import DDIMScheduler
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet, vae = random_unet(widths), _vae()
+        torch.manual_seed(0)
+        unet, vae = random_unet(), _vae()
         text = torch.randn(1, 8, TEXT_WIDTH)
     return RandomParts(unet, vae, text, DDIMScheduler(**scheduler_settings()))
 
@@ -58,10 +50,8 @@ def scheduler_settings() -> dict[str, Any]:
     }
 
 
-def random_unet(
-    widths: tuple[int, ...] = RANDOM_WIDTHS, heads: int = 4, text_width: int = TEXT_WIDTH
-) -> Any:
-    """A random UNet with the layers of Stable Diffusion 1.5."""
+def random_unet(widths: tuple[int, ...] = RANDOM_WIDTHS, heads: int = 4) -> Any:
+    """A random UNet with the layers of Stable Diffusion 1.5; `widths`: channels of its stages."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -69,7 +59,7 @@ def random_unet(
         layers_per_block=2,
         in_channels=4,
         out_channels=4,
-        cross_attention_dim=text_width,
+        cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=heads,
         norm_num_groups=8,
         sample_size=64,

@@ -166,27 +166,23 @@ def ddim_move(latents: Tensor, noise: Tensor, alpha: float, target_alpha: float)
     return clean + (1 - target_alpha) ** 0.5 * noise
 
 
-def random_model(
-    seed: int = 0, device: torch.device | None = None, widths: tuple[int, ...] = RANDOM_WIDTHS
-) -> StableDiffusion:
+def random_model(device: torch.device | None = None) -> StableDiffusion:
     """A model with as many layers as Stable Diffusion 1.5, but narrow ones and random weights.
 
     Args:
-        seed: seed of the weights.
         device: where the model runs, None for the CPU.
-        widths: channels of the UNet's four stages.
 
     Returns:
         The model, with `random` set.
     """
-    parts = random_parts(seed, widths)
+    parts = random_parts()
     return StableDiffusion(
         parts.unet,
         parts.vae,
         parts.text,
         parts.scheduler.alphas_cumprod.double(),
         parts.scheduler.config.steps_offset,
-        settings_hash(["random", seed, widths]),
+        settings_hash(["random", RANDOM_WIDTHS]),
         device or torch.device("cpu"),
         random=True,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pseudo_labels.stylemamba.bank.config import BankConfig
 from pseudo_labels.stylemamba.bank.painter import StylePainter
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import atomic_write, read_json, write_json
 
 FACTS_FILE, WEIGHTS_FILE = "bank.json", "painter.safetensors"
@@ -79,7 +79,8 @@ def load_bank(folder: str | Path) -> StyleBank:
         state = load_file(folder / WEIGHTS_FILE)
         painter.load_state_dict({name: value.float() for name, value in state.items()})
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{folder}: this bank is damaged, copy it again ({reason})") from error
+        raise UserError(
+            f"{folder}: this bank is damaged, copy it again ({first_line(error)})"
+        ) from error
     styles = [(name, tuple(words)) for name, words in facts.styles.items()]
     return StyleBank(painter.eval().requires_grad_(False), styles, facts.settings)

@@ -9,7 +9,7 @@ pairs by name), ``steps``, ``averaged`` (decay, if the weights are a moving aver
 ``config``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from regionroute.adapters.files.registry import REGISTRY_FILE, ExpertRegistry, read_registry
 from regionroute.errors import UserError
 from regionroute.files import atomic_write, read_json, write_json
+from regionroute.markdown import table
 
 CARD_FILE = "README.md"
 BESIDE_FILE = "README.regionroute.md"  # where another README.md is in the way
@@ -122,12 +123,12 @@ def _introduction(registry: ExpertRegistry) -> str:
 
 def _styles(registry: ExpertRegistry) -> str:
     if registry.learned:
-        return _table(("expert", "file"), [(e.style, f"`{e.file}`") for e in registry.experts])
+        return table(("expert", "file"), [(e.style, f"`{e.file}`") for e in registry.experts])
     rows = [
         (style.name, style.words, f"`{entry.file}`")
         for style, entry in zip(registry.styles, registry.experts, strict=True)
     ]
-    return _table(("style", "phrase in the prompt", "file"), rows)
+    return table(("style", "phrase in the prompt", "file"), rows)
 
 
 def _loading(registry: ExpertRegistry) -> str:
@@ -190,7 +191,7 @@ def _slices(registry: ExpertRegistry) -> str:
     scores = {name: dict(_numbers(values, f"slices.{name}")) for name, values in slices.items()}
     heads = dict.fromkeys(head for values in scores.values() for head in values)
     rows = [(name, *(values.get(head, "") for head in heads)) for name, values in scores.items()]
-    return "## Scores by slice\n\n" + _table(("slice", *heads), rows) if rows else ""
+    return "## Scores by slice\n\n" + table(("slice", *heads), rows) if rows else ""
 
 
 def _settings(registry: ExpertRegistry) -> str:
@@ -208,7 +209,7 @@ def _settings(registry: ExpertRegistry) -> str:
         ("style embedding", router.style_dim if router else None),
     ]
     rows += [(f"data: {name}", value) for name, value in registry.facts("data").items()]
-    return "## Training\n\n" + _table(
+    return "## Training\n\n" + table(
         ("", ""), [(name, str(value)) for name, value in rows if value is not None]
     )
 
@@ -218,9 +219,9 @@ def _measured(registry: ExpertRegistry) -> str:
     metrics = _numbers(registry.facts("metrics"), "metrics")
     lines = ["## Measured", ""]
     if losses:
-        lines += [_table(("at the end of training", "mean"), losses), ""]
+        lines += [table(("at the end of training", "mean"), losses), ""]
     if metrics:
-        lines.append(_table(("score", "mean (95% interval)"), metrics))
+        lines.append(table(("score", "mean (95% interval)"), metrics))
     else:
         lines.append(
             "Edits with these experts have not been scored. `regionroute score` scores edits; "
@@ -260,13 +261,6 @@ def _configuration(registry: ExpertRegistry) -> str:
         return ""
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     return f"<details><summary>Configuration</summary>\n\n```yaml\n{text}```\n\n</details>"
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in x) + " |" for x in lines
-    )
 
 
 def _quoted(text: str) -> str:

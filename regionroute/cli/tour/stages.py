@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from regionroute.cli.options import check_least
 from regionroute.errors import Parser, UserError
 from regionroute.files import check_output_folder, file_hash, read_json, write_json
 from regionroute.folders import remove_folder
@@ -170,10 +171,7 @@ def check_arguments(args: argparse.Namespace, least: Mapping[str, int]) -> None:
     Raises:
         UserError: there is one.
     """
-    for name, number in least.items():
-        value = getattr(args, name)
-        if value is not None and value < number:
-            raise UserError(f"--{name} {value}: must be at least {number}")
+    check_least(args, least)
     try:
         check_output_folder(args.out)
     except UserError as error:

@@ -10,7 +10,7 @@ import gradio as gr
 from regionroute.errors import UserError
 from regionroute.studio.engine import Engine
 from regionroute.studio.page.components import reported
-from regionroute.studio.samples import ANY, PAGE, SHOWN, DataSet, Filter, data_sets, open_data_set
+from regionroute.studio.samples import ANY, PAGE, STATES, DataSet, Filter, data_sets, open_data_set
 from regionroute.studio.views import message
 
 HELP = "Excluded samples are left out when `regionroute label` is run again on the folder."
@@ -32,7 +32,7 @@ def data_tab(engine: Engine) -> None:
             gr.Dropdown([ANY], value=ANY, label=label, min_width=130)
             for label in ("Object", "Style", "Split")
         ]
-        filters.append(gr.Dropdown(list(SHOWN), value=ANY, label="Show", min_width=130))
+        filters.append(gr.Dropdown(list(STATES), value=ANY, label="Show", min_width=130))
         page = gr.Slider(1, 2, 1, step=1, label="Page", min_width=160, interactive=True)
     gallery = gr.Gallery(
         label="Targets; choose one to look at it", columns=6, allow_preview=False,

@@ -6,7 +6,7 @@ from eval import rses
 from eval.batches import make_batch
 from eval.edits import Edit
 from eval.encoders import networks
-from eval.encoders.networks import REMEDIES, Networks, load_networks, parse_places
+from eval.encoders.networks import REMEDIES, Networks, ScoreNetworks, load_networks, parse_places
 from eval.metrics import CATALOGUE, GROUPS
 from eval.metrics.build import build_metrics
 from eval.metrics.choice import SET_METRICS, choose_metrics, needs_of
@@ -41,7 +41,7 @@ def test_every_need_has_a_remedy_and_every_group_a_metric():
 
 def test_nothing_is_loaded_that_is_not_needed(monkeypatch):
     monkeypatch.setattr(networks, "load_clip", lambda *_: pytest.fail("CLIP was loaded"))
-    found = load_networks({"vgg"}, {}, clip="somewhere")
+    found = load_networks(ScoreNetworks(clip="somewhere"), {"vgg"})
     assert found == Networks()
     assert found.lacks(("map",)) is None
     assert found.lacks(("map", "clip")) == "clip"
@@ -150,7 +150,8 @@ def test_vgg_metrics_know_an_edit_from_its_source(batch, assets, tmp_path):
     write_image(tmp_path / "pixel-art.png", batch.output[0])
     write_image(tmp_path / "line-art.png", batch.output[2])
     place = {"vgg": str(assets / "weights" / "lpips")}
-    found = load_networks({"vgg", "styles"}, place, style_images=str(tmp_path))
+    given = ScoreNetworks(encoders=place, style_images=str(tmp_path))
+    found = load_networks(given, {"vgg", "styles"})
     metrics = build_metrics(found, ["gram", "style_match", "vgg_content", "ssim"], "image")
     values = {metric.name: metric(batch) for metric in metrics}
     # The first edit is (up to eight bits) its style's image.

@@ -7,8 +7,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pseudo_labels.stylegallery.models.random_sd import TEXT_WIDTH, random_parts
 from pseudo_labels.stylegallery.models.stable_diffusion import random_model
-from regionroute.models.loading import quiet
 from regionroute.models.tokenizers import build_clip_tokenizer
+from regionroute.pretrained import quiet
 
 
 @pytest.fixture(scope="session")

@@ -169,8 +169,6 @@ def test_a_styles_file(pictures, disc, tmp_path):
     stylizer.load()
     styled = stylizer.stylize(pictures[0], StyleSpec("mine"), mask=disc)
     assert torch.equal(styled[:, :10], pictures[0][:, :10])
-    batch = stylizer.stylize(pictures[0][None], StyleSpec("mine"), mask=disc[None])
-    assert torch.equal(batch[0], styled)
     other = AttentionEnergyStylizer.build(
         references=str(tmp_path / "refs"),
         model="random",

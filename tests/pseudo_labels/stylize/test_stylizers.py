@@ -53,12 +53,6 @@ def test_every_style_changes_the_picture_visibly(stylizer):
     assert (stylizer.stylize(content, SPEC) - content).abs().mean() > 0.05
 
 
-def test_a_batch_is_its_pictures(stylizer):
-    batch = torch.stack([picture(48, 48), picture(48, 48).flip(-1)])
-    both = stylizer.stylize(batch, SPEC)
-    assert torch.equal(both[1], stylizer.stylize(batch[1], SPEC))
-
-
 def test_a_stylizer_goes_to_another_process(stylizer):
     other = pickle.loads(pickle.dumps(stylizer))
     content = picture(40, 40)

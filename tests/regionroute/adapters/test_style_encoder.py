@@ -141,7 +141,7 @@ def test_a_damaged_encoder_is_refused_by_the_name_of_its_file(saved):
         ),
         ("head.safetensors", lambda p: p.write_bytes(b"nothing"), "this file is damaged"),
         ("head.safetensors", lambda p: p.unlink(), "head.safetensors: this file is missing"),
-        ("tower/model.safetensors", lambda p: p.unlink(), "no such folder|it cannot be loaded"),
+        ("tower/model.safetensors", lambda p: p.unlink(), "tower: cannot be loaded"),
     ]:
         save_style_encoder(saved, build())
         spoil(saved / name)

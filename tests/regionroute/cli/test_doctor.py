@@ -1,5 +1,6 @@
 """`regionroute doctor` tells what works, and fails when something necessary does not."""
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -80,6 +81,14 @@ def test_weights_are_looked_for_where_the_score_looks(tmp_path, monkeypatch):
     assert str(tmp_path) in finding.detail
     (tmp_path / "alexnet.pth").touch()
     assert next(doctor.check_weights()).state == "ok"
+
+
+@pytest.mark.parametrize("answer", [None, huggingface_hub.file_download._CACHED_NO_EXIST])
+def test_a_clip_that_the_hub_cache_lacks_is_not_ok(answer, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: answer)
+    *_, finding = doctor.check_weights()
+    assert finding.state == "note"
+    assert "not in the hub cache" in finding.detail
 
 
 def test_low_disk_is_told(tmp_path, monkeypatch):

@@ -3,8 +3,9 @@
 import pytest
 from diffusers import Flux2KleinPipeline
 
-from regionroute.models.loading import load_base, quiet
+from regionroute.models.loading import load_base
 from regionroute.models.tiny_klein import build_tiny_klein
+from regionroute.pretrained import quiet
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ DAMAGES = [
     (lambda base: (base / "tokenizer/tokenizer.json").write_text("{"), "damaged"),
     (lambda base: (base / "text_encoder/model.safetensors").unlink(), "text_encoder has no weigh"),
     (lambda base: (base / "transformer/config.json").write_text("[]"), "damaged"),
-    (drop_statistics, "the weights of vae lack bn.running_var"),
+    (drop_statistics, "vae: its weights lack bn.running_var"),
     (
         lambda base: (base / "regionroute.json").write_text('{"max_text_length": 900}'),
         "at most 512",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from regionroute.attention.row_cache import RowCache, stored_bytes
+from regionroute.attention.row_cache import RowCache, row_cache_bytes
 from regionroute.diffusion.flow import predict_velocity
 from regionroute.editing import sampler as sampler_module
 from regionroute.editing import sparse as sparse_module
@@ -239,7 +239,7 @@ def test_rows_that_do_not_fit_are_not_stored(editor, monkeypatch, caplog):
     monkeypatch.setattr(sparse_module, "MIN_TOKENS", 16)
     request = EditRequest("dog", "pixel-art", regions=(half(),))
     [dense] = edits(editor, [request], sparse=False)
-    needed = stored_bytes(editor.backbone.transformer.config, all_tokens(editor), 4)
+    needed = row_cache_bytes(editor.backbone.transformer.config, all_tokens(editor), 4)
     monkeypatch.setattr(sparse_module, "free_bytes", lambda _: needed / LIMIT)
     [result] = results(editor, [request])
     assert result.settings["sparse"] is True
@@ -257,7 +257,7 @@ def test_rows_that_do_not_fit_are_not_stored(editor, monkeypatch, caplog):
 def test_a_batch_that_does_not_fit_is_done_in_parts(editor, monkeypatch):
     requests = [EditRequest("dog", "pixel-art", regions=(half(),), seed=i) for i in range(3)]
     together = edits(editor, requests, sparse=True)
-    needed = stored_bytes(editor.backbone.transformer.config, all_tokens(editor), 4)
+    needed = row_cache_bytes(editor.backbone.transformer.config, all_tokens(editor), 4)
     monkeypatch.setattr(sparse_module, "free_bytes", lambda _: 2.5 * needed / LIMIT)
     in_parts = results(editor, requests, sparse=True)
     for one, part in zip(together, in_parts, strict=True):
@@ -291,7 +291,7 @@ def test_what_is_stored_is_what_was_estimated(editor, monkeypatch):
     monkeypatch.setattr(sparse_module, "RowCache", lambda: caches.append(RowCache()) or caches[-1])
     edits(editor, [EditRequest("dog", "pixel-art", regions=(half(),))], sparse=True)
     config = editor.backbone.transformer.config
-    assert sum(cache.nbytes for cache in caches) == stored_bytes(config, all_tokens(editor), 4)
+    assert sum(cache.nbytes for cache in caches) == row_cache_bytes(config, all_tokens(editor), 4)
 
 
 def test_the_tokens_of_a_region():

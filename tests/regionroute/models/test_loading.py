@@ -168,7 +168,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
         lambda base: (base / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99),
         "damaged",
     ),
-    (drop_a_weight, "text_encoder_2 lack encoder.final_layer_norm.weight"),
+    (drop_a_weight, "text_encoder_2: its weights lack encoder.final_layer_norm.weight"),
     (lambda base: shutil.rmtree(base / "tokenizer_2"), "tokenizer_2 has no tokenizer.json"),
     (lambda base: (base / "tokenizer_2/tokenizer.json").write_text("{"), "damaged"),
     (lambda base: (base / "tokenizer/tokenizer.json").write_text("{}"), "damaged"),

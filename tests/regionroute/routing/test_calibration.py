@@ -72,9 +72,9 @@ def test_an_interval_covers_the_mean_and_shrinks_with_more_pictures():
 @pytest.mark.parametrize("count", [1, 2, 79, 3000])
 def test_the_interval_is_the_percentile_bootstrap_written_out(count):
     values = np.random.default_rng(3).random(count)
-    draws = np.random.default_rng(7).integers(0, count, (2000, count))
+    draws = np.random.default_rng(0).integers(0, count, (2000, count))
     low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    found = estimate(values, seed=7)
+    found = estimate(values)
     assert (found.mean, found.low, found.high) == pytest.approx((values.mean(), low, high), 1e-12)
 
 

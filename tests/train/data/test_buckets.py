@@ -23,7 +23,8 @@ from regionroute.diffusion.latents import mask_to_grid, pack
 from regionroute.editing.editor import Editor
 from regionroute.editing.request import EditRequest
 from regionroute.models.backbone import Backbone
-from regionroute.models.loading import load_base, quiet
+from regionroute.models.loading import load_base
+from regionroute.pretrained import quiet
 from train.data.cache import Cache
 from train.data.dataset import TrainingData
 from train.data.encode import Encoder

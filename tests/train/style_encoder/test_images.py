@@ -10,7 +10,7 @@ from train.style_encoder.images import (
     StylePicture,
     draw_pairs,
     hold_out,
-    load_bank,
+    load_pixels,
     only_styles,
     read_style_pictures,
     styles_of,
@@ -88,16 +88,16 @@ def test_what_is_kept_aside_shows_other_things(styles):
 
 def test_the_bank_is_read_once_and_again_when_a_picture_changes(styles, tmp_path):
     pictures = read_style_pictures(styles)
-    bank = load_bank(pictures, 4, tmp_path / "bank.npy")
+    bank = load_pixels(pictures, 4, tmp_path / "bank.npy")
     assert bank.shape == (6, 3, 4, 4)
     assert bank[1].max() == round(255 * 0.1)
     [file] = tmp_path.glob("bank-*.npy")
     write_image(styles / "ink/b.png", torch.ones(3, 9, 9))
-    assert load_bank(read_style_pictures(styles), 4, tmp_path / "bank.npy")[1].min() == 255
+    assert load_pixels(read_style_pictures(styles), 4, tmp_path / "bank.npy")[1].min() == 255
     assert not file.exists()
     (styles / "oil" / "a.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"a\.png"):
-        load_bank(read_style_pictures(styles), 4, tmp_path / "bank.npy")
+        load_pixels(read_style_pictures(styles), 4, tmp_path / "bank.npy")
 
 
 def test_a_pair_shares_its_style_and_never_its_content(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from regionroute.errors import UserError
+from regionroute.errors import UserError, first_line
 from regionroute.files import atomic_write
 from regionroute.models.image_encoder import ImageEncoder
 
@@ -43,9 +43,8 @@ def load_image_encoder(path: str | Path, setting: str = "codec.image_encoder") -
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{setting}: not a network of train/pretrain/train_image_encoder.py ({reason}), "
-            "give another file"
+            f"{setting}: not a network of train/pretrain/train_image_encoder.py "
+            f"({first_line(error)}), give another file"
         ) from error
     return network.eval().requires_grad_(False)
