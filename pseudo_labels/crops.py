@@ -1,6 +1,7 @@
 """Crops of a photo: more to train on where photos are few."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from torch import Generator, Tensor
 
 from pseudo_labels.segment import Segment, resize_mask
 from regionroute.data.images import from_pil, to_pil
+from regionroute.errors import UserError
 from regionroute.files import text_hash
 
 SMALLEST = 0.3  # side of a crop, as a share of the photo's shorter side
@@ -30,11 +32,11 @@ def crops(
     Yields:
         Each crop with the objects in it; their masks have its size.
     """
-    if not segments:
-        return
     image = _shrunk(image, size)
     height, width = image.shape[-2:]
-    segments = [replace(s, mask=resize_mask(s.mask, (height, width))) for s in segments]
+    segments = list(_resized(segments, (height, width)))
+    if not segments:
+        return
     draw = Generator().manual_seed(int(text_hash(name)[:15], 16))
     for number in range(count):
         y, x, side = _window(height, width, size, segments[number % len(segments)], draw)
@@ -48,6 +50,13 @@ def crops(
             if mask.any()
         ]
         yield part.contiguous(), found
+
+
+def _resized(segments: Sequence[Segment], size: tuple[int, int]) -> Iterator[Segment]:
+    """The objects at the photo's size (height, width), without those of which nothing is left."""
+    for segment in segments:
+        with suppress(UserError):
+            yield replace(segment, mask=resize_mask(segment.mask, size))
 
 
 def _shrunk(image: Tensor, size: int) -> Tensor:

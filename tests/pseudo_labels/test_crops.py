@@ -64,6 +64,16 @@ def test_large_photos_are_shrunk_first(scene):
     assert max(sides) <= round(32 / SMALLEST)
 
 
+def test_an_object_that_is_too_small_for_the_photo_is_passed_over(scene):
+    """The photo's own pairs refuse it; the other objects have crops all the same."""
+    image, segments = scene
+    speck = torch.zeros(1, 4000, 4000)
+    speck[0, 1, 1] = 1
+    drawn = list(crops(image, [Segment("speck", speck), segments[0]], 3, 32, "a"))
+    assert [segment.word for _, found in drawn for segment in found] == [segments[0].word] * 3
+    assert list(crops(image, [Segment("speck", speck)], 3, 32, "a")) == []
+
+
 def test_they_are_trained_on_and_never_tested_on(photos, tmp_path, snapshot):
     def made(settings, share=0.5):
         label(

@@ -1,5 +1,6 @@
 """``experts.json``: which experts a folder holds, what they are and what they fit."""
 
+import difflib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from regionroute.adapters.routers import Router, SimilarityRouter, StyleIdRouter
 from regionroute.data.manifest import StyleSpec
-from regionroute.errors import UserError, nearest
+from regionroute.errors import UserError
 from regionroute.files import read_json
 
 REGISTRY_FILE = "experts.json"
@@ -151,9 +152,11 @@ class ExpertRegistry(BaseModel):
             for i, text in enumerate(texts):
                 if text.casefold() == wanted:
                     return i
+        names = {name.casefold(): name for name in known}
+        near = difflib.get_close_matches(wanted, names, n=1)
+        hint = f', the nearest is "{names[near[0]]}"' if near else ""
         raise UserError(
-            f'there is no expert for style "{style}", the nearest is "{nearest(style, known)}" '
-            f"(known: {', '.join(known)}); "
+            f'there is no expert for style "{style}"{hint} (known: {", ".join(known)}); '
             "name the folder of experts that have it (--experts), or make one with "
             "`regionroute teach`"
         )

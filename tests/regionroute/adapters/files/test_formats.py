@@ -249,7 +249,7 @@ def test_what_would_be_ignored_is_refused(make_flux, tmp_path):
 
 def test_mistakes(experts, tmp_path):
     _, folder = experts
-    with pytest.raises(UserError, match=r'style "wacks".* .known: ink, oil paint, wax'):
+    with pytest.raises(UserError, match=r'no expert for style "wacks" .known: ink, oil paint, wax'):
         read_blend(folder, {"wacks": 1.0})
     lora = read_blend(folder, {"ink": 1.0})
     with pytest.raises(UserError, match='no format "a1111", known: diffusers, peft, comfyui'):
