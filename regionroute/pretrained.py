@@ -86,17 +86,22 @@ def load_errors(label: str, name: str, what: str, hub_remedy: str = HUB_REMEDY) 
 
 
 def check_complete(label: str, report: Mapping[str, Any]) -> None:
-    """Refuses a network with missing weights: both libraries fill them with random numbers.
+    """Refuses a network whose weights are missing or of other shapes.
+
+    Both libraries fill these with random numbers.
 
     Args:
         label: names the network in messages.
         report: what ``from_pretrained`` tells with ``output_loading_info``.
 
     Raises:
-        UserError: a weight is missing.
+        UserError: there is one.
     """
-    if report["missing_keys"]:
-        first = min(report["missing_keys"])
+    # Of other shapes: names, or tuples that begin with them.
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    lacking = [*report["missing_keys"], *mismatched]
+    if lacking:
+        first = min(lacking)
         raise UserError(f"{label}: its weights lack {first}, copy them again")
 
 
