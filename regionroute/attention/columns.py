@@ -15,8 +15,6 @@ from regionroute.attention.dispatch import choose_backend, flex_attention
 from regionroute.attention.kernels import fused_attention
 from regionroute.config.choices import Backend
 
-# Which keys share the softmax: all (`attend`), the text's, or the phrase's own (`attend_among`).
-
 # Logits [B,H,rows,N] that "dense" holds at a time: 256 MB in fp32.
 _CHUNK_ELEMENTS = 2**26
 

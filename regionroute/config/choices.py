@@ -21,6 +21,7 @@ QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 
 Backend = Literal["auto", "cpu", "flash", "efficient", "cudnn", "xformers", "flex", "dense"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+# Which keys share the softmax: all, those of the text, or those of the phrase.
 Norm = Literal["full", "text", "selected"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 FocusInput = Literal["ratio", "prob"]

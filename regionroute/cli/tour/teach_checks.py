@@ -19,7 +19,6 @@ WRITTEN = (
     STYLE_FILE, LABELS_FILE, "pairs", "run", "experts", "edits", "scores", "report.html",
 )  # fmt: skip
 FEWEST = 6  # photos, so that there is one to test and a few to train on
-MANY = 100  # photos, not all of which will be copies of each other
 GENERIC = "object"
 
 
@@ -69,7 +68,7 @@ def _check_photos(args: argparse.Namespace, photos: Path) -> int:
         lone = [photo for photo in found if photo.stem not in styled]
         problem = f"{args.after} has none named {lone[0].stem}" if lone else problem
         found = [photo for photo in found if photo.stem in styled]
-    several = len({file_hash(photo) for photo in found}) if len(found) < MANY else len(found)
+    several = len({file_hash(photo) for photo in found})
     if several < FEWEST:
         labels, hint = photos / LABELS_FILE, f"; not used: {problem}" if problem else ""
         raise UserError(
