@@ -19,6 +19,7 @@ from regionroute.config.run import SIMILARITY_EXPERTS, save_config
 from regionroute.data.shards import manifest_file
 from regionroute.errors import UserError
 from regionroute.files import text_hash
+from regionroute.models.bundled import experts_folder
 from train.data.cache import Cache
 from train.data.caching import hash_files, provide
 from train.data.dataset import TrainingData, seeded
@@ -127,7 +128,7 @@ def _read(
 def _first_experts(config: RunConfig, inputs: Inputs) -> str:
     """Say which styles start from `experts.init_from`, whose folder is checked."""
     assert config.experts.init_from is not None
-    start, own = Path(config.experts.init_from), Path(config.output) / "experts"
+    start, own = experts_folder(config.experts.init_from), Path(config.output) / "experts"
     if start.resolve() == own.resolve():
         raise UserError(
             f"experts.init_from={start}: this run would overwrite these experts, set another output"
@@ -135,6 +136,8 @@ def _first_experts(config: RunConfig, inputs: Inputs) -> str:
     styles = [style.name for style in inputs.selection.styles]
     found = finished_experts(config.experts, inputs.backbone.fingerprint, styles)
     read_experts(start, found, found.experts)  # for its errors, before anything is encoded
+    if config.experts.init_with == "mean":
+        return f"every style starts from the mean of the {len(found.experts)} experts in {start}"
     known = [entry.style for entry in found.experts]
     new = [name for name in styles if name not in known]
     said = f"{', '.join(known)} start from {start}"

@@ -1,4 +1,4 @@
-"""Training that starts from finished experts, one per style (`experts.init_from`)."""
+"""Training that starts from finished experts (`experts.init_from`): each style's own, or a mean."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from regionroute.adapters.files.export import (
     load_expert_state_dict,
     read_expert,
 )
+from regionroute.adapters.files.lora_file import PREFIX
 from regionroute.adapters.files.router_file import load_router_state_dict, read_router
 from regionroute.errors import UserError
+from regionroute.models.bundled import experts_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
     from regionroute.adapters.files.registry import ExpertRegistry
+    from regionroute.adapters.lora_moe import LoRAMoELinear
     from regionroute.config.run import ExpertsConfig
 
 # Of the logits, between the own expert of a style's mean embedding and the next one: weights of
@@ -40,21 +43,24 @@ def finished_experts(
         experts: the run's settings, with `init_from`: a folder of experts by name, of the same
             base, layers, rank and alpha. Where the run has no shared expert, rank and alpha are
             those of their files, which hold theirs too. Experts without a shared one are given the
-            run's new one.
+            run's new one. With `init_with` "mean" rank and alpha are free.
         fingerprint: of the base.
         styles: of the run.
 
     Returns:
-        The folder's registry; by name cut to the run's styles.
+        The folder's registry; by name cut to the run's styles, unless all make a mean.
 
     Raises:
         UserError: other experts than the run's: base, rank, alpha, layers, router or styles (by
             name one common style is enough, by example all must be trained).
     """
     assert experts.init_from is not None
-    folder = Path(experts.init_from)
+    folder = experts_folder(experts.init_from)
     registry = read_registry(folder)
     _check(folder, registry, experts, fingerprint)
+    if experts.init_with == "mean":
+        return registry
+    _check_sizes(folder, registry, experts)
     if experts.router == "style":
         return _select(folder, registry, styles)
     _check_all_trained(folder, registry, styles)
@@ -81,8 +87,12 @@ def start_from(
         UserError: see `finished_experts`; more experts than the run has, or a damaged file.
     """
     assert experts.init_from is not None
-    folder, registry = Path(experts.init_from), finished_experts(experts, fingerprint, styles)
+    folder = experts_folder(experts.init_from)
+    registry = finished_experts(experts, fingerprint, styles)
     layers = adapter_layers(transformer)
+    if experts.init_with == "mean":
+        _start_from_mean(layers, folder, registry)
+        return
     count = next(iter(layers.values())).num_experts
     names = [entry.style for entry in registry.experts]
     wanted = styles if means is None else names
@@ -92,13 +102,12 @@ def start_from(
             "to at least as many"
         )
     in_files = bool(registry.shared_rank and experts.shared_rank)
-    sizes = {name: (x.in_features, x.out_features) for name, x in layers.items()}
     common: dict[str, Tensor] = {}
     if (router := registry.router) and in_files:
-        common = read_router(folder / router.file, sizes, router, len(names))
+        common = read_router(folder / router.file, _sizes(layers), router, len(names))
         load_router_state_dict(layers, common)
     for entry in registry.experts:
-        state = read_expert(folder / entry.file, registry, sizes, common)
+        state = read_expert(folder / entry.file, registry, _sizes(layers), common)
         place = wanted.index(entry.style)
         load_expert_state_dict(transformer, place, state, entry.file, shared=in_files)
     if means is not None:
@@ -107,6 +116,46 @@ def start_from(
             layer.router.gate.weight.data.copy_(
                 starting_gate(names, means, layer.num_experts, layer.router.normalize)
             )
+
+
+def _sizes(layers: Mapping[str, LoRAMoELinear]) -> dict[str, tuple[int, int]]:
+    return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
+def _start_from_mean(
+    layers: Mapping[str, LoRAMoELinear], folder: Path, registry: ExpertRegistry
+) -> None:
+    """Overwrite every new expert with the mean of finished ones."""
+    files = [folder / entry.file for entry in registry.experts]
+    states = [read_expert(file, registry, _sizes(layers), {}) for file in files]
+    rank, alpha = file_scale(registry)
+    for name, layer in layers.items():
+        a_key, b_key = (f"{PREFIX}{name}.lora_{side}.weight" for side in "AB")
+        mean = torch.stack([state[b_key] @ state[a_key] for state in states]).mean(0)
+        a, b = low_rank(mean * (alpha / rank) * (layer.rank / layer.alpha), layer.rank)
+        for place in range(layer.num_experts):
+            # Ranks that the mean does not need stay new.
+            new = layer.lora_A[place, len(a) :]
+            layer.load_expert(place, torch.cat([a, new]), F.pad(b, (0, len(new))))
+
+
+def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The nearest matrix of a rank, as two factors of the same norms.
+
+    LoRAs start so in PiSSA (Meng et al. 2024, eqs. 2 and 3).
+
+    Args:
+        weight: [out,in].
+        rank: r at most; fewer where the weight itself has fewer.
+
+    Returns:
+        A [r,in] and B [out,r] with ``B A ≈ weight``.
+    """
+    u, values, v = torch.linalg.svd(weight, full_matrices=False)
+    # What rounding leaves would give a direction hardly any gradient.
+    values = values[:rank][values[:rank] > 1e-5 * values[0]]
+    sizes = values.sqrt()
+    return sizes[:, None] * v[: len(sizes)], u[:, : len(sizes)] * sizes
 
 
 def starting_gate(
@@ -179,6 +228,10 @@ def _check(
                 f"{where}: these experts have another {name} than this run ({what}); give experts "
                 "by name of the same base and layers"
             )
+
+
+def _check_sizes(folder: Path, registry: ExpertRegistry, experts: ExpertsConfig) -> None:
+    """Raises `UserError` unless the experts have the run's rank and alpha."""
     # An expert's file holds the shared one too; a new one may start beside experts without any.
     alone = (*file_scale(registry), 0)
     own = (registry.rank, registry.alpha, registry.shared_rank or experts.shared_rank)
@@ -189,9 +242,10 @@ def _check(
             for name, value in zip(("rank", "alpha", "shared_rank"), alone, strict=True)
         )
         raise UserError(
-            f"{where}: these experts have rank {registry.rank}, alpha {registry.alpha:g} and "
-            f"shared_rank {registry.shared_rank}, this run {experts.rank}, {experts.alpha:g} and "
-            f"{experts.shared_rank}; set {'the same, or ' if registry.shared_rank else ''}{sizes}"
+            f"experts.init_from={folder}: these experts have rank {registry.rank}, alpha "
+            f"{registry.alpha:g} and shared_rank {registry.shared_rank}, this run {experts.rank}, "
+            f"{experts.alpha:g} and {experts.shared_rank}; set "
+            f"{'the same, or ' if registry.shared_rank else ''}{sizes}"
         )
 
 

@@ -124,6 +124,12 @@ class ExpertsConfig(Section):
         "styles that are not trained here are not read. Router similarity: all must be trained "
         "here; each style's mean embedding selects its own expert first",
     )
+    init_with: Literal["own", "mean"] = Field(
+        "own",
+        description="what a style starts with: own (the expert of its name in init_from) or mean "
+        "(the mean of all experts there, which may have other styles, rank and alpha: what their "
+        "styles have in common)",
+    )
     load_balance: NonNegative = Field(
         0.0, description="router similarity: weight of the load-balancing loss"
     )
@@ -138,6 +144,8 @@ class ExpertsConfig(Section):
 
     @model_validator(mode="after")
     def _router_fits(self) -> "ExpertsConfig":
+        if self.init_with == "mean" and (self.router != "style" or self.init_from is None):
+            raise ValueError("have router style and set init_from with init_with mean")
         if self.router == "style":
             if self.num_experts is not None:
                 raise ValueError("leave num_experts null with router style: one per style")

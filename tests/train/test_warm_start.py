@@ -18,7 +18,7 @@ from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
 from regionroute.models.loading import load_base
 from train import warm_start
-from train.warm_start import starting_gate
+from train.warm_start import low_rank, starting_gate
 
 NAMES = ["neon", "ink", "mosaic"]
 
@@ -204,6 +204,61 @@ def test_by_example_every_style_must_be_trained(
     settings = ExpertsConfig(router="similarity", **SETTINGS)
     with pytest.raises(UserError, match="'mosaic' is not trained"):
         start_from(finished, transformer, settings, "f", NAMES[:2], MEANS)
+
+
+@pytest.mark.parametrize(("rank", "alpha", "shared"), [(9, 4.5, 0), (12, 12.0, 1)])
+def test_new_styles_start_from_the_mean(
+    transformer: FluxTransformer2DModel, finished: Path, rank: int, alpha: float, shared: int
+):
+    """Of three experts of ranks 2 + 1: 9 ranks hold it, whatever the run's own alpha is."""
+    inject(transformer, "regionroute", 2, rank, alpha, shared_rank=shared)
+    new = {
+        name: layer.lora_A.detach().clone() for name, layer in adapter_layers(transformer).items()
+    }
+    settings = ExpertsConfig.model_construct(
+        rank=rank, alpha=alpha, shared_rank=shared, targets="regionroute", router="style",
+        init_with="mean",
+    )  # fmt: skip
+    start_from(finished, transformer, settings, "f", ["chalk", "crayon"], None)
+    files = [read_lora_file(finished / name / LORA_WEIGHT_NAME_SAFE)[0] for name in NAMES]
+    for name, layer in adapter_layers(transformer).items():
+        key = f"transformer.{name}.lora_"
+        mean = sum(file[f"{key}B.weight"] @ file[f"{key}A.weight"] for file in files) / len(files)
+        for place in range(2):
+            added = layer.lora_B[place] @ layer.lora_A[place] * (alpha / rank)
+            torch.testing.assert_close(added, mean, rtol=1e-3, atol=1e-3)
+        # What the mean does not need learns from new ranks, not from zeros.
+        used = int(layer.lora_B[0].abs().sum(0).gt(0).sum())
+        assert used <= 9
+        assert torch.equal(layer.lora_A[:, used:], new[name][:, used:])
+        assert not shared or layer.shared_B.eq(0).all()
+
+
+def test_the_largest_directions_are_kept():
+    weight = torch.diag(torch.tensor([9.0, 4.0, 1.0]))[:, :2].T  # [2,3]
+    a, b = low_rank(weight, 1)
+    assert (a.shape, b.shape) == ((1, 3), (2, 1))
+    torch.testing.assert_close(b @ a, torch.tensor([[9.0, 0, 0], [0, 0, 0]]))
+    assert a.norm() == b.norm() == 3
+    assert len(low_rank(weight, 5)[0]) == 2
+
+
+def test_a_mean_needs_experts_by_name_in_a_folder():
+    for given in ({}, {"init_from": "folder", "router": "similarity"}):
+        with pytest.raises(ValueError, match="have router style and set init_from with init_with"):
+            ExpertsConfig(init_with="mean", **given)
+
+
+def test_a_run_starts_from_a_mean_of_other_styles_and_sizes(runs, capsys):
+    assert runs("first", "train.steps=2") == 0
+    folder = runs.output("first") / "experts"
+    given = [f"experts.init_from={folder}", "train.save_every=1", "experts.rank=3"]
+    capsys.readouterr()
+    assert runs("further", *given, "experts.init_with=mean", "train.steps=1") == 0
+    said = f"every style starts from the mean of the 2 experts in {folder}"
+    assert said in capsys.readouterr().out
+    assert runs("further", *given, "experts.init_with=own", "train.steps=2") == 2
+    assert "this run started with experts.init_with=mean, now it is own" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_anothers_experts_and_resumes_without_them(runs, capsys):

@@ -113,12 +113,12 @@ def continued(
     if not changes:
         return History(own, state.changes), []
     now = _flat(own)
-    if "experts.init_from" in changes:
-        raise UserError(
-            f"{output}: this run started with experts.init_from={changes['experts.init_from']}, "
-            f"now it is {now['experts.init_from']}; it is read at the first step only: set it "
-            "back, or choose another output"
-        )
+    for key in ("experts.init_from", "experts.init_with"):
+        if key in changes:
+            raise UserError(
+                f"{output}: this run started with {key}={changes[key]}, now it is {now[key]}; it "
+                "is read at the first step only: set it back, or choose another output"
+            )
     named = [f"{key} was {old!r} and is now {now.get(key)!r}" for key, old in changes.items()]
     listed = "; ".join(named[:SHOWN]) + ("; ..." if len(named) > SHOWN else "")
     if config.train.steps == state.step:

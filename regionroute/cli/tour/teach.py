@@ -59,6 +59,7 @@ ONE_STEP = (
     "optim.lr=0.004",
     "experts.rank=32",
     "experts.alpha=32",
+    "experts.shared_rank=0",
     "experts.dtype=float16",  # those that ship are float8, for their size
 )
 IMAGES = 240  # to train and test on, about; those that photos lack are crops of them
@@ -160,9 +161,24 @@ def recipe_of(base: str) -> Recipe:
     if base == nano.SCENES:
         return Recipe("nano", ALL_LAYERS, 300, size, "float32")
     if settings.steps == 1:
-        return Recipe("nano_photos", ONE_STEP, 160, size, "float32")
+        return Recipe("nano_photos", ONE_STEP + _mean_of_bundled(base), 240, size, "float32")
     config = {"Flux2KleinPipeline": "klein"}.get(family_in(index).pipeline, "kontext")
     return Recipe(config, ALL_LAYERS, 1500, size, "bfloat16")
+
+
+def _mean_of_bundled(base: str) -> tuple[str, ...]:
+    """Settings that start from what the experts that come with the base have in common."""
+    from regionroute.adapters import read_registry
+    from regionroute.models.bundled import EXPERTS_FOLDER, find_bundled_experts
+
+    folder = find_bundled_experts(base)
+    if folder is None or (registry := read_registry(folder)).learned:
+        return ()
+    return (
+        override("experts.init_from", f"{base}/{EXPERTS_FOLDER}"),
+        "experts.init_with=mean",
+        f"experts.targets={json.dumps(registry.targets)}",
+    )
 
 
 def _label(watch: Stopwatch, args: argparse.Namespace, count: int, recipe: Recipe) -> None:
@@ -224,7 +240,9 @@ def _train(watch: Stopwatch, args: argparse.Namespace, recipe: Recipe) -> None:
     """Trains, and copies the experts of the best validation to ``out/experts``."""
     steps = args.steps or recipe.steps
     every, run = max(1, steps // ROUNDS), args.out / "run"
-    begin_run(run, args.out / "pairs", base=args.base, seed=args.seed)
+    begin_run(
+        run, args.out / "pairs", base=args.base, seed=args.seed, settings=list(recipe.settings)
+    )
     settings = [
         override("base.name", args.base), override("data.manifest", args.out / "pairs"),
         override("output", run),

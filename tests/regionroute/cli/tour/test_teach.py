@@ -298,5 +298,6 @@ def test_recipes_by_base(tiny_base, tiny_klein):
     photos = teach.recipe_of(nano.PHOTOS)
     assert (photos.config, photos.size, photos.dtype) == ("nano_photos", 160, "float32")
     assert "optim.lr=0.004" in photos.settings
+    assert "experts.init_from=nano-photos/experts" in photos.settings
     assert teach.recipe_of(str(tiny_base)).config == "kontext"
     assert teach.recipe_of(str(tiny_klein)).config == "klein"
