@@ -301,3 +301,12 @@ def test_recipes_by_base(tiny_base, tiny_klein):
     assert "experts.init_from=nano-photos/experts" in photos.settings
     assert teach.recipe_of(str(tiny_base)).config == "kontext"
     assert teach.recipe_of(str(tiny_klein)).config == "klein"
+
+
+def test_experts_start_from_those_of_the_base_if_there_are_any(tmp_path):
+    for part in nano.nano_folder(nano.PHOTOS).iterdir():
+        if part.name != "experts":
+            (tmp_path / part.name).symlink_to(part)
+    assert not any("init" in setting for setting in teach.recipe_of(str(tmp_path)).settings)
+    (tmp_path / "experts").symlink_to(nano.nano_folder(nano.PHOTOS) / "experts")
+    assert f"experts.init_from={tmp_path}/experts" in teach.recipe_of(str(tmp_path)).settings
