@@ -215,9 +215,9 @@ def test_new_styles_start_from_the_mean(
     new = {
         name: layer.lora_A.detach().clone() for name, layer in adapter_layers(transformer).items()
     }
-    settings = ExpertsConfig.model_construct(
-        rank=rank, alpha=alpha, shared_rank=shared, targets="regionroute", router="style",
-        init_with="mean",
+    settings = ExpertsConfig(
+        rank=rank, alpha=alpha, shared_rank=shared, targets="regionroute",
+        init_from=str(finished), init_with="mean",
     )  # fmt: skip
     start_from(finished, transformer, settings, "f", ["chalk", "crayon"], None)
     files = [read_lora_file(finished / name / LORA_WEIGHT_NAME_SAFE)[0] for name in NAMES]
