@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regionroute.adapters import SimilarityRouter, adapter_layers, read_registry
+from regionroute.adapters.files.compress import truncated
 from regionroute.adapters.files.export import (
     file_scale,
     load_expert_state_dict,
@@ -125,37 +126,27 @@ def _sizes(layers: Mapping[str, LoRAMoELinear]) -> dict[str, tuple[int, int]]:
 def _start_from_mean(
     layers: Mapping[str, LoRAMoELinear], folder: Path, registry: ExpertRegistry
 ) -> None:
-    """Overwrite every new expert with the mean of finished ones."""
+    """Overwrite every new expert with the mean of finished ones, cut to its rank.
+
+    Its factors are as large as each other, as in PiSSA (Meng et al. 2024, eqs. 2 and 3).
+    """
     files = [folder / entry.file for entry in registry.experts]
     states = [read_expert(file, registry, _sizes(layers), {}) for file in files]
     rank, alpha = file_scale(registry)
     for name, layer in layers.items():
-        a_key, b_key = (f"{PREFIX}{name}.lora_{side}.weight" for side in "AB")
-        mean = torch.stack([state[b_key] @ state[a_key] for state in states]).mean(0)
-        a, b = low_rank(mean * (alpha / rank) * (layer.rank / layer.alpha), layer.rank)
+        a, b = (
+            torch.cat([state[f"{PREFIX}{name}.lora_{side}.weight"] for state in states], axis)
+            for axis, side in enumerate("AB")
+        )
+        scale = (alpha / rank) / (layer.alpha / layer.rank) / len(states)
+        a, b = truncated(a, b * scale, layer.rank)
+        # Ranks that the mean does not need stay new: zeros in both factors would never learn.
+        values = a.square().sum(1)
+        used = int((values > 1e-5 * values[0]).sum())
+        spare = layer.rank - used
         for place in range(layer.num_experts):
-            # Ranks that the mean does not need stay new.
-            new = layer.lora_A[place, len(a) :]
-            layer.load_expert(place, torch.cat([a, new]), F.pad(b, (0, len(new))))
-
-
-def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest matrix of a rank, as two factors of the same norms.
-
-    LoRAs start so in PiSSA (Meng et al. 2024, eqs. 2 and 3).
-
-    Args:
-        weight: [out,in].
-        rank: r at most; fewer where the weight itself has fewer.
-
-    Returns:
-        A [r,in] and B [out,r] with ``B A ≈ weight``.
-    """
-    u, values, v = torch.linalg.svd(weight, full_matrices=False)
-    # What rounding leaves would give a direction hardly any gradient.
-    values = values[:rank][values[:rank] > 1e-5 * values[0]]
-    sizes = values.sqrt()
-    return sizes[:, None] * v[: len(sizes)], u[:, : len(sizes)] * sizes
+            new = layer.lora_A[place, used:]
+            layer.load_expert(place, torch.cat([a[:used], new]), F.pad(b[:, :used], (0, spare)))
 
 
 def starting_gate(

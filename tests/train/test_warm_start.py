@@ -18,7 +18,7 @@ from regionroute.data.manifest import StyleSpec
 from regionroute.errors import UserError
 from regionroute.models.loading import load_base
 from train import warm_start
-from train.warm_start import low_rank, starting_gate
+from train.warm_start import starting_gate
 
 NAMES = ["neon", "ink", "mosaic"]
 
@@ -234,13 +234,22 @@ def test_new_styles_start_from_the_mean(
         assert not shared or layer.shared_B.eq(0).all()
 
 
-def test_the_largest_directions_are_kept():
-    weight = torch.diag(torch.tensor([9.0, 4.0, 1.0]))[:, :2].T  # [2,3]
-    a, b = low_rank(weight, 1)
-    assert (a.shape, b.shape) == ((1, 3), (2, 1))
-    torch.testing.assert_close(b @ a, torch.tensor([[9.0, 0, 0], [0, 0, 0]]))
-    assert a.norm() == b.norm() == 3
-    assert len(low_rank(weight, 5)[0]) == 2
+def test_the_largest_directions_of_the_mean_are_kept(
+    transformer: FluxTransformer2DModel, finished: Path
+):
+    inject(transformer, "regionroute", 1, 2, 2.0)
+    settings = ExpertsConfig(
+        **SETTINGS | {"shared_rank": 0}, init_from=str(finished), init_with="mean"
+    )
+    start_from(finished, transformer, settings, "f", ["chalk"], None)
+    files = [read_lora_file(finished / name / LORA_WEIGHT_NAME_SAFE)[0] for name in NAMES]
+    for name, layer in adapter_layers(transformer).items():
+        key, a, b = f"transformer.{name}.lora_", layer.lora_A[0], layer.lora_B[0]
+        mean = sum(file[f"{key}B.weight"] @ file[f"{key}A.weight"] for file in files) / len(files)
+        values = torch.linalg.svdvals(mean)
+        torch.testing.assert_close((mean - b @ a).norm(), values[2:].norm(), rtol=1e-3, atol=1e-3)
+        for found in (a.norm(dim=1), b.norm(dim=0)):
+            torch.testing.assert_close(found, values[:2].sqrt(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_mean_needs_experts_by_name_in_a_folder():
